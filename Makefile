@@ -1,0 +1,18 @@
+.PHONY: install check test test-slow quickstart
+
+install:      ## package with everything its development needs
+	python -m pip install -e ".[dev]"
+
+check:        ## style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+test:         ## the default suite, offline
+	python -m pytest -m "not slow"
+
+test-slow:    ## what takes longer
+	python -m pytest -m slow
+
+quickstart:   ## the whole road once, on the CPU
+	python scripts/train.py --config configs/quickstart.yaml

@@ -1,0 +1,238 @@
+"""What a run is told: dataclasses for data, training and evaluation, read from a YAML file and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import HfArgumentParser
+
+from .models.configuration_msctr import MsctrConfig
+
+# Set from the data set or from `backbone`, not by hand.
+_CONFIG_FIELDS_WITHOUT_FLAG = {"backbone_config", "palette"}
+
+
+def _help(text: str, default: Any = None, **metadata: Any) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text, **metadata})
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    """Where the network comes from; its settings are the fields of `MsctrConfig`, each a flag of its own."""
+
+    backbone: str = _help(
+        "timm name ('hrnet_w48.ms_in1k') or Hub id of a transformers backbone ('microsoft/swin-tiny-...').",
+        "resnet50.tv_in1k",
+    )
+    output_stride: int | None = _help("Output stride of a dilated timm backbone: 8 or 16.")
+    backbone_config: str | None = _help("JSON of a transformers backbone configuration; `backbone` names its weights.")
+    backbone_weights: str = _help("Initial weights of the backbone: 'hub', 'none' or a local file.", "hub")
+    model_name_or_path: str | None = _help("Start from this saved model instead; its classes may differ.")
+    freeze_backbone: bool = _help("Train the heads only; the backbone keeps its statistics too.", False)
+    activation_checkpointing: bool = _help("Recompute activations of the backbone to save memory.", False)
+
+
+@dataclass
+class DataArguments:
+    """Which pictures, and how they are augmented (the paper's recipe by default)."""
+
+    dataset: str = _help("Name of the data set.", "synthetic_scenes")
+    data_dir: str | None = _help("Folder of the data set.")
+    crop_size: list[int] = _help("Height and width of a training crop, in pixels.", [512, 1024])
+    scale_range: list[float] = _help("Random scale, smallest and largest.", [0.5, 2.0])
+    aspect_range: list[float] = _help("Random ratio of width to height, area kept, smallest and largest.", [0.9, 1.1])
+    max_class_share: float = _help("Draw another crop while one class fills this share of its valid pixels.", 0.75)
+    flip_probability: float = _help("Probability of mirroring a picture.", 0.5)
+    color_jitter: bool = _help("Jitter brightness, contrast, saturation and hue.", True)
+    resize_shorter_side: int | None = _help("Validation: resize the shorter side to this many pixels.")
+    size_divisor: int = _help("Validation: pad right and bottom to a multiple of this.", 1)
+    num_workers: int = _help("Worker processes that load data, per process.", 4)
+
+
+@dataclass
+class TrainingArguments:
+    """How the network is trained."""
+
+    output_dir: str = _help("Folder of the run: model, results, logs, checkpoints.", "runs/msctr")
+    overwrite_output_dir: bool = _help("Replace a run that the folder already holds.", False)
+    seed: int = _help("Seed of initialisation, data order, augmentation and sampling.", 0)
+    max_steps: int = _help("Optimiser steps in all.", 40_000)
+    batch_size: int = _help("Pictures of one step on one process.", 2)
+    gradient_accumulation_steps: int = _help("Batches whose gradients are summed for one step.", 1)
+    optimizer: Literal["sgd", "adam", "adamw"] = _help("Optimiser.", "sgd")
+    learning_rate: float = _help("Learning rate of the heads.", 0.01)
+    backbone_learning_rate_factor: float = _help("The backbone's rate as a multiple of the heads'.", 1.0)
+    weight_decay: float = _help("Weight decay.", 5e-4)
+    no_decay: list[str] = _help(
+        "Parameters without weight decay: parts of their names, or 'norm' for all normalisation layers.", []
+    )
+    momentum: float = _help("Momentum of SGD.", 0.9)
+    adam_betas: list[float] = _help("Betas of Adam and AdamW.", [0.9, 0.999])
+    schedule: Literal["poly", "exponential", "constant"] = _help("Schedule of the rate, per step.", "poly")
+    poly_power: float = _help("Power of the poly schedule.", 0.9)
+    exponential_gamma: float = _help("Factor of the exponential schedule, per epoch.", 0.98)
+    warmup_steps: int = _help("Steps of linear warm-up.", 0)
+    max_grad_norm: float | None = _help("Clip the norm of the gradient to this.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = _help("Precision; by default what `accelerate` says.")
+    validation_steps: int = _help("Validate every so many steps, and at the end.", 5_000)
+    checkpointing_steps: int = _help("Save a checkpoint every so many steps, and at the end.", 5_000)
+    checkpoints_kept: int = _help("Numbered checkpoints to keep.", 2)
+    resume: str | None = _help("Continue from a checkpoint: 'auto' (the newest) or its path.")
+    logging_steps: int = _help("Log every so many steps.", 50)
+    report_to: list[str] = _help("Trackers beside log.jsonl: tensorboard, wandb, trackio, or none.", ["tensorboard"])
+
+
+@dataclass
+class ScoringArguments:
+    """Which network is scored on what."""
+
+    model: str = field(metadata={"help": "Saved folder or Hub id of any AutoModelForSemanticSegmentation."})
+    dataset: str = _help("Name of the data set.", "synthetic_scenes")
+    data_dir: str | None = _help("Folder of the data set.")
+    split: str = _help("train, validation or test.", "validation")
+    output_dir: str | None = _help("Folder for results.json; only printed by default.")
+    num_workers: int = _help("Worker processes that load data, per process.", 2)
+
+
+@dataclass
+class PredictionArguments:
+    """Which pictures a network labels."""
+
+    model: str = field(metadata={"help": "Saved folder or Hub id of any AutoModelForSemanticSegmentation."})
+    input: str = field(metadata={"help": "A picture, or a folder that is searched for pictures."})
+    output_dir: str = _help("Folder for NAME.png (train ids) and NAME_overlay.png.", "predictions")
+    opacity: float = _help("Opacity of the colours in overlays, 0 to 1.", 0.55)
+
+
+@dataclass
+class EvaluationArguments:
+    """How a network is applied to pictures."""
+
+    scales: list[float] = _help("Scales of test-time augmentation.", [1.0])
+    flip: bool = _help("Average with the mirrored picture.", False)
+    window_size: list[int] | None = _help("Height and width of a sliding window; whole pictures by default.")
+    window_stride: list[int] | None = _help("Stride of the window; two thirds of it by default.")
+    batch_size: int = _help("Pictures, or windows, at a time.", 1)
+    device: str | None = _help("cpu, cuda, cuda:1, ...; the best there is by default.")
+    dtype: Literal["float32", "float16", "bfloat16"] = _help("Precision of the network.", "float32")
+
+    def __post_init__(self):
+        for name in ("window_size", "window_stride"):
+            value = getattr(self, name)
+            if value is not None and len(value) != 2:
+                raise ValueError(f"--{name} needs a height and a width, got {value}.")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+def parse_arguments(
+    groups: Sequence[type],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+    with_config_fields: bool = False,
+) -> tuple:
+    """Parse dataclasses: defaults, then the YAML file after `--config`, then the command line.
+
+    Args:
+        groups (`Sequence[type]`): Dataclasses whose fields become flags.
+        argv (`Sequence[str]`, *optional*): Command line; that of the process by default.
+        description (`str`, *optional*): Text above the flags in `--help`.
+        with_config_fields (`bool`): Also take every setting of `MsctrConfig`, returned as a last dict.
+
+    Returns:
+        `tuple`: one instance per group, and the dict if asked for. Errors print a sentence and exit with code 2.
+    """
+    parser = HfArgumentParser(groups, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    parser.add_argument("--config", type=Path, help="YAML file; its values replace the defaults, flags win over it.")
+    config_fields = _add_config_fields(parser) if with_config_fields else []
+    argv = list(sys.argv[1:] if argv is None else argv)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    config_path = finder.parse_known_args(argv)[0].config
+    if config_path is not None:
+        argv = _read_yaml_as_flags(parser, config_path) + argv
+    *parsed, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if not with_config_fields:
+        return tuple(parsed)
+    given = {name: getattr(rest, name) for name in config_fields if getattr(rest, name) is not None}
+    return (*parsed, given)
+
+
+def exit_with_a_sentence(main: Callable[[], None]) -> None:
+    """Run a script: what is wrong with its input becomes one sentence and exit code 2; MSCTR_DEBUG=1 shows it all."""
+    try:
+        main()
+    except (ValueError, OSError, StrictDataclassError) as error:
+        if os.environ.get("MSCTR_DEBUG"):
+            raise
+        print(f"error: {_last_sentence(error)}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.exit(2)
+
+
+def _last_sentence(error: Exception) -> str:
+    """The message itself, also where a data worker wrapped it in its traceback."""
+    text = str(error).strip()
+    if text.startswith("Caught "):
+        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    return " ".join(text.split())
+
+
+def _add_config_fields(parser: argparse.ArgumentParser) -> list[str]:
+    taken = {action.dest for action in parser._actions}
+    helps = dict(re.findall(r"^ {8}(\w+) \([^)]*\):\s*(.+)$", MsctrConfig.__doc__ or "", flags=re.MULTILINE))
+    names = [
+        name
+        for name in MsctrConfig.__annotations__
+        if name in helps and name not in _CONFIG_FIELDS_WITHOUT_FLAG | taken
+    ]
+    group = parser.add_argument_group("network and objective (MsctrConfig)")
+    for name in names:
+        group.add_argument(f"--{name}", type=yaml.safe_load, help=helps[name].replace("%", "%%"))
+    return names
+
+
+def _read_yaml_as_flags(parser: argparse.ArgumentParser, path: Path) -> list[str]:
+    """Turn the file into flags, so that one parser checks names and types of both."""
+    if not path.is_file():
+        parser.error(f"--config: there is no file {path}.")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        parser.error(f"{path} is no valid YAML: {' '.join(str(error).split())}")
+    if not isinstance(values, dict):
+        parser.error(f"{path} must hold `key: value` lines.")
+    actions = {action.dest: action for action in parser._actions}
+    flags: list[str] = []
+    for key, value in values.items():
+        if key not in actions or key in ("config", "help"):
+            close = difflib.get_close_matches(str(key), actions, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else " See --help for all settings."
+            parser.error(f"{path}: unknown key `{key}`.{hint}")
+        if value is not None:
+            flags += [f"--{key}", *_as_words(value, many=actions[key].nargs in ("+", "*"))]
+    return flags
+
+
+def _as_words(value: Any, many: bool) -> list[str]:
+    if many and isinstance(value, list):
+        return [str(entry) for entry in value]
+    return [value if isinstance(value, str) else json.dumps(value)]

@@ -1,0 +1,226 @@
+"""`synthetic_scenes`: street-like pictures with exact labels, drawn on demand, the same for the same seed.
+
+A horizon splits sky from ground; a road runs towards it, houses and trees stand behind pavements, vehicles, persons,
+poles and signs stand on them. Objects near the horizon are a few pixels large, near ones up to half the picture.
+Every class has a colour range and a texture, ranges overlap, light and noise vary, so that neither colour nor place
+alone tells a class.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image, ImageDraw, ImageFilter
+
+if TYPE_CHECKING:
+    from .specs import DatasetSpec
+
+SYNTHETIC_CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole", "sign")
+SYNTHETIC_PALETTE = (
+    (70, 130, 180), (70, 70, 70), (128, 64, 128), (244, 35, 232), (107, 142, 35), (0, 0, 142), (220, 20, 60),
+    (153, 153, 153), (220, 220, 0),
+)  # fmt: skip
+SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR, PERSON, POLE, SIGN = range(len(SYNTHETIC_CLASSES))
+
+HEIGHT, WIDTH = 192, 256
+SPLITS = {"train": (0, 400), "validation": (1, 60), "test": (2, 60)}  # stream of random numbers, pictures
+
+# Mean RGB and its spread over objects.
+_COLORS = {
+    SKY: ((150, 185, 225), 25),
+    BUILDING: ((150, 120, 105), 35),
+    ROAD: ((95, 95, 100), 15),
+    PAVEMENT: ((155, 150, 145), 18),
+    TREE: ((70, 110, 55), 25),
+    CAR: ((120, 60, 70), 60),
+    PERSON: ((110, 80, 75), 50),
+    POLE: ((90, 90, 95), 20),
+    SIGN: ((210, 170, 60), 35),
+}
+
+
+class SyntheticSource:
+    """Draws `synthetic_scenes`; nothing is read or written."""
+
+    def load(self, spec: DatasetSpec, split: str, data_dir: Path | None) -> Dataset:
+        """Pictures of one split; `data_dir` is not used."""
+        if split not in SPLITS:
+            raise ValueError(f"{spec.name} has the splits {sorted(SPLITS)}, not {split!r}.")
+        stream, count = SPLITS[split]
+        dataset = Dataset.from_dict({"image_id": [f"{split}_{number:04d}" for number in range(count)]})
+        return dataset.with_transform(_DrawScenes(stream))
+
+
+class _DrawScenes:
+    def __init__(self, stream: int):
+        self.stream = stream
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
+        scenes = [draw_scene((self.stream, int(name.rsplit("_", 1)[1]))) for name in batch["image_id"]]
+        return {
+            "image": [image for image, _ in scenes],
+            "label": [label for _, label in scenes],
+            "image_id": batch["image_id"],
+        }
+
+
+def draw_scene(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -> tuple[Image.Image, Image.Image]:
+    """Draw one scene.
+
+    Args:
+        seed (`tuple[int, ...]`): The same seed gives the same scene.
+        size (`tuple[int, int]`): Height and width, in pixels.
+
+    Returns:
+        `tuple[Image, Image]`: RGB picture and labels (mode L): train ids, 255 along a few unlabelled patches.
+    """
+    canvas = _Canvas(np.random.default_rng(seed), *size)
+    _draw_background(canvas)
+    for depth in np.sort(canvas.random.uniform(0.03, 1.0, canvas.random.integers(8, 15))):  # far to near
+        _draw_object(canvas, float(depth))
+    return canvas.finish()
+
+
+class _Canvas:
+    """Picture and labels drawn together."""
+
+    def __init__(self, random: np.random.Generator, height: int, width: int):
+        self.random = random
+        self.height, self.width = height, width
+        self.horizon = int(height * random.uniform(0.3, 0.5))
+        self.image = Image.new("RGB", (width, height))
+        self.label = Image.new("L", (width, height))
+        self._image_draw = ImageDraw.Draw(self.image)
+        self._label_draw = ImageDraw.Draw(self.label)
+
+    def color(self, label: int) -> tuple[int, ...]:
+        mean, spread = _COLORS[label]
+        return tuple(int(c) for c in np.clip(self.random.normal(mean, spread * 0.6), 0, 255))
+
+    def polygon(self, points: list[tuple[float, float]], label: int, color: tuple[int, ...] | None = None) -> None:
+        self._image_draw.polygon(points, fill=color or self.color(label))
+        self._label_draw.polygon(points, fill=label)
+
+    def box(self, left: float, top: float, right: float, bottom: float, label: int, color=None) -> None:
+        corners = [left, top, max(right, left + 1), max(bottom, top + 1)]
+        self._image_draw.rectangle(corners, fill=color or self.color(label))
+        self._label_draw.rectangle(corners, fill=label)
+
+    def ellipse(self, left: float, top: float, right: float, bottom: float, label: int, color=None) -> None:
+        corners = [left, top, max(right, left + 1), max(bottom, top + 1)]
+        self._image_draw.ellipse(corners, fill=color or self.color(label))
+        self._label_draw.ellipse(corners, fill=label)
+
+    def ground(self, depth: float) -> float:
+        """Row where an object at `depth` (0 horizon .. 1 nearest) stands."""
+        return self.horizon + depth * (self.height - self.horizon)
+
+    def finish(self) -> tuple[Image.Image, Image.Image]:
+        labels = np.array(self.label)
+        for _ in range(self.random.integers(0, 3)):  # what an annotator left out
+            top, left = self.random.integers(0, self.height - 8), self.random.integers(0, self.width - 16)
+            labels[top : top + 6, left : left + 14] = 255
+        image = self.image.filter(ImageFilter.GaussianBlur(self.random.uniform(0.0, 0.8)))
+        pixels = np.asarray(image, dtype=np.float32) * self.random.uniform(0.75, 1.2)
+        pixels += _texture(labels, self.random)[..., None]
+        pixels += self.random.normal(0, self.random.uniform(2, 8), pixels.shape)
+        return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), Image.fromarray(labels)
+
+
+def _texture(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Brightness pattern of every class (H, W): windows, leaves, slabs."""
+    rows, columns = np.indices(labels.shape)
+    texture = np.zeros(labels.shape, dtype=np.float32)
+    texture[(labels == BUILDING) & ((rows // 5) % 2 == 0) & ((columns // 4) % 2 == 0)] = -35
+    texture[(labels == PAVEMENT) & ((rows % 8 == 0) | (columns % 12 == 0))] = -20
+    leaves = labels == TREE
+    texture[leaves] = random.normal(0, 22, int(leaves.sum()))
+    return texture
+
+
+def _draw_background(canvas: _Canvas) -> None:
+    random, width, height, horizon = canvas.random, canvas.width, canvas.height, canvas.horizon
+    canvas.box(0, 0, width, horizon, SKY)
+    canvas.box(0, horizon, width, height, PAVEMENT)
+    vanishing = width * random.uniform(0.35, 0.65)
+    near_left, near_right = width * random.uniform(-0.3, 0.2), width * random.uniform(0.8, 1.3)
+    canvas.polygon(
+        [(vanishing - 3, horizon), (vanishing + 3, horizon), (near_right, height), (near_left, height)], ROAD
+    )
+    left = -random.uniform(0, 30)
+    while left < width:  # a row of houses and trees behind the pavement
+        right = left + random.uniform(0.08, 0.3) * width
+        top = horizon - random.uniform(0.1, 0.95) * horizon
+        kind = random.choice([BUILDING, TREE, SKY], p=[0.55, 0.25, 0.2])
+        if kind == BUILDING:
+            canvas.box(left, top, right, horizon + random.uniform(0, 6), BUILDING)
+        elif kind == TREE:
+            _draw_tree(canvas, (left + right) / 2, horizon + 2, horizon - top)
+        left = right
+
+
+def _draw_object(canvas: _Canvas, depth: float) -> None:
+    """Something that stands on the ground; its size follows from its depth."""
+    random = canvas.random
+    center, foot = random.uniform(0, canvas.width), canvas.ground(depth)
+    scale = (canvas.height - canvas.horizon) * depth
+    kind = random.choice([CAR, PERSON, POLE, SIGN, TREE], p=[0.35, 0.25, 0.12, 0.16, 0.12])
+    if kind == CAR:
+        _draw_car(canvas, center, foot, max(4.0, 0.75 * scale))
+    elif kind == PERSON:
+        _draw_person(canvas, center, foot, max(5.0, 0.6 * scale))
+    elif kind == TREE:
+        _draw_tree(canvas, center, foot, max(6.0, 1.1 * scale))
+    else:
+        _draw_pole(canvas, center, foot, max(8.0, 1.0 * scale), with_sign=kind == SIGN)
+
+
+def _draw_car(canvas: _Canvas, center: float, foot: float, length: float) -> None:
+    color = canvas.color(CAR)
+    height = 0.45 * length
+    dark = tuple(c // 3 for c in color)
+    canvas.box(center - length / 2, foot - 0.65 * height, center + length / 2, foot - 0.1 * height, CAR, color)
+    canvas.polygon(
+        [
+            (center - 0.33 * length, foot - 0.6 * height),
+            (center - 0.2 * length, foot - height),
+            (center + 0.2 * length, foot - height),
+            (center + 0.33 * length, foot - 0.6 * height),
+        ],
+        CAR,
+        tuple(min(255, c + 40) for c in color),
+    )
+    radius = 0.12 * length
+    for wheel in (center - 0.3 * length, center + 0.3 * length):
+        canvas.ellipse(wheel - radius, foot - 2 * radius, wheel + radius, foot, CAR, dark)
+
+
+def _draw_person(canvas: _Canvas, center: float, foot: float, height: float) -> None:
+    width = 0.28 * height
+    skin = (205, 160, 130)
+    canvas.box(center - width / 2, foot - 0.82 * height, center + width / 2, foot - 0.4 * height, PERSON)
+    legs = canvas.color(PERSON)
+    canvas.box(center - 0.4 * width, foot - 0.42 * height, center - 0.05 * width, foot, PERSON, legs)
+    canvas.box(center + 0.05 * width, foot - 0.42 * height, center + 0.4 * width, foot, PERSON, legs)
+    head = 0.1 * height
+    canvas.ellipse(center - head, foot - height, center + head, foot - height + 2 * head, PERSON, skin)
+
+
+def _draw_tree(canvas: _Canvas, center: float, foot: float, height: float) -> None:
+    color = canvas.color(TREE)
+    canvas.box(center - 0.05 * height, foot - 0.5 * height, center + 0.05 * height, foot, TREE, (90, 65, 45))
+    for _ in range(4):
+        x, y = center + canvas.random.normal(0, 0.1) * height, foot - canvas.random.uniform(0.5, 0.8) * height
+        radius = 0.22 * height
+        canvas.ellipse(x - radius, y - radius, x + radius, y + radius, TREE, color)
+
+
+def _draw_pole(canvas: _Canvas, center: float, foot: float, height: float, *, with_sign: bool) -> None:
+    half = max(1.0, 0.025 * height)
+    canvas.box(center - half, foot - height, center + half, foot, POLE)
+    if with_sign:
+        radius = max(2.0, 0.16 * height)
+        canvas.ellipse(center - radius, foot - height - radius, center + radius, foot - height + radius, SIGN)

@@ -1,0 +1,1 @@
+"""Prediction, mean IoU and pictures."""

@@ -1,0 +1,163 @@
+"""Prediction: whole pictures, sliding windows, several scales, mirrored.
+
+B = images, L = classes; sizes are (height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Size = tuple[int, int]
+
+
+@torch.no_grad()
+def predict_probabilities(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    *,
+    output_size: Sequence[int] | None = None,
+    crop_size: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    size_divisor: int = 1,
+    batch_size: int = 8,
+) -> torch.Tensor:
+    """Class probabilities of every pixel, averaged over scales and mirror images.
+
+    Every view's logits are upsampled to the output size as the network upsamples them, then softmax, then the mean.
+
+    Args:
+        model (`nn.Module`): A model whose output has `logits`, in evaluation mode.
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised pictures, not padded.
+        output_size (`Sequence[int]`, *optional*): Size of the result; that of `pixel_values` by default.
+        crop_size (`Sequence[int]`, *optional*): Sliding window; whole pictures by default. Overlapping logits are
+            averaged; smaller pictures are padded to one window.
+        stride (`Sequence[int]`, *optional*): Of the window; two thirds of it by default. The last is shifted inside.
+        scales (`Sequence[float]`): Factors by which pictures are resized.
+        flip (`bool`): Also predict mirror images.
+        size_divisor (`int`): Pad whole pictures at the right and the bottom to a multiple; padding is cut off again.
+        batch_size (`int`): Windows, or pictures, at a time.
+
+    Returns:
+        `torch.Tensor` of shape `(B, L, *output_size)`: probabilities, float32.
+
+    Raises:
+        ValueError: If a size, a stride or a scale is impossible.
+    """
+    crop_size, stride = _check_views(crop_size, stride, scales, size_divisor)
+    output_size = _size(output_size) if output_size is not None else _size(pixel_values.shape[-2:])
+    align_corners = bool(getattr(model.config, "align_corners", False))
+    total, views = None, 0
+    for scale in scales:
+        size = _size(max(1, round(side * scale)) for side in pixel_values.shape[-2:])
+        scaled = _resize(pixel_values, size, align_corners=False)
+        for mirrored in (False, True) if flip else (False,):
+            view = scaled.flip(-1) if mirrored else scaled
+            if crop_size is not None:
+                logits = _window_logits(model, view, crop_size, stride, batch_size, align_corners)
+            else:
+                logits = _whole_logits(model, view, size_divisor, batch_size, align_corners)
+            logits = logits.flip(-1) if mirrored else logits
+            probabilities = _resize(logits, output_size, align_corners).softmax(dim=1)
+            total = probabilities if total is None else total.add_(probabilities)
+            views += 1
+    return total.div_(views)
+
+
+def _whole_logits(
+    model: nn.Module, pixel_values: torch.Tensor, size_divisor: int, batch_size: int, align_corners: bool
+) -> torch.Tensor:
+    """Logits of whole pictures: at the stride of the head, or at the size of the picture where it was padded."""
+    size = pixel_values.shape[-2:]
+    canvas = _size(-(-side // size_divisor) * size_divisor for side in size)
+    pixel_values = _pad(pixel_values, canvas)
+    logits = torch.cat([_forward(model, part) for part in pixel_values.split(batch_size)])
+    if canvas == _size(size):
+        return logits
+    return _resize(logits, canvas, align_corners)[..., : size[0], : size[1]]
+
+
+def _window_logits(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    crop_size: Size,
+    stride: Size,
+    batch_size: int,
+    align_corners: bool,
+) -> torch.Tensor:
+    """Mean of the logits of overlapping windows, at the size of the picture."""
+    height, width = pixel_values.shape[-2:]
+    canvas = _pad(pixel_values, (max(height, crop_size[0]), max(width, crop_size[1])))
+    corners = [
+        (image, top, left)
+        for image in range(len(canvas))
+        for top in window_starts(canvas.shape[-2], crop_size[0], stride[0])
+        for left in window_starts(canvas.shape[-1], crop_size[1], stride[1])
+    ]
+    total, counts = None, canvas.new_zeros((len(canvas), 1, *canvas.shape[-2:]), dtype=torch.float32)
+    for part in _batches(corners, batch_size):
+        windows = torch.stack(
+            [canvas[i, :, top : top + crop_size[0], left : left + crop_size[1]] for i, top, left in part]
+        )
+        logits = _resize(_forward(model, windows), crop_size, align_corners)
+        if total is None:
+            total = logits.new_zeros((len(canvas), logits.shape[1], *canvas.shape[-2:]))
+        for (image, top, left), window in zip(part, logits, strict=True):
+            area = (image, slice(None), slice(top, top + crop_size[0]), slice(left, left + crop_size[1]))
+            total[area] += window
+            counts[area] += 1
+    return (total / counts)[..., :height, :width]
+
+
+def window_starts(side: int, window: int, stride: int) -> list[int]:
+    """First pixels of windows along one side; the last window ends at the border."""
+    if side <= window:
+        return [0]
+    return [*range(0, side - window, stride), side - window]
+
+
+def _forward(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    parameter = next(model.parameters())
+    return model(pixel_values=pixel_values.to(parameter.device, parameter.dtype)).logits.float()
+
+
+def _resize(maps: torch.Tensor, size: Size, align_corners: bool) -> torch.Tensor:
+    if _size(maps.shape[-2:]) == _size(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def _pad(pixel_values: torch.Tensor, canvas: Size) -> torch.Tensor:
+    """Pad at the right and the bottom with zero, the mean colour."""
+    height, width = pixel_values.shape[-2:]
+    return F.pad(pixel_values, (0, canvas[1] - width, 0, canvas[0] - height))
+
+
+def _batches(entries: list, batch_size: int) -> Iterator[list]:
+    return (entries[start : start + batch_size] for start in range(0, len(entries), batch_size))
+
+
+def _size(values) -> Size:
+    height, width = values
+    return int(height), int(width)
+
+
+def _check_views(crop_size, stride, scales, size_divisor) -> tuple[Size | None, Size | None]:
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"`scales` must be positive, got {list(scales)}.")
+    if size_divisor < 1:
+        raise ValueError(f"`size_divisor` must be at least 1, got {size_divisor}.")
+    if crop_size is None:
+        if stride is not None:
+            raise ValueError("A window stride needs a window size.")
+        return None, None
+    crop_size = _size(crop_size)
+    stride = tuple(max(1, 2 * side // 3) for side in crop_size) if stride is None else _size(stride)
+    if min(crop_size) < 1 or any(not 1 <= step <= side for step, side in zip(stride, crop_size, strict=True)):
+        raise ValueError(f"The stride of a window must lie between 1 and its size {crop_size}, got {stride}.")
+    return crop_size, stride

@@ -1,0 +1,72 @@
+"""Labelling picture files: class maps and overlays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..data.file_source import PICTURE_SUFFIXES
+from ..data.labels import read_image
+from ..data.specs import generated_palette
+from .predictor import Predictor
+from .visualization import overlay
+
+
+def predict_files(predictor: Predictor, source: str | Path, output_dir: str | Path, *, opacity: float = 0.55) -> int:
+    """Label one picture or all pictures of a folder; write NAME.png (train ids) and NAME_overlay.png for each.
+
+    Args:
+        predictor (`Predictor`): The network.
+        source (`str` or `Path`): A picture, or a folder; its sub-folders are kept in the output.
+        output_dir (`str` or `Path`): Where to write.
+        opacity (`float`): Of the colours in overlays.
+
+    Returns:
+        `int`: number of pictures labelled.
+
+    Raises:
+        ValueError: If there is nothing to label, or pictures cannot be read (the others are labelled all the same).
+    """
+    targets = _plan_outputs(Path(source), Path(output_dir))
+    config = predictor.model.config
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    palette = getattr(config, "palette", None) or generated_palette(len(names))
+    unreadable = []
+    for path, target in tqdm(targets.items(), desc="predicting", unit="picture", disable=len(targets) < 2):
+        try:
+            image = read_image(path)
+        except ValueError as error:
+            unreadable.append(str(error))
+            continue
+        labels = next(predictor([image]))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels.astype(np.uint8)).save(target.with_name(f"{target.name}.png"))
+        overlay(image, labels, palette, names, opacity).save(target.with_name(f"{target.name}_overlay.png"))
+    if unreadable:
+        raise ValueError(f"{len(unreadable)} of {len(targets)} pictures cannot be read: {'; '.join(unreadable)}")
+    return len(targets)
+
+
+def _plan_outputs(source: Path, output_dir: Path) -> dict[Path, Path]:
+    """Picture -> path of its outputs without endings."""
+    if not source.exists():
+        raise ValueError(f"--input: there is no file or folder {source}.")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir: {output_dir} is a file.")
+    pictures = [source]
+    if source.is_dir():
+        pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not pictures:
+        raise ValueError(f"--input: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+    root = source if source.is_dir() else source.parent
+    targets = {path: output_dir / path.relative_to(root).with_suffix("") for path in pictures}
+    if len(set(targets.values())) < len(targets):
+        raise ValueError(f"--input: {source} holds pictures whose names differ only in their endings.")
+    inputs = {path.resolve() for path in pictures}
+    for target in targets.values():
+        if target.with_name(f"{target.name}.png").resolve() in inputs:
+            raise ValueError(f"--output_dir: {output_dir} would overwrite {target.name}.png; choose another folder.")
+    return targets

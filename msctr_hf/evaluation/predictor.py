@@ -1,0 +1,101 @@
+"""A saved network, ready for pictures of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from .inference import predict_probabilities
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How pictures are presented to a network; see `predict_probabilities`."""
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window_size: tuple[int, int] | None = None
+    window_stride: tuple[int, int] | None = None
+    batch_size: int = 1
+
+    @classmethod
+    def from_arguments(cls, arguments: Any) -> Protocol:
+        """Take the settings of `EvaluationArguments`."""
+        return cls(
+            scales=tuple(arguments.scales),
+            flip=arguments.flip,
+            window_size=arguments.window_size and tuple(arguments.window_size),
+            window_stride=arguments.window_stride and tuple(arguments.window_stride),
+            batch_size=arguments.batch_size,
+        )
+
+
+@dataclass
+class Predictor:
+    """A network with the image processor that prepares its pictures.
+
+    Args:
+        model (`PreTrainedModel`): Any semantic segmentation model of transformers.
+        image_processor: Its image processor; padding is left to `predict_probabilities`, which undoes it.
+        protocol (`Protocol`): Scales, mirror images, windows.
+    """
+
+    model: Any
+    image_processor: Any
+    protocol: Protocol = field(default_factory=Protocol)
+
+    def __call__(self, images: list[Image.Image]) -> Iterator[np.ndarray]:
+        """RGB pictures -> class maps (H, W) uint8 at the size of each; neighbours of one size share a batch."""
+        size_divisor = getattr(self.image_processor, "size_divisor", None)
+        unpadded = {} if size_divisor is None else {"size_divisor": 1}
+        device, protocol = next(self.model.parameters()).device, self.protocol
+        for (width, height), group in groupby(images, key=lambda image: image.size):
+            prepared = self.image_processor(images=list(group), return_tensors="pt", **unpadded)
+            probabilities = predict_probabilities(
+                self.model,
+                prepared["pixel_values"].to(device),
+                output_size=(height, width),
+                size_divisor=size_divisor or 1,
+                scales=protocol.scales,
+                flip=protocol.flip,
+                crop_size=protocol.window_size,
+                stride=protocol.window_stride,
+                batch_size=protocol.batch_size,
+            )
+            yield from probabilities.argmax(dim=1).to(torch.uint8).cpu().numpy()
+
+
+def load_predictor(
+    name_or_path: str, protocol: Protocol, *, device: str | torch.device | None = None, dtype: str = "float32"
+) -> Predictor:
+    """Load any `AutoModelForSemanticSegmentation` with its image processor, in evaluation mode.
+
+    Args:
+        name_or_path (`str`): A saved folder or a Hub id.
+        protocol (`Protocol`): How pictures are presented.
+        device (`str`, *optional*): The best there is by default.
+        dtype (`str`): float32, float16 or bfloat16.
+
+    Raises:
+        ValueError: If there is no such model or device.
+    """
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    try:
+        model = AutoModelForSemanticSegmentation.from_pretrained(name_or_path, dtype=getattr(torch, dtype))
+        image_processor = AutoImageProcessor.from_pretrained(name_or_path)
+    except OSError as error:
+        kind = "folder holds no model" if Path(name_or_path).is_dir() else "model cannot be found"
+        raise ValueError(f"--model: {name_or_path}: the {kind} ({str(error).strip().splitlines()[0]})") from error
+    try:
+        return Predictor(model.to(device).eval(), image_processor, protocol)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {device} cannot be used ({str(error).strip().splitlines()[0]})") from error

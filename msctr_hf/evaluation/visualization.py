@@ -1,0 +1,110 @@
+"""Label maps as pictures: colours, overlays with a legend, contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+IGNORED_COLOR = (0, 0, 0)
+_SWATCH, _MARGIN, _LINE = 14, 6, 20
+
+
+def colorize(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """Class map (H, W) -> RGB picture; values beyond the palette are black."""
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[:] = IGNORED_COLOR
+    table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
+    return Image.fromarray(table[np.asarray(labels, dtype=np.uint8)])
+
+
+def overlay(
+    image: Image.Image,
+    labels: np.ndarray,
+    palette: Sequence[Sequence[int]],
+    class_names: Sequence[str] | None = None,
+    opacity: float = 0.55,
+) -> Image.Image:
+    """Blend the colours of a class map over its picture.
+
+    Args:
+        image (`Image`): The picture.
+        labels (`np.ndarray` of shape `(H, W)`): Classes, at the size of the picture.
+        palette (`Sequence`): RGB colour of every class.
+        class_names (`Sequence[str]`, *optional*): Adds a legend of the classes that occur, below the picture.
+        opacity (`float`): Of the colours, 0 to 1.
+    """
+    blended = Image.blend(image.convert("RGB"), colorize(labels, palette), opacity)
+    if class_names is None:
+        return blended
+    present = [label for label in np.unique(labels) if label < len(class_names)]
+    key = legend([class_names[label] for label in present], [palette[label] for label in present], image.width)
+    sheet = Image.new("RGB", (image.width, image.height + key.height), "white")
+    sheet.paste(blended, (0, 0))
+    sheet.paste(key, (0, image.height))
+    return sheet
+
+
+def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: int) -> Image.Image:
+    """Names beside their colours, wrapped to `width` pixels."""
+    font = ImageFont.load_default(size=12)
+    positions, left, line = [], _MARGIN, 0
+    for name in names:
+        length = _SWATCH + 4 + int(font.getlength(name)) + 2 * _MARGIN
+        if left + length > width and left > _MARGIN:
+            left, line = _MARGIN, line + 1
+        positions.append((left, _MARGIN + line * _LINE))
+        left += length
+    key = Image.new("RGB", (width, 2 * _MARGIN + (line + 1) * _LINE if names else 0), "white")
+    draw = ImageDraw.Draw(key)
+    for (x, y), name, color in zip(positions, names, colors, strict=True):
+        draw.rectangle([x, y, x + _SWATCH, y + _SWATCH], fill=tuple(color), outline="black")
+        draw.text((x + _SWATCH + 4, y), name, fill="black", font=font)
+    return key
+
+
+def contact_sheet(
+    rows: Sequence[tuple[Image.Image, np.ndarray, np.ndarray]],
+    palette: Sequence[Sequence[int]],
+    class_names: Sequence[str],
+    cell_width: int = 320,
+) -> Image.Image:
+    """Picture, labels and prediction side by side, one sample a row, with a legend of all classes.
+
+    Args:
+        rows (`Sequence[tuple[Image, np.ndarray, np.ndarray]]`): Picture, labels (H, W), prediction (H, W).
+        palette, class_names: Colours and names of the classes.
+        cell_width (`int`): Width of one picture on the sheet, in pixels.
+    """
+    pictures = [
+        (image, colorize(labels, palette), colorize(prediction, palette)) for image, labels, prediction in rows
+    ]
+    strips = [[_fit(picture, cell_width) for picture in row] for row in pictures]
+    width = 3 * cell_width + 2 * _MARGIN
+    heads = legend_titles(("picture", "labels", "prediction"), cell_width)
+    key = legend(list(class_names), palette, width)
+    height = heads.height + sum(strip[0].height + _MARGIN for strip in strips) + key.height
+    sheet = Image.new("RGB", (width, height), "white")
+    sheet.paste(heads, (0, 0))
+    top = heads.height
+    for strip in strips:
+        for column, picture in enumerate(strip):
+            sheet.paste(picture, (column * (cell_width + _MARGIN), top))
+        top += strip[0].height + _MARGIN
+    sheet.paste(key, (0, top))
+    return sheet
+
+
+def legend_titles(titles: Sequence[str], cell_width: int) -> Image.Image:
+    """A line of column titles."""
+    line = Image.new("RGB", (len(titles) * (cell_width + _MARGIN) - _MARGIN, _LINE + 2), "white")
+    draw = ImageDraw.Draw(line)
+    for column, title in enumerate(titles):
+        draw.text((column * (cell_width + _MARGIN) + 2, 3), title, fill="black", font=ImageFont.load_default(size=12))
+    return line
+
+
+def _fit(picture: Image.Image, width: int) -> Image.Image:
+    size = (width, max(1, round(picture.height * width / picture.width)))
+    return picture.resize(size, Image.Resampling.NEAREST if picture.width < width else Image.Resampling.BILINEAR)

@@ -1,0 +1,1 @@
+"""Exchange with other formats and places."""

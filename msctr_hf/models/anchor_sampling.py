@@ -1,0 +1,205 @@
+"""Class-balanced sampling of pixels from stage maps.
+
+B = images, K = classes, C = channels, N = sampled anchors; a *pair* is one class of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+_RANDOM_BITS = 31
+
+
+class Anchors(NamedTuple):
+    """Sampled pixels of one stage, rows sorted by label.
+
+    Args:
+        features (`torch.Tensor` of shape `(N, C)`): Features, not normalised; N may be 0.
+        labels (`torch.Tensor` of shape `(N,)`, int64): Class of every row.
+        class_sizes (`dict[int, int]`): Rows of every class that is present, ascending, known without the device.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    class_sizes: dict[int, int]
+
+
+class SamplingPlan(NamedTuple):
+    """How many pixels each qualifying pair gives; `pairs` holds (class, image), sorted, so that rows sort by class."""
+
+    pairs: list[tuple[int, int]]
+    available: list[int]
+    draws: list[int]
+
+
+def sample_anchors(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    num_labels: int,
+    *,
+    sampling: str = "rarest",
+    min_anchors_per_class: int = 5,
+    max_anchors_per_class: int = 2500,
+    max_anchors: int = 10_000,
+    generator: torch.Generator | None = None,
+) -> Anchors:
+    """Draw pixels of every (image, class) pair that has enough of them, uniformly and without replacement.
+
+    Balanced draws keep frequent classes (road, sky) from dominating the contrastive terms.
+
+    Args:
+        features (`torch.Tensor` of shape `(B, C, h, w)`): Map of one stage.
+        labels (`torch.Tensor` of shape `(B, H, W)`, int64):
+            Classes at any size, resized here to (h, w); values outside `[0, num_labels)` are never sampled.
+        num_labels (`int`): Number of classes K.
+        sampling (`str`): `"rarest"`, the published rule: every pair gives as many pixels as the rarest qualifying
+            one; `"budget"`: a pair gives up to its equal share of `max_anchors`.
+        min_anchors_per_class (`int`): Pixels a pair needs to qualify.
+        max_anchors_per_class (`int`): Most pixels of one pair.
+        max_anchors (`int`): Most pixels in all.
+        generator (`torch.Generator`, *optional*): Source of randomness, on the device of `features`.
+
+    Returns:
+        `Anchors`: `N = 0` where no pair qualifies; `features` is connected to the graph all the same.
+
+    Raises:
+        ValueError: If the batch sizes differ or `sampling` is unknown.
+
+    Source: https://arxiv.org/abs/2203.13409, section 3. Unlike the released code every class takes part, also the
+    last, and a stage without a qualifying pair gives no anchors instead of an exception.
+    """
+    stage_labels = resize_labels(labels, features)
+    counts = count_pairs(stage_labels, num_labels).tolist()
+    plan = plan_draws(
+        counts,
+        sampling=sampling,
+        min_anchors_per_class=min_anchors_per_class,
+        max_anchors_per_class=max_anchors_per_class,
+        max_anchors=max_anchors,
+    )
+    return draw_anchors(features, stage_labels, num_labels, plan, generator)
+
+
+def resize_labels(labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Nearest-neighbour labels (B, h, w) at the size of `features` (B, C, h, w)."""
+    if labels.ndim != 3 or labels.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"`labels` must be (B, H, W) with the B of features {tuple(features.shape)}, got {tuple(labels.shape)}."
+        )
+    if labels.shape[-2:] == features.shape[-2:]:
+        return labels
+    # float32 holds class indices exactly; interpolate has no int64 kernel
+    return F.interpolate(labels[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].long()
+
+
+def count_pairs(stage_labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """Pixels of every (image, class) pair: (B, h, w) -> (B, K) int64, on the device of the labels."""
+    pairs = _pair_of_every_pixel(stage_labels, num_labels)
+    counts = torch.zeros(stage_labels.shape[0] * num_labels + 1, dtype=torch.int64, device=pairs.device)
+    counts.scatter_add_(0, pairs, torch.ones_like(pairs))
+    return counts[:-1].view(-1, num_labels)
+
+
+def plan_draws(
+    counts: Sequence[Sequence[int]],
+    *,
+    sampling: str,
+    min_anchors_per_class: int,
+    max_anchors_per_class: int,
+    max_anchors: int,
+) -> SamplingPlan:
+    """Decide on the host how many pixels each pair gives; `counts[image][label]` are pixels."""
+    qualifying = sorted(
+        (label, image, count)
+        for image, per_class in enumerate(counts)
+        for label, count in enumerate(per_class)
+        if count >= min_anchors_per_class
+    )
+    available = [count for _, _, count in qualifying]
+    share = min(max_anchors // max(len(qualifying), 1), max_anchors_per_class)
+    if share == 0 or not qualifying:
+        return SamplingPlan([], [], [])
+    if sampling == "rarest":
+        draws = [min(share, min(available))] * len(available)
+    elif sampling == "budget":
+        draws = [min(share, count) for count in available]
+    else:
+        raise ValueError(f"`sampling` must be 'rarest' or 'budget', got {sampling!r}.")
+    return SamplingPlan([(label, image) for label, image, _ in qualifying], available, draws)
+
+
+def draw_anchors(
+    features: torch.Tensor,
+    stage_labels: torch.Tensor,
+    num_labels: int,
+    plan: SamplingPlan,
+    generator: torch.Generator | None = None,
+) -> Anchors:
+    """Draw what `plan` says, without waiting for the device.
+
+    Every pixel gets the key (position of its pair in the plan, random bits); after one sort the first rows of every
+    pair are its sample.
+    """
+    device = features.device
+    num_pairs = len(plan.pairs)
+    ranks = torch.full((stage_labels.shape[0] * num_labels + 1,), num_pairs, dtype=torch.int64)
+    pair_ids = [image * num_labels + label for label, image in plan.pairs]
+    ranks[pair_ids] = torch.arange(num_pairs)
+    pixel_ranks = ranks.to(device, non_blocking=True)[_pair_of_every_pixel(stage_labels, num_labels)]
+    random_bits = torch.randint(1 << _RANDOM_BITS, pixel_ranks.shape, generator=generator, device=device)
+    order = ((pixel_ranks << _RANDOM_BITS) | random_bits).argsort()
+
+    starts = torch.tensor([0, *plan.available[:-1]] if num_pairs else [], dtype=torch.int64).cumsum(0)
+    draws = torch.tensor(plan.draws, dtype=torch.int64)
+    within = torch.arange(sum(plan.draws)) - (draws.cumsum(0) - draws).repeat_interleave(draws)
+    picked = order[(starts.repeat_interleave(draws) + within).to(device, non_blocking=True)]
+
+    classes = torch.tensor([label for label, _ in plan.pairs], dtype=torch.int64)
+    class_sizes: dict[int, int] = {}
+    for (label, _), drawn in zip(plan.pairs, plan.draws, strict=True):
+        class_sizes[label] = class_sizes.get(label, 0) + drawn
+    rows = _GatherPixels.apply(features, picked)
+    return Anchors(rows, classes.repeat_interleave(draws).to(device, non_blocking=True), class_sizes)
+
+
+def _pair_of_every_pixel(stage_labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """(B, h, w) -> (B*h*w,): image * K + class, or B * K for pixels that are never sampled."""
+    images = torch.arange(stage_labels.shape[0], device=stage_labels.device).view(-1, 1, 1)
+    sampled = (stage_labels >= 0) & (stage_labels < num_labels)
+    pairs = torch.where(sampled, images * num_labels + stage_labels, stage_labels.shape[0] * num_labels)
+    return pairs.flatten()
+
+
+class _GatherPixels(torch.autograd.Function):
+    """Rows of a map (B, C, h, w) at flat pixel indices (N,) over (B, h, w) -> (N, C).
+
+    Indices are distinct, so the backward writes the gradient of the map once, without adding.
+    """
+
+    @staticmethod
+    def forward(ctx, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        ctx.shape = features.shape
+        ctx.memory_format = (
+            torch.channels_last
+            if features.is_contiguous(memory_format=torch.channels_last)
+            else torch.contiguous_format
+        )
+        ctx.save_for_backward(pixels)
+        area = features.shape[2] * features.shape[3]
+        return features.flatten(2)[pixels // area, :, pixels % area]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, rows_grad: torch.Tensor):
+        (pixels,) = ctx.saved_tensors
+        grad = torch.zeros(ctx.shape, dtype=rows_grad.dtype, device=rows_grad.device).to(
+            memory_format=ctx.memory_format
+        )
+        area = ctx.shape[2] * ctx.shape[3]
+        images, pixels = pixels // area, pixels % area
+        grad[images, :, pixels // ctx.shape[3], pixels % ctx.shape[3]] = rows_grad
+        return grad, None

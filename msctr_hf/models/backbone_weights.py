@@ -1,0 +1,158 @@
+"""ImageNet weights for a backbone, put in after the network is built (its construction would wipe them)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .modeling_msctr import MsctrForSemanticSegmentation
+
+HUB, NONE = "hub", "none"
+_CHOICES = (
+    f"use --backbone_weights FILE (a local .safetensors or .pth), or --backbone_weights {NONE} to start at random"
+)
+_NAMES_SHOWN = 4
+
+
+def load_backbone_weights(model: MsctrForSemanticSegmentation, weights: str, hub_id: str | None = None) -> None:
+    """Copy weights, and the statistics of normalisation layers, into the backbone of a network.
+
+    Args:
+        model (`MsctrForSemanticSegmentation`): Its backbone is overwritten.
+        weights (`str`): `"hub"`, `"none"`, or a local timm or transformers state dict (.safetensors, .pth); what a
+            classifier has beyond the backbone may be left over, nothing else.
+        hub_id (`str`, *optional*): Hub id of the weights of a transformers backbone; timm ones know theirs.
+
+    Raises:
+        ValueError: If the weights cannot be had or do not fit.
+    """
+    if weights == NONE:
+        return
+    is_timm = model.config.backbone_config.model_type == "timm_backbone"
+    if weights == HUB:
+        (_load_timm_from_hub if is_timm else _load_transformers_from_hub)(model, hub_id)
+    elif not Path(weights).exists():
+        raise ValueError(f"--backbone_weights: there is no file {weights}; {_CHOICES}.")
+    else:
+        (_load_timm_file if is_timm else _load_transformers_file)(model, Path(weights))
+
+
+def _load_timm_from_hub(model: MsctrForSemanticSegmentation, hub_id: str | None) -> None:
+    name = model.config.backbone_config.backbone
+    try:
+        state = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # whatever the network, the Hub or timm has to say
+        raise ValueError(f"The weights of {name} cannot be had from the Hub ({_brief(error)}); {_CHOICES}.") from error
+    _copy_timm_state(model, state, name)
+
+
+def _load_timm_file(model: MsctrForSemanticSegmentation, path: Path) -> None:
+    _copy_timm_state(model, read_state_dict(path), str(path))
+
+
+def _copy_timm_state(model: MsctrForSemanticSegmentation, state: dict[str, torch.Tensor], source: str) -> None:
+    """Copy by name; timm's feature extractors write `stages_0` where its classifiers write `stages.0`."""
+    name = model.config.backbone_config.backbone
+    network = model.backbone._backbone
+    given = {_plain(key): value for key, value in state.items()}
+    wanted = {_plain(key): value for key, value in network.state_dict(keep_vars=True).items()}
+    counters = {key for key in wanted if key.endswith("num.batches.tracked")}
+    missing = sorted(set(wanted) - set(given) - counters)
+    misshapen = sorted(key for key in wanted if key in given and given[key].shape != wanted[key].shape)
+    classifier = {_plain(key) for key in timm.create_model(name).state_dict()}
+    unexpected = sorted(set(given) - set(wanted) - classifier)
+    _refuse_misfit(source, name, missing, misshapen, unexpected)
+    with torch.no_grad():
+        for key, value in wanted.items():
+            if key in given:
+                value.copy_(given[key])
+
+
+def _plain(key: str) -> str:
+    return key.removeprefix("module.").replace("_", ".")
+
+
+def _load_transformers_from_hub(model: MsctrForSemanticSegmentation, hub_id: str | None) -> None:
+    if not hub_id or "/" not in hub_id:
+        raise ValueError(f"`backbone` must be a Hub id like microsoft/swin-..., got {hub_id!r}; or {_CHOICES}.")
+    _copy_transformers_backbone(model, hub_id, hub_id)
+
+
+def _load_transformers_file(model: MsctrForSemanticSegmentation, path: Path) -> None:
+    if path.is_dir():
+        return _copy_transformers_backbone(model, str(path), str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "model.safetensors"
+        if path.suffix == ".safetensors":
+            read_state_dict(path)  # a broken file gets our sentence
+            shutil.copyfile(path, weights)
+        else:
+            save_file({key: value.contiguous() for key, value in read_state_dict(path).items()}, weights)
+        (Path(folder) / "config.json").write_text(json.dumps(model.config.backbone_config.to_dict(), default=str))
+        _copy_transformers_backbone(model, folder, str(path))
+
+
+def _copy_transformers_backbone(model: MsctrForSemanticSegmentation, folder: str, source: str) -> None:
+    """Let transformers map the names; norms per stage are new, what stands above the backbone may be left over."""
+    config = model.config.backbone_config
+    try:
+        backbone, info = type(model.backbone).from_pretrained(
+            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+        )
+    except Exception as error:
+        raise ValueError(f"The weights {source} cannot be had ({_brief(error)}); {_CHOICES}.") from error
+    missing = sorted(key for key in info["missing_keys"] if "hidden_states_norms" not in key)
+    misshapen = sorted(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])
+    above = ("classifier", "head", "pooler", "layernorm", "swin.layernorm", "norm", "decoder")
+    unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(above))
+    _refuse_misfit(source, config.model_type, missing, misshapen, unexpected)
+    model.backbone.load_state_dict(
+        {key: value for key, value in backbone.state_dict().items() if key in model.backbone.state_dict()}
+    )
+
+
+def _refuse_misfit(source: str, network: str, missing: list[str], misshapen: list[str], unexpected: list[str]) -> None:
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:_NAMES_SHOWN])}{', ...' if len(keys) > _NAMES_SHOWN else ''})"
+        for what, keys in (("missing", missing), ("of another shape", misshapen), ("unknown", unexpected))
+        if keys
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit the backbone {network}: {'; '.join(problems)}; {_CHOICES}.")
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from .safetensors or, without running code from it, from a .pth or .pt file.
+
+    Raises:
+        ValueError: If there is no such file or it holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else _unwrap(torch.load(path, weights_only=True))
+    except Exception as error:  # a dozen kinds for broken files and foreign pickles
+        raise ValueError(f"{path} is no readable state dict ({_brief(error)}).") from error
+    return state
+
+
+def _unwrap(checkpoint: object) -> dict[str, torch.Tensor]:
+    """A state dict itself, or under one of the usual keys."""
+    if isinstance(checkpoint, dict):
+        for key in ("model_state_dict", "state_dict", "model"):
+            checkpoint = checkpoint.get(key, checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    if isinstance(checkpoint, nn.Module) or not isinstance(checkpoint, dict):
+        raise ValueError("it holds no dictionary of tensors")
+    return checkpoint
+
+
+def _brief(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

@@ -1,0 +1,226 @@
+"""Configuration of a segmentation network trained with multi-scale and cross-scale contrast."""
+
+import difflib
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
+
+# What a decode head uses where the configuration says nothing (the networks of the paper).
+# `decode_stages` and `projection_stages` count backbone stages from 1, the finest (C2 = 1 .. C5 = 4).
+DECODE_HEAD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "fcn": {
+        "align_corners": True,
+        "use_auxiliary_head": False,
+        "decode_stages": (1, 2, 3, 4),
+        "projection_stages": (1, 2, 3, 4),
+    },
+    "deeplabv3": {
+        "hidden_size": 256,
+        "align_corners": True,
+        "use_auxiliary_head": False,
+        "auxiliary_stage": 3,
+        "decode_stages": (4,),
+        "projection_stages": (1, 3, 4),
+    },
+    "ocr": {
+        "hidden_size": 512,
+        "align_corners": True,
+        "use_auxiliary_head": True,
+        "auxiliary_hidden_size": 512,
+        "decode_stages": (1, 2, 3, 4),
+        "projection_stages": (1, 2, 3, 4),
+    },
+    "upernet": {
+        "hidden_size": 512,
+        "dropout": 0.1,
+        "align_corners": False,
+        "use_auxiliary_head": True,
+        "auxiliary_stage": 4,
+        "decode_stages": (1, 2, 3, 4),
+        "projection_stages": (1, 2, 3, 4),
+    },
+}
+_GENERAL_DEFAULTS = {"dropout": 0.0, "auxiliary_hidden_size": 256}
+
+# Keys that transformers itself writes or passes and that are no fields of a configuration class.
+_KEYS_OF_TRANSFORMERS = {
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "torch_dtype",
+    "use_cache",
+}
+
+
+# Types are checked at run time: no `from __future__ import annotations` here, it would switch that off.
+@strict
+class MsctrConfig(PreTrainedConfig):
+    """Everything needed to build the network and its training objective.
+
+    Stages are counted from 1, the finest: C2 = stage 1 ... C5 = stage 4. A wrong type or an unknown key is an error.
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            A transformers backbone configuration; a dict needs its `model_type`. `timm_kwargs` in a
+            `timm_backbone` go to `timm.create_model` (HRNet: `{"feature_location": ""}`). Without it ResNet-50.
+        decode_head (`str`, defaults to `"upernet"`): `"fcn"` (HRNet's), `"deeplabv3"`, `"ocr"` or `"upernet"`.
+        decode_stages (`list[int]`, *optional*): Stages the decode head reads.
+        hidden_size (`int`, *optional*): Width of the decode head; `"fcn"` defaults to the sum of its inputs.
+        dropout (`float`, *optional*): Probability of dropping a channel before the classifiers.
+        align_corners (`bool`, *optional*): How logits are upsampled, in training and in prediction.
+        use_auxiliary_head (`bool`, *optional*): OCR needs it, UPerNet has it.
+        auxiliary_loss_weight (`float`, defaults to 0.4): Weight of its cross entropy.
+        auxiliary_stage (`int`, *optional*): Stage it reads; `None` reads what the decode head of FCN and OCR reads.
+        auxiliary_hidden_size (`int`, *optional*): Its width.
+        projection_dim (`int`, defaults to 256): Channels D of the projections.
+        projection_source (`str`, defaults to `"backbone"`): `"backbone"` stages or UPerNet's `"decode_head"` pyramid.
+        projection_stages (`list[int]`, *optional*): The projected stages, finest first.
+        contrastive_mode (`str`, defaults to `"ms_cs"`): `"ce"` (no contrast), `"ms"` (within stages), `"ms_cs"`.
+        contrastive_loss_weight (`float`, defaults to 0.1): Weight of the whole contrastive loss.
+        contrastive_temperature (`float`, defaults to 0.1): Temperature, at least 0.01.
+        contrastive_cross_scale_temperature (`float`, *optional*): That of the cross-scale terms; the same by default.
+        contrastive_scale_weights (`list[float]`, *optional*): One per projected stage; the first of 1, 0.7, 0.4, 0.1.
+        contrastive_cross_scale_pairs (`list[list[int]]`, *optional*):
+            Pairs (anchors, contrast) of positions in `projection_stages`, from 0. By default the finest with the
+            coarsest and, with more than two stages, with the second coarsest.
+        contrastive_cross_scale_weights (`list[float]`, *optional*): One per pair; 1 by default.
+        contrastive_detach_coarse (`bool`, defaults to `False`): No gradient into the contrast side of a pair.
+        contrastive_min_anchors_per_class (`int`, defaults to 5): Pixels that qualify a class of an image.
+        contrastive_max_anchors_per_class (`int`, defaults to 2500): Most anchors of one class of one image.
+        contrastive_max_anchors (`int`, defaults to 10000): Most anchors of a stage, per process.
+        contrastive_sampling (`str`, defaults to `"rarest"`): The published rule, or `"budget"`.
+        class_weights (`list[float]`, *optional*): One per class, on every cross entropy.
+        semantic_loss_ignore_index (`int`, defaults to 255): Label value that no loss and no metric counts.
+        palette (`list[list[int]]`, *optional*): RGB colour of every class.
+
+    Source: https://arxiv.org/abs/2203.13409.
+    """
+
+    model_type = "msctr"
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+
+    decode_head: Literal["fcn", "deeplabv3", "ocr", "upernet"] = "upernet"
+    decode_stages: list[int] | tuple[int, ...] | None = None
+    hidden_size: int | None = None
+    dropout: float | int | None = None
+    align_corners: bool | None = None
+    use_auxiliary_head: bool | None = None
+    auxiliary_loss_weight: float | int = 0.4
+    auxiliary_stage: int | None = None
+    auxiliary_hidden_size: int | None = None
+
+    projection_dim: int = 256
+    projection_source: Literal["backbone", "decode_head"] = "backbone"
+    projection_stages: list[int] | tuple[int, ...] | None = None
+
+    contrastive_mode: Literal["ce", "ms", "ms_cs"] = "ms_cs"
+    contrastive_loss_weight: float | int = 0.1
+    contrastive_temperature: float | int = 0.1
+    contrastive_cross_scale_temperature: float | int | None = None
+    contrastive_scale_weights: list[float | int] | tuple[float | int, ...] | None = None
+    contrastive_cross_scale_pairs: list[list[int]] | tuple[tuple[int, ...], ...] | None = None
+    contrastive_cross_scale_weights: list[float | int] | tuple[float | int, ...] | None = None
+    contrastive_detach_coarse: bool = False
+    contrastive_min_anchors_per_class: int = 5
+    contrastive_max_anchors_per_class: int = 2500
+    contrastive_max_anchors: int = 10_000
+    contrastive_sampling: Literal["rarest", "budget"] = "rarest"
+
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    semantic_loss_ignore_index: int = 255
+    palette: list[list[int]] | tuple[tuple[int, ...], ...] | None = None
+
+    def __post_init__(self, **kwargs):
+        self._refuse_unknown_keys(kwargs)
+        self.backbone_config = _materialise_backbone_config(self.backbone_config)
+        self._fill_in_defaults_of_the_decode_head()
+        super().__post_init__(**kwargs)
+        if self.id2label is not None and len(self.label2id or {}) != len(self.id2label):
+            self.label2id = {name: index for index, name in self.id2label.items()}
+        self._validate_network()
+        self._validate_contrast()
+
+    def _refuse_unknown_keys(self, kwargs: dict[str, Any]) -> None:
+        known = set(self.__dataclass_fields__) | _KEYS_OF_TRANSFORMERS
+        for key in sorted(set(kwargs) - known):
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise ValueError(f"`{key}` is no setting of MsctrConfig.{hint}")
+
+    def _fill_in_defaults_of_the_decode_head(self) -> None:
+        if self.decode_head not in DECODE_HEAD_DEFAULTS:
+            raise ValueError(f"`decode_head` must be one of {sorted(DECODE_HEAD_DEFAULTS)}, got {self.decode_head!r}.")
+        for name, value in {**_GENERAL_DEFAULTS, **DECODE_HEAD_DEFAULTS[self.decode_head]}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, list(value) if isinstance(value, tuple) else value)
+
+    def _validate_network(self) -> None:
+        for name in ("hidden_size", "auxiliary_hidden_size", "projection_dim"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"`{name}` must be positive, got {value}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
+        if self.decode_head == "ocr" and not self.use_auxiliary_head:
+            raise ValueError("The OCR head takes its object regions from the auxiliary head: use_auxiliary_head=True.")
+        if self.projection_source == "decode_head" and self.decode_head != "upernet":
+            raise ValueError(
+                "`projection_source='decode_head'` needs the pyramid of UPerNet; with "
+                f"decode_head={self.decode_head!r} use projection_source='backbone'."
+            )
+        for name in ("decode_stages", "projection_stages"):
+            stages = getattr(self, name)
+            if not stages or min(stages) < 1 or list(stages) != sorted(set(stages)):
+                raise ValueError(f"`{name}` must list stages from 1, each once, finest first, got {list(stages)}.")
+        for name in ("class_weights", "palette"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.num_labels:
+                raise ValueError(f"`{name}` must have one entry per class: {self.num_labels}, got {len(value)}.")
+
+    def _validate_contrast(self) -> None:
+        if self.contrastive_mode not in ("ce", "ms", "ms_cs"):
+            raise ValueError(f"`contrastive_mode` must be 'ce', 'ms' or 'ms_cs', got {self.contrastive_mode!r}.")
+        for name in ("contrastive_temperature", "contrastive_cross_scale_temperature"):
+            value = getattr(self, name)
+            if value is not None and value < 0.01:
+                raise ValueError(f"`{name}` must be at least 0.01, got {value}.")
+        for name in (
+            "contrastive_min_anchors_per_class",
+            "contrastive_max_anchors_per_class",
+            "contrastive_max_anchors",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+def _materialise_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    if backbone_config is None:
+        backbone_config = DEFAULT_BACKBONE
+    if isinstance(backbone_config, PreTrainedConfig):
+        return backbone_config
+    options = dict(backbone_config)
+    model_type = options.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"`backbone_config` needs the `model_type` of a transformers backbone ('timm_backbone', 'swin', "
+            f"'convnext', ...), got {model_type!r}."
+        )
+    return CONFIG_MAPPING[model_type].from_dict(options)
+
+
+__all__ = ["MsctrConfig"]

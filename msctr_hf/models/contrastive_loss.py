@@ -1,0 +1,164 @@
+"""Multi-scale and cross-scale contrastive loss: which stages meet which, and how the terms add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .anchor_sampling import Anchors, count_pairs, draw_anchors, plan_draws, resize_labels
+from .info_nce import sorted_info_nce_loss
+
+DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
+
+
+@dataclass(frozen=True)
+class MultiScaleContrastiveLoss:
+    """Sum of the within-scale terms of every projected stage and of the cross-scale terms of pairs of stages.
+
+    Args:
+        num_labels (`int`): Number of classes.
+        stages (`Sequence[int]`): Backbone stages of the maps, from 1, finest first; they name the terms.
+        scale_weights (`Sequence[float]`): Weight of every within-scale term.
+        pairs (`Sequence[Sequence[int]]`): (anchors, contrast) positions in `stages`; empty without cross-scale terms.
+        pair_weights (`Sequence[float]`): Weight of every cross-scale term.
+        temperature (`float`): Temperature within scales.
+        cross_scale_temperature (`float`): Temperature across scales.
+        detach_coarse (`bool`): No gradient into the contrast side of a pair.
+        ignore_index (`int`): Label that is never sampled.
+        sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: as in `sample_anchors`.
+
+    Source: https://arxiv.org/abs/2203.13409, section 3.
+    """
+
+    num_labels: int
+    stages: Sequence[int]
+    scale_weights: Sequence[float]
+    pairs: Sequence[Sequence[int]] = ()
+    pair_weights: Sequence[float] = ()
+    temperature: float = 0.1
+    cross_scale_temperature: float = 0.1
+    detach_coarse: bool = False
+    ignore_index: int = 255
+    sampling: str = "rarest"
+    min_anchors_per_class: int = 5
+    max_anchors_per_class: int = 2500
+    max_anchors: int = 10_000
+
+    def __post_init__(self):
+        if len(self.scale_weights) != len(self.stages):
+            raise ValueError(
+                f"`contrastive_scale_weights` must have one entry per projected stage {list(self.stages)}, "
+                f"got {list(self.scale_weights)}."
+            )
+        if len(self.pair_weights) != len(self.pairs):
+            raise ValueError(
+                f"`contrastive_cross_scale_weights` must have one entry per pair {list(self.pairs)}, "
+                f"got {list(self.pair_weights)}."
+            )
+        for pair in self.pairs:
+            if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= stage < len(self.stages) for stage in pair):
+                raise ValueError(
+                    f"`contrastive_cross_scale_pairs` must pair two different positions below {len(self.stages)}, "
+                    f"got {list(pair)}."
+                )
+
+    @classmethod
+    def from_config(cls, config) -> MultiScaleContrastiveLoss:
+        """Read all settings from an `MsctrConfig`."""
+        stages = config.projection_stages
+        pairs = _or_default(config.contrastive_cross_scale_pairs, _default_pairs(len(stages)))
+        pairs = pairs if config.contrastive_mode == "ms_cs" else ()
+        pair_weights = _or_default(config.contrastive_cross_scale_weights, [1.0] * len(pairs))
+        return cls(
+            num_labels=config.num_labels,
+            stages=stages,
+            scale_weights=_or_default(config.contrastive_scale_weights, DEFAULT_SCALE_WEIGHTS[: len(stages)]),
+            pairs=pairs,
+            pair_weights=pair_weights if pairs else (),
+            temperature=config.contrastive_temperature,
+            cross_scale_temperature=_or_default(
+                config.contrastive_cross_scale_temperature, config.contrastive_temperature
+            ),
+            detach_coarse=config.contrastive_detach_coarse,
+            ignore_index=config.semantic_loss_ignore_index,
+            sampling=config.contrastive_sampling,
+            min_anchors_per_class=config.contrastive_min_anchors_per_class,
+            max_anchors_per_class=config.contrastive_max_anchors_per_class,
+            max_anchors=config.contrastive_max_anchors,
+        )
+
+    @torch.compiler.disable
+    def __call__(
+        self,
+        features: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Compute the loss of one batch.
+
+        Args:
+            features (`Sequence[torch.Tensor]` of shapes `(B, C_s, h_s, w_s)`): One map per stage, finest first.
+            labels (`torch.Tensor` of shape `(B, H, W)`, int64): Classes or the ignore index, at any size.
+            project (`Sequence[Callable]`, *optional*):
+                Per stage what maps sampled rows (N, C_s) to (N, D); `None` where `features` are projections already.
+            generator (`torch.Generator`, *optional*): Source of randomness, on the device of `features`.
+
+        Returns:
+            `tuple[torch.Tensor, dict[str, torch.Tensor]]`: the weighted sum, and every unweighted term, detached.
+        """
+        if len(features) != len(self.stages):
+            raise ValueError(f"Expected maps of the stages {list(self.stages)}, got {len(features)} maps.")
+        anchors = self._sample(features, labels, generator)
+        if project is not None:
+            anchors = [
+                stage._replace(features=projection(stage.features))
+                for stage, projection in zip(anchors, project, strict=True)
+            ]
+        weighted, terms = [], {}
+        for stage, weight, name in zip(anchors, self.scale_weights, self.stages, strict=True):
+            term = sorted_info_nce_loss(stage.features, stage.class_sizes, temperature=self.temperature)
+            weighted.append(weight * term)
+            terms[f"contrastive/stage_{name}"] = term.detach()
+        for (fine, coarse), weight in zip(self.pairs, self.pair_weights, strict=True):
+            contrast = anchors[coarse].features
+            term = sorted_info_nce_loss(
+                anchors[fine].features,
+                anchors[fine].class_sizes,
+                contrast.detach() if self.detach_coarse else contrast,
+                anchors[coarse].class_sizes,
+                temperature=self.cross_scale_temperature,
+            )
+            weighted.append(weight * term)
+            terms[f"contrastive/stage_{self.stages[fine]}_to_stage_{self.stages[coarse]}"] = term.detach()
+        return torch.stack(weighted).sum(), terms
+
+    def _sample(
+        self, features: Sequence[torch.Tensor], labels: torch.Tensor, generator: torch.Generator | None
+    ) -> list[Anchors]:
+        """Sample every stage; the class counts of all stages reach the host in one synchronisation."""
+        labels = labels.masked_fill(labels == self.ignore_index, -1)
+        stage_labels = [resize_labels(labels, stage) for stage in features]
+        counts = torch.stack([count_pairs(stage, self.num_labels) for stage in stage_labels]).tolist()
+        anchors = []
+        for stage, stage_label, stage_counts in zip(features, stage_labels, counts, strict=True):
+            plan = plan_draws(
+                stage_counts,
+                sampling=self.sampling,
+                min_anchors_per_class=self.min_anchors_per_class,
+                max_anchors_per_class=self.max_anchors_per_class,
+                max_anchors=self.max_anchors,
+            )
+            anchors.append(draw_anchors(stage, stage_label, self.num_labels, plan, generator))
+        return anchors
+
+
+def _default_pairs(num_stages: int) -> list[tuple[int, int]]:
+    """The finest stage with the coarsest and, with more than two, with the second coarsest."""
+    return [(0, coarse) for coarse in (num_stages - 1, num_stages - 2) if coarse > 0]
+
+
+def _or_default(value, default):
+    return default if value is None else value

@@ -1,0 +1,200 @@
+"""Decode heads of the four networks, and the auxiliary head.
+
+B = images, L = classes, C = channels. Every head maps stage maps to logits (B, L, h, w) at its own stride.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ASPP_RATES = (12, 24, 36)  # at output stride 8 and 16 alike
+ASPP_BATCH_NORM_EPS = 3e-4  # the authors' value
+OCR_KEY_CHANNELS = 256
+POOL_SIZES = (1, 2, 3, 6)
+
+
+def conv_bn_relu(
+    in_channels: int, out_channels: int, kernel_size: int, *, dilation: int = 1, bias: bool = False, eps: float = 1e-5
+) -> nn.Sequential:
+    """Convolution that keeps the size, BatchNorm, ReLU."""
+    padding = dilation * (kernel_size // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias),
+        nn.BatchNorm2d(out_channels, eps=eps),
+        nn.ReLU(),
+    )
+
+
+def resize(features: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
+    """Interpolate (B, C, h, w) bilinearly to `size` (height, width)."""
+    if tuple(features.shape[-2:]) == tuple(size):
+        return features
+    return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def concatenate_stages(feature_maps: Sequence[torch.Tensor], align_corners: bool) -> torch.Tensor:
+    """Bring stage maps to the size of the first and concatenate them: (B, sum of C_s, h_1, w_1)."""
+    size = feature_maps[0].shape[-2:]
+    return torch.cat([resize(features, size, align_corners) for features in feature_maps], dim=1)
+
+
+class Classifier(nn.Conv2d):
+    """The last 1x1 convolution, to the logits; a class of its own because it starts with small weights."""
+
+    def __init__(self, in_channels: int, num_labels: int, *, bias: bool = True):
+        super().__init__(in_channels, num_labels, 1, bias=bias)
+
+
+class FcnHead(nn.Module):
+    """HRNet's head: 3x3 convolution with bias, BatchNorm, 1x1 convolution without bias; no ReLU between.
+
+    Args:
+        in_channels (`int`): Channels of the concatenated stages.
+        hidden_size (`int`): Channels between the convolutions.
+        num_labels (`int`): Number of classes.
+        dropout (`float`): Probability of dropping a channel before the classifier.
+    """
+
+    def __init__(self, in_channels: int, hidden_size: int, num_labels: int, dropout: float = 0.0):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, hidden_size, 3, padding=1)
+        self.batch_norm = nn.BatchNorm2d(hidden_size)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = Classifier(hidden_size, num_labels, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> logits (B, L, h, w)."""
+        return self.classifier(self.dropout(self.batch_norm(self.conv(features))))
+
+
+class DeepLabV3Head(nn.Module):
+    """Atrous spatial pyramid pooling on the last stage (Chen et al., 2017, https://arxiv.org/abs/1706.05587)."""
+
+    def __init__(self, in_channels: int, hidden_size: int, num_labels: int, dropout: float = 0.0):
+        super().__init__()
+        eps = ASPP_BATCH_NORM_EPS
+        self.branches = nn.ModuleList(
+            [
+                conv_bn_relu(in_channels, hidden_size, 1, eps=eps),
+                *(conv_bn_relu(in_channels, hidden_size, 3, dilation=rate, eps=eps) for rate in ASPP_RATES),
+            ]
+        )
+        self.image_pooling = conv_bn_relu(in_channels, hidden_size, 1, eps=eps)
+        self.fuse = conv_bn_relu((len(ASPP_RATES) + 2) * hidden_size, hidden_size, 1, eps=eps)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = Classifier(hidden_size, num_labels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> logits (B, L, h, w)."""
+        pooled = self.image_pooling(features.mean(dim=(2, 3), keepdim=True))  # (B, hidden, 1, 1)
+        branches = [branch(features) for branch in self.branches]
+        branches.append(pooled.expand(-1, -1, *features.shape[-2:]))
+        return self.classifier(self.dropout(self.fuse(torch.cat(branches, dim=1))))
+
+
+class ObjectAttention(nn.Module):
+    """Every pixel attends to the representations of the object regions.
+
+    Source: Yuan et al., "Object-Contextual Representations", 2020 (https://arxiv.org/abs/1909.11065), section 3.2.
+    """
+
+    def __init__(self, channels: int, key_channels: int):
+        super().__init__()
+        self.scale = key_channels**-0.5
+        self.query = nn.Sequential(
+            conv_bn_relu(channels, key_channels, 1), conv_bn_relu(key_channels, key_channels, 1)
+        )
+        self.key = nn.Sequential(conv_bn_relu(channels, key_channels, 1), conv_bn_relu(key_channels, key_channels, 1))
+        self.value = conv_bn_relu(channels, key_channels, 1)
+        self.out = conv_bn_relu(key_channels, channels, 1)
+
+    def forward(self, features: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, C, h, w) and regions (B, C, L, 1) -> context of every pixel (B, C, h, w)."""
+        query = self.query(features).flatten(2).transpose(1, 2)  # (B, h*w, K)
+        key = self.key(regions).flatten(2)  # (B, K, L)
+        value = self.value(regions).flatten(2).transpose(1, 2)  # (B, L, K)
+        attention = (query @ key * self.scale).softmax(dim=-1)  # (B, h*w, L)
+        context = (attention @ value).transpose(1, 2).unflatten(2, features.shape[-2:])  # (B, K, h, w)
+        return self.out(context)
+
+
+class OcrHead(nn.Module):
+    """Object-contextual representations; soft object regions come from the auxiliary logits."""
+
+    def __init__(self, in_channels: int, hidden_size: int, num_labels: int, dropout: float = 0.0):
+        super().__init__()
+        self.conv = conv_bn_relu(in_channels, hidden_size, 3, bias=True)
+        self.object_attention = ObjectAttention(hidden_size, OCR_KEY_CHANNELS)
+        self.fuse = conv_bn_relu(2 * hidden_size, hidden_size, 1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = Classifier(hidden_size, num_labels)
+
+    def forward(self, features: torch.Tensor, auxiliary_logits: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) and auxiliary logits (B, L, h, w) -> logits (B, L, h, w)."""
+        features = self.conv(features)
+        auxiliary_logits = resize(auxiliary_logits, features.shape[-2:], align_corners=True)
+        regions = auxiliary_logits.flatten(2).softmax(dim=-1)  # (B, L, h*w): over the pixels
+        regions = (features.flatten(2) @ regions.transpose(1, 2)).unsqueeze(-1)  # (B, C, L, 1)
+        context = self.object_attention(features, regions)
+        return self.classifier(self.dropout(self.fuse(torch.cat([context, features], dim=1))))
+
+
+class UperNetHead(nn.Module):
+    """Feature pyramid on top of pyramid pooling (Xiao et al., 2018, https://arxiv.org/abs/1807.10221).
+
+    As in the authors' code pooled maps are resized before their convolution, and levels are concatenated in the
+    order P2, P5, P4, P3.
+    """
+
+    def __init__(self, in_channels: Sequence[int], hidden_size: int, num_labels: int, dropout: float = 0.1):
+        super().__init__()
+        coarsest = in_channels[-1]
+        self.pyramid_pooling = nn.ModuleList(conv_bn_relu(coarsest, hidden_size, 1) for _ in POOL_SIZES)
+        self.pyramid_pooling_fuse = conv_bn_relu(coarsest + len(POOL_SIZES) * hidden_size, hidden_size, 3)
+        self.laterals = nn.ModuleList(conv_bn_relu(channels, hidden_size, 1) for channels in in_channels[:-1])
+        self.outputs = nn.ModuleList(conv_bn_relu(hidden_size, hidden_size, 3) for _ in in_channels[:-1])
+        self.fuse = conv_bn_relu(len(in_channels) * hidden_size, hidden_size, 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = Classifier(hidden_size, num_labels)
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Stage maps, finest first -> logits (B, L, h_1, w_1) and the pyramid P2..P5, each (B, hidden, h_s, w_s)."""
+        top_down = self._pool_pyramid(feature_maps[-1])
+        pyramid = [top_down]
+        for lateral, output, features in zip(
+            reversed(self.laterals), reversed(self.outputs), reversed(feature_maps[:-1]), strict=True
+        ):
+            top_down = lateral(features) + resize(top_down, features.shape[-2:], align_corners=False)
+            pyramid.append(output(top_down))
+        *coarse, finest = pyramid
+        fused = self.fuse(concatenate_stages([finest, *coarse], align_corners=False))
+        return self.classifier(self.dropout(fused)), tuple(reversed(pyramid))
+
+    def _pool_pyramid(self, features: torch.Tensor) -> torch.Tensor:
+        size = features.shape[-2:]
+        pooled = [
+            conv(resize(F.adaptive_avg_pool2d(features, cells), size, align_corners=False))
+            for conv, cells in zip(self.pyramid_pooling, POOL_SIZES, strict=True)
+        ]
+        return self.pyramid_pooling_fuse(torch.cat([features, *pooled], dim=1))
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier on an earlier map: 3x3 convolution with bias, BatchNorm, ReLU, dropout, 1x1 convolution."""
+
+    def __init__(self, in_channels: int, hidden_size: int, num_labels: int, dropout: float = 0.0):
+        super().__init__()
+        self.conv = conv_bn_relu(in_channels, hidden_size, 3, bias=True)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = Classifier(hidden_size, num_labels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> auxiliary logits (B, L, h, w)."""
+        return self.classifier(self.dropout(self.conv(features)))
+
+
+DECODE_HEADS = {"fcn": FcnHead, "deeplabv3": DeepLabV3Head, "ocr": OcrHead, "upernet": UperNetHead}

@@ -1,0 +1,130 @@
+"""Pictures to tensors and logits back to label maps, on torchvision and on PIL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import ChannelDimension
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
+from transformers.processing_utils import ImagesKwargs
+
+LABEL_PADDING = 255
+_LABELS, _PIXELS = "labels", "pixel_values"
+
+
+class MsctrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """Settings beyond the usual ones.
+
+    Args:
+        do_reduce_labels (`bool`): Labels 0 become 255, all others one less (ADE20K's files).
+        size_divisor (`int`): Pad pictures at the right and the bottom to a multiple of this.
+        align_corners (`bool`): How the network's logits are upsampled.
+    """
+
+    do_reduce_labels: bool
+    size_divisor: int
+    align_corners: bool
+
+
+class _PadAndPostProcess:
+    """What both backends share: padding after normalisation, and its undoing."""
+
+    valid_kwargs = MsctrImageProcessorKwargs
+    do_resize = False
+    default_to_square = False
+    size: Any = {"shortest_edge": 512}
+    size_divisor = 1
+    align_corners = False
+
+    def _preprocess_image_like_inputs(
+        self, images, segmentation_maps=None, *, return_tensors=None, size_divisor=1, **kwargs
+    ) -> BatchFeature:
+        kwargs.pop("align_corners", None)
+        batch = super()._preprocess_image_like_inputs(  # type: ignore[misc]
+            images, segmentation_maps, return_tensors=None, **kwargs
+        )
+        canvas = _canvas_size([image.shape[-2:] for image in batch[_PIXELS]], size_divisor)
+        # zero is the mean colour after normalisation
+        data = {_PIXELS: [_pad(image, canvas, 0) for image in batch[_PIXELS]]}
+        if _LABELS in batch:
+            data[_LABELS] = [_pad(labels, canvas, LABEL_PADDING) for labels in batch[_LABELS]]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Label maps of a batch at the sizes of its pictures.
+
+        Args:
+            outputs (`MsctrSegmenterOutput`): `logits` (B, num_labels, h, w) of pictures this processor prepared.
+            target_sizes (`list[tuple[int, int]]`, *optional*): Height and width of every picture before it was
+                prepared; padding is cut off and resizing undone. `None` leaves maps at the size of the logits.
+
+        Returns:
+            `list[torch.Tensor]`: int64 class maps (height, width).
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"Got {len(target_sizes)} target sizes for {len(logits)} pictures.")
+        targets = [(int(height), int(width)) for height, width in target_sizes]
+        prepared = [self.resized_size(*target) for target in targets]
+        canvas = _canvas_size(prepared, self.size_divisor)
+        maps = []
+        for picture, inner, target in zip(logits, prepared, targets, strict=True):
+            picture = _resize(picture[None], canvas, self.align_corners)[..., : inner[0], : inner[1]]
+            maps.append(_resize(picture, target, self.align_corners)[0].argmax(dim=0))
+        return maps
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of a picture after resizing, before padding, in pixels."""
+        if not self.do_resize:
+            return height, width
+        size = dict(self.size)
+        if size.get("height") and size.get("width"):
+            return size["height"], size["width"]
+        picture = np.broadcast_to(np.uint8(0), (3, height, width))
+        return get_resize_output_image_size(
+            picture,
+            size=size["shortest_edge"],
+            default_to_square=False,
+            max_size=size.get("longest_edge"),
+            input_data_format=ChannelDimension.FIRST,
+        )
+
+
+class MsctrImageProcessor(_PadAndPostProcess, SegformerImageProcessor):
+    """Prepares pictures with torchvision: optional resizing, rescaling, normalisation, padding."""
+
+
+class MsctrImageProcessorPil(_PadAndPostProcess, SegformerImageProcessorPil):
+    """The same on PIL and numpy."""
+
+
+def _canvas_size(sizes: list[tuple[int, int]], divisor: int) -> tuple[int, int]:
+    """Smallest size that holds all pictures and is a multiple of `divisor`."""
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+
+def _pad(image: Any, canvas: tuple[int, int], value: int) -> Any:
+    bottom, right = canvas[0] - image.shape[-2], canvas[1] - image.shape[-1]
+    if isinstance(image, torch.Tensor):
+        return F.pad(image, (0, right, 0, bottom), value=value)
+    return np.pad(image, [(0, 0)] * (image.ndim - 2) + [(0, bottom), (0, right)], constant_values=value)
+
+
+def _resize(logits: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=align_corners)
+
+
+__all__ = ["MsctrImageProcessor", "MsctrImageProcessorPil"]

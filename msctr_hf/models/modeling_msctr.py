@@ -1,0 +1,248 @@
+"""The segmentation network and its training objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbones import build_backbone
+from .configuration_msctr import MsctrConfig
+from .contrastive_loss import MultiScaleContrastiveLoss
+from .decode_heads import DECODE_HEADS, AuxiliaryHead, Classifier, concatenate_stages, resize
+from .projection_head import ProjectionHead
+
+CLASSIFIER_STD = 0.01
+
+
+@dataclass
+class MsctrSegmenterOutput(ModelOutput):
+    """Output of `MsctrForSemanticSegmentation`; access it by name.
+
+    Args:
+        loss (`torch.Tensor`, *optional*): Scalar; the full objective in training mode, the cross entropy otherwise.
+        logits (`torch.Tensor` of shape `(B, num_labels, h, w)`): At the stride of the decode head.
+        auxiliary_logits (`torch.Tensor` of shape `(B, num_labels, h, w)`, *optional*): Where the auxiliary head ran.
+        projections (`tuple` of `(B, D, h_s, w_s)`, *optional*): Finest first, not normalised; on request.
+        loss_terms (`dict[str, torch.Tensor]`, *optional*): Detached, unweighted terms of the loss.
+        hidden_states (`tuple` of `(B, C_s, h_s, w_s)`, *optional*): Stage maps of the backbone; on request.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    auxiliary_logits: torch.Tensor | None = None
+    projections: tuple[torch.Tensor, ...] | None = None
+    loss_terms: dict[str, torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class MsctrPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and the conventions of transformers."""
+
+    config_class = MsctrConfig
+    base_model_prefix = "msctr"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over this batch's pixels
+    _supports_sdpa = True
+    _no_split_modules: list[str] = []
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Conv2d):
+            super()._init_weights(module)
+            return
+        if isinstance(module, Classifier):
+            init.normal_(module.weight, std=CLASSIFIER_STD)
+        else:
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            init.zeros_(module.bias)
+
+
+class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
+    """Backbone and decode head, with an auxiliary head and a projection head that work in training only.
+
+    In training mode with `labels`, `loss` is the cross entropy, plus that of the auxiliary logits, plus the
+    contrastive loss, weighted as the configuration says. A prediction costs what the plain network costs.
+
+    Source: https://arxiv.org/abs/2203.13409.
+    """
+
+    def __init__(self, config: MsctrConfig):
+        super().__init__(config)
+        self.backbone = build_backbone(config.backbone_config)
+        channels: list[int] = list(self.backbone.channels)  # type: ignore[arg-type]
+        _check_stages(config, len(channels))
+        decode_channels = [channels[stage - 1] for stage in config.decode_stages]
+        self.decode_head = _build_decode_head(config, decode_channels)
+        self.auxiliary_head = None
+        if config.use_auxiliary_head:
+            in_channels = (
+                sum(decode_channels) if config.auxiliary_stage is None else channels[config.auxiliary_stage - 1]
+            )
+            self.auxiliary_head = AuxiliaryHead(
+                in_channels, config.auxiliary_hidden_size, config.num_labels, config.dropout
+            )
+        self.projection_head = None
+        self.contrastive_loss = None
+        if config.contrastive_mode != "ce":
+            # without touching the random numbers, so that one seed starts all modes from the same network
+            with torch.random.fork_rng(devices=[]):
+                self.projection_head = ProjectionHead(_projected_channels(config, channels), config.projection_dim)
+            self.contrastive_loss = MultiScaleContrastiveLoss.from_config(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_projections: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> MsctrSegmenterOutput | tuple:
+        """Segment a batch, and compute the loss where `labels` are given.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised RGB images, any size of at least one
+                coarsest stride.
+            labels (`torch.Tensor` of shape `(B, H', W')`, int64, *optional*): Classes or the ignore index.
+            output_projections (`bool`, *optional*): Also return the projections, in either mode.
+            output_hidden_states (`bool`, *optional*): Also return the stage maps of the backbone.
+            return_dict (`bool`, *optional*): `False` returns a tuple without the entries that are `None`.
+
+        Raises:
+            ValueError: If labels do not fit the images, or projections are asked of a network without them.
+        """
+        if output_projections and self.projection_head is None:
+            raise ValueError("This network has no projection head: it was configured with contrastive_mode='ce'.")
+        feature_maps = self.backbone(pixel_values).feature_maps
+        logits, auxiliary_logits, pyramid = self._decode(feature_maps)
+
+        hidden, loss, loss_terms = None, None, None
+        contrasts = labels is not None and self.training and self.contrastive_loss is not None
+        if contrasts or output_projections:
+            hidden = self.projection_head.hidden(self._projected_maps(feature_maps, pyramid))
+        if labels is not None:
+            loss, loss_terms = self._loss(logits, auxiliary_logits, hidden if contrasts else None, labels)
+        output = MsctrSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            auxiliary_logits=auxiliary_logits,
+            projections=self.projection_head.project(hidden) if output_projections else None,
+            loss_terms=loss_terms,
+            hidden_states=tuple(feature_maps) if output_hidden_states else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _decode(self, feature_maps):
+        """Stage maps -> logits, auxiliary logits or `None`, UPerNet's pyramid or `None`."""
+        config = self.config
+        decode_input = [feature_maps[stage - 1] for stage in config.decode_stages]
+        if config.decode_head != "upernet":
+            decode_input = concatenate_stages(decode_input, config.align_corners)
+        auxiliary_logits = None
+        if self.auxiliary_head is not None and (self.training or config.decode_head == "ocr"):
+            stage = config.auxiliary_stage
+            auxiliary_logits = self.auxiliary_head(decode_input if stage is None else feature_maps[stage - 1])
+        if config.decode_head == "upernet":
+            logits, pyramid = self.decode_head(decode_input)
+            return logits, auxiliary_logits, pyramid
+        if config.decode_head == "ocr":
+            return self.decode_head(decode_input, auxiliary_logits), auxiliary_logits, None
+        return self.decode_head(decode_input), auxiliary_logits, None
+
+    def _projected_maps(self, feature_maps, pyramid):
+        maps = pyramid if self.config.projection_source == "decode_head" else feature_maps
+        return [maps[stage - 1] for stage in self.config.projection_stages]
+
+    def _loss(self, logits, auxiliary_logits, hidden, labels):
+        """The objective and its detached, unweighted terms; `hidden` is what the projection head projects rows of."""
+        if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
+            raise ValueError(f"`labels` must be (B, H, W) with B = {logits.shape[0]}, got {tuple(labels.shape)}.")
+        config = self.config
+        loss = self._cross_entropy(logits, labels)
+        terms = {"cross_entropy": loss.detach()}
+        if self.training and auxiliary_logits is not None:
+            auxiliary = self._cross_entropy(auxiliary_logits, labels)
+            terms["auxiliary"] = auxiliary.detach()
+            loss = loss + config.auxiliary_loss_weight * auxiliary
+        if hidden is not None:
+            contrastive, contrastive_terms = self.contrastive_loss(
+                hidden, labels, project=self.projection_head.row_projections
+            )
+            terms.update(contrastive_terms)
+            loss = loss + config.contrastive_loss_weight * contrastive
+        return loss, terms
+
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        with torch.autocast(logits.device.type, enabled=False):
+            return cross_entropy(
+                resize(logits.float(), labels.shape[-2:], config.align_corners),
+                labels,
+                ignore_index=config.semantic_loss_ignore_index,
+                class_weights=config.class_weights,
+            )
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    ignore_index: int = 255,
+    class_weights: list[float] | None = None,
+) -> torch.Tensor:
+    """Sum of the (weighted) cross entropies over max(valid pixels, 1): 0 with a gradient path if all are ignored.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, num_labels, H, W)`): Scores, at the size of the labels.
+        labels (`torch.Tensor` of shape `(B, H, W)`, int64): Classes or `ignore_index`.
+        ignore_index (`int`): Label that does not count.
+        class_weights (`list[float]`, *optional*): One per class.
+    """
+    weight = None if class_weights is None else logits.new_tensor(class_weights)
+    total = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp_min(1)
+
+
+def _build_decode_head(config: MsctrConfig, channels: list[int]) -> nn.Module:
+    if config.decode_head == "upernet":
+        return DECODE_HEADS["upernet"](channels, config.hidden_size, config.num_labels, config.dropout)
+    hidden_size = config.hidden_size or sum(channels)
+    return DECODE_HEADS[config.decode_head](sum(channels), hidden_size, config.num_labels, config.dropout)
+
+
+def _projected_channels(config: MsctrConfig, channels: list[int]) -> list[int]:
+    if config.projection_source == "decode_head":
+        return [config.hidden_size] * len(config.projection_stages)
+    return [channels[stage - 1] for stage in config.projection_stages]
+
+
+def _check_stages(config: MsctrConfig, num_stages: int) -> None:
+    auxiliary = [config.auxiliary_stage] if config.use_auxiliary_head and config.auxiliary_stage else []
+    for name, stages in (
+        ("decode_stages", config.decode_stages),
+        ("projection_stages", config.projection_stages),
+        ("auxiliary_stage", auxiliary),
+    ):
+        if any(not 1 <= stage <= num_stages for stage in stages):
+            raise ValueError(f"`{name}` asks for {list(stages)}, but the backbone gives stages 1 to {num_stages}.")
+    if config.decode_head == "upernet":
+        if len(config.decode_stages) < 2:
+            raise ValueError(f"UPerNet's pyramid needs two stages or more, got {list(config.decode_stages)}.")
+        if config.auxiliary_stage is None and config.use_auxiliary_head:
+            raise ValueError("UPerNet's auxiliary head needs an `auxiliary_stage`.")
+        if config.projection_source == "decode_head" and max(config.projection_stages) > len(config.decode_stages):
+            raise ValueError(f"`projection_stages` {list(config.projection_stages)} go beyond the pyramid.")
+
+
+__all__ = ["MsctrForSemanticSegmentation", "MsctrPreTrainedModel", "MsctrSegmenterOutput"]

@@ -1,0 +1,67 @@
+"""Projection head: from stage maps to the space in which pixels are contrasted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+BATCH_NORM_MOMENTUM = 3e-4  # the authors' value
+
+
+class StageProjection(nn.Module):
+    """1x1 convolution, ReLU, BatchNorm, 1x1 convolution (the ReLU comes before the norm, as published)."""
+
+    def __init__(self, in_channels: int, projection_dim: int):
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.BatchNorm2d(in_channels, momentum=BATCH_NORM_MOMENTUM),
+        )
+        self.output = nn.Conv2d(in_channels, projection_dim, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (B, D, h, w)."""
+        return self.output(self.hidden(features))
+
+    def project_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Apply the last convolution to sampled pixels: (N, C) -> (N, D), the values `forward` has there."""
+        return F.linear(rows, self.output.weight.flatten(1), self.output.bias)
+
+
+class ProjectionHead(nn.Module):
+    """One projection per projected stage, not shared. Nothing of it runs in prediction.
+
+    In training only sampled pixels are needed, so the last convolution is applied to them alone: `hidden` gives the
+    maps to sample from, `row_projections` what to do with the samples; no map of D channels is ever made.
+
+    Args:
+        in_channels (`Sequence[int]`): Channels of the stages, finest first.
+        projection_dim (`int`): Channels D of the projections.
+
+    Source: https://arxiv.org/abs/2203.13409, section 3; order and momentum as in the authors' code.
+    """
+
+    def __init__(self, in_channels: Sequence[int], projection_dim: int):
+        super().__init__()
+        self.stages = nn.ModuleList(StageProjection(channels, projection_dim) for channels in in_channels)
+
+    def hidden(self, feature_maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """(B, C_s, h_s, w_s) per stage -> maps of the same shapes that `row_projections` project."""
+        return tuple(stage.hidden(features) for stage, features in zip(self.stages, feature_maps, strict=True))
+
+    @property
+    def row_projections(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """Per stage the function (N, C_s) -> (N, D) for rows sampled from `hidden`."""
+        return [stage.project_rows for stage in self.stages]  # type: ignore[misc]
+
+    def project(self, hidden: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Whole projections (B, D, h_s, w_s) from the maps that `hidden` gave."""
+        return tuple(stage.output(features) for stage, features in zip(self.stages, hidden, strict=True))
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """(B, C_s, h_s, w_s) per stage -> projections (B, D, h_s, w_s), finest first, not normalised."""
+        return self.project(self.hidden(feature_maps))

@@ -1,0 +1,1 @@
+"""Building, optimising and saving a network."""

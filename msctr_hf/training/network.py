@@ -1,0 +1,147 @@
+"""From arguments and a data set to a network that is ready to train."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import timm
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+from transformers import AutoConfig
+
+from ..arguments import DataArguments, ModelArguments
+from ..data.labels import IGNORE_INDEX
+from ..data.specs import DatasetSpec
+from ..models.backbone_weights import load_backbone_weights
+from ..models.configuration_msctr import MsctrConfig
+from ..models.image_processing_msctr import MsctrImageProcessor
+from ..models.modeling_msctr import MsctrForSemanticSegmentation
+
+
+def build_config(arguments: ModelArguments, settings: dict[str, Any], spec: DatasetSpec) -> MsctrConfig:
+    """Configuration of a network for the classes of a data set.
+
+    Args:
+        arguments (`ModelArguments`): Which backbone.
+        settings (`dict`): Further settings of `MsctrConfig`.
+        spec (`DatasetSpec`): Classes and colours.
+
+    Raises:
+        ValueError: If a setting is unknown, of a wrong type or does not fit the others.
+    """
+    return MsctrConfig(
+        backbone_config=_backbone_config(arguments),
+        id2label=spec.id2label,
+        label2id={name: label for label, name in spec.id2label.items()},
+        palette=[list(color) for color in spec.palette],
+        semantic_loss_ignore_index=IGNORE_INDEX,
+        **{name: value for name, value in settings.items() if name != "semantic_loss_ignore_index"},
+    )
+
+
+def build_network(
+    arguments: ModelArguments, settings: dict[str, Any], spec: DatasetSpec
+) -> MsctrForSemanticSegmentation:
+    """Build a network and give it its initial weights: the backbone's, or those of a saved model.
+
+    Raises:
+        ValueError: If settings or weights do not fit.
+    """
+    if arguments.model_name_or_path is not None:
+        model = _start_from_saved(arguments.model_name_or_path, settings, spec)
+    else:
+        model = MsctrForSemanticSegmentation(build_config(arguments, settings, spec))
+        load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
+    if arguments.activation_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable()
+    if arguments.freeze_backbone:
+        freeze(model.backbone)
+    return model
+
+
+def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -> MsctrImageProcessor:
+    """Image processor with the normalisation the backbone was trained with; `options` are its own settings."""
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    backbone = model.config.backbone_config
+    if backbone.model_type == "timm_backbone" and (pretrained := timm.get_pretrained_cfg(backbone.backbone)):
+        mean, std = pretrained.mean, pretrained.std
+    return MsctrImageProcessor(
+        image_mean=list(mean), image_std=list(std), align_corners=model.config.align_corners, **options
+    )
+
+
+def image_processor_options(arguments: DataArguments) -> dict[str, Any]:
+    """How validation pictures are resized and padded, as options of the image processor."""
+    shorter = arguments.resize_shorter_side
+    resize = {"do_resize": True, "size": {"shortest_edge": shorter}} if shorter else {"do_resize": False}
+    return {**resize, "size_divisor": arguments.size_divisor}
+
+
+def freeze(module: nn.Module) -> None:
+    """Fix parameters and the statistics of normalisation layers, also when the whole network is set to train."""
+    module.requires_grad_(False)
+    module.eval()
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
+
+
+def _backbone_config(arguments: ModelArguments) -> dict[str, Any]:
+    if arguments.backbone_config is not None:
+        try:
+            return json.loads(arguments.backbone_config)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--backbone_config is no valid JSON ({error}): {arguments.backbone_config}") from None
+    if "/" in arguments.backbone:
+        return _backbone_config_from_hub(arguments.backbone)
+    if not timm.is_model(arguments.backbone):
+        close = timm.list_models(f"*{arguments.backbone.split('.')[0][:6]}*")[:5]
+        raise ValueError(f"timm has no backbone {arguments.backbone!r}; similar names: {', '.join(close) or 'none'}.")
+    options: dict[str, Any] = {"output_stride": arguments.output_stride}
+    if arguments.backbone.startswith("hrnet"):
+        options = {"timm_kwargs": {"feature_location": ""}}  # the raw branches
+    return {
+        "model_type": "timm_backbone",
+        "backbone": arguments.backbone,
+        "out_indices": _indices_of_the_stages(arguments.backbone),
+        **options,
+    }
+
+
+def _indices_of_the_stages(name: str) -> list[int]:
+    """Positions of the maps at strides 4 to 32 among a timm network's features."""
+    reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    return [index for index, stride in enumerate(reductions) if stride >= 4]
+
+
+def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
+    try:
+        config = AutoConfig.from_pretrained(hub_id)
+    except Exception as error:
+        raise ValueError(
+            f"The configuration of {hub_id} cannot be had from the Hub ({str(error).splitlines()[0][:160]}); give it "
+            "as `backbone_config`."
+        ) from error
+    stages = [name for name in config.stage_names if name.startswith("stage")]
+    return {**config.to_dict(), "out_features": stages}
+
+
+def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> MsctrForSemanticSegmentation:
+    """A saved model with the classes of this data set: classifiers of other classes start anew."""
+    try:
+        config = MsctrConfig.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"--model_name_or_path: {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    same_classes = list(config.id2label.values()) == list(spec.classes)
+    config = MsctrConfig.from_dict(
+        {
+            **config.to_dict(),
+            "id2label": spec.id2label,
+            "label2id": {name: label for label, name in spec.id2label.items()},
+            "palette": [list(color) for color in spec.palette],
+            "class_weights": config.class_weights if same_classes else None,
+            **settings,
+        }
+    )
+    model = MsctrForSemanticSegmentation.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
+    return model.float().train()

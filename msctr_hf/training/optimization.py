@@ -1,0 +1,71 @@
+"""Optimisers, parameter groups and learning-rate schedules of the recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..arguments import TrainingArguments
+
+NORMS = "norm"
+
+
+def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW over the trainable parameters, grouped by learning rate and weight decay.
+
+    Args:
+        model (`nn.Module`): Parameters under `backbone.` take the backbone's rate.
+        arguments (`TrainingArguments`): Rates, decay, and which parameters go without it.
+    """
+    groups = parameter_groups(model, arguments)
+    if arguments.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=arguments.momentum)
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[arguments.optimizer]
+    return optimizer(groups, lr=arguments.learning_rate, betas=tuple(arguments.adam_betas))
+
+
+def parameter_groups(model: nn.Module, arguments: TrainingArguments) -> list[dict]:
+    """Parameters by (backbone or not, decay or not); empty groups are left out."""
+    in_norms = set(_parameters_of_norms(model)) if NORMS in arguments.no_decay else set()
+    name_parts = [part for part in arguments.no_decay if part != NORMS]
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter not in in_norms and not any(part in name for part in name_parts)
+            groups.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": arguments.learning_rate * (arguments.backbone_learning_rate_factor if in_backbone else 1.0),
+            "weight_decay": arguments.weight_decay if decays else 0.0,
+        }
+        for (in_backbone, decays), parameters in groups.items()
+    ]
+
+
+def _parameters_of_norms(model: nn.Module) -> Iterable[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
+            yield from module.parameters(recurse=False)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, arguments: TrainingArguments, steps_per_epoch: int) -> LambdaLR:
+    """Rate per optimiser step: linear warm-up, then poly, exponential or constant; never negative."""
+    return LambdaLR(optimizer, lambda step: schedule_factor(step, arguments, steps_per_epoch))
+
+
+def schedule_factor(step: int, arguments: TrainingArguments, steps_per_epoch: int) -> float:
+    """Factor of the learning rate at a step, from 0.
+
+    After the warm-up the factor follows from the absolute step: the schedule is not restarted.
+    """
+    if step < arguments.warmup_steps:
+        return (step + 1) / arguments.warmup_steps
+    if arguments.schedule == "poly":
+        return max(0.0, 1 - step / arguments.max_steps) ** arguments.poly_power
+    if arguments.schedule == "exponential":
+        return arguments.exponential_gamma ** (step // max(1, steps_per_epoch))
+    return 1.0

@@ -1,0 +1,62 @@
+"""Score a network on a data set: mean IoU at the labels' own resolution.
+
+    python scripts/evaluate.py --model runs/quickstart --dataset synthetic_scenes
+    python scripts/evaluate.py --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes \\
+        --scales 0.75 1 1.25 --flip --output_dir runs/hrnet/multi_scale
+    accelerate launch scripts/evaluate.py --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from msctr_hf.arguments import EvaluationArguments, ScoringArguments, exit_with_a_sentence, parse_arguments
+from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
+from msctr_hf.evaluation.predictor import Protocol, load_predictor
+from msctr_hf.evaluation.scoring import iou_table, results_by_name, score_dataset
+from msctr_hf.training.checkpointing import write_json
+from msctr_hf.training.logs import git_commit
+
+
+def main() -> None:
+    logging.disable_progress_bar()
+    arguments, view = parse_arguments([ScoringArguments, EvaluationArguments], description=__doc__)
+    spec = get_dataset_spec(arguments.dataset, arguments.data_dir)
+    dataset = load_segmentation_dataset(arguments.dataset, arguments.split, arguments.data_dir)
+    accelerator = Accelerator(cpu=view.device == "cpu")
+    predictor = load_predictor(
+        arguments.model, Protocol.from_arguments(view), device=view.device or accelerator.device, dtype=view.dtype
+    )
+    if predictor.model.config.num_labels != len(spec.classes):
+        raise ValueError(
+            f"{arguments.model} tells {predictor.model.config.num_labels} classes apart, but {spec.name} has "
+            f"{len(spec.classes)}; evaluate it on the data set it was trained for."
+        )
+    confusion = score_dataset(
+        predictor,
+        dataset,
+        num_labels=len(spec.classes),
+        accelerator=accelerator,
+        batch_size=view.batch_size,
+        num_workers=arguments.num_workers,
+    )
+    results = {
+        **results_by_name(confusion.scores(), spec.id2label),
+        "model": arguments.model,
+        "dataset": spec.name,
+        "split": arguments.split,
+        "pictures": len(dataset),
+        "protocol": asdict(view),
+        "git_commit": git_commit(),
+    }
+    if accelerator.is_main_process:
+        print(iou_table(results))
+        if arguments.output_dir is not None:
+            write_json(Path(arguments.output_dir) / "results.json", results)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    exit_with_a_sentence(main)

@@ -1,0 +1,23 @@
+"""Label pictures: NAME.png holds train ids, NAME_overlay.png shows them with a legend.
+
+python scripts/predict.py --model runs/quickstart --input street.jpg --output_dir predictions
+python scripts/predict.py --model user/hrnet-w48-cityscapes --input pictures/ --scales 0.75 1 1.25 --flip
+"""
+
+from transformers.utils import logging
+
+from msctr_hf.arguments import EvaluationArguments, PredictionArguments, exit_with_a_sentence, parse_arguments
+from msctr_hf.evaluation.prediction import predict_files
+from msctr_hf.evaluation.predictor import Protocol, load_predictor
+
+
+def main() -> None:
+    logging.disable_progress_bar()
+    arguments, view = parse_arguments([PredictionArguments, EvaluationArguments], description=__doc__)
+    predictor = load_predictor(arguments.model, Protocol.from_arguments(view), device=view.device, dtype=view.dtype)
+    written = predict_files(predictor, arguments.input, arguments.output_dir, opacity=arguments.opacity)
+    print(f"labelled {written} picture(s) in {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    exit_with_a_sentence(main)

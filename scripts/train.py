@@ -1,0 +1,31 @@
+"""Train a segmentation network with multi-scale and cross-scale contrast.
+
+python scripts/train.py --config configs/quickstart.yaml
+accelerate launch scripts/train.py --config configs/cityscapes/hrnet_w48.yaml --data_dir /data/cityscapes
+accelerate launch scripts/train.py --config configs/cityscapes/hrnet_w48.yaml --contrastive_mode ce   # baseline
+"""
+
+from transformers.utils import logging
+
+from msctr_hf.arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    exit_with_a_sentence,
+    parse_arguments,
+)
+from msctr_hf.training.loop import print_results, train
+
+
+def main() -> None:
+    logging.disable_progress_bar()
+    model_arguments, data_arguments, arguments, settings = parse_arguments(
+        [ModelArguments, DataArguments, TrainingArguments], description=__doc__, with_config_fields=True
+    )
+    results = train(model_arguments, data_arguments, arguments, settings)
+    if results:
+        print_results(results, arguments.output_dir)
+
+
+if __name__ == "__main__":
+    exit_with_a_sentence(main)

@@ -1,0 +1,72 @@
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from msctr_hf import MsctrConfig  # noqa: E402
+
+TIMM_TINY = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
+SWIN_TINY = {
+    "model_type": "swin",
+    "embed_dim": 12,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 2, 4],
+    "window_size": 4,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_config():
+    """A small network with any decode head; keyword arguments override its settings."""
+
+    def build(decode_head="upernet", backbone=TIMM_TINY, num_labels=5, **settings):
+        backbone = {**backbone, "output_stride": 8} if decode_head == "deeplabv3" else backbone
+        defaults = {"hidden_size": 16, "auxiliary_hidden_size": 16, "projection_dim": 8}
+        return MsctrConfig(
+            backbone_config=backbone,
+            decode_head=decode_head,
+            id2label={label: f"class {label}" for label in range(num_labels)},
+            **{**defaults, **settings},
+        )
+
+    return build
+
+
+@pytest.fixture
+def tiny_batch():
+    """Two pictures of 64x96 with blocks of five classes and some ignored pixels."""
+    labels = torch.randint(0, 5, (2, 4, 6)).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    labels[:, :3] = 255
+    return {"pixel_values": torch.randn(2, 3, 64, 96), "labels": labels}
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Run a script in this process; returns (exit code, stdout, stderr)."""
+    import runpy
+
+    def run(name, *argv):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

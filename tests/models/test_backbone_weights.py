@@ -1,0 +1,95 @@
+import pytest
+import timm
+import torch
+from conftest import SWIN_TINY, TIMM_TINY
+from safetensors.torch import save_file
+from transformers import SwinConfig, SwinForImageClassification
+
+from msctr_hf import MsctrForSemanticSegmentation, load_backbone_weights
+
+
+def shaken(network):
+    """The state of a network with every value moved off its start, statistics of norms too."""
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            value.mul_(0.9).add_(0.01 * torch.rand_like(value))
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_classifier_file_of_timm_fills_the_backbone_statistics_included(tiny_config, tmp_path, name, suffix):
+    state = shaken(timm.create_model(name))
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    indices = [0, 1, 2, 3] if name == "convnext_atto" else [1, 2, 3, 4]
+    model = MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "backbone": name, "out_indices": indices}))
+    load_backbone_weights(model, str(path))
+    reference = timm.create_model(name)
+    reference.load_state_dict(state)
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = timm.create_model(
+            name, features_only=True, pretrained=True, out_indices=indices, pretrained_cfg_overlay={"file": str(path)}
+        ).eval()(pixel_values)
+        for ours, theirs in zip(model.eval().backbone(pixel_values).feature_maps, expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_weights_survive_saving(tiny_config, tmp_path):
+    torch.save(shaken(timm.create_model("resnet18")), tmp_path / "weights.pth")
+    model = MsctrForSemanticSegmentation(tiny_config())
+    load_backbone_weights(model, str(tmp_path / "weights.pth"))
+    model.save_pretrained(tmp_path / "saved")
+    loaded = MsctrForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+    assert loaded.backbone._backbone.bn1.running_mean.abs().max() > 0
+    assert torch.equal(loaded.backbone._backbone.bn1.running_var, model.backbone._backbone.bn1.running_var)
+
+
+def test_classifier_file_of_transformers_fills_a_swin_backbone(tiny_config, tmp_path):
+    config = SwinConfig(
+        **{key: value for key, value in SWIN_TINY.items() if key not in ("model_type", "out_features")}
+    )
+    classifier = SwinForImageClassification(config)
+    classifier.save_pretrained(tmp_path)
+    model = MsctrForSemanticSegmentation(tiny_config(backbone=SWIN_TINY))
+    load_backbone_weights(model, str(tmp_path / "model.safetensors"))
+    ours, theirs = model.backbone.state_dict(), classifier.state_dict()
+    shared = [key for key in theirs if key in ours and key.startswith("swin.")]
+    assert len(shared) > 40
+    assert all(torch.equal(ours[key], theirs[key]) for key in shared)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (lambda: timm.create_model("resnet34").state_dict(), "unknown"),
+        (lambda: {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "missing"),
+        (lambda: timm.create_model("resnet18", in_chans=1).state_dict(), "another shape"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tiny_config, tmp_path, state, message):
+    torch.save(state(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=message):
+        load_backbone_weights(MsctrForSemanticSegmentation(tiny_config()), str(tmp_path / "weights.pth"))
+
+
+def test_weights_of_another_swin_are_refused(tiny_config, tmp_path):
+    other = {**SWIN_TINY, "embed_dim": 24}
+    config = SwinConfig(**{key: value for key, value in other.items() if key not in ("model_type", "out_features")})
+    SwinForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another shape"):
+        load_backbone_weights(
+            MsctrForSemanticSegmentation(tiny_config(backbone=SWIN_TINY)), str(tmp_path / "model.safetensors")
+        )
+
+
+def test_unreachable_hub_and_broken_files_name_the_choices(tiny_config, tmp_path):
+    model = MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "backbone": "resnet18.a1_in1k"}))
+    with pytest.raises(ValueError, match="--backbone_weights FILE"):
+        load_backbone_weights(model, "hub")
+    with pytest.raises(ValueError, match="no file"):
+        load_backbone_weights(model, str(tmp_path / "missing.pth"))
+    (tmp_path / "broken.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="no readable state dict"):
+        load_backbone_weights(model, str(tmp_path / "broken.safetensors"))

@@ -1,0 +1,70 @@
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from transformers import TimmBackboneConfig
+
+from msctr_hf.models.backbones import build_backbone
+
+
+def hrnet():
+    return build_backbone(
+        TimmBackboneConfig(backbone="hrnet_w18_small", out_indices=[1, 2, 3, 4], timm_kwargs={"feature_location": ""})
+    ).eval()
+
+
+def test_hrnet_gives_the_raw_branches_and_keeps_the_names_of_timm():
+    backbone = hrnet()
+    assert list(backbone.channels) == [16, 32, 64, 128]
+    reference = timm.create_model("hrnet_w18_small", features_only=True, feature_location="")
+    assert list(backbone._backbone.state_dict()) == list(reference.state_dict())
+
+
+@pytest.mark.parametrize("size", [(360, 480), (67, 97), (32, 33)])
+def test_hrnet_takes_sizes_that_are_no_multiple_of_32(size):
+    with torch.no_grad():
+        maps = hrnet()(torch.randn(1, 3, *size)).feature_maps
+    for stride, stage in zip((4, 8, 16, 32), maps, strict=True):
+        assert stage.shape[2:] == tuple(-(-side // stride) for side in size)
+
+
+def test_hrnet_fuses_bilinearly():
+    backbone = hrnet()
+    network = timm.create_model("hrnet_w18_small", features_only=True, feature_location="").eval()
+    network.load_state_dict(backbone._backbone.state_dict())
+    for module in network.modules():
+        if isinstance(module, torch.nn.Upsample):
+            module.mode, module.align_corners = "bilinear", False
+    pixel_values = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for ours, expected in zip(backbone(pixel_values).feature_maps, network(pixel_values)[1:], strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_nhwc_networks_come_out_as_nchw():
+    config = TimmBackboneConfig(
+        backbone="swin_tiny_patch4_window7_224", out_indices=[0, 1, 2, 3], timm_kwargs={"strict_img_size": False}
+    )
+    with torch.no_grad():
+        maps = build_backbone(config)(torch.randn(1, 3, 64, 96)).feature_maps
+    assert [tuple(m.shape) for m in maps] == [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]
+
+
+def test_dilated_resnet_equals_torchvision():
+    torchvision = pytest.importorskip("torchvision")
+    reference = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]).eval()
+    backbone = build_backbone(
+        TimmBackboneConfig(backbone="resnet50.tv_in1k", out_indices=[1, 2, 3, 4], output_stride=8)
+    ).eval()
+    backbone._backbone.load_state_dict(
+        {name: value for name, value in reference.state_dict().items() if not name.startswith("fc.")}
+    )
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = backbone(x).feature_maps
+        x = F.max_pool2d(F.relu(reference.bn1(reference.conv1(x))), 3, 2, 1)
+        for stage, layer in zip(
+            maps, (reference.layer1, reference.layer2, reference.layer3, reference.layer4), strict=True
+        ):
+            x = layer(x)
+            torch.testing.assert_close(stage, x)

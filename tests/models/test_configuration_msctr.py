@@ -1,0 +1,60 @@
+import re
+from dataclasses import fields
+
+import pytest
+from transformers import PreTrainedConfig
+
+from msctr_hf import MsctrConfig
+
+
+def test_survives_a_round_trip(tiny_config, tmp_path):
+    config = tiny_config(contrastive_temperature=1, contrastive_cross_scale_pairs=[[0, 2]], palette=[[1, 2, 3]] * 5)
+    config.save_pretrained(tmp_path)
+    assert MsctrConfig.from_pretrained(tmp_path).to_dict() | {"_name_or_path": ""} == config.to_dict() | {
+        "_name_or_path": ""
+    }
+
+
+def test_overrides_work_when_loading(tiny_config, tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    assert MsctrConfig.from_pretrained(tmp_path, contrastive_mode="ce").contrastive_mode == "ce"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"contrastive_temprature": 0.1}, "Did you mean `contrastive_temperature`"),
+        ({"hidden_size": "large"}, "hidden_size"),
+        ({"contrastive_mode": "all"}, "contrastive_mode"),
+        ({"contrastive_temperature": 0.001}, "at least 0.01"),
+        ({"decode_head": "segformer"}, "fcn"),
+        ({"decode_head": "ocr", "use_auxiliary_head": False}, "auxiliary"),
+        ({"decode_head": "fcn", "projection_source": "decode_head"}, "UPerNet"),
+        ({"projection_stages": [2, 1]}, "finest first"),
+        ({"class_weights": [1.0]}, "one entry per class"),
+        ({"dropout": 1.5}, "dropout"),
+        ({"contrastive_max_anchors": 0}, "at least 1"),
+        ({"backbone_config": {"backbone": "resnet18"}}, "model_type"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(Exception, match=message):
+        MsctrConfig(**settings)
+
+
+def test_decode_heads_bring_the_defaults_of_their_networks():
+    assert MsctrConfig(decode_head="deeplabv3").projection_stages == [1, 3, 4]
+    assert MsctrConfig(decode_head="ocr").use_auxiliary_head
+    assert not MsctrConfig(decode_head="fcn").use_auxiliary_head
+    assert [MsctrConfig(decode_head=head).align_corners for head in ("fcn", "deeplabv3", "ocr", "upernet")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_documentation_names_every_field():
+    documented = set(re.findall(r"^ {8}(\w+) \(", MsctrConfig.__doc__, flags=re.MULTILINE))
+    own = {field.name for field in fields(MsctrConfig)} - {field.name for field in fields(PreTrainedConfig)}
+    assert documented == own

@@ -1,0 +1,39 @@
+"""Data flows one way: which folder may import which."""
+
+import ast
+from pathlib import Path
+
+import msctr_hf
+
+PACKAGE = Path(msctr_hf.__file__).parent
+MAY_IMPORT = {
+    "models": {"models"},
+    "data": {"data"},
+    "evaluation": {"models", "data", "evaluation"},
+    "training": {"models", "data", "evaluation", "training", "arguments"},
+    "hub": {"models", "data", "evaluation", "training", "hub", "arguments"},
+}
+
+
+def relative_imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not (node.module or "").startswith("msctr_hf"), f"{path}: absolute import of the package"
+            if node.level:
+                yield node
+
+
+def test_folders_import_only_what_lies_before_them():
+    for folder, allowed in MAY_IMPORT.items():
+        for path in (PACKAGE / folder).glob("*.py"):
+            for node in relative_imports(path):
+                target = folder if node.level == 1 else node.module.split(".")[0]
+                assert target in allowed, f"{path.name} imports {target}"
+
+
+def test_models_import_siblings_only_so_that_they_travel_to_the_hub():
+    for path in (PACKAGE / "models").glob("*.py"):
+        for node in relative_imports(path):
+            assert node.level == 1, path.name
+            assert node.module, path.name
+            assert "." not in node.module, path.name
