@@ -5,8 +5,12 @@
 """
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
+
+# this folder's evaluate.py would hide the package of that name
+sys.path = [folder for folder in sys.path if folder != str(Path(__file__).resolve().parent)]
+
+from dataclasses import dataclass, field
 
 from transformers.utils import logging
 

@@ -6,8 +6,13 @@
     accelerate launch scripts/evaluate.py --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes
 """
 
-from dataclasses import asdict
+import sys
 from pathlib import Path
+
+# this folder's evaluate.py would hide the package of that name
+sys.path = [folder for folder in sys.path if folder != str(Path(__file__).resolve().parent)]
+
+from dataclasses import asdict
 
 from accelerate import Accelerator
 from transformers.utils import logging

@@ -4,6 +4,12 @@ python scripts/predict.py --model runs/quickstart --input street.jpg --output_di
 python scripts/predict.py --model user/hrnet-w48-cityscapes --input pictures/ --scales 0.75 1 1.25 --flip
 """
 
+import sys
+from pathlib import Path
+
+# this folder's evaluate.py would hide the package of that name
+sys.path = [folder for folder in sys.path if folder != str(Path(__file__).resolve().parent)]
+
 from transformers.utils import logging
 
 from msctr_hf.arguments import EvaluationArguments, PredictionArguments, exit_with_a_sentence, parse_arguments

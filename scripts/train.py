@@ -5,6 +5,12 @@ accelerate launch scripts/train.py --config configs/cityscapes/hrnet_w48.yaml --
 accelerate launch scripts/train.py --config configs/cityscapes/hrnet_w48.yaml --contrastive_mode ce   # baseline
 """
 
+import sys
+from pathlib import Path
+
+# this folder's evaluate.py would hide the package of that name
+sys.path = [folder for folder in sys.path if folder != str(Path(__file__).resolve().parent)]
+
 from transformers.utils import logging
 
 from msctr_hf.arguments import (

@@ -6,7 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is importe
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parent / name) for name in ("models", "data"))]
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -59,8 +59,12 @@ def run_script(monkeypatch, capsys):
     """Run a script in this process; returns (exit code, stdout, stderr)."""
     import runpy
 
+    from accelerate.state import AcceleratorState, GradientState
+
     def run(name, *argv):
         monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
+        GradientState._reset_state()
         code = 0
         try:
             runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")

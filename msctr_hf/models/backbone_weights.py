@@ -103,7 +103,7 @@ def _copy_transformers_backbone(model: MsctrForSemanticSegmentation, folder: str
     """Let transformers map the names; norms per stage are new, what stands above the backbone may be left over."""
     config = model.config.backbone_config
     try:
-        backbone, info = type(model.backbone).from_pretrained(
+        backbone, info = type(model.backbone).from_pretrained(  # type: ignore[attr-defined]
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
         )
     except Exception as error:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from ..models.image_processing_msctr import MsctrImageProcessor
 
 RUN_FILE = "run.json"
+RESULTS_FILE = "results.json"
 _COMPLETE = "COMPLETE"
 
 
@@ -61,6 +62,11 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
         )
 
 
+def holds_a_model(output_dir: Path) -> bool:
+    """Whether a run has saved anything worth keeping."""
+    return any((output_dir / name).exists() for name in (RESULTS_FILE, "last", "checkpoints"))
+
+
 def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
     """The checkpoint to go on from: the newest complete one for `auto`, else the named one; `None` to start anew.
 
@@ -97,6 +103,11 @@ def save_model(
         unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
         unwrapped.save_pretrained(folder)
         image_processor.save_pretrained(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a dict; empty where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

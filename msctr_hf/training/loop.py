@@ -26,10 +26,13 @@ from ..evaluation.scoring import iou_table, results_by_name, score_dataset
 from ..evaluation.visualization import contact_sheet
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 from .checkpointing import (
+    RESULTS_FILE,
     RUN_FILE,
     Progress,
     check_output_dir,
     find_checkpoint,
+    holds_a_model,
+    read_json,
     save_checkpoint,
     save_model,
     write_json,
@@ -60,11 +63,11 @@ def train(
         ValueError: If the input is faulty; a folder that this call made is removed again where nothing was saved yet.
     """
     output_dir = Path(arguments.output_dir)
-    existed = output_dir.exists()
+    was_empty = not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
     try:
         return _Run(model_arguments, data_arguments, arguments, settings).go()
     except BaseException:
-        if not existed and not (output_dir / "last").exists() and not (output_dir / "checkpoints").exists():
+        if was_empty and not holds_a_model(output_dir):
             shutil.rmtree(output_dir, ignore_errors=True)
         raise
 
@@ -126,54 +129,59 @@ class _Run:
         if self.checkpoint is not None:
             self.accelerator.load_state(str(self.checkpoint))
         self.log = RunLog(self.accelerator, self.output_dir, self.description)
-        self.best_results: dict[str, Any] = {}
+        self.best_results = read_json(self.output_dir / RESULTS_FILE) if self.checkpoint is not None else {}
         self._announce()
-        self._train_to_the_last_step()
+        if self.progress.step < self.arguments.max_steps:
+            self._train_to_the_last_step()
         self.accelerator.end_training()
         return self.best_results
 
     def _train_to_the_last_step(self) -> None:
-        arguments, progress = self.arguments, self.progress
-        means, since = RunningMeans(), time.perf_counter()
-        last_logged = progress.step
-        bar = tqdm(
-            total=arguments.max_steps,
-            initial=progress.step,
+        self.model.train()
+        self.means = RunningMeans()
+        with tqdm(
+            total=self.arguments.max_steps,
+            initial=self.progress.step,
             desc="training",
             unit="step",
             disable=not self.accelerator.is_local_main_process,
-        )
-        self.model.train()
-        for terms in self._steps():
-            means.update(terms)
-            if not self.accelerator.sync_gradients:
-                continue
-            progress.step += 1
-            bar.update()
-            last = progress.step == arguments.max_steps
-            if progress.step % arguments.logging_steps == 0 or last:
-                values = self._log_step(means, progress.step - last_logged, time.perf_counter() - since)
-                bar.set_postfix(loss=f"{values['loss']:.4f}", rate=f"{values['learning_rate']:.2e}",
-                                img_s=f"{values['images_per_second']:.1f}")  # fmt: skip
-                since, last_logged = time.perf_counter(), progress.step
-            if progress.step % arguments.validation_steps == 0 or last:
-                paused = time.perf_counter()
-                self._validate()
-                since += time.perf_counter() - paused
-            if progress.step % arguments.checkpointing_steps == 0 or last:
-                save_model(self.accelerator, self.model, self.image_processor, self.output_dir / "last")
-                save_checkpoint(self.accelerator, self.output_dir, progress, arguments.checkpoints_kept)
-            if last:
-                break
-        bar.close()
+        ) as bar:
+            self.since, self.last_logged = time.perf_counter(), self.progress.step
+            for terms in self._steps():
+                self.means.update(terms)
+                if self.accelerator.sync_gradients:
+                    self.progress.step += 1
+                    bar.update()
+                    self._report_and_save(bar)
+                    if self.progress.step == self.arguments.max_steps:
+                        break
+
+    def _report_and_save(self, bar: tqdm) -> None:
+        """Log, validate and save when it is time to, and after the last step."""
+        arguments, step = self.arguments, self.progress.step
+        last = step == arguments.max_steps
+        if step % arguments.logging_steps == 0 or last:
+            values = self._log_step()
+            bar.set_postfix(
+                loss=f"{values['loss']:.4f}",
+                rate=f"{values['learning_rate']:.2e}",
+                img_s=f"{values['images_per_second']:.1f}",
+            )
+        paused = time.perf_counter()
+        if step % arguments.validation_steps == 0 or last:
+            self._validate()
+        if step % arguments.checkpointing_steps == 0 or last:
+            save_model(self.accelerator, self.model, self.image_processor, self.output_dir / "last")
+            save_checkpoint(self.accelerator, self.output_dir, self.progress, arguments.checkpoints_kept)
+        self.since += time.perf_counter() - paused
 
     def _steps(self) -> Iterator[dict[str, torch.Tensor]]:
         """Forward, backward and update, batch after batch without end; yields the loss and its terms."""
         while True:
-            self.loader.set_epoch(self.progress.epoch)
             batches: Any = self.loader
             if self.progress.batches_in_epoch:
                 batches = self.accelerator.skip_first_batches(self.loader, self.progress.batches_in_epoch)
+            batches.set_epoch(self.progress.epoch)  # a loader that skips would count epochs from 0
             for batch in batches:
                 self.progress.batches_in_epoch += 1
                 with self.accelerator.accumulate(self.model):
@@ -190,17 +198,20 @@ class _Run:
             self.progress.epoch += 1
             self.progress.batches_in_epoch = 0
 
-    def _log_step(self, means: RunningMeans, steps: int, seconds: float) -> dict[str, float]:
-        arguments = self.arguments
-        images = steps * arguments.batch_size * arguments.gradient_accumulation_steps * self.accelerator.num_processes
-        values = means.report(self.accelerator)
+    def _log_step(self) -> dict[str, float]:
+        arguments, step = self.arguments, self.progress.step
+        pictures = arguments.batch_size * arguments.gradient_accumulation_steps * self.accelerator.num_processes
+        values = self.means.report(self.accelerator)
         if not math.isfinite(values["loss"]):
             raise ValueError(
-                f"The loss became {values['loss']} before step {self.progress.step}: lower --learning_rate, set "
-                "--max_grad_norm, or use another --mixed_precision."
+                f"The loss became {values['loss']} before step {step}: lower --learning_rate, set --max_grad_norm, or "
+                "use another --mixed_precision."
             )
-        values |= {"learning_rate": float(self.learning_rate), "images_per_second": images / seconds}
-        self.log.write(values, self.progress.step)
+        now = time.perf_counter()
+        values["learning_rate"] = float(self.learning_rate)
+        values["images_per_second"] = (step - self.last_logged) * pictures / (now - self.since)
+        self.since, self.last_logged = now, step
+        self.log.write(values, step)
         return values
 
     def _validate(self) -> None:
@@ -220,7 +231,7 @@ class _Run:
         self.best_results = {"step": self.progress.step, **results}
         save_model(self.accelerator, self.model, self.image_processor, self.output_dir)
         if self.accelerator.is_main_process:
-            write_json(self.output_dir / "results.json", self.best_results)
+            write_json(self.output_dir / RESULTS_FILE, self.best_results)
             sheet = contact_sheet(shown, self.spec.palette, self.spec.classes)
             sheet.save(self.output_dir / "predictions.png")
 

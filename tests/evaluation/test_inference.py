@@ -1,0 +1,117 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from msctr_hf import predict_probabilities
+from msctr_hf.evaluation.inference import window_starts
+
+
+class Network(nn.Module):
+    """Logits at stride 4 from 8x8 neighbourhoods, so that borders of windows matter."""
+
+    def __init__(self, align_corners=False):
+        super().__init__()
+        self.config = SimpleNamespace(align_corners=align_corners)
+        self.conv = nn.Conv2d(3, 4, 8, stride=4, padding=2)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.conv(pixel_values))
+
+
+class PixelNetwork(nn.Module):
+    """Every pixel for itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(align_corners=False)
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.conv(pixel_values))
+
+
+def upsample(maps, size, align_corners=False):
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_whole_picture_is_one_interpolation_and_a_softmax(align_corners):
+    network, x = Network(align_corners).eval(), torch.randn(2, 3, 32, 48)
+    expected = upsample(network(x).logits, (45, 70), align_corners).softmax(1)
+    torch.testing.assert_close(predict_probabilities(network, x, output_size=(45, 70)), expected)
+
+
+def test_scales_and_mirror_images_are_averaged_after_the_softmax():
+    network, x = Network().eval(), torch.randn(1, 3, 32, 48)
+    expected = torch.zeros(1, 4, 32, 48)
+    for scale in (0.5, 1.0, 1.5):
+        view = upsample(x, (round(32 * scale), round(48 * scale))) if scale != 1 else x
+        expected += upsample(network(view).logits, (32, 48)).softmax(1) / 6
+        expected += upsample(network(view.flip(-1)).logits.flip(-1), (32, 48)).softmax(1) / 6
+    result = predict_probabilities(network, x, scales=(0.5, 1.0, 1.5), flip=True)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(result.sum(1), torch.ones(1, 32, 48))
+
+
+def test_windows_average_the_logits_where_they_overlap():
+    network, x = Network().eval(), torch.randn(2, 3, 40, 56)
+    total, count = torch.zeros(2, 4, 40, 56), torch.zeros(40, 56)
+    for top in (0, 10, 20, 24):
+        for left in (0, 12, 24, 32):
+            logits = network(x[..., top : top + 16, left : left + 24]).logits
+            total[..., top : top + 16, left : left + 24] += upsample(logits, (16, 24))
+            count[top : top + 16, left : left + 24] += 1
+    result = predict_probabilities(network, x, crop_size=(16, 24), stride=(10, 12), batch_size=3)
+    torch.testing.assert_close(result, (total / count).softmax(1))
+
+
+@pytest.mark.parametrize("stride", [None, (5, 16), (16, 7)])
+def test_windows_of_a_pixelwise_network_equal_the_whole_picture(stride):
+    network, x = PixelNetwork().eval(), torch.randn(1, 3, 33, 47)
+    whole = predict_probabilities(network, x)
+    torch.testing.assert_close(predict_probabilities(network, x, crop_size=(16, 16), stride=stride), whole)
+
+
+def test_windows_larger_than_the_picture_are_padded_and_cut():
+    network, x = PixelNetwork().eval(), torch.randn(1, 3, 20, 30)
+    torch.testing.assert_close(
+        predict_probabilities(network, x, crop_size=(32, 16)), predict_probabilities(network, x)
+    )
+
+
+def test_padding_to_a_multiple_is_cut_before_resizing():
+    network, x = Network().eval(), torch.randn(1, 3, 40, 50)
+    logits = upsample(network(F.pad(x, (0, 14, 0, 24))).logits, (64, 64))[..., :40, :50]
+    expected = upsample(logits, (80, 100)).softmax(1)
+    torch.testing.assert_close(predict_probabilities(network, x, output_size=(80, 100), size_divisor=32), expected)
+
+
+def test_batch_size_does_not_change_the_result():
+    network, x = Network().eval(), torch.randn(5, 3, 32, 32)
+    torch.testing.assert_close(predict_probabilities(network, x, batch_size=2), predict_probabilities(network, x))
+
+
+@pytest.mark.parametrize(
+    ("side", "window", "stride", "expected"),
+    [(10, 10, 5, [0]), (8, 10, 5, [0]), (20, 10, 10, [0, 10]), (25, 10, 7, [0, 7, 14, 15]), (21, 10, 10, [0, 10, 11])],
+)
+def test_last_window_is_shifted_inside(side, window, stride, expected):
+    assert window_starts(side, window, stride) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": ()}, "scales"),
+        ({"scales": (0,)}, "scales"),
+        ({"stride": (4, 4)}, "window size"),
+        ({"crop_size": (8, 8), "stride": (9, 4)}, "stride"),
+        ({"size_divisor": 0}, "size_divisor"),
+    ],
+)
+def test_impossible_views_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        predict_probabilities(Network(), torch.randn(1, 3, 32, 32), **options)

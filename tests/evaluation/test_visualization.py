@@ -1,0 +1,37 @@
+import numpy as np
+from PIL import Image
+
+from msctr_hf.evaluation.visualization import colorize, contact_sheet, overlay
+
+PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def test_colours_follow_the_palette_and_ignored_pixels_are_black():
+    pixels = np.asarray(colorize(np.array([[0, 2, 255]], dtype=np.uint8), PALETTE))
+    assert pixels.tolist() == [[[255, 0, 0], [0, 0, 255], [0, 0, 0]]]
+
+
+def test_overlay_blends_and_its_legend_names_only_what_occurs():
+    image, labels = Image.new("RGB", (200, 50), "white"), np.zeros((50, 200), dtype=np.uint8)
+    plain = overlay(image, labels, PALETTE, opacity=0.5)
+    assert plain.size == (200, 50)
+    assert plain.getpixel((3, 3)) == (255, 127, 127)
+    with_legend = overlay(image, labels, PALETTE, ["road", "sky", "car"])
+    colors = {color for _, color in with_legend.crop((0, 50, *with_legend.size)).getcolors(10_000)}
+    assert (255, 0, 0) in colors
+    assert (0, 255, 0) not in colors
+
+
+def test_legend_wraps_inside_the_picture():
+    labels = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    names = [f"a long class name {label}" for label in range(60)]
+    sheet = overlay(Image.new("RGB", (300, 30)).resize((10, 6)), labels, PALETTE * 20, names)
+    assert sheet.width == 10
+    assert sheet.height > 60 * 20
+
+
+def test_contact_sheet_shows_a_row_for_every_sample():
+    row = (Image.new("RGB", (64, 32)), np.zeros((32, 64), dtype=np.uint8), np.ones((32, 64), dtype=np.uint8))
+    one, three = (contact_sheet([row] * count, PALETTE, ["a", "b", "c"]) for count in (1, 3))
+    assert three.width == one.width
+    assert three.height - one.height == 2 * (160 + 6)

@@ -1,0 +1,135 @@
+import json
+
+import numpy as np
+import pytest
+from layouts import write_folder, write_picture
+from PIL import Image
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor, load_segmentation_dataset
+from msctr_hf.evaluation.mean_iou import ConfusionMatrix
+
+
+@pytest.fixture
+def model(tiny_config, tmp_path):
+    config = tiny_config(num_labels=3, palette=[[255, 0, 0], [0, 255, 0], [0, 0, 255]])
+    MsctrForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    MsctrImageProcessor(size_divisor=32).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "data", num_validation=3)
+
+
+def test_scores_are_those_of_the_predicted_files(run_script, model, folder, tmp_path):
+    view = ["--scales", "0.75", "1", "--flip"]
+    code, out, error = run_script(
+        "evaluate.py", "--model", model, "--dataset", "folder", "--data_dir", folder, "--num_workers", "0",
+        "--device", "cpu", "--output_dir", tmp_path / "scores", *view,
+    )  # fmt: skip
+    assert code == 0, error
+    assert "mean" in out
+    results = json.loads((tmp_path / "scores/results.json").read_text())
+    assert run_script("predict.py", "--model", model, "--input", folder / "val/images", "--output_dir",
+                      tmp_path / "maps", "--device", "cpu", *view)[0] == 0  # fmt: skip
+    confusion = ConfusionMatrix(3)
+    for sample in load_segmentation_dataset("folder", "validation", folder):
+        prediction = np.asarray(Image.open(tmp_path / "maps" / f"{sample['image_id']}.png"))
+        confusion.update(prediction, np.asarray(sample["label"]))
+    expected = confusion.scores()
+    assert results["mean_iou"] == expected["mean_iou"]
+    assert list(results["per_category_iou"]) == ["sky", "road", "car"]
+    assert results["protocol"]["scales"] == [0.75, 1.0]
+    assert results["split"] == "validation"
+    assert results["pictures"] == 3
+
+
+def test_batches_score_as_single_pictures(run_script, model, folder, tmp_path):
+    common = ["--model", model, "--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--device", "cpu"]
+    results = []
+    for batch_size in (1, 3):
+        out = tmp_path / str(batch_size)
+        assert run_script("evaluate.py", *common, "--batch_size", batch_size, "--output_dir", out)[0] == 0
+        results.append(json.loads((out / "results.json").read_text())["mean_iou"])
+    assert results[0] == pytest.approx(results[1], abs=1e-3)
+
+
+def test_any_segmentation_model_of_transformers_can_be_scored(run_script, folder, tmp_path):
+    config = SegformerConfig(
+        num_labels=3, depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], num_attention_heads=[1, 1, 1, 1],
+        decoder_hidden_size=8,
+    )  # fmt: skip
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "segformer")
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "segformer")
+    code, out, error = run_script(
+        "evaluate.py", "--model", tmp_path / "segformer", "--dataset", "folder", "--data_dir", folder,
+        "--num_workers", "0", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, error
+    assert "car" in out
+
+
+def test_prediction_writes_ids_and_overlays_at_the_size_of_the_picture(run_script, model, tmp_path):
+    write_picture(tmp_path / "pictures/street.jpg", (45, 70))
+    write_picture(tmp_path / "pictures/below/house.png", (33, 32))
+    code, out, _ = run_script(
+        "predict.py", "--model", model, "--input", tmp_path / "pictures", "--output_dir", tmp_path / "maps",
+        "--window_size", "32", "32", "--batch_size", "2", "--device", "cpu", "--dtype", "bfloat16",
+    )  # fmt: skip
+    assert (code, "2 picture" in out) == (0, True)
+    labels = Image.open(tmp_path / "maps/street.png")
+    assert (labels.mode, labels.size) == ("L", (70, 45))
+    assert np.asarray(labels).max() < 3
+    overlay = Image.open(tmp_path / "maps/below/house_overlay.png")
+    assert overlay.width == 32
+    assert overlay.height > 33
+
+
+@pytest.mark.parametrize(
+    ("script", "changes", "message"),
+    [
+        ("evaluate.py", {"model": "/no/model"}, "/no/model"),
+        ("evaluate.py", {"dataset": "ade"}, "There is no data set"),
+        ("evaluate.py", {"dataset": "synthetic_scenes"}, "3 classes apart"),
+        ("evaluate.py", {"split": "test"}, "splits"),
+        ("evaluate.py", {"device": "cuda:77"}, "--device"),
+        ("evaluate.py", {"batch_size": "0"}, "batch_size"),
+        ("evaluate.py", {"window_size": "32"}, "window_size"),
+        ("evaluate.py", {"dtype": "int8"}, "dtype"),
+        ("predict.py", {"input": "/no/picture.jpg"}, "/no/picture.jpg"),
+        ("predict.py", {"model": "/no/model"}, "/no/model"),
+    ],
+)
+def test_wrong_input_gets_one_sentence(run_script, model, folder, tmp_path, script, changes, message):
+    settings = {"model": model, "device": "cpu", "output_dir": tmp_path / "out"}
+    settings |= (
+        {"dataset": "folder", "data_dir": folder} if script == "evaluate.py" else {"input": folder / "val/images"}
+    )
+    settings |= changes
+    code, _, error = run_script(script, *(word for key, value in settings.items() for word in (f"--{key}", value)))
+    assert code == 2
+    assert message in error.strip().splitlines()[-1]
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_unreadable_pictures_are_named_and_the_others_labelled(run_script, model, tmp_path):
+    write_picture(tmp_path / "pictures/good.png")
+    (tmp_path / "pictures/bad.png").write_bytes(b"nothing")
+    code, _, error = run_script(
+        "predict.py", "--model", model, "--input", tmp_path / "pictures", "--output_dir", tmp_path / "maps"
+    )
+    assert (code, "bad.png" in error, "good.png" in error) == (2, True, False)
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["good.png", "good_overlay.png"]
+
+
+def test_prediction_never_overwrites_its_input(run_script, model, tmp_path):
+    write_picture(tmp_path / "pictures/street.png")
+    before = (tmp_path / "pictures/street.png").read_bytes()
+    code, _, error = run_script(
+        "predict.py", "--model", model, "--input", tmp_path / "pictures", "--output_dir", tmp_path / "pictures"
+    )
+    assert (code, "overwrite" in error) == (2, True)
+    assert (tmp_path / "pictures/street.png").read_bytes() == before

@@ -1,0 +1,74 @@
+"""Every shipped configuration is parsed, its network built at full size and trained for one step on a small input."""
+
+import gc
+
+import pytest
+import torch
+from conftest import ROOT
+
+from msctr_hf.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from msctr_hf.data.specs import DATASETS
+from msctr_hf.training.network import build_image_processor, build_network, image_processor_options
+from msctr_hf.training.optimization import build_optimizer
+
+CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+PUBLISHED = {
+    "cityscapes": (19, "hrnet_w48 hrnet_w18 deeplabv3_resnet50 deeplabv3_resnet101 ocrnet_hrnet_w48 ocrnet_resnet101"
+                       " upernet_swin_tiny upernet_resnet101"),
+    "ade20k": (150, "upernet_swin_tiny upernet_swin_small upernet_swin_base upernet_swin_large ocrnet_hrnet_w48"
+                    " hrnet_w48 deeplabv3_resnet101"),
+    "pascal_context": (59, "hrnet_w48 ocrnet_hrnet_w48 deeplabv3_resnet101 upernet_resnet101"),
+    "cadis": (None, "ocrnet_resnet50_task1 ocrnet_resnet50_task2 ocrnet_resnet50_task3"),
+    "camvid": (11, "upernet_efficientnet_lite0 hrnet_w48"),
+}  # fmt: skip
+
+
+def name(path):
+    return path.relative_to(ROOT / "configs").with_suffix("").as_posix()
+
+
+def parse(path, *argv):
+    return parse_arguments(
+        [ModelArguments, DataArguments, TrainingArguments],
+        ["--config", str(path), "--backbone_weights", "none", *argv],
+        with_config_fields=True,
+    )
+
+
+def test_all_published_networks_have_a_configuration():
+    expected = {f"{dataset}/{network}" for dataset, (_, networks) in PUBLISHED.items() for network in networks.split()}
+    assert {name(path) for path in CONFIGS} == expected | {"quickstart"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_configuration_builds_its_network_and_trains_a_step(path):
+    model_arguments, data_arguments, arguments, settings = parse(path)
+    spec = DATASETS[data_arguments.dataset]
+    model = build_network(model_arguments, settings, spec).train()
+    assert model.config.num_labels == len(spec.classes)
+    assert model.config.contrastive_mode == "ms_cs"
+    optimizer = build_optimizer(model, arguments)
+    labels = torch.arange(2).repeat_interleave(2)[None, :, None].repeat_interleave(16, 1).expand(2, 64, 64)
+    loss = model(torch.randn(2, 3, 64, 64), labels=labels.contiguous()).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    optimizer.step()
+    assert (
+        build_image_processor(model, **image_processor_options(data_arguments)).align_corners
+        == model.config.align_corners
+    )
+    del model, optimizer, loss
+    gc.collect()
+
+
+@pytest.mark.parametrize("mode", ["ce", "ms"])
+def test_ablation_is_one_flag(mode):
+    *_, settings = parse(ROOT / "configs/cityscapes/hrnet_w48.yaml", "--contrastive_mode", mode)
+    assert settings["contrastive_mode"] == mode
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_header_gives_the_command(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"scripts/train.py --config {path.relative_to(ROOT).as_posix()}" in line for line in header)

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+from msctr_hf.arguments import TrainingArguments
+from msctr_hf.training.optimization import build_optimizer, build_schedule, parameter_groups, schedule_factor
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LayerNorm(4))
+        self.decode_head = nn.Conv2d(4, 2, 1)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(3))
+
+
+@pytest.mark.parametrize("schedule", ["poly", "exponential", "constant"])
+@pytest.mark.parametrize("warmup_steps", [0, 5])
+def test_rate_is_never_negative_or_complex_even_beyond_the_last_step(schedule, warmup_steps):
+    arguments = TrainingArguments(max_steps=20, schedule=schedule, warmup_steps=warmup_steps)
+    factors = [schedule_factor(step, arguments, 4) for step in range(30)]
+    assert all(isinstance(factor, float) and 0 <= factor <= 1 for factor in factors)
+
+
+def test_poly_follows_the_absolute_step_after_the_warm_up():
+    arguments = TrainingArguments(max_steps=100, poly_power=0.9, warmup_steps=10)
+    assert [schedule_factor(step, arguments, 4) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert schedule_factor(10, arguments, 4) == pytest.approx(0.9**0.9)
+    assert schedule_factor(50, arguments, 4) == pytest.approx(0.5**0.9)
+    assert schedule_factor(100, arguments, 4) == 0
+
+
+def test_exponential_decays_once_an_epoch():
+    arguments = TrainingArguments(schedule="exponential", exponential_gamma=0.98)
+    assert [schedule_factor(step, arguments, 10) for step in (0, 9, 10, 25)] == [1, 1, 0.98, 0.98**2]
+
+
+def test_groups_hold_every_parameter_once_with_its_rate_and_decay():
+    model = Network()
+    arguments = TrainingArguments(
+        learning_rate=1.0,
+        backbone_learning_rate_factor=0.1,
+        weight_decay=0.5,
+        no_decay=["norm", "relative_position_bias_table"],
+    )
+    settings = {
+        p: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, arguments)
+        for p in group["params"]
+    }
+    assert set(settings) == set(model.parameters())
+    assert settings[model.backbone[0].weight] == (0.1, 0.5)
+    assert settings[model.backbone[1].weight] == settings[model.backbone[2].bias] == (0.1, 0.0)
+    assert settings[model.decode_head.weight] == (1.0, 0.5)
+    assert settings[model.relative_position_bias_table] == (1.0, 0.0)
+
+
+def test_frozen_parameters_are_left_out():
+    model = Network()
+    model.backbone.requires_grad_(False)
+    groups = parameter_groups(model, TrainingArguments())
+    assert {p for group in groups for p in group["params"]} == {
+        *model.decode_head.parameters(),
+        model.relative_position_bias_table,
+    }
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_optimiser_and_schedule_work_together(kind):
+    name = kind.__name__.lower()
+    arguments = TrainingArguments(optimizer=name, max_steps=4, learning_rate=0.1, poly_power=1.0)
+    optimizer = build_optimizer(Network(), arguments)
+    assert type(optimizer) is kind
+    schedule = build_schedule(optimizer, arguments, 1)
+    rates = []
+    for _ in range(4):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
