@@ -35,7 +35,7 @@ def test_prediction_snippet_labels_every_pixel(tiny_config, tmp_path, monkeypatc
 
 
 def test_loss_snippet_gives_a_loss_to_train_with():
-    projections = [torch.randn(2, 8, side, side, requires_grad=True) for side in (32, 16, 8, 4)]
+    projections = [torch.randn(2, 8, side, side, requires_grad=True) for side in (64, 32, 16, 8)]
     labels = torch.arange(4).repeat_interleave(32)[None, :, None].expand(2, 128, 128)
     names = {"projections": projections, "labels": labels, "cross_entropy": torch.tensor(1.0)}
     exec(snippet("MultiScaleContrastiveLoss"), names)

@@ -67,6 +67,7 @@ def training_loader(
         drop_last=True,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # starting an epoch must not draw from the numbers that training draws from
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -76,7 +77,13 @@ def evaluation_loader(
 ) -> DataLoader:
     """Lists of raw samples {image, label, image_id}; every process gets its own share, none gets one twice."""
     share = range(process_index, len(dataset), num_processes)
-    return DataLoader(Subset(dataset, share), batch_size=batch_size, num_workers=num_workers, collate_fn=_keep_as_list)
+    return DataLoader(
+        Subset(dataset, share),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=_keep_as_list,
+        generator=torch.Generator(),  # validating must not change the numbers that training draws
+    )
 
 
 def _keep_as_list(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

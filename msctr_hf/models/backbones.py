@@ -36,6 +36,9 @@ class MsctrTimmBackbone(TimmBackbone):
         self._checkpointing = enable
         if hasattr(self, "_backbone"):
             self._backbone.set_grad_checkpointing(enable)
+            for module in self._backbone.modules():  # recomputing needs the values that in-place steps overwrite
+                if enable and getattr(module, "inplace", False):
+                    module.inplace = False
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any):
         """(B, 3, H, W) -> output with `feature_maps`."""

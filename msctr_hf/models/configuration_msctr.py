@@ -47,9 +47,6 @@ _GENERAL_DEFAULTS = {"dropout": 0.0, "auxiliary_hidden_size": 256}
 
 # Keys that transformers itself writes or passes and that are no fields of a configuration class.
 _KEYS_OF_TRANSFORMERS = {
-    "_attn_implementation_internal",
-    "_commit_hash",
-    "_experts_implementation_internal",
     "attn_implementation",
     "auto_map",
     "custom_pipelines",
@@ -157,7 +154,7 @@ class MsctrConfig(PreTrainedConfig):
 
     def _refuse_unknown_keys(self, kwargs: dict[str, Any]) -> None:
         known = set(self.__dataclass_fields__) | _KEYS_OF_TRANSFORMERS
-        for key in sorted(set(kwargs) - known):
+        for key in sorted(key for key in set(kwargs) - known if not key.startswith("_")):
             close = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean `{close[0]}`?" if close else ""
             raise ValueError(f"`{key}` is no setting of MsctrConfig.{hint}")

@@ -36,12 +36,14 @@ def test_cutting_first_equals_resizing_the_whole_picture(scale):
     crop, crop_labels = augment(scale_range=(scale, scale), aspect_range=(1, 1), max_class_share=2)
     size = (round(90 * scale), round(60 * scale))
     whole = np.asarray(image.resize(size, Image.Resampling.BILINEAR)).astype(float)
-    errors = [
-        np.abs(whole[top : top + 32, left : left + 48] - crop)[1:-1, 1:-1].max()  # borders see nothing beyond the crop
+    differences = (
+        np.abs(whole[top : top + 32, left : left + 48] - crop)
         for top in range(whole.shape[0] - 31)
         for left in range(whole.shape[1] - 47)
-    ]
-    assert min(errors) <= 1.01  # grey levels
+    )
+    best = min(differences, key=np.sum)
+    assert np.mean(best > 1.01) < 0.005  # grey levels: Pillow rounds after each of its two passes
+    assert best.max() <= 2.01
     assert set(np.unique(crop_labels)) <= set(np.unique(np.asarray(labels)))
 
 

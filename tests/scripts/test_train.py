@@ -57,7 +57,7 @@ def test_training_leaves_a_complete_folder(run_script, folder, tmp_path):
     assert [entry["step"] for entry in log if "validation/mean_iou" in entry] == [2, 4]
     run = json.loads((output / "run.json").read_text())
     assert run["settings"]["learning_rate"] == 0.001
-    assert run["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(run["versions"]["torch"])
     assert (output / "predictions.png").exists()
     assert list((output / "tensorboard").rglob("events.*"))
     for saved in (output, output / "last"):

@@ -1,0 +1,18 @@
+"""README's first command, whole: random weights to a network that tells the classes of synthetic scenes apart."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.mark.slow
+def test_quickstart_reaches_its_promise(run_script, tmp_path):
+    code, out, error = run_script(
+        "train.py", "--config", ROOT / "configs/quickstart.yaml", "--output_dir", tmp_path / "quickstart"
+    )
+    assert code == 0, error
+    results = json.loads((tmp_path / "quickstart/results.json").read_text())
+    assert results["mean_iou"] >= 0.70
+    assert all(name in out for name in results["per_category_iou"])
+    assert (tmp_path / "quickstart/predictions.png").exists()
