@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.decode_heads import resize
+
 Size = tuple[int, int]
 
 
@@ -55,7 +57,7 @@ def predict_probabilities(
     total, views = None, 0
     for scale in scales:
         size = _size(max(1, round(side * scale)) for side in pixel_values.shape[-2:])
-        scaled = _resize(pixel_values, size, align_corners=False)
+        scaled = resize(pixel_values, size, align_corners=False)
         for mirrored in (False, True) if flip else (False,):
             view = scaled.flip(-1) if mirrored else scaled
             if crop_size is not None:
@@ -63,7 +65,7 @@ def predict_probabilities(
             else:
                 logits = _whole_logits(model, view, size_divisor, batch_size, align_corners)
             logits = logits.flip(-1) if mirrored else logits
-            probabilities = _resize(logits, output_size, align_corners).softmax(dim=1)
+            probabilities = resize(logits, output_size, align_corners).softmax(dim=1)
             total = probabilities if total is None else total.add_(probabilities)
             views += 1
     return total.div_(views)
@@ -79,7 +81,7 @@ def _whole_logits(
     logits = torch.cat([_forward(model, part) for part in pixel_values.split(batch_size)])
     if canvas == _size(size):
         return logits
-    return _resize(logits, canvas, align_corners)[..., : size[0], : size[1]]
+    return resize(logits, canvas, align_corners)[..., : size[0], : size[1]]
 
 
 def _window_logits(
@@ -104,7 +106,7 @@ def _window_logits(
         windows = torch.stack(
             [canvas[i, :, top : top + crop_size[0], left : left + crop_size[1]] for i, top, left in part]
         )
-        logits = _resize(_forward(model, windows), crop_size, align_corners)
+        logits = resize(_forward(model, windows), crop_size, align_corners)
         if total is None:
             total = logits.new_zeros((len(canvas), logits.shape[1], *canvas.shape[-2:]))
         for (image, top, left), window in zip(part, logits, strict=True):
@@ -124,12 +126,6 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
 def _forward(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     parameter = next(model.parameters())
     return model(pixel_values=pixel_values.to(parameter.device, parameter.dtype)).logits.float()
-
-
-def _resize(maps: torch.Tensor, size: Size, align_corners: bool) -> torch.Tensor:
-    if _size(maps.shape[-2:]) == _size(size):
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def _pad(pixel_values: torch.Tensor, canvas: Size) -> torch.Tensor:

@@ -14,6 +14,8 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
+from .decode_heads import resize
+
 LABEL_PADDING = 255
 _LABELS, _PIXELS = "labels", "pixel_values"
 
@@ -79,8 +81,8 @@ class _PadAndPostProcess:
         canvas = _canvas_size(prepared, self.size_divisor)
         maps = []
         for picture, inner, target in zip(logits, prepared, targets, strict=True):
-            picture = _resize(picture[None], canvas, self.align_corners)[..., : inner[0], : inner[1]]
-            maps.append(_resize(picture, target, self.align_corners)[0].argmax(dim=0))
+            picture = resize(picture[None].float(), canvas, self.align_corners)[..., : inner[0], : inner[1]]
+            maps.append(resize(picture, target, self.align_corners)[0].argmax(dim=0))
         return maps
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
@@ -119,12 +121,6 @@ def _pad(image: Any, canvas: tuple[int, int], value: int) -> Any:
     if isinstance(image, torch.Tensor):
         return F.pad(image, (0, right, 0, bottom), value=value)
     return np.pad(image, [(0, 0)] * (image.ndim - 2) + [(0, bottom), (0, right)], constant_values=value)
-
-
-def _resize(logits: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=align_corners)
 
 
 __all__ = ["MsctrImageProcessor", "MsctrImageProcessorPil"]

@@ -143,5 +143,16 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             **settings,
         }
     )
-    model = MsctrForSemanticSegmentation.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
+    model, info = MsctrForSemanticSegmentation.from_pretrained(
+        path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
+    # what may start anew: classifiers of other classes, and heads that only training has
+    new = [key for key in mismatched if ".classifier." not in key and not key.startswith("projection_head.")]
+    new += [key for key in info["missing_keys"] if not key.startswith(("projection_head.", "auxiliary_head."))]
+    if new:
+        raise ValueError(
+            f"--model_name_or_path: the settings describe another network than {path}, {len(new)} of its tensors do not "
+            f"fit ({', '.join(sorted(new)[:4])}); leave decode_head, hidden_size and the like to the saved model."
+        )
     return model.float().train()

@@ -84,6 +84,9 @@ def test_starts_from_a_saved_model_with_other_classes(run_script, folder, tmp_pa
     code, _, error = run_script("train.py", *flags(other, tmp_path / "second", **start))
     assert code == 0, error
     assert MsctrForSemanticSegmentation.from_pretrained(tmp_path / "second").config.num_labels == 4
+    code, _, error = run_script("train.py", *flags(other, tmp_path / "third", hidden_size=16, **start))
+    assert (code, "describe another network" in error) == (2, True)
+    assert not (tmp_path / "third").exists()
 
 
 @pytest.mark.parametrize(
