@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -236,18 +238,23 @@ class _Run:
             sheet.save(self.output_dir / "predictions.png")
 
     def _score(self, model: MsctrForSemanticSegmentation, shown: list[tuple]) -> dict[str, Any]:
-        def keep_the_first(samples, predictions):
-            if len(shown) < PICTURES_SHOWN:
+        # from all over the set: neighbours are often frames of one video
+        pictures = len(range(self.accelerator.process_index, len(self.validation_set), self.accelerator.num_processes))
+        every, seen = max(1, pictures // PICTURES_SHOWN), itertools.count()
+
+        def keep_a_few(samples, predictions):
+            if next(seen) % every == 0 and len(shown) < PICTURES_SHOWN:
                 shown.append((samples[0]["image"], samples[0]["label"], predictions[0]))
 
-        confusion = score_dataset(
-            Predictor(model, self.image_processor),
-            self.validation_set,
-            num_labels=len(self.spec.classes),
-            accelerator=self.accelerator,
-            num_workers=self.num_workers,
-            on_batch=keep_the_first,
-        )
+        with _in_full_precision(model):
+            confusion = score_dataset(
+                Predictor(model, self.image_processor),
+                self.validation_set,
+                num_labels=len(self.spec.classes),
+                accelerator=self.accelerator,
+                num_workers=self.num_workers,
+                on_batch=keep_a_few,
+            )
         return results_by_name(confusion.scores(), self.spec.id2label)
 
     def _announce(self) -> None:
@@ -278,6 +285,17 @@ class _Run:
                 f"{self.accelerator.num_processes} process(es); lower --batch_size."
             )
         return max(1, batches // self.arguments.gradient_accumulation_steps)
+
+
+@contextmanager
+def _in_full_precision(model: nn.Module) -> Iterator[None]:
+    """Take off Accelerate's mixed precision, so that validation scores the network as it is saved."""
+    mixed_precision_forward = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if mixed_precision_forward is not None:
+            model.forward = mixed_precision_forward
 
 
 def print_results(results: dict[str, Any], output_dir: str | Path) -> None:

@@ -152,7 +152,7 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
     new += [key for key in info["missing_keys"] if not key.startswith(("projection_head.", "auxiliary_head."))]
     if new:
         raise ValueError(
-            f"--model_name_or_path: the settings describe another network than {path}, {len(new)} of its tensors do not "
-            f"fit ({', '.join(sorted(new)[:4])}); leave decode_head, hidden_size and the like to the saved model."
+            f"--model_name_or_path: the settings describe another network than {path}, {len(new)} of its tensors do "
+            f"not fit ({', '.join(sorted(new)[:4])}); leave decode_head, hidden_size and the like to the saved model."
         )
     return model.float().train()

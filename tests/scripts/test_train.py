@@ -29,6 +29,7 @@ def flags(folder, output_dir, **changes):
         "hidden_size": 8,
         "auxiliary_hidden_size": 8,
         "projection_dim": 8,
+        "class_weights": "[1,1,1]",
         "batch_size": 2,
         "max_steps": 4,
         "validation_steps": 2,
@@ -80,7 +81,7 @@ def test_starts_from_a_saved_model_with_other_classes(run_script, folder, tmp_pa
     assert run_script("train.py", *flags(folder, tmp_path / "first", max_steps=1))[0] == 0
     description = {"classes": ["a", "b", "c", "d"]}
     other = write_folder(tmp_path / "other", num_train=4, description=description)
-    start = {"model_name_or_path": tmp_path / "first", "max_steps": 1}
+    start = {"model_name_or_path": tmp_path / "first", "max_steps": 1, "class_weights": "[1,1,1,1]"}
     code, _, error = run_script("train.py", *flags(other, tmp_path / "second", **start))
     assert code == 0, error
     assert MsctrForSemanticSegmentation.from_pretrained(tmp_path / "second").config.num_labels == 4
