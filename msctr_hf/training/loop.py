@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import set_seed
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.utils import broadcast, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -219,6 +219,8 @@ class _Run:
     def _validate(self) -> None:
         """Score the network on all processes; keep it if it is the best so far."""
         model = self.accelerator.unwrap_model(self.model)
+        # without SyncBatchNorm every process has statistics of its own; those of the first are the ones saved
+        broadcast(list(model.buffers()))
         shown: list[tuple] = []
         results = self._score(model, shown)
         self.log.write(
@@ -299,7 +301,9 @@ def _in_full_precision(model: nn.Module) -> Iterator[None]:
 
 
 def print_results(results: dict[str, Any], output_dir: str | Path) -> None:
-    """Per-class table, and where everything lies."""
+    """Per-class table, and where everything lies; printed by the main process."""
+    if not PartialState().is_main_process:
+        return
     print(iou_table(results))
     print(f"best at step {results['step']}; model, results.json and predictions.png are in {output_dir}")
 

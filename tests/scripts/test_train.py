@@ -201,7 +201,7 @@ def test_two_processes_train_and_score_as_one(folder, tmp_path):
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
     subprocess.run(
-        [*torchrun, ROOT / "scripts/train.py", *flags(folder, run, batch_size=1, max_steps=2)],
+        [*torchrun, ROOT / "scripts/train.py", *flags(folder, run, batch_size=2, max_steps=2, num_workers=0)],
         env=environment, check=True, timeout=300,
     )  # fmt: skip
     score = ["--model", run, "--dataset", "folder", "--data_dir", folder, "--device", "cpu", "--num_workers", "0"]
