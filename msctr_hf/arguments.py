@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 from .models.configuration_msctr import MsctrConfig
 
 # Set from the data set or from `backbone`, not by hand.
-_CONFIG_FIELDS_WITHOUT_FLAG = {"backbone_config", "palette"}
+_CONFIG_FIELDS_WITHOUT_FLAG = {"backbone_config", "palette", "semantic_loss_ignore_index"}
 
 
 def _help(text: str, default: Any = None, **metadata: Any) -> Any:

@@ -40,7 +40,12 @@ from .checkpointing import (
     write_json,
 )
 from .logs import RunLog, RunningMeans, describe_run
-from .network import build_image_processor, build_network, image_processor_options
+from .network import (
+    build_image_processor,
+    build_network,
+    image_processor_options,
+    synchronize_batch_norms,
+)
 from .optimization import build_optimizer, build_schedule
 
 PICTURES_SHOWN = 4
@@ -104,7 +109,7 @@ class _Run:
             model = build_network(model_arguments, settings, self.spec)
         self.image_processor = build_image_processor(model, **image_processor_options(data_arguments))
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronize_batch_norms(model)
         loader = training_loader(
             train_set,
             _augmentation(data_arguments, self.image_processor),

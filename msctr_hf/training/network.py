@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from transformers import AutoConfig
 
@@ -36,7 +37,7 @@ def build_config(arguments: ModelArguments, settings: dict[str, Any], spec: Data
         label2id={name: label for label, name in spec.id2label.items()},
         palette=[list(color) for color in spec.palette],
         semantic_loss_ignore_index=IGNORE_INDEX,
-        **{name: value for name, value in settings.items() if name != "semantic_loss_ignore_index"},
+        **settings,
     )
 
 
@@ -77,6 +78,14 @@ def image_processor_options(arguments: DataArguments) -> dict[str, Any]:
     shorter = arguments.resize_shorter_side
     resize = {"do_resize": True, "size": {"shortest_edge": shorter}} if shorter else {"do_resize": False}
     return {**resize, "size_divisor": arguments.size_divisor}
+
+
+def synchronize_batch_norms(model: MsctrForSemanticSegmentation) -> MsctrForSemanticSegmentation:
+    """Let all processes share the statistics of every BatchNorm.
+
+    timm's conversion keeps the activations that are part of its norms; torch's own would drop them.
+    """
+    return convert_sync_batchnorm(model)
 
 
 def freeze(module: nn.Module) -> None:

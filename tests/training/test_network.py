@@ -1,0 +1,58 @@
+import pytest
+import torch
+from conftest import TIMM_TINY
+from torch import nn
+
+from msctr_hf import MsctrForSemanticSegmentation
+from msctr_hf.arguments import ModelArguments
+from msctr_hf.data.specs import DATASETS
+from msctr_hf.training.network import build_config, build_image_processor, build_network, synchronize_batch_norms
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
+def test_synchronised_norms_leave_predictions_and_names_as_they_are(tiny_config, backbone):
+    model = MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "backbone": backbone})).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, names = model(pixel_values).logits, list(model.state_dict())
+        converted = synchronize_batch_norms(model)
+        assert not any(type(module) is nn.BatchNorm2d for module in converted.modules())
+        assert list(converted.state_dict()) == names
+        torch.testing.assert_close(converted(pixel_values).logits, expected)
+
+
+def test_pictures_are_normalised_as_the_backbone_was_trained():
+    spec = DATASETS["camvid"]
+    for backbone, mean in (("tf_efficientnet_lite0", 0.5), ("resnet18", 0.485)):
+        model = build_network(ModelArguments(backbone=backbone, backbone_weights="none"), {"hidden_size": 8}, spec)
+        assert build_image_processor(model).image_mean[0] == mean
+
+
+def test_configuration_carries_the_classes_and_colours_of_the_data_set():
+    config = build_config(ModelArguments(), {"contrastive_temperature": 0.2}, DATASETS["cityscapes"])
+    assert config.id2label[18] == "bicycle"
+    assert config.label2id["road"] == 0
+    assert config.palette[0] == [128, 64, 128]
+    assert config.contrastive_temperature == 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("hrnet_w18_small.ms_in1k", [1, 2, 3, 4]), ("resnet18", [1, 2, 3, 4]), ("convnext_atto", [0, 1, 2, 3])],
+)
+def test_timm_backbones_are_tapped_at_strides_4_to_32(name, stages):
+    config = build_config(ModelArguments(backbone=name), {}, DATASETS["camvid"])
+    assert config.backbone_config.out_indices == stages
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet1"}, "timm has no backbone"),
+        ({"backbone_config": "{model_type"}, "no valid JSON"),
+        ({"backbone": "someone/swin"}, "backbone_config"),
+    ],
+)
+def test_unknown_backbones_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_config(ModelArguments(**arguments), {}, DATASETS["camvid"])
