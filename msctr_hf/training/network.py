@@ -96,6 +96,9 @@ def freeze(module: nn.Module) -> None:
 
 
 def _backbone_config(arguments: ModelArguments) -> dict[str, Any]:
+    from_timm = arguments.backbone_config is None and "/" not in arguments.backbone
+    if arguments.output_stride is not None and (not from_timm or arguments.backbone.startswith("hrnet")):
+        raise ValueError(f"--output_stride {arguments.output_stride}: {arguments.backbone} cannot be dilated.")
     if arguments.backbone_config is not None:
         try:
             return json.loads(arguments.backbone_config)

@@ -51,6 +51,7 @@ def test_timm_backbones_are_tapped_at_strides_4_to_32(name, stages):
         ({"backbone": "resnet1"}, "timm has no backbone"),
         ({"backbone_config": "{model_type"}, "no valid JSON"),
         ({"backbone": "someone/swin"}, "backbone_config"),
+        ({"backbone": "hrnet_w18_small", "output_stride": 8}, "cannot be dilated"),
     ],
 )
 def test_unknown_backbones_are_named(arguments, message):
