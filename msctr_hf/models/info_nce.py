@@ -115,13 +115,14 @@ class _TiledInfoNce(torch.autograd.Function):
             if within_scale:  # the contrast set are the anchors themselves
                 anchor_grad += contrast_grad
                 contrast_grad = None
-            ctx.grads = tuple(None if g is None else g.mul_(scale / temperature) for g in (anchor_grad, contrast_grad))
+            grads = (None if grad is None else grad.mul_(scale / temperature) for grad in (anchor_grad, contrast_grad))
+            ctx.save_for_backward(*grads)  # freed after the backward, and seen by whoever watches saved tensors
         return loss * scale
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, loss_grad):
-        anchor_grad, contrast_grad = (None if g is None else g * loss_grad for g in ctx.grads)
+        anchor_grad, contrast_grad = (None if grad is None else grad * loss_grad for grad in ctx.saved_tensors)
         return anchor_grad, contrast_grad, None, None, None, None
 
 
