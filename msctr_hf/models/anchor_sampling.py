@@ -61,7 +61,8 @@ def sample_anchors(
         min_anchors_per_class (`int`): Pixels a pair needs to qualify.
         max_anchors_per_class (`int`): Most pixels of one pair.
         max_anchors (`int`): Most pixels in all.
-        generator (`torch.Generator`, *optional*): Source of randomness, on the device of `features`.
+        generator (`torch.Generator`, *optional*):
+            Source of randomness, on the device of `features`. One seed gives other draws on other kinds of devices.
 
     Returns:
         `Anchors`: `N = 0` where no pair qualifies; `features` is connected to the graph all the same.
@@ -92,8 +93,17 @@ def resize_labels(labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         )
     if labels.shape[-2:] == features.shape[-2:]:
         return labels
-    # float32 holds class indices exactly; interpolate has no int64 kernel
-    return F.interpolate(labels[:, None].float(), size=features.shape[-2:], mode="nearest")[:, 0].long()
+    rows, columns = (
+        _nearest(source, target, labels.device)
+        for source, target in zip(labels.shape[-2:], features.shape[-2:], strict=True)
+    )
+    return labels[:, rows[:, None], columns]
+
+
+def _nearest(source: int, target: int, device: torch.device) -> torch.Tensor:
+    """Positions in a side of length `source` that `F.interpolate` takes for one of length `target`."""
+    positions = torch.arange(source, dtype=torch.float32, device=device)  # exact up to 2^24
+    return F.interpolate(positions[None, None], size=target, mode="nearest")[0, 0].long()
 
 
 def count_pairs(stage_labels: torch.Tensor, num_labels: int) -> torch.Tensor:
@@ -113,6 +123,8 @@ def plan_draws(
     max_anchors: int,
 ) -> SamplingPlan:
     """Decide on the host how many pixels each pair gives; `counts[image][label]` are pixels."""
+    if sampling not in ("rarest", "budget"):
+        raise ValueError(f"`sampling` must be 'rarest' or 'budget', got {sampling!r}.")
     qualifying = sorted(
         (label, image, count)
         for image, per_class in enumerate(counts)
@@ -124,11 +136,8 @@ def plan_draws(
     if share == 0 or not qualifying:
         return SamplingPlan([], [], [])
     if sampling == "rarest":
-        draws = [min(share, min(available))] * len(available)
-    elif sampling == "budget":
-        draws = [min(share, count) for count in available]
-    else:
-        raise ValueError(f"`sampling` must be 'rarest' or 'budget', got {sampling!r}.")
+        share = min(share, min(available))
+    draws = [min(share, count) for count in available]
     return SamplingPlan([(label, image) for label, image, _ in qualifying], available, draws)
 
 
@@ -153,17 +162,21 @@ def draw_anchors(
     random_bits = torch.randint(1 << _RANDOM_BITS, pixel_ranks.shape, generator=generator, device=device)
     order = ((pixel_ranks << _RANDOM_BITS) | random_bits).argsort()
 
-    starts = torch.tensor([0, *plan.available[:-1]] if num_pairs else [], dtype=torch.int64).cumsum(0)
-    draws = torch.tensor(plan.draws, dtype=torch.int64)
-    within = torch.arange(sum(plan.draws)) - (draws.cumsum(0) - draws).repeat_interleave(draws)
-    picked = order[(starts.repeat_interleave(draws) + within).to(device, non_blocking=True)]
-
-    classes = torch.tensor([label for label, _ in plan.pairs], dtype=torch.int64)
+    positions, labels = _positions_and_labels(plan).to(device, non_blocking=True)
     class_sizes: dict[int, int] = {}
     for (label, _), drawn in zip(plan.pairs, plan.draws, strict=True):
         class_sizes[label] = class_sizes.get(label, 0) + drawn
-    rows = _GatherPixels.apply(features, picked)
-    return Anchors(rows, classes.repeat_interleave(draws).to(device, non_blocking=True), class_sizes)
+    return Anchors(_GatherPixels.apply(features, order[positions]), labels, class_sizes)
+
+
+def _positions_and_labels(plan: SamplingPlan) -> torch.Tensor:
+    """(2, N) on the host: where the sample lies among the pixels sorted by pair, and its labels."""
+    draws = torch.tensor(plan.draws, dtype=torch.int64)
+    available = torch.tensor(plan.available, dtype=torch.int64)
+    labels = torch.tensor([label for label, _ in plan.pairs], dtype=torch.int64)
+    skipped = (available - draws).cumsum(0) - (available - draws)  # pixels of earlier pairs that are left out
+    positions = torch.arange(sum(plan.draws)) + skipped.repeat_interleave(draws)
+    return torch.stack([positions, labels.repeat_interleave(draws)])
 
 
 def _pair_of_every_pixel(stage_labels: torch.Tensor, num_labels: int) -> torch.Tensor:
@@ -196,9 +209,9 @@ class _GatherPixels(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, rows_grad: torch.Tensor):
         (pixels,) = ctx.saved_tensors
-        grad = torch.zeros(ctx.shape, dtype=rows_grad.dtype, device=rows_grad.device).to(
-            memory_format=ctx.memory_format
-        )
+        grad = torch.empty(
+            ctx.shape, dtype=rows_grad.dtype, device=rows_grad.device, memory_format=ctx.memory_format
+        ).zero_()
         area = ctx.shape[2] * ctx.shape[3]
         images, pixels = pixels // area, pixels % area
         grad[images, :, pixels // ctx.shape[3], pixels % ctx.shape[3]] = rows_grad

@@ -98,7 +98,11 @@ class MsctrConfig(PreTrainedConfig):
         contrastive_min_anchors_per_class (`int`, defaults to 5): Pixels that qualify a class of an image.
         contrastive_max_anchors_per_class (`int`, defaults to 2500): Most anchors of one class of one image.
         contrastive_max_anchors (`int`, defaults to 10000): Most anchors of a stage, per process.
-        contrastive_sampling (`str`, defaults to `"rarest"`): The published rule, or `"budget"`.
+        contrastive_gather_anchors (`bool`, defaults to `False`):
+            Contrast with the anchors of all processes, so that a batch split over GPUs contrasts as on one.
+        contrastive_sampling (`str`, defaults to `"rarest"`):
+            The published rule (every class of an image gives as many anchors as the rarest), or `"budget"` (each gives
+            up to its equal share of `contrastive_max_anchors`; meant for about 2048).
         class_weights (`list[float]`, *optional*): One per class, on every cross entropy.
         semantic_loss_ignore_index (`int`, defaults to 255): Label value that no loss and no metric counts.
         palette (`list[list[int]]`, *optional*): RGB colour of every class.
@@ -136,6 +140,7 @@ class MsctrConfig(PreTrainedConfig):
     contrastive_min_anchors_per_class: int = 5
     contrastive_max_anchors_per_class: int = 2500
     contrastive_max_anchors: int = 10_000
+    contrastive_gather_anchors: bool = False
     contrastive_sampling: Literal["rarest", "budget"] = "rarest"
 
     class_weights: list[float | int] | tuple[float | int, ...] | None = None

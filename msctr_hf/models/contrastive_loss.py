@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from .anchor_sampling import Anchors, count_pairs, draw_anchors, plan_draws, resize_labels
-from .info_nce import sorted_info_nce_loss
+from .contrastive_diagnostics import class_sums, mean_cosines
+from .gathered_anchors import GatheredRows, gather_rows, spans_processes
+from .info_nce import UnitRows, contrast_across, contrast_within_scale, unit_rows
 
 DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
+
+
+class ContrastiveResult(NamedTuple):
+    """What one batch gives.
+
+    Args:
+        loss (`torch.Tensor`): Weighted sum of the terms.
+        terms (`dict[str, torch.Tensor]`): Every unweighted term, detached.
+        diagnostics (`dict[str, torch.Tensor | float]`): Anchors and classes of every stage, share of stages without
+            anchors, mean cosines of positive and negative pairs of every term; NaN where there is none. Of this
+            process.
+    """
+
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    diagnostics: dict[str, torch.Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,9 @@ class MultiScaleContrastiveLoss:
         cross_scale_temperature (`float`): Temperature across scales.
         detach_coarse (`bool`): No gradient into the contrast side of a pair.
         ignore_index (`int`): Label that is never sampled.
-        sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: as in `sample_anchors`.
+        sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: as in `sample_anchors`, per process.
+        gather_anchors (`bool`): Contrast with the anchors of all processes: a batch split over processes then gives
+            the loss and the gradients that its anchors give on one process.
 
     Source: https://arxiv.org/abs/2203.13409, section 3.
     """
@@ -45,6 +66,7 @@ class MultiScaleContrastiveLoss:
     min_anchors_per_class: int = 5
     max_anchors_per_class: int = 2500
     max_anchors: int = 10_000
+    gather_anchors: bool = False
 
     def __post_init__(self):
         if len(self.scale_weights) != len(self.stages):
@@ -87,9 +109,9 @@ class MultiScaleContrastiveLoss:
             min_anchors_per_class=config.contrastive_min_anchors_per_class,
             max_anchors_per_class=config.contrastive_max_anchors_per_class,
             max_anchors=config.contrastive_max_anchors,
+            gather_anchors=config.contrastive_gather_anchors,
         )
 
-    @torch.compiler.disable
     def __call__(
         self,
         features: Sequence[torch.Tensor],
@@ -97,7 +119,19 @@ class MultiScaleContrastiveLoss:
         project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Compute the loss of one batch.
+        """Loss and terms of one batch, as in `contrast`."""
+        result = self.contrast(features, labels, project, generator)
+        return result.loss, result.terms
+
+    @torch.compiler.disable  # sizes follow from the labels: nothing to compile ahead
+    def contrast(
+        self,
+        features: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ContrastiveResult:
+        """Sample anchors of one batch and contrast them.
 
         Args:
             features (`Sequence[torch.Tensor]` of shapes `(B, C_s, h_s, w_s)`): One map per stage, finest first.
@@ -105,9 +139,6 @@ class MultiScaleContrastiveLoss:
             project (`Sequence[Callable]`, *optional*):
                 Per stage what maps sampled rows (N, C_s) to (N, D); `None` where `features` are projections already.
             generator (`torch.Generator`, *optional*): Source of randomness, on the device of `features`.
-
-        Returns:
-            `tuple[torch.Tensor, dict[str, torch.Tensor]]`: the weighted sum, and every unweighted term, detached.
         """
         if len(features) != len(self.stages):
             raise ValueError(f"Expected maps of the stages {list(self.stages)}, got {len(features)} maps.")
@@ -117,30 +148,70 @@ class MultiScaleContrastiveLoss:
                 stage._replace(features=projection(stage.features))
                 for stage, projection in zip(anchors, project, strict=True)
             ]
-        weighted, terms = [], {}
-        for stage, weight, name in zip(anchors, self.scale_weights, self.stages, strict=True):
-            term = sorted_info_nce_loss(stage.features, stage.class_sizes, temperature=self.temperature)
-            weighted.append(weight * term)
-            terms[f"contrastive/stage_{name}"] = term.detach()
-        for (fine, coarse), weight in zip(self.pairs, self.pair_weights, strict=True):
-            contrast = anchors[coarse].features
-            term = sorted_info_nce_loss(
-                anchors[fine].features,
-                anchors[fine].class_sizes,
-                contrast.detach() if self.detach_coarse else contrast,
-                anchors[coarse].class_sizes,
-                temperature=self.cross_scale_temperature,
-            )
-            weighted.append(weight * term)
-            terms[f"contrastive/stage_{self.stages[fine]}_to_stage_{self.stages[coarse]}"] = term.detach()
-        return torch.stack(weighted).sum(), terms
+        rows = [unit_rows(*stage) for stage in anchors]
+        terms = self._terms(rows)
+        weighted = [
+            weight * term for weight, term in zip((*self.scale_weights, *self.pair_weights), terms, strict=True)
+        ]
+        return ContrastiveResult(
+            loss=torch.stack(weighted).sum(),
+            terms={name: term.detach() for name, term in zip(self._term_names(), terms, strict=True)},
+            diagnostics=self._diagnostics(rows),
+        )
+
+    def _terms(self, rows: Sequence[UnitRows]) -> list[torch.Tensor]:
+        """Within-scale terms of all stages, then cross-scale terms of all pairs."""
+        if self.gather_anchors and spans_processes():
+            return self._terms_across_processes(rows, gather_rows(rows, self.num_labels))
+        terms = [contrast_within_scale(stage, self.temperature) for stage in rows]
+        for fine, coarse in self.pairs:
+            terms.append(contrast_across(rows[fine], self._contrast_side(rows[coarse]), self.cross_scale_temperature))
+        return terms
+
+    def _terms_across_processes(
+        self, rows: Sequence[UnitRows], gathered: Sequence[GatheredRows]
+    ) -> list[torch.Tensor]:
+        terms = [
+            stage.share * contrast_across(own, stage.rows, self.temperature, stage.own_columns)
+            for own, stage in zip(rows, gathered, strict=True)
+        ]
+        for fine, coarse in self.pairs:
+            contrast = self._contrast_side(gathered[coarse].rows)
+            terms.append(gathered[fine].share * contrast_across(rows[fine], contrast, self.cross_scale_temperature))
+        return terms
+
+    def _contrast_side(self, rows: UnitRows) -> UnitRows:
+        return rows._replace(features=rows.features.detach()) if self.detach_coarse else rows
+
+    def _stage_names(self) -> list[str]:
+        return [f"contrastive/stage_{stage}" for stage in self.stages]
+
+    def _term_names(self) -> list[str]:
+        pairs = [f"contrastive/stage_{self.stages[a]}_to_stage_{self.stages[b]}" for a, b in self.pairs]
+        return [*self._stage_names(), *pairs]
+
+    def _diagnostics(self, rows: Sequence[UnitRows]) -> dict[str, torch.Tensor | float]:
+        sums = [class_sums(stage, self.num_labels) for stage in rows]
+        sizes = [stage.class_sizes for stage in rows]
+        cosines = [mean_cosines(*stage) for stage in zip(sums, sizes, strict=True)]
+        cosines += [mean_cosines(sums[a], sizes[a], sums[b], sizes[b]) for a, b in self.pairs]
+        diagnostics: dict[str, torch.Tensor | float] = {
+            "contrastive/skipped_stages": sum(not stage for stage in sizes) / len(sizes)
+        }
+        for name, stage_sizes in zip(self._stage_names(), sizes, strict=True):
+            diagnostics[f"{name}/anchors"] = float(sum(stage_sizes.values()))
+            diagnostics[f"{name}/classes"] = float(len(stage_sizes))
+        for name, (positive, negative) in zip(self._term_names(), cosines, strict=True):
+            diagnostics[f"{name}/positive_cosine"] = positive
+            diagnostics[f"{name}/negative_cosine"] = negative
+        return diagnostics
 
     def _sample(
         self, features: Sequence[torch.Tensor], labels: torch.Tensor, generator: torch.Generator | None
     ) -> list[Anchors]:
         """Sample every stage; the class counts of all stages reach the host in one synchronisation."""
-        labels = labels.masked_fill(labels == self.ignore_index, -1)
         stage_labels = [resize_labels(labels, stage) for stage in features]
+        stage_labels = [stage.masked_fill(stage == self.ignore_index, -1) for stage in stage_labels]
         counts = torch.stack([count_pairs(stage, self.num_labels) for stage in stage_labels]).tolist()
         anchors = []
         for stage, stage_label, stage_counts in zip(features, stage_labels, counts, strict=True):

@@ -13,13 +13,11 @@ N = anchors, M = rows of the contrast set, D = channels.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from itertools import accumulate
-
 import torch
-import torch.nn.functional as F
 
-TILE_ROWS = 512
+from .info_nce_tiles import MAX_UNSHIFTED_LOGIT, UnitRows, across_sets, within_scale
+
+_SHORTEST = 1e-12  # as in F.normalize
 
 
 def info_nce_loss(
@@ -29,8 +27,12 @@ def info_nce_loss(
     contrast_labels: torch.Tensor | None = None,
     *,
     temperature: float = 0.1,
+    self_offset: int | None = None,
 ) -> torch.Tensor:
     """Supervised InfoNCE over sampled pixels, exact, with memory linear in their number.
+
+    Labels are read once, to sort rows by class; `contrast_within_scale` and `contrast_across` take sorted rows and
+    never wait for the device.
 
     Args:
         anchors (`torch.Tensor` of shape `(N, D)`): Features, not normalised, rows in any order; N may be 0.
@@ -39,85 +41,112 @@ def info_nce_loss(
             Contrast set; `None` contrasts the anchors with each other, an anchor never with itself.
         contrast_labels (`torch.Tensor` of shape `(M,)`, *optional*): Its classes.
         temperature (`float`): Temperature, at least 0.01.
+        self_offset (`int`, *optional*):
+            Row of the contrast set that is the first anchor, where the set holds the anchors themselves (those of
+            all processes, say): row `self_offset + i` is no positive of anchor i.
 
     Returns:
         `torch.Tensor`: scalar, float32 (float64 for float64 features), connected to the graph also where it is 0.
 
     Raises:
-        ValueError: If shapes do not fit together or the temperature is not positive.
+        ValueError: If shapes do not fit together, the temperature is not positive, or rows from `self_offset` on are
+            not of the classes of the anchors.
 
     Source: https://arxiv.org/abs/2203.13409, section 3.
     """
-    _check_shapes(anchors, anchor_labels, contrast, contrast_labels, temperature)
-    anchors, anchor_sizes = _sort_by_class(anchors, anchor_labels)
+    _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperature, self_offset)
+    rows, order = _sort_by_class(anchors, anchor_labels)
     if contrast is None:
-        return sorted_info_nce_loss(anchors, anchor_sizes, temperature=temperature)
-    contrast, contrast_sizes = _sort_by_class(contrast, contrast_labels)
-    return sorted_info_nce_loss(anchors, anchor_sizes, contrast, contrast_sizes, temperature=temperature)
+        return contrast_within_scale(rows, temperature)
+    contrast_rows, contrast_order = _sort_by_class(contrast, contrast_labels)
+    if self_offset is None:
+        return contrast_across(rows, contrast_rows, temperature)
+    own_columns = contrast_order.argsort()[self_offset + order].to(anchors.device)
+    return contrast_across(rows, contrast_rows, temperature, own_columns)
 
 
-def sorted_info_nce_loss(
-    anchors: torch.Tensor,
-    anchor_sizes: dict[int, int],
-    contrast: torch.Tensor | None = None,
-    contrast_sizes: dict[int, int] | None = None,
-    *,
-    temperature: float = 0.1,
+def unit_rows(features: torch.Tensor, labels: torch.Tensor, class_sizes: dict[int, int]) -> UnitRows:
+    """Normalise features (N, D) that are sorted by class: float32, also inside autocast, float64 where they are."""
+    with torch.autocast(features.device.type, enabled=False):
+        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+        return UnitRows(_UnitLength.apply(features.to(dtype)), labels, class_sizes)
+
+
+def contrast_within_scale(rows: UnitRows, temperature: float = 0.1) -> torch.Tensor:
+    """Mean of l_i of rows contrasted with each other, without waiting for the device."""
+    if temperature * MAX_UNSHIFTED_LOGIT < 1:
+        return contrast_across(rows, rows, temperature, torch.arange(len(rows.labels), device=rows.labels.device))
+    with torch.autocast(rows.features.device.type, enabled=False):
+        return _WithinScale.apply(*rows, temperature)
+
+
+def contrast_across(
+    anchors: UnitRows, contrast: UnitRows, temperature: float = 0.1, own_columns: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`info_nce_loss` for rows sorted by class whose class sizes are known on the host: no synchronisation.
+    """Mean of l_i of anchors contrasted with another set, without waiting for the device.
 
     Args:
-        anchors (`torch.Tensor` of shape `(N, D)`): Features, not normalised.
-        anchor_sizes (`dict[int, int]`): Class -> number of rows, in the order of the rows.
-        contrast (`torch.Tensor` of shape `(M, D)`, *optional*): Contrast set, likewise.
-        contrast_sizes (`dict[int, int]`, *optional*): Its class sizes.
+        anchors (`UnitRows`): N anchors.
+        contrast (`UnitRows`): M rows.
         temperature (`float`): Temperature.
+        own_columns (`torch.Tensor` of shape `(N,)`, int64, *optional*):
+            Where the anchors themselves lie in the contrast set.
     """
-    with torch.autocast(anchors.device.type, enabled=False):
-        anchors = _unit_rows(anchors)
-        if contrast is None:
-            return _TiledInfoNce.apply(anchors, anchors.detach(), anchor_sizes, anchor_sizes, temperature, True)
-        return _TiledInfoNce.apply(anchors, _unit_rows(contrast), anchor_sizes, contrast_sizes, temperature, False)
+    with torch.autocast(anchors.features.device.type, enabled=False):
+        return _AcrossSets.apply(
+            anchors.features, contrast.features, anchors[1:], contrast[1:], own_columns, temperature
+        )
 
 
-class _TiledInfoNce(torch.autograd.Function):
-    """Tiles of anchor rows against the whole contrast set; the gradient is formed in the forward pass.
-
-    One (TILE_ROWS, M) tile lives at a time and only the gradients (N, D) and (M, D) are kept. Rows are sorted by
-    class, so positives of a tile lie in one range of columns and masks are never wider than it.
-    """
+class _UnitLength(torch.autograd.Function):
+    """`F.normalize(rows, dim=1)` with a backward pass of few operations."""
 
     @staticmethod
-    def forward(ctx, anchors, contrast, anchor_sizes, contrast_sizes, temperature, within_scale):
-        wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        anchor_grad = torch.zeros_like(anchors) if wants_grad else None
-        contrast_grad = torch.zeros_like(contrast) if wants_grad else None
-        classes, offsets = _class_offsets(contrast_sizes)
-        anchor_labels = _expand(anchor_sizes, anchors.device)
-        contrast_labels = anchor_labels if within_scale else _expand(contrast_sizes, anchors.device)
-        host_labels = [label for label, size in anchor_sizes.items() for _ in range(size)]
-        loss = anchors.new_zeros(())
-        for start in range(0, len(anchors) if len(contrast) else 0, TILE_ROWS):
-            rows = slice(start, min(start + TILE_ROWS, len(anchors)))
-            columns = slice(
-                offsets[bisect_left(classes, host_labels[rows.start])],
-                offsets[bisect_right(classes, host_labels[rows.stop - 1])],
-            )
-            positives = anchor_labels[rows, None] == contrast_labels[None, columns]  # (T, P)
-            logits = (anchors[rows] @ contrast.T).div_(temperature)  # (T, M)
-            tile_loss, logits_grad = _tile(logits, positives, columns, rows.start if within_scale else None)
-            loss += tile_loss
-            if wants_grad:
-                anchor_grad[rows] += logits_grad @ contrast
-                contrast_grad += logits_grad.T @ anchors[rows]
-        scale = 1 / max(len(anchors), 1)
-        if wants_grad:
-            if within_scale:  # the contrast set are the anchors themselves
-                anchor_grad += contrast_grad
-                contrast_grad = None
-            grads = (None if grad is None else grad.mul_(scale / temperature) for grad in (anchor_grad, contrast_grad))
-            ctx.save_for_backward(*grads)  # freed after the backward, and seen by whoever watches saved tensors
-        return loss * scale
+    def forward(ctx, rows):
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(_SHORTEST)
+        units = rows / lengths
+        ctx.save_for_backward(units, lengths)
+        return units
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, units_grad):
+        units, lengths = ctx.saved_tensors
+        along = (units_grad * units).sum(dim=1, keepdim=True)
+        return (units_grad - units * along).div_(lengths)
+
+
+class _WithinScale(torch.autograd.Function):
+    """The gradient is formed in the forward pass and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, features, labels, class_sizes, temperature):
+        rows = UnitRows(features, labels, class_sizes)
+        loss, grad = within_scale(rows, temperature, ctx.needs_input_grad[0])
+        ctx.save_for_backward(grad)  # freed after the backward, seen by whoever watches saved tensors
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, loss_grad):
+        (grad,) = ctx.saved_tensors
+        return grad * loss_grad, None, None, None
+
+
+class _AcrossSets(torch.autograd.Function):
+    """Likewise, with a gradient for either side."""
+
+    @staticmethod
+    def forward(ctx, anchors, contrast, anchor_facts, contrast_facts, own_columns, temperature):
+        loss, *grads = across_sets(
+            UnitRows(anchors, *anchor_facts),
+            UnitRows(contrast, *contrast_facts),
+            own_columns,
+            temperature,
+            ctx.needs_input_grad[:2],
+        )
+        ctx.save_for_backward(*grads)
+        return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -126,57 +155,18 @@ class _TiledInfoNce(torch.autograd.Function):
         return anchor_grad, contrast_grad, None, None, None, None
 
 
-def _tile(
-    logits: torch.Tensor, positives: torch.Tensor, columns: slice, first_row: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of l_i over a tile of logits (T, M), overwritten, and its gradient with respect to them (T, M).
-
-    Args:
-        positives (`torch.Tensor` of shape `(T, P)`, bool): Same class, for the columns in `columns`.
-        first_row (`int`, *optional*): Column of the first row itself where anchors and contrast set are the same.
-    """
-    positive_logits = logits[:, columns].clone()  # (T, P)
-    logits[:, columns].masked_fill_(positives, float("-inf"))  # leaves the negatives
-    if first_row is not None:
-        own = torch.arange(len(logits), device=logits.device)
-        positives[own, own + (first_row - columns.start)] = False
-    shift = logits.amax(dim=1, keepdim=True).clamp_min(torch.finfo(logits.dtype).min)  # finite without negatives
-    negatives = logits.sub_(shift).exp_()
-    total = negatives.sum(dim=1, keepdim=True)
-    gap = shift + total.log() - positive_logits  # L_i - a_ip; -inf without negatives
-    weight = positives.to(logits.dtype)
-    weight /= weight.sum(dim=1, keepdim=True).clamp_min(1)  # 1 / |P(i)| at the positives
-    loss = -(F.logsigmoid(-gap) * weight).sum()
-    pull = torch.sigmoid(gap) * weight  # (T, P)
-    logits_grad = negatives.mul_(pull.sum(dim=1, keepdim=True) / total.clamp_min(torch.finfo(total.dtype).tiny))
-    logits_grad[:, columns] -= pull
-    return loss, logits_grad
+def _sort_by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[UnitRows, torch.Tensor]:
+    """Unit rows in the order of their classes, and that order (N,) on the host."""
+    sorted_labels, order = labels.cpu().sort(stable=True)
+    classes, counts = sorted_labels.unique_consecutive(return_counts=True)
+    class_sizes = dict(zip(classes.tolist(), counts.tolist(), strict=True))
+    if not torch.equal(order, torch.arange(len(order))):
+        features = features[order.to(features.device)]
+        labels = sorted_labels.to(features.device)
+    return unit_rows(features, labels, class_sizes), order
 
 
-def _unit_rows(features: torch.Tensor) -> torch.Tensor:
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    return F.normalize(features.to(dtype), dim=1)
-
-
-def _sort_by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, dict[int, int]]:
-    order = labels.argsort(stable=True)
-    classes, counts = labels.unique(return_counts=True)  # ascending
-    return features[order], dict(zip(classes.tolist(), counts.tolist(), strict=True))
-
-
-def _class_offsets(sizes: dict[int, int]) -> tuple[list[int], list[int]]:
-    """Classes in row order, and the first row of each with the number of rows at the end."""
-    return list(sizes), [0, *accumulate(sizes.values())]
-
-
-def _expand(sizes: dict[int, int], device: torch.device) -> torch.Tensor:
-    labels = torch.tensor(list(sizes), dtype=torch.int64)
-    return labels.repeat_interleave(torch.tensor(list(sizes.values()), dtype=torch.int64)).to(
-        device, non_blocking=True
-    )
-
-
-def _check_shapes(anchors, anchor_labels, contrast, contrast_labels, temperature) -> None:
+def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperature, self_offset) -> None:
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive, got {temperature}.")
     if (contrast is None) != (contrast_labels is None):
@@ -191,3 +181,14 @@ def _check_shapes(anchors, anchor_labels, contrast, contrast_labels, temperature
             )
     if contrast is not None and contrast.shape[1] != anchors.shape[1]:
         raise ValueError(f"anchors have {anchors.shape[1]} channels, the contrast set {contrast.shape[1]}.")
+    if self_offset is None:
+        return
+    if contrast is None:
+        raise ValueError("`self_offset` says where the anchors lie in `contrast`: give that too.")
+    if not 0 <= self_offset <= len(contrast) - len(anchors) or not torch.equal(
+        contrast_labels[self_offset : self_offset + len(anchors)], anchor_labels
+    ):
+        raise ValueError(
+            f"`self_offset` {self_offset}: rows {self_offset} to {self_offset + len(anchors)} of `contrast` "
+            f"({len(contrast)} rows) are not the anchors: their classes differ."
+        )

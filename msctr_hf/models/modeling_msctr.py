@@ -32,6 +32,7 @@ class MsctrSegmenterOutput(ModelOutput):
         projections (`tuple` of `(B, D, h_s, w_s)`, *optional*): Finest first, not normalised; on request.
         loss_terms (`dict[str, torch.Tensor]`, *optional*): Detached, unweighted terms of the loss.
         hidden_states (`tuple` of `(B, C_s, h_s, w_s)`, *optional*): Stage maps of the backbone; on request.
+        diagnostics (`dict[str, torch.Tensor | float]`, *optional*): Of the contrast, as in `ContrastiveResult`.
     """
 
     loss: torch.Tensor | None = None
@@ -40,6 +41,7 @@ class MsctrSegmenterOutput(ModelOutput):
     projections: tuple[torch.Tensor, ...] | None = None
     loss_terms: dict[str, torch.Tensor] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    diagnostics: dict[str, torch.Tensor | float] | None = None
 
 
 class MsctrPreTrainedModel(PreTrainedModel):
@@ -127,12 +129,12 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         feature_maps = self.backbone(pixel_values).feature_maps
         logits, auxiliary_logits, pyramid = self._decode(feature_maps)
 
-        hidden, loss, loss_terms = None, None, None
+        hidden, loss, loss_terms, diagnostics = None, None, None, None
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
         if contrasts or output_projections:
             hidden = self.projection_head.hidden(self._projected_maps(feature_maps, pyramid))
         if labels is not None:
-            loss, loss_terms = self._loss(logits, auxiliary_logits, hidden if contrasts else None, labels)
+            loss, loss_terms, diagnostics = self._loss(logits, auxiliary_logits, hidden if contrasts else None, labels)
         output = MsctrSegmenterOutput(
             loss=loss,
             logits=logits,
@@ -140,6 +142,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             projections=self.projection_head.project(hidden) if output_projections else None,
             loss_terms=loss_terms,
             hidden_states=tuple(feature_maps) if output_hidden_states else None,
+            diagnostics=diagnostics,
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -165,7 +168,10 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         return [maps[stage - 1] for stage in self.config.projection_stages]
 
     def _loss(self, logits, auxiliary_logits, hidden, labels):
-        """The objective and its detached, unweighted terms; `hidden` is what the projection head projects rows of."""
+        """The objective, its detached, unweighted terms, and diagnostics of the contrast where there is one.
+
+        `hidden` are the maps whose rows the projection head projects.
+        """
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
             raise ValueError(f"`labels` must be (B, H, W) with B = {logits.shape[0]}, got {tuple(labels.shape)}.")
         config = self.config
@@ -175,13 +181,11 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             auxiliary = self._cross_entropy(auxiliary_logits, labels)
             terms["auxiliary"] = auxiliary.detach()
             loss = loss + config.auxiliary_loss_weight * auxiliary
-        if hidden is not None:
-            contrastive, contrastive_terms = self.contrastive_loss(
-                hidden, labels, project=self.projection_head.row_projections
-            )
-            terms.update(contrastive_terms)
-            loss = loss + config.contrastive_loss_weight * contrastive
-        return loss, terms
+        if hidden is None:
+            return loss, terms, None
+        contrast = self.contrastive_loss.contrast(hidden, labels, project=self.projection_head.row_projections)
+        loss = loss + config.contrastive_loss_weight * contrast.loss
+        return loss, {**terms, **contrast.terms}, contrast.diagnostics
 
     def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         config = self.config
@@ -209,7 +213,9 @@ def cross_entropy(
         ignore_index (`int`): Label that does not count.
         class_weights (`list[float]`, *optional*): One per class.
     """
-    weight = None if class_weights is None else logits.new_tensor(class_weights)
+    weight = None
+    if class_weights is not None:
+        weight = torch.tensor(class_weights, dtype=logits.dtype).to(logits.device, non_blocking=True)
     total = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
     return total / (labels != ignore_index).sum().clamp_min(1)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,21 +23,33 @@ class RunningMeans:
     """Means of scalars since the last report, kept on the device: no synchronisation per step."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._sums: dict[str, torch.Tensor | float] = {}
+        self._counts: dict[str, int] = {}
 
-    def update(self, terms: dict[str, torch.Tensor]) -> None:
-        """Add the terms of one batch."""
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
-        self._count += 1
+    def update(self, terms: Mapping[str, torch.Tensor], diagnostics: Mapping[str, torch.Tensor | float]) -> None:
+        """Add the terms of one batch, and its diagnostics, of which NaN means that there was nothing to measure."""
+        for name, term in terms.items():
+            self._add(name, term.detach().float(), 1)
+        for name, value in diagnostics.items():
+            if isinstance(value, torch.Tensor):
+                self._add(name, value.float(), 1)
+            else:
+                self._add(name, *((0.0, 0) if math.isnan(value) else (value, 1)))
+
+    def _add(self, name: str, value: torch.Tensor | float, count: int) -> None:
+        self._sums[name] = self._sums.get(name, 0.0) + value
+        self._counts[name] = self._counts.get(name, 0) + count
 
     def report(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over batches and processes, with one synchronisation; starts anew."""
-        means = accelerator.reduce(torch.stack(list(self._sums.values())) / self._count, reduction="mean")
+        """Means over batches and processes, with one synchronisation, without what was never measured; starts anew."""
         names = list(self._sums)
+        device_sums = torch.stack(
+            [torch.as_tensor(self._sums[name], dtype=torch.float32, device=accelerator.device) for name in names]
+        )
+        counts = torch.tensor([float(self._counts[name]) for name in names], device=accelerator.device)
+        sums, counts = accelerator.reduce(torch.stack([device_sums, counts]), reduction="sum").tolist()
         self.__init__()  # type: ignore[misc]
-        return dict(zip(names, means.tolist(), strict=True))
+        return {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
 
 
 class RunLog:

@@ -154,8 +154,8 @@ class _Run:
             disable=not self.accelerator.is_local_main_process,
         ) as bar:
             self.since, self.last_logged = time.perf_counter(), self.progress.step
-            for terms in self._steps():
-                self.means.update(terms)
+            for terms, diagnostics in self._steps():
+                self.means.update(terms, diagnostics)
                 if self.accelerator.sync_gradients:
                     self.progress.step += 1
                     bar.update()
@@ -182,8 +182,8 @@ class _Run:
             save_checkpoint(self.accelerator, self.output_dir, self.progress, arguments.checkpoints_kept)
         self.since += time.perf_counter() - paused
 
-    def _steps(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Forward, backward and update, batch after batch without end; yields the loss and its terms."""
+    def _steps(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | float]]]:
+        """Forward, backward and update, batch after batch without end; yields the loss with its terms, diagnostics."""
         while True:
             batches: Any = self.loader
             if self.progress.batches_in_epoch:
@@ -201,7 +201,7 @@ class _Run:
                     if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                         self.schedule.step()
                     self.optimizer.zero_grad()
-                yield {"loss": output.loss.detach(), **output.loss_terms}
+                yield {"loss": output.loss.detach(), **output.loss_terms}, output.diagnostics or {}
             self.progress.epoch += 1
             self.progress.batches_in_epoch = 0
 

@@ -1,26 +1,23 @@
 """The contrastive terms as the formula says, in plain loops and float64: the oracle."""
 
-import math
-
 import torch
 
 
-def info_nce_by_loops(anchors, anchor_labels, contrast=None, contrast_labels=None, temperature=0.1):
-    """Mean over anchors of the mean over positives of -log(exp(a_ip) / (exp(a_ip) + sum_n exp(a_in)))."""
-    within = contrast is None
-    others, other_labels = (anchors, anchor_labels) if within else (contrast, contrast_labels)
-    f = torch.nn.functional.normalize(anchors.double(), dim=1).tolist()
-    g = torch.nn.functional.normalize(others.double(), dim=1).tolist()
-    total = 0.0
-    for i, (fi, yi) in enumerate(zip(f, anchor_labels.tolist(), strict=True)):
-        logits = [sum(a * b for a, b in zip(fi, gj, strict=True)) / temperature for gj in g]
-        positives = [j for j, y in enumerate(other_labels.tolist()) if y == yi and not (within and j == i)]
-        negatives = [j for j, y in enumerate(other_labels.tolist()) if y != yi]
-        if positives:
-            terms = []
-            for p in positives:
-                top = max([logits[p], *(logits[n] for n in negatives)])
-                denominator = sum(math.exp(logits[j] - top) for j in [p, *negatives])
-                terms.append(top + math.log(denominator) - logits[p])
-            total += sum(terms) / len(positives)
+def info_nce_by_loops(anchors, anchor_labels, contrast=None, contrast_labels=None, temperature=0.1, self_offset=None):
+    """Mean over anchors of the mean over positives of -log(exp(a_ip) / (exp(a_ip) + sum_n exp(a_in))).
+
+    A float64 scalar that autograd differentiates.
+    """
+    if contrast is None:
+        contrast, contrast_labels, self_offset = anchors, anchor_labels, 0
+    f, g = (torch.nn.functional.normalize(side.double(), dim=1) for side in (anchors, contrast))
+    total = (f.sum() + g.sum()) * 0.0
+    for i, label in enumerate(anchor_labels.tolist()):
+        logits = [(f[i] * g[j]).sum() / temperature for j in range(len(g))]
+        own = None if self_offset is None else self_offset + i
+        positives = [j for j, other in enumerate(contrast_labels.tolist()) if other == label and j != own]
+        negatives = [logits[j] for j, other in enumerate(contrast_labels.tolist()) if other != label]
+        of_anchor = [torch.logsumexp(torch.stack([logits[p], *negatives]), 0) - logits[p] for p in positives]
+        if of_anchor:
+            total = total + torch.stack(of_anchor).mean()
     return total / max(len(f), 1)

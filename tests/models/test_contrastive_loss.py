@@ -1,6 +1,7 @@
 import pytest
 import torch
 from golden_numbers import read, relative_error, uniform
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from msctr_hf import MultiScaleContrastiveLoss, info_nce_loss, sample_anchors
 from msctr_hf.models.projection_head import ProjectionHead
@@ -125,6 +126,43 @@ def test_detach_coarse_stops_the_gradient_of_the_contrast_side():
     loss.backward()
     assert features[0].grad.abs().max() > 0
     assert features[2].grad.abs().max() == 0
+
+
+def test_diagnostics_say_what_was_contrasted():
+    labels = torch.full((2, 64, 96), 255)
+    labels[:, :8, :8] = 0  # 2x2 pixels on the finest map, none on the others
+    labels[:, 8:16, :16] = 1
+    diagnostics = build(min_anchors_per_class=4).contrast(maps(), labels).diagnostics
+    assert diagnostics["contrastive/skipped_stages"] == pytest.approx(2 / 3)
+    assert diagnostics["contrastive/stage_1/anchors"] == 2 * 2 * 4
+    assert diagnostics["contrastive/stage_1/classes"] == 2
+    assert diagnostics["contrastive/stage_2/anchors"] == 0
+    for kind in ("positive", "negative"):
+        assert -1 <= diagnostics[f"contrastive/stage_1/{kind}_cosine"] <= 1
+        for name in ("stage_2", "stage_1_to_stage_4"):
+            assert torch.tensor(diagnostics[f"contrastive/{name}/{kind}_cosine"]).isnan()
+
+
+class _OperatorNames(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_the_class_counts_are_waited_for():
+    features, labels = maps(), block_labels()
+    head = ProjectionHead([8, 8, 8], 6).train()
+    hidden = head.hidden(features)
+    with _OperatorNames() as called:
+        loss, _ = build()(hidden, labels, head.row_projections)
+        loss.backward()
+    waits = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim", "item"}
+    assert "sort" in called.names  # the mode saw the sampler
+    assert not waits & set(called.names)
 
 
 @pytest.mark.parametrize(

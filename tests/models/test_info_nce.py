@@ -1,21 +1,42 @@
 import pytest
 import torch
 from golden_numbers import read, relative_error, uniform
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from reference import info_nce_by_loops
 
 from msctr_hf import info_nce_loss
-from msctr_hf.models import info_nce
+from msctr_hf.models import info_nce_tiles
 
 
 def random_set(rows, classes, channels=6, dtype=torch.float64):
     return torch.randn(rows, channels, dtype=dtype), torch.randint(0, classes, (rows,))
 
 
+def with_gradients(function, *sides, **settings):
+    """Value and the gradients of the float sides."""
+    sides = [side.clone().requires_grad_() if side.is_floating_point() else side for side in sides]
+    value = function(*sides, **settings)
+    value.backward()
+    return value.detach(), [side.grad for side in sides if side.is_floating_point()]
+
+
+def assert_equal(ours, expected, rtol=1e-9):
+    (value, grads), (expected_value, expected_grads) = ours, expected
+    torch.testing.assert_close(value, expected_value, rtol=rtol, atol=1e-13)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=rtol, atol=rtol * expected_grad.norm().item() + 1e-13)
+
+
+def assert_equals_loops(*sides, **settings):
+    assert_equal(
+        with_gradients(info_nce_loss, *sides, **settings), with_gradients(info_nce_by_loops, *sides, **settings)
+    )
+
+
 @pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
 def test_within_scale_equals_plain_loops(temperature):
-    anchors, labels = random_set(40, 5)
-    expected = info_nce_by_loops(anchors, labels, temperature=temperature)
-    assert info_nce_loss(anchors, labels, temperature=temperature).item() == pytest.approx(expected, rel=1e-12)
+    assert_equals_loops(*random_set(40, 5), temperature=temperature)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
@@ -24,19 +45,66 @@ def test_cross_scale_equals_plain_loops_with_classes_missing_on_either_side(temp
     contrast, contrast_labels = random_set(25, 6)
     labels[labels == 2] = 3
     contrast_labels[contrast_labels == 4] = 9
-    expected = info_nce_by_loops(anchors, labels, contrast, contrast_labels, temperature)
-    value = info_nce_loss(anchors, labels, contrast, contrast_labels, temperature=temperature)
-    assert value.item() == pytest.approx(expected, rel=1e-12)
+    assert_equals_loops(anchors, labels, contrast, contrast_labels, temperature=temperature)
 
 
-def test_many_tiles_equal_one_tile(monkeypatch):
-    anchors, labels = random_set(70, 7)
-    whole = anchors.clone().requires_grad_()
-    tiled = anchors.clone().requires_grad_()
-    info_nce_loss(whole, labels).backward()
-    monkeypatch.setattr(info_nce, "TILE_ROWS", 8)
-    info_nce_loss(tiled, labels).backward()
-    torch.testing.assert_close(tiled.grad, whole.grad, rtol=1e-12, atol=1e-15)
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
+def test_contrast_set_that_holds_the_anchors_equals_plain_loops(temperature):
+    contrast, contrast_labels = random_set(30, 4)
+    anchors, labels = contrast[7:19].clone(), contrast_labels[7:19]
+    assert_equals_loops(anchors, labels, contrast, contrast_labels, temperature=temperature, self_offset=7)
+
+
+@given(
+    labels=st.lists(st.integers(0, 5), max_size=14),
+    contrast_labels=st.none() | st.lists(st.integers(0, 5), max_size=14),
+    tile_rows=st.sampled_from([1, 2, 3, 5, 256]),
+    kept_tiles=st.sampled_from([0, 1, 4]),
+    temperature=st.floats(0.01, 2),
+    spread=st.sampled_from([0.0, 0.01, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_classes_tiles_and_temperature_equal_plain_loops(
+    monkeypatch, labels, contrast_labels, tile_rows, kept_tiles, temperature, spread, seed
+):
+    monkeypatch.setattr(info_nce_tiles, "CPU_TILE_ROWS", tile_rows)
+    monkeypatch.setattr(info_nce_tiles, "KEPT_TILES", kept_tiles)
+    generator = torch.Generator().manual_seed(seed)
+    sides = []
+    for side in (labels, contrast_labels):
+        if side is not None:  # around a common direction: from all alike to anywhere
+            features = 1 + spread * torch.randn(len(side), 4, dtype=torch.float64, generator=generator)
+            sides += [features, torch.tensor(side, dtype=torch.int64)]
+    assert_equals_loops(*sides, temperature=temperature)
+
+
+@pytest.mark.parametrize(("tile_rows", "kept_tiles"), [(8, 4), (8, 0), (23, 4), (300, 4)])
+@pytest.mark.parametrize("temperature", [0.1, 0.02])
+def test_tiles_of_any_size_give_the_same(monkeypatch, tile_rows, kept_tiles, temperature):
+    sides = [*random_set(170, 7), *random_set(90, 8)]
+    within, across = (with_gradients(info_nce_loss, *x, temperature=temperature) for x in (sides[:2], sides))
+    monkeypatch.setattr(info_nce_tiles, "CPU_TILE_ROWS", tile_rows)
+    monkeypatch.setattr(info_nce_tiles, "KEPT_TILES", kept_tiles)
+    assert_equal(with_gradients(info_nce_loss, *sides[:2], temperature=temperature), within, rtol=1e-12)
+    assert_equal(with_gradients(info_nce_loss, *sides, temperature=temperature), across, rtol=1e-12)
+
+
+def test_parts_of_the_anchors_against_all_add_up_to_the_whole():
+    anchors, labels = random_set(37, 4)
+    whole = info_nce_loss(anchors, labels)
+    parts = [
+        len(range(*part))
+        * info_nce_loss(anchors[slice(*part)], labels[slice(*part)], anchors, labels, self_offset=part[0])
+        for part in ((0, 11), (11, 12), (12, 37))
+    ]
+    torch.testing.assert_close(sum(parts) / 37, whole, rtol=1e-12, atol=0)
 
 
 def test_recorded_within_scale_loss_and_gradient():
@@ -82,9 +150,13 @@ def test_gradients_of_both_sides_pass_gradcheck(temperature):
 
 
 def test_order_of_rows_does_not_matter():
-    anchors, labels = random_set(50, 4)
-    order = torch.randperm(50)
-    torch.testing.assert_close(info_nce_loss(anchors[order], labels[order]), info_nce_loss(anchors, labels))
+    sides = [*random_set(50, 4), *random_set(40, 4)]
+    order, contrast_order = torch.randperm(50), torch.randperm(40)
+    permuted = [sides[0][order], sides[1][order], sides[2][contrast_order], sides[3][contrast_order]]
+    for ours, theirs in ((permuted[:2], sides[:2]), (permuted, sides)):
+        value, grads = with_gradients(info_nce_loss, *theirs)
+        grads = [grad[o] for grad, o in zip(grads, (order, contrast_order), strict=False)]
+        assert_equal(with_gradients(info_nce_loss, *ours), (value, grads), rtol=1e-11)
 
 
 def test_length_of_features_does_not_matter():
@@ -101,7 +173,7 @@ def test_low_temperature_and_low_precision_stay_finite_and_close(dtype):
     loss.backward()
     expected = info_nce_by_loops(anchors.detach(), labels, temperature=0.01)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert anchors.grad.isfinite().all()
 
 
@@ -111,7 +183,7 @@ def test_low_temperature_does_not_underflow():
     labels = torch.tensor([0, 0, 1])
     expected = info_nce_by_loops(anchors, labels, temperature=0.01)
     assert expected > 10
-    assert info_nce_loss(anchors, labels, temperature=0.01).item() == pytest.approx(expected, rel=1e-5)
+    assert info_nce_loss(anchors, labels, temperature=0.01).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("labels", [[3] * 8, list(range(8))], ids=["one class only", "no positives"])
@@ -167,6 +239,17 @@ def test_memory_kept_for_the_backward_is_linear_in_the_anchors():
         ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(2)}, "labels"),
         ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "temperature": 0}, "temperature"),
         ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "contrast": torch.zeros(3, 4)}, "both"),
+        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "self_offset": 0}, "contrast"),
+        (
+            {
+                "anchors": torch.zeros(3, 4),
+                "anchor_labels": torch.zeros(3),
+                "contrast": torch.zeros(4, 4),
+                "contrast_labels": torch.zeros(4),
+                "self_offset": 2,
+            },
+            "rows 2 to 5",
+        ),
     ],
 )
 def test_misuse_is_named(arguments, message):

@@ -242,3 +242,18 @@ def test_initialisation_keeps_activations_in_scale(tiny_config):
     assert model.decode_head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.3)
     fuse = model.decode_head.fuse[0]
     assert fuse.weight.std().item() == pytest.approx((2 / (fuse.out_channels * 9)) ** 0.5, rel=0.1)
+
+
+def test_compiled_network_trains_as_the_plain_one(tiny_config, tiny_batch):
+    config = tiny_config(dropout=0.0, contrastive_min_anchors_per_class=1)
+    network = MsctrForSemanticSegmentation(config).train()
+    results = []
+    for model in (network, torch.compile(network, backend="aot_eager")):
+        network.zero_grad()
+        torch.manual_seed(1)  # the same anchors
+        output = model(**tiny_batch)
+        output.loss.backward()
+        results.append((output.loss, output.loss_terms, {n: p.grad.clone() for n, p in network.named_parameters()}))
+    plain, compiled = results
+    assert plain[1]["contrastive/stage_1_to_stage_4"] > 0
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-5)

@@ -55,6 +55,8 @@ def test_training_leaves_a_complete_folder(run_script, folder, tmp_path):
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
     for name in ("cross_entropy", "auxiliary", "contrastive/stage_1", "contrastive/stage_1_to_stage_4"):
         assert name in steps[0]
+    for name in ("anchors", "classes", "positive_cosine"):
+        assert f"contrastive/stage_1/{name}" in steps[0]
     assert [entry["step"] for entry in log if "validation/mean_iou" in entry] == [2, 4]
     run = json.loads((output / "run.json").read_text())
     assert run["settings"]["learning_rate"] == 0.001
@@ -201,7 +203,8 @@ def test_two_processes_train_and_score_as_one(folder, tmp_path):
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
     subprocess.run(
-        [*torchrun, ROOT / "scripts/train.py", *flags(folder, run, batch_size=2, max_steps=2, num_workers=0)],
+        [*torchrun, ROOT / "scripts/train.py",
+         *flags(folder, run, batch_size=2, max_steps=2, num_workers=0, contrastive_gather_anchors=True)],
         env=environment, check=True, timeout=300,
     )  # fmt: skip
     score = ["--model", run, "--dataset", "folder", "--data_dir", folder, "--device", "cpu", "--num_workers", "0"]

@@ -1,0 +1,47 @@
+"""What a contrastive term looks at: mean cosines of its positive and negative pairs.
+
+Sums over pairs follow from one sum of rows per class, so that they cost next to nothing: with the class sums s_k of
+unit rows, the cosines of all pairs of one class add up to |s_k|^2, and those of all pairs to |sum of s_k|^2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .info_nce import UnitRows
+
+
+def class_sums(rows: UnitRows, num_labels: int) -> torch.Tensor:
+    """Sum of the unit rows of every class, (K, D), detached."""
+    features = rows.features.detach()
+    return features.new_zeros(num_labels, features.shape[1]).index_add_(0, rows.labels, features)
+
+
+def mean_cosines(
+    sums: torch.Tensor,
+    class_sizes: dict[int, int],
+    contrast_sums: torch.Tensor | None = None,
+    contrast_sizes: dict[int, int] | None = None,
+) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """Mean cosine of the positive pairs and of the negative pairs of a term; NaN where there is no such pair.
+
+    Args:
+        sums (`torch.Tensor` of shape `(K, D)`): From `class_sums`.
+        class_sizes (`dict[int, int]`): Class -> rows.
+        contrast_sums, contrast_sizes (*optional*): Those of the contrast set; `None` within a scale.
+    """
+    own_pairs = 0
+    if contrast_sums is None:
+        contrast_sums, contrast_sizes = sums, class_sizes
+        own_pairs = sum(class_sizes.values())  # a row with itself: cosine 1, and no pair
+    same_class = sum(size * contrast_sizes.get(label, 0) for label, size in class_sizes.items())
+    negative_pairs = sum(class_sizes.values()) * sum(contrast_sizes.values()) - same_class
+    positive_pairs = same_class - own_pairs
+    of_same_class = (sums * contrast_sums).sum()
+    of_all = sums.sum(0) @ contrast_sums.sum(0)
+    return (
+        (of_same_class - own_pairs) / positive_pairs if positive_pairs else math.nan,
+        (of_all - of_same_class) / negative_pairs if negative_pairs else math.nan,
+    )

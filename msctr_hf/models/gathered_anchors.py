@@ -1,0 +1,119 @@
+"""Anchors of all processes as one contrast set, so that a batch split over processes contrasts as on one.
+
+Every process keeps its own anchors and contrasts them with those of all. With g(r) anchors on process r and G in all,
+its term is `processes / G * sum of its l_i`: the mean over the processes is the term of one process that holds all
+anchors, and so is the mean of the gradients that distributed data parallel training takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from .info_nce import UnitRows
+
+
+class GatheredRows(NamedTuple):
+    """Rows of one stage on all processes.
+
+    Args:
+        rows (`UnitRows`): Rows of all processes, sorted by class.
+        own_columns (`torch.Tensor` of shape `(N,)`, int64): Where the rows of this process lie among them.
+        share (`float`): Weight of this process's mean over its anchors: processes * own / all rows; 0 without rows.
+    """
+
+    rows: UnitRows
+    own_columns: torch.Tensor
+    share: float
+
+
+def spans_processes() -> bool:
+    """Whether there is more than one process to gather from."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather_rows(stages: Sequence[UnitRows], num_labels: int) -> list[GatheredRows]:
+    """Gather the rows of every stage from all processes; gradients flow back to the process a row is from.
+
+    All processes have to call this, those without a row too. One small synchronisation (the class sizes), one
+    collective for the rows and one in the backward pass.
+
+    Args:
+        stages (`Sequence[UnitRows]`): Rows of this process, any number of them, one entry per stage.
+        num_labels (`int`): Number of classes.
+    """
+    sizes = _class_sizes_of_all(stages, num_labels)  # (processes, S, K)
+    most = sizes.sum(2).amax(0).clamp_min(1).tolist()  # per stage, so that all processes send as much
+    padded = [
+        F.pad(rows.features, (0, 0, 0, num_rows - len(rows.features)))
+        for rows, num_rows in zip(stages, most, strict=True)
+    ]
+    gathered = _AllGather.apply(torch.cat([rows.flatten() for rows in padded]))
+    of_stages = gathered.split([rows.numel() for rows in padded], dim=1)
+    return [
+        _sort_by_class(of_stage.reshape(-1, rows.shape[1]), sizes[:, stage])
+        for stage, (of_stage, rows) in enumerate(zip(of_stages, padded, strict=True))
+    ]
+
+
+def _class_sizes_of_all(stages: Sequence[UnitRows], num_labels: int) -> torch.Tensor:
+    """(processes, S, K) int64 on the host."""
+    sizes = torch.zeros(len(stages), num_labels, dtype=torch.int64)
+    for stage, rows in zip(sizes, stages, strict=True):
+        stage[list(rows.class_sizes)] = torch.tensor(list(rows.class_sizes.values()), dtype=torch.int64)
+    gathered = sizes.new_empty(dist.get_world_size() * sizes.numel(), device=stages[0].features.device)
+    dist.all_gather_into_tensor(gathered, sizes.flatten().to(gathered.device))
+    return gathered.view(-1, *sizes.shape).cpu()
+
+
+def _sort_by_class(padded_rows: torch.Tensor, sizes: torch.Tensor) -> GatheredRows:
+    """Sort the rows of one stage by class, then by process.
+
+    Args:
+        padded_rows (`torch.Tensor` of shape `(processes * rows with padding, D)`):
+            Rows of one process after the other, sorted by class.
+        sizes (`torch.Tensor` of shape `(processes, K)`, int64): Rows of every class on every process; on the host.
+    """
+    processes, num_labels = sizes.shape
+    offsets = torch.arange(processes)[:, None] * (len(padded_rows) // processes)
+    first = offsets + sizes.cumsum(1) - sizes  # where the rows of a class and a process are
+    run_sizes = sizes.T.flatten()  # class by class
+    target = (run_sizes.cumsum(0) - run_sizes).view(num_labels, processes)  # where they go
+    order = _expand_runs(first.T.flatten(), run_sizes)
+    own = dist.get_rank()
+    own_columns = _expand_runs(target[:, own], sizes[own])
+    per_class = sizes.sum(0)
+    labels = torch.arange(num_labels).repeat_interleave(per_class)
+    device = padded_rows.device
+    order, labels = torch.stack([order, labels]).to(device, non_blocking=True)
+    rows = UnitRows(
+        padded_rows[order], labels, {label: size for label, size in enumerate(per_class.tolist()) if size > 0}
+    )
+    share = processes * len(own_columns) / max(len(labels), 1)
+    return GatheredRows(rows, own_columns.to(device, non_blocking=True), share)
+
+
+def _expand_runs(starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Concatenate `arange(start, start + size)` of all runs."""
+    return torch.arange(int(sizes.sum())) + (starts - sizes.cumsum(0) + sizes).repeat_interleave(sizes)
+
+
+class _AllGather(torch.autograd.Function):
+    """(L,) on every process -> (processes, L) on all; backward: what the losses of all processes say about it."""
+
+    @staticmethod
+    def forward(ctx, buffer: torch.Tensor) -> torch.Tensor:
+        gathered = buffer.new_empty(dist.get_world_size() * len(buffer))
+        dist.all_gather_into_tensor(gathered, buffer)
+        return gathered.view(-1, len(buffer))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gathered_grad: torch.Tensor) -> torch.Tensor:
+        grad = gathered_grad.new_empty(gathered_grad.shape[1])
+        dist.reduce_scatter_tensor(grad, gathered_grad.flatten())
+        return grad

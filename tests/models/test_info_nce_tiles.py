@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from msctr_hf.models.info_nce_tiles import _softplus, class_groups, strips
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [3, 3, 3, 3], [100, 1, 1, 50], [7] * 40])
+@pytest.mark.parametrize("target", [1, 8, 256])
+def test_groups_are_whole_classes_one_after_the_other(sizes, target):
+    groups = class_groups(sizes, target)
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    assert [group.stop for group in groups] == [group.start for group in groups[1:]] + ([sum(sizes)] if sizes else [])
+    assert all(group.stop in ends for group in groups)
+    assert all(group.stop - group.start >= target for group in groups[:-1])
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 256, 263, 1000])
+@pytest.mark.parametrize("target", [1, 8, 256])
+def test_strips_cover_a_range_once_in_parts_of_about_the_target(length, target):
+    parts = list(strips(5, 5 + length, target))
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(5, 5 + length))
+    assert all(part.stop - part.start <= 1.5 * target for part in parts)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_softplus_keeps_its_digits_where_it_is_tiny(dtype, rtol):
+    gaps = torch.cat([torch.linspace(-60, 60, 10001, dtype=dtype), torch.tensor([-torch.inf, 1e4], dtype=dtype)])
+    expected = torch.where(gaps.double() > 40, gaps.double(), gaps.double().exp().log1p())
+    torch.testing.assert_close(_softplus(gaps).double(), expected, rtol=rtol, atol=0)
