@@ -73,16 +73,15 @@ def sample_anchors(
     Source: https://arxiv.org/abs/2203.13409, section 3. Unlike the released code every class takes part, also the
     last, and a stage without a qualifying pair gives no anchors instead of an exception.
     """
-    stage_labels = resize_labels(labels, features)
-    counts = count_pairs(stage_labels, num_labels).tolist()
+    pairs = pair_of_every_pixel(labels, features, num_labels)
     plan = plan_draws(
-        counts,
+        count_pairs(pairs, len(features), num_labels).tolist(),
         sampling=sampling,
         min_anchors_per_class=min_anchors_per_class,
         max_anchors_per_class=max_anchors_per_class,
         max_anchors=max_anchors,
     )
-    return draw_anchors(features, stage_labels, num_labels, plan, generator)
+    return draw_anchors(features, pairs, num_labels, plan, generator)
 
 
 def resize_labels(labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -106,12 +105,21 @@ def _nearest(source: int, target: int, device: torch.device) -> torch.Tensor:
     return F.interpolate(positions[None, None], size=target, mode="nearest")[0, 0].long()
 
 
-def count_pairs(stage_labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Pixels of every (image, class) pair: (B, h, w) -> (B, K) int64, on the device of the labels."""
-    pairs = _pair_of_every_pixel(stage_labels, num_labels)
-    counts = torch.zeros(stage_labels.shape[0] * num_labels + 1, dtype=torch.int64, device=pairs.device)
+def pair_of_every_pixel(
+    labels: torch.Tensor, features: torch.Tensor, num_labels: int, ignore_index: int = -1
+) -> torch.Tensor:
+    """Labels at the size of `features` as pairs (B * h * w,): image * K + class, or B * K where never sampled."""
+    stage_labels = resize_labels(labels, features)
+    first = torch.arange(len(features), device=labels.device).view(-1, 1, 1) * num_labels
+    sampled = (stage_labels >= 0) & (stage_labels < num_labels) & (stage_labels != ignore_index)
+    return torch.where(sampled, first + stage_labels, len(features) * num_labels).flatten()
+
+
+def count_pairs(pairs: torch.Tensor, num_images: int, num_labels: int) -> torch.Tensor:
+    """Pixels of every (image, class) pair, (B, K) int64, on the device of `pairs` (from `pair_of_every_pixel`)."""
+    counts = torch.zeros(num_images * num_labels + 1, dtype=torch.int64, device=pairs.device)
     counts.scatter_add_(0, pairs, torch.ones_like(pairs))
-    return counts[:-1].view(-1, num_labels)
+    return counts[:-1].view(num_images, num_labels)
 
 
 def plan_draws(
@@ -143,7 +151,7 @@ def plan_draws(
 
 def draw_anchors(
     features: torch.Tensor,
-    stage_labels: torch.Tensor,
+    pairs: torch.Tensor,
     num_labels: int,
     plan: SamplingPlan,
     generator: torch.Generator | None = None,
@@ -155,10 +163,10 @@ def draw_anchors(
     """
     device = features.device
     num_pairs = len(plan.pairs)
-    ranks = torch.full((stage_labels.shape[0] * num_labels + 1,), num_pairs, dtype=torch.int64)
+    ranks = torch.full((len(features) * num_labels + 1,), num_pairs, dtype=torch.int64)
     pair_ids = [image * num_labels + label for label, image in plan.pairs]
     ranks[pair_ids] = torch.arange(num_pairs)
-    pixel_ranks = ranks.to(device, non_blocking=True)[_pair_of_every_pixel(stage_labels, num_labels)]
+    pixel_ranks = ranks.to(device, non_blocking=True)[pairs]
     random_bits = torch.randint(1 << _RANDOM_BITS, pixel_ranks.shape, generator=generator, device=device)
     order = ((pixel_ranks << _RANDOM_BITS) | random_bits).argsort()
 
@@ -179,14 +187,6 @@ def _positions_and_labels(plan: SamplingPlan) -> torch.Tensor:
     return torch.stack([positions, labels.repeat_interleave(draws)])
 
 
-def _pair_of_every_pixel(stage_labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """(B, h, w) -> (B*h*w,): image * K + class, or B * K for pixels that are never sampled."""
-    images = torch.arange(stage_labels.shape[0], device=stage_labels.device).view(-1, 1, 1)
-    sampled = (stage_labels >= 0) & (stage_labels < num_labels)
-    pairs = torch.where(sampled, images * num_labels + stage_labels, stage_labels.shape[0] * num_labels)
-    return pairs.flatten()
-
-
 class _GatherPixels(torch.autograd.Function):
     """Rows of a map (B, C, h, w) at flat pixel indices (N,) over (B, h, w) -> (N, C).
 
@@ -201,18 +201,17 @@ class _GatherPixels(torch.autograd.Function):
             if features.is_contiguous(memory_format=torch.channels_last)
             else torch.contiguous_format
         )
-        ctx.save_for_backward(pixels)
         area = features.shape[2] * features.shape[3]
-        return features.flatten(2)[pixels // area, :, pixels % area]
+        images, pixels = pixels // area, pixels % area
+        ctx.save_for_backward(images, pixels)
+        return features.flatten(2)[images, :, pixels]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, rows_grad: torch.Tensor):
-        (pixels,) = ctx.saved_tensors
+        images, pixels = ctx.saved_tensors
         grad = torch.empty(
             ctx.shape, dtype=rows_grad.dtype, device=rows_grad.device, memory_format=ctx.memory_format
         ).zero_()
-        area = ctx.shape[2] * ctx.shape[3]
-        images, pixels = pixels // area, pixels % area
-        grad[images, :, pixels // ctx.shape[3], pixels % ctx.shape[3]] = rows_grad
+        grad.flatten(2)[images, :, pixels] = rows_grad  # a view in either memory format
         return grad, None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from .anchor_sampling import Anchors, count_pairs, draw_anchors, plan_draws, resize_labels
+from .anchor_sampling import Anchors, count_pairs, draw_anchors, pair_of_every_pixel, plan_draws
 from .contrastive_diagnostics import class_sums, mean_cosines
 from .gathered_anchors import GatheredRows, gather_rows, spans_processes
 from .info_nce import UnitRows, contrast_across, contrast_within_scale, unit_rows
@@ -210,11 +210,10 @@ class MultiScaleContrastiveLoss:
         self, features: Sequence[torch.Tensor], labels: torch.Tensor, generator: torch.Generator | None
     ) -> list[Anchors]:
         """Sample every stage; the class counts of all stages reach the host in one synchronisation."""
-        stage_labels = [resize_labels(labels, stage) for stage in features]
-        stage_labels = [stage.masked_fill(stage == self.ignore_index, -1) for stage in stage_labels]
-        counts = torch.stack([count_pairs(stage, self.num_labels) for stage in stage_labels]).tolist()
+        pairs = [pair_of_every_pixel(labels, stage, self.num_labels, self.ignore_index) for stage in features]
+        counts = torch.stack([count_pairs(stage, len(labels), self.num_labels) for stage in pairs]).tolist()
         anchors = []
-        for stage, stage_label, stage_counts in zip(features, stage_labels, counts, strict=True):
+        for stage, stage_pairs, stage_counts in zip(features, pairs, counts, strict=True):
             plan = plan_draws(
                 stage_counts,
                 sampling=self.sampling,
@@ -222,7 +221,7 @@ class MultiScaleContrastiveLoss:
                 max_anchors_per_class=self.max_anchors_per_class,
                 max_anchors=self.max_anchors,
             )
-            anchors.append(draw_anchors(stage, stage_label, self.num_labels, plan, generator))
+            anchors.append(draw_anchors(stage, stage_pairs, self.num_labels, plan, generator))
         return anchors
 
 

@@ -1,0 +1,244 @@
+"""Benchmarks of the contrastive objective and of what it adds to a training step.
+
+Every function returns rows of a table: time and memory of both ways, their ratio, and the ratio to reach where one
+is promised for a single CPU thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from ..data.loading import get_dataset_spec
+from ..models.anchor_sampling import sample_anchors
+from ..models.contrastive_loss import MultiScaleContrastiveLoss
+from ..models.info_nce import info_nce_loss
+from ..models.projection_head import StageProjection
+from ..training.network import build_network
+from .measuring import Step, median_seconds, peak_megabytes
+from .reference import dense_info_nce_loss, dense_multi_scale_loss, sample_pair_by_pair
+
+CHANNELS = 256
+STRIDES = (4, 8, 16, 32)
+SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)
+PAIRS = ((0, 3), (0, 2))
+CROP = (512, 1024)
+NUM_LABELS = 19
+VIEWS = 5  # pixels of an (image, class) pair: nearly always 5 in practice
+
+LOSS_TARGETS = {
+    "within": {500: 0.85, 1000: 1.3, 2000: 1.8, 5000: 4.0, 10_000: 5.0},
+    "across": {500: 0.9, 1000: 1.0, 2000: 1.2, 5000: 2.5, 10_000: 3.0},
+}
+MEMORY_TARGETS = {10_000: 20.0}
+SAMPLING_TARGETS = {4: 100.0, 8: 80.0, 16: 25.0, 32: 10.0}
+TOGETHER_TARGETS = {2: 15.0, 6: 40.0}
+PROJECTION_TARGETS = {(48, 4): 3.0, (96, 8): 2.0}
+
+
+def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | None, device: torch.device) -> list[dict]:
+    """`info_nce_loss` and the dense form on the same anchors, forward and backward."""
+    rows = []
+    for term in ("within", "across"):
+        for size in sizes:
+            for classes in num_labels:
+                ways = {way: (way, term, size, classes, device) for way in ("dense", "ours")}
+                memory = {
+                    way: peak_megabytes(loss_step, arguments, (way, term, 200, 5, device), device)
+                    for way, arguments in ways.items()
+                }
+                steps = {way: loss_step(*arguments) for way, arguments in ways.items()}
+                seconds = median_seconds(steps, repetitions or max(3, 20_000 // size), device)
+                rows.append({"term": term, "anchors": size, "classes": classes} | _compare(seconds, memory))
+                _promise(rows[-1], device, speed=LOSS_TARGETS[term].get(size), memory=MEMORY_TARGETS.get(size))
+    return rows
+
+
+def loss_step(way: str, term: str, size: int, num_labels: int, device: torch.device) -> Step:
+    """One forward and backward pass over random anchors, sorted by class as the sampler gives them."""
+    functions: dict[str, Callable] = {"dense": dense_info_nce_loss, "ours": info_nce_loss}
+    generator = torch.Generator().manual_seed(0)
+    sides: list[torch.Tensor] = []
+    for _ in range(1 if term == "within" else 2):
+        classes = torch.randint(0, num_labels, (size // VIEWS,), generator=generator).sort().values
+        features = torch.randn(size, CHANNELS, generator=generator)
+        sides += [features.to(device).requires_grad_(), classes.repeat_interleave(VIEWS).to(device)]
+    return lambda: _backward(functions[way](*sides), sides[::2])
+
+
+def sampling(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:
+    """`sample_anchors` and the pair-by-pair sampler, with their backward passes, stage by stage."""
+    rows = []
+    labels = blob_labels(batch_size, CROP, device)
+    for stride in STRIDES:
+        features = _map(batch_size, CHANNELS, stride, device)
+        anchors = len(sample_anchors(features, labels, NUM_LABELS).labels)
+        steps = {
+            "pair by pair": lambda f=features: _backward(sample_pair_by_pair(f, labels, NUM_LABELS)[0].sum(), [f]),
+            "ours": lambda f=features: _backward(sample_anchors(f, labels, NUM_LABELS).features.sum(), [f]),
+        }
+        seconds = median_seconds(steps, repetitions or stride // 4, device)
+        rows.append({"stride": stride, "images": batch_size, "anchors": anchors} | _compare(seconds))
+        _promise(rows[-1], device, speed=SAMPLING_TARGETS[stride])
+    return rows
+
+
+def together(batch_sizes: Sequence[int], repetitions: int | None, device: torch.device) -> list[dict]:
+    """Labels and projections of four stages to four within-scale terms, two across, and the gradients of the maps."""
+    objective = MultiScaleContrastiveLoss(NUM_LABELS, (1, 2, 3, 4), SCALE_WEIGHTS, PAIRS, (1.0, 1.0))
+    rows = []
+    for batch_size in batch_sizes:
+        labels = blob_labels(batch_size, CROP, device)
+        maps = [_map(batch_size, CHANNELS, stride, device) for stride in STRIDES]
+        steps = {
+            "straightforward": lambda m=maps, y=labels: _backward(
+                dense_multi_scale_loss(m, y, NUM_LABELS, SCALE_WEIGHTS, PAIRS), m
+            ),
+            "ours": lambda m=maps, y=labels: _backward(objective(m, y)[0], m),
+        }
+        seconds = median_seconds(steps, repetitions or 3, device)
+        rows.append({"images": batch_size, "crop": "x".join(map(str, CROP))} | _compare(seconds))
+        _promise(rows[-1], device, speed=TOGETHER_TARGETS.get(batch_size))
+    return rows
+
+
+def projection(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:
+    """Projection head and sampling: the last convolution on sampled rows, beside that on whole maps."""
+    rows = []
+    labels = blob_labels(batch_size, CROP, device)
+    for channels, stride in ((48, 4), (96, 8), (192, 16), (384, 32), (512, 4)):
+        head = StageProjection(channels, CHANNELS).to(device)
+        features = _map(batch_size, channels, stride, device)
+        sides = [features, *head.parameters()]
+        steps = {
+            "whole map": lambda f=features, h=head, s=sides: _backward(
+                sample_anchors(h(f), labels, NUM_LABELS).features.sum(), s
+            ),
+            "ours": lambda f=features, h=head, s=sides: _backward(
+                h.project_rows(sample_anchors(h.hidden(f), labels, NUM_LABELS).features).sum(), s
+            ),
+        }
+        seconds = median_seconds(steps, repetitions or 3, device)
+        rows.append({"channels": channels, "stride": stride, "images": batch_size} | _compare(seconds))
+        _promise(rows[-1], device, speed=PROJECTION_TARGETS.get((channels, stride)))
+    return rows
+
+
+def training_step(
+    config: str,
+    batch_size: int,
+    crop_size: Sequence[int],
+    device: torch.device,
+    *,
+    precision: torch.dtype | None,
+    compile_network: bool,
+    repetitions: int | None,
+) -> list[dict]:
+    """A whole training step (forward, backward, SGD) in the modes `ce`, `ms` and `ms_cs`, beside that of `ce`.
+
+    Args:
+        config (`str`): YAML file of a network, from random weights.
+        batch_size (`int`): Images.
+        crop_size (`Sequence[int]`): Height and width, pixels.
+        device (`torch.device`): Where to run.
+        precision (`torch.dtype`, *optional*): Of autocast.
+        compile_network (`bool`): Whether to compile the network.
+        repetitions (`int`, *optional*): Steps measured; 3 by default.
+    """
+    options = (batch_size, crop_size, device, precision, compile_network)
+    small = (2, (64, 64), device, precision, False)
+    memory, steps = {}, {}
+    for mode in ("ce", "ms", "ms_cs"):
+        memory[mode] = peak_megabytes(network_step, (config, mode, *options), (config, mode, *small), device)
+        steps[mode] = network_step(config, mode, *options)
+    seconds = median_seconds(steps, repetitions or 3, device)
+    return [
+        {
+            "mode": mode,
+            "images": batch_size,
+            "ms": 1000 * seconds[mode],
+            "time beside ce": seconds[mode] / seconds["ce"],
+            "MB": memory[mode],
+            "memory beside ce": memory[mode] / memory["ce"],
+        }
+        for mode in steps
+    ]
+
+
+def network_step(
+    config: str,
+    mode: str,
+    batch_size: int,
+    crop_size: Sequence[int],
+    device: torch.device,
+    precision: torch.dtype | None,
+    compile_network: bool,
+) -> Step:
+    """One optimiser step of a network on random pictures."""
+    torch.manual_seed(0)
+    model_arguments, data_arguments, _, settings = parse_arguments(
+        [ModelArguments, DataArguments, TrainingArguments],
+        ["--config", config, "--backbone_weights", "none", "--contrastive_mode", mode],
+        with_config_fields=True,
+    )
+    network = build_network(model_arguments, settings, get_dataset_spec(data_arguments.dataset)).to(device).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+    pixel_values = torch.randn(batch_size, 3, *crop_size, device=device)
+    labels = blob_labels(batch_size, crop_size, device, network.config.num_labels)
+    model = torch.compile(network) if compile_network else network
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+            output = model(pixel_values, labels=labels)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def blob_labels(
+    batch_size: int, size: Sequence[int], device: torch.device, num_labels: int = NUM_LABELS
+) -> torch.Tensor:
+    """Smooth regions of frequent and rare classes, about two thirds of 19 per image: (B, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    cells = [max(2, side // 64) for side in size]
+    scores = torch.randn(batch_size, num_labels, *cells, generator=generator)
+    scores += torch.linspace(1.5, -1.8, num_labels)[:, None, None]
+    quarter = F.interpolate(scores, size=[-(-side // 4) for side in size], mode="bicubic").argmax(1)
+    labels = quarter.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, : size[0], : size[1]]
+    return labels.contiguous().to(device)
+
+
+def _map(batch_size: int, channels: int, stride: int, device: torch.device) -> torch.Tensor:
+    size = [side // stride for side in CROP]
+    return torch.randn(batch_size, channels, *size, device=device, requires_grad=True)
+
+
+def _backward(value: torch.Tensor, sides: Sequence[torch.Tensor]) -> None:
+    """Gradients of a value, without keeping them: none is added to another."""
+    torch.autograd.grad(value, sides)
+
+
+def _compare(seconds: dict[str, float], memory: dict[str, float] | None = None) -> dict[str, Any]:
+    other, ours = seconds
+    row: dict[str, Any] = {
+        f"{other} ms": 1000 * seconds[other],
+        "ours ms": 1000 * seconds[ours],
+        "speed-up": seconds[other] / seconds[ours],
+    }
+    if memory is not None:
+        row |= {f"{other} MB": memory[other], "ours MB": memory[ours], "memory ratio": memory[other] / memory[ours]}
+    return row
+
+
+def _promise(row: dict, device: torch.device, *, speed: float | None, memory: float | None = None) -> None:
+    """Add the ratios to reach; they are set for one CPU thread."""
+    promised = device.type == "cpu" and torch.get_num_threads() == 1
+    row["speed-up target"] = speed if promised else None
+    if "memory ratio" in row:
+        row["memory ratio target"] = memory if promised else None

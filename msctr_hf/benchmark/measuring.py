@@ -1,0 +1,136 @@
+"""Time and memory of alternatives, measured in turns; tables; the machine they were measured on.
+
+On a CPU time is the process's own, so that other processes disturb less, and memory is the growth of the peak of a
+fresh process. On a GPU time is that until the device is done, and memory is what PyTorch allocated at most.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Step = Callable[[], Any]
+
+
+def median_seconds(steps: Mapping[str, Step], repetitions: int, device: torch.device) -> dict[str, float]:
+    """Median time of every step; steps take turns, after a first round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repetitions + 1):
+        for name, step in steps.items():
+            times[name].append(_seconds(step, device))
+    return {name: statistics.median(of_step[1:]) for name, of_step in times.items()}
+
+
+def _seconds(step: Step, device: torch.device) -> float:
+    gc.collect()
+    if device.type == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_megabytes(build: Callable[..., Step], arguments: Sequence, warm_up: Sequence, device: torch.device) -> float:
+    """Memory that a step needs at most beyond what lies there before it.
+
+    Args:
+        build (`Callable`): Function of a module; `build(*arguments)` makes the inputs and returns the step.
+        arguments (`Sequence`): What to measure.
+        warm_up (`Sequence`): Arguments of a small step that runs before, so that libraries are loaded.
+        device (`torch.device`): Where the step runs.
+    """
+    if device.type == "cpu":
+        context = multiprocessing.get_context("forkserver")  # imports once, then forks fresh processes
+        context.set_forkserver_preload([build.__module__])
+        with context.Pool(1) as pool:
+            return pool.apply(_peak_of_this_process, (build, arguments, warm_up, torch.get_num_threads()))
+    build(*warm_up)()
+    step = build(*arguments)
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def _peak_of_this_process(build: Callable[..., Step], arguments: Sequence, warm_up: Sequence, threads: int) -> float:
+    torch.set_num_threads(threads)
+    build(*warm_up)()
+    step = build(*arguments)
+    gc.collect()
+    _forget_peak()
+    before = _peak_kilobytes()
+    step()
+    return (_peak_kilobytes() - before) / 2**10
+
+
+def _forget_peak() -> None:
+    """Let Linux count the peak from now on; elsewhere it counts from the start of the process."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_kilobytes() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        return float(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**10 if platform.system() == "Darwin" else peak
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def misses_target(row: Mapping[str, Any]) -> bool:
+    """Whether a ratio of a row lies below what it should reach; `None` asks for nothing."""
+    targets = {name: row[name] for name in row if name.endswith(" target") and row[name] is not None}
+    return any(row[name.removesuffix(" target")] < target for name, target in targets.items())
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a table to read and to paste."""
+    cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = [
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

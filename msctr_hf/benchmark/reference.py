@@ -1,0 +1,71 @@
+"""The contrastive terms the straightforward way: what our paths are measured against.
+
+The same values, but full matrices of masks, exponentials and logarithms that autograd keeps, and a sampler that goes
+from pair to pair and indexes the whole map each time, so that its backward pass writes the map once per pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..models.anchor_sampling import resize_labels
+
+
+def dense_info_nce_loss(
+    anchors: torch.Tensor,
+    anchor_labels: torch.Tensor,
+    contrast: torch.Tensor | None = None,
+    contrast_labels: torch.Tensor | None = None,
+    temperature: float = 0.1,
+) -> torch.Tensor:
+    """`info_nce_loss` over full (N, M) matrices."""
+    within = contrast is None
+    rows = F.normalize(anchors, dim=1)
+    columns = rows if within else F.normalize(contrast, dim=1)
+    same_class = anchor_labels[:, None] == (anchor_labels if within else contrast_labels)[None]
+    negatives = (~same_class).to(rows.dtype)
+    positives = same_class.to(rows.dtype)
+    if within:
+        positives = positives - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    logits = rows @ columns.T / temperature
+    exponentials = logits.exp()
+    of_negatives = (exponentials * negatives).sum(dim=1, keepdim=True)
+    log_probabilities = logits - (exponentials + of_negatives).log()
+    return -((positives * log_probabilities).sum(dim=1) / positives.sum(dim=1).clamp_min(1)).mean()
+
+
+def sample_pair_by_pair(
+    features: torch.Tensor, labels: torch.Tensor, num_labels: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sample_anchors` with the published rule and its default limits: rows (N, C) and their labels (N,)."""
+    stage_labels = resize_labels(labels, features).flatten(1)
+    pairs = []
+    for image in range(len(features)):
+        for label in range(num_labels):
+            pixels = (stage_labels[image] == label).nonzero().flatten()
+            if len(pixels) >= 5:
+                pairs.append((label, image, pixels))
+    views = min(2500, 10_000 // len(pairs), *(len(pixels) for _, _, pixels in pairs))
+    rows, row_labels = [], []
+    for label, image, pixels in sorted(pairs, key=lambda pair: pair[:2]):
+        drawn = pixels[torch.randperm(len(pixels), device=pixels.device)[:views]]
+        rows.append(features.flatten(2)[image][:, drawn].T)
+        row_labels.append(drawn.new_full((views,), label))
+    return torch.cat(rows), torch.cat(row_labels)
+
+
+def dense_multi_scale_loss(
+    features: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    num_labels: int,
+    scale_weights: Sequence[float],
+    pairs: Sequence[Sequence[int]],
+) -> torch.Tensor:
+    """`MultiScaleContrastiveLoss` with pair weights of 1, from the two above."""
+    anchors = [sample_pair_by_pair(stage, labels, num_labels) for stage in features]
+    terms = [weight * dense_info_nce_loss(*stage) for weight, stage in zip(scale_weights, anchors, strict=True)]
+    terms += [dense_info_nce_loss(*anchors[fine], *anchors[coarse]) for fine, coarse in pairs]
+    return torch.stack(terms).sum()
