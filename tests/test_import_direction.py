@@ -11,6 +11,7 @@ MAY_IMPORT = {
     "data": {"data"},
     "evaluation": {"models", "data", "evaluation"},
     "training": {"models", "data", "evaluation", "training", "arguments"},
+    "benchmark": {"models", "data", "training", "benchmark", "arguments"},
     "hub": {"models", "data", "evaluation", "training", "hub", "arguments"},
 }
 

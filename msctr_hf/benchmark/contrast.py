@@ -146,15 +146,22 @@ def training_step(
         crop_size (`Sequence[int]`): Height and width, pixels.
         device (`torch.device`): Where to run.
         precision (`torch.dtype`, *optional*): Of autocast.
-        compile_network (`bool`): Whether to compile the network.
+        compile_network (`bool`): Whether to compile the network; memory is not measured then.
         repetitions (`int`, *optional*): Steps measured; 3 by default.
     """
+    model_arguments, data_arguments, _, settings = parse_arguments(
+        [ModelArguments, DataArguments, TrainingArguments],
+        ["--config", config, "--backbone_weights", "none"],
+        with_config_fields=True,
+    )
+    recipe = (model_arguments, data_arguments, settings)
     options = (batch_size, crop_size, device, precision, compile_network)
     small = (2, (64, 64), device, precision, False)
     memory, steps = {}, {}
     for mode in ("ce", "ms", "ms_cs"):
-        memory[mode] = peak_megabytes(network_step, (config, mode, *options), (config, mode, *small), device)
-        steps[mode] = network_step(config, mode, *options)
+        if not compile_network:
+            memory[mode] = peak_megabytes(network_step, (recipe, mode, *options), (recipe, mode, *small), device)
+        steps[mode] = network_step(recipe, mode, *options)
     seconds = median_seconds(steps, repetitions or 3, device)
     return [
         {
@@ -162,15 +169,15 @@ def training_step(
             "images": batch_size,
             "ms": 1000 * seconds[mode],
             "time beside ce": seconds[mode] / seconds["ce"],
-            "MB": memory[mode],
-            "memory beside ce": memory[mode] / memory["ce"],
+            "MB": memory.get(mode),
+            "memory beside ce": memory[mode] / memory["ce"] if memory else None,
         }
         for mode in steps
     ]
 
 
 def network_step(
-    config: str,
+    recipe: tuple[ModelArguments, DataArguments, dict[str, Any]],
     mode: str,
     batch_size: int,
     crop_size: Sequence[int],
@@ -180,11 +187,8 @@ def network_step(
 ) -> Step:
     """One optimiser step of a network on random pictures."""
     torch.manual_seed(0)
-    model_arguments, data_arguments, _, settings = parse_arguments(
-        [ModelArguments, DataArguments, TrainingArguments],
-        ["--config", config, "--backbone_weights", "none", "--contrastive_mode", mode],
-        with_config_fields=True,
-    )
+    model_arguments, data_arguments, settings = recipe
+    settings = {**settings, "contrastive_mode": mode}
     network = build_network(model_arguments, settings, get_dataset_spec(data_arguments.dataset)).to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
     pixel_values = torch.randn(batch_size, 3, *crop_size, device=device)

@@ -13,6 +13,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ Step = Callable[[], Any]
 def median_seconds(steps: Mapping[str, Step], repetitions: int, device: torch.device) -> dict[str, float]:
     """Median time of every step; steps take turns, after a first round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repetitions + 1):
-        for name, step in steps.items():
-            times[name].append(_seconds(step, device))
+    gc.collect()
+    gc.disable()  # what it collects and when is no property of a step
+    try:
+        for _ in range(repetitions + 1):
+            for name, step in steps.items():
+                times[name].append(_seconds(step, device))
+    finally:
+        gc.enable()
     return {name: statistics.median(of_step[1:]) for name, of_step in times.items()}
 
 
 def _seconds(step: Step, device: torch.device) -> float:
-    gc.collect()
     if device.type == "cpu":
         start = time.process_time()
         step()
@@ -54,9 +59,10 @@ def peak_megabytes(build: Callable[..., Step], arguments: Sequence, warm_up: Seq
     """
     if device.type == "cpu":
         context = multiprocessing.get_context("forkserver")  # imports once, then forks fresh processes
-        context.set_forkserver_preload([build.__module__])
-        with context.Pool(1) as pool:
-            return pool.apply(_peak_of_this_process, (build, arguments, warm_up, torch.get_num_threads()))
+        context.set_forkserver_preload([f"{__package__}.contrast"])
+        with ProcessPoolExecutor(1, context) as executor:
+            threads = torch.get_num_threads()
+            return executor.submit(_peak_of_this_process, build, arguments, warm_up, threads).result()
     build(*warm_up)()
     step = build(*arguments)
     gc.collect()

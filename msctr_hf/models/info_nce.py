@@ -31,12 +31,12 @@ def info_nce_loss(
 ) -> torch.Tensor:
     """Supervised InfoNCE over sampled pixels, exact, with memory linear in their number.
 
-    Labels are read once, to sort rows by class; `contrast_within_scale` and `contrast_across` take sorted rows and
-    never wait for the device.
+    Rows are laid out by class on the host, so labels on a GPU are waited for; labels on the host are not, nor is
+    anything else.
 
     Args:
         anchors (`torch.Tensor` of shape `(N, D)`): Features, not normalised, rows in any order; N may be 0.
-        anchor_labels (`torch.Tensor` of shape `(N,)`, int64): Class of every anchor.
+        anchor_labels (`torch.Tensor` of shape `(N,)`, int64): Class of every anchor, on any device.
         contrast (`torch.Tensor` of shape `(M, D)`, *optional*):
             Contrast set; `None` contrasts the anchors with each other, an anchor never with itself.
         contrast_labels (`torch.Tensor` of shape `(M,)`, *optional*): Its classes.
@@ -55,13 +55,16 @@ def info_nce_loss(
     Source: https://arxiv.org/abs/2203.13409, section 3.
     """
     _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperature, self_offset)
+    anchor_labels = anchor_labels.cpu()
     rows, order = _sort_by_class(anchors, anchor_labels)
     if contrast is None:
         return contrast_within_scale(rows, temperature)
+    contrast_labels = contrast_labels.cpu()
     contrast_rows, contrast_order = _sort_by_class(contrast, contrast_labels)
     if self_offset is None:
         return contrast_across(rows, contrast_rows, temperature)
-    own_columns = contrast_order.argsort()[self_offset + order].to(anchors.device)
+    _check_that_anchors_are_in(contrast_labels, anchor_labels, self_offset)
+    own_columns = contrast_order.argsort()[self_offset + order].to(anchors.device, non_blocking=True)
     return contrast_across(rows, contrast_rows, temperature, own_columns)
 
 
@@ -156,14 +159,13 @@ class _AcrossSets(torch.autograd.Function):
 
 
 def _sort_by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[UnitRows, torch.Tensor]:
-    """Unit rows in the order of their classes, and that order (N,) on the host."""
-    sorted_labels, order = labels.cpu().sort(stable=True)
+    """Unit rows in the order of their classes, and that order (N,), from labels on the host."""
+    sorted_labels, order = labels.sort(stable=True)
     classes, counts = sorted_labels.unique_consecutive(return_counts=True)
     class_sizes = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     if not torch.equal(order, torch.arange(len(order))):
-        features = features[order.to(features.device)]
-        labels = sorted_labels.to(features.device)
-    return unit_rows(features, labels, class_sizes), order
+        features = features[order.to(features.device, non_blocking=True)]
+    return unit_rows(features, sorted_labels.to(features.device, non_blocking=True), class_sizes), order
 
 
 def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperature, self_offset) -> None:
@@ -181,14 +183,14 @@ def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperat
             )
     if contrast is not None and contrast.shape[1] != anchors.shape[1]:
         raise ValueError(f"anchors have {anchors.shape[1]} channels, the contrast set {contrast.shape[1]}.")
-    if self_offset is None:
-        return
-    if contrast is None:
+    if self_offset is not None and contrast is None:
         raise ValueError("`self_offset` says where the anchors lie in `contrast`: give that too.")
-    if not 0 <= self_offset <= len(contrast) - len(anchors) or not torch.equal(
-        contrast_labels[self_offset : self_offset + len(anchors)], anchor_labels
-    ):
+
+
+def _check_that_anchors_are_in(contrast_labels, anchor_labels, self_offset) -> None:
+    stop = self_offset + len(anchor_labels)
+    if self_offset < 0 or not torch.equal(contrast_labels[self_offset:stop], anchor_labels):
         raise ValueError(
-            f"`self_offset` {self_offset}: rows {self_offset} to {self_offset + len(anchors)} of `contrast` "
-            f"({len(contrast)} rows) are not the anchors: their classes differ."
+            f"`self_offset` {self_offset}: rows {self_offset} to {stop} of `contrast` ({len(contrast_labels)} rows) "
+            "are not the anchors: their classes differ."
         )

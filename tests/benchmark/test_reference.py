@@ -1,0 +1,32 @@
+"""What we compare ourselves with computes the same."""
+
+import pytest
+import torch
+from reference import info_nce_by_loops
+
+from msctr_hf import MultiScaleContrastiveLoss, sample_anchors
+from msctr_hf.benchmark.reference import dense_info_nce_loss, dense_multi_scale_loss, sample_pair_by_pair
+
+
+def test_dense_form_equals_plain_loops():
+    sides = [torch.randn(20, 4, dtype=torch.float64), torch.randint(0, 4, (20,))]
+    sides += [torch.randn(15, 4, dtype=torch.float64), torch.randint(0, 4, (15,))]
+    for given in (sides[:2], sides):
+        torch.testing.assert_close(dense_info_nce_loss(*given), info_nce_by_loops(*given))
+
+
+def test_pair_by_pair_sampler_draws_as_many_of_every_class():
+    labels = torch.randint(0, 4, (2, 6, 8)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    features = torch.randn(2, 3, 12, 16)
+    rows, row_labels = sample_pair_by_pair(features, labels, 4)
+    ours = sample_anchors(features, labels, 4)
+    assert torch.equal(row_labels, ours.labels)
+    assert rows.shape == ours.features.shape
+
+
+def test_dense_objective_has_the_value_of_ours_where_all_pixels_are_drawn():
+    labels = torch.arange(4).view(1, 2, 2).repeat_interleave(4, 1).repeat_interleave(4, 2).repeat(2, 1, 1)
+    features = [torch.randn(2, 6, side, side, dtype=torch.float64) for side in (8, 8)]  # 16 pixels a pair
+    ours, _ = MultiScaleContrastiveLoss(4, (1, 2), (1.0, 0.7), ((0, 1),), (1.0,))(features, labels)
+    dense = dense_multi_scale_loss(features, labels, 4, (1.0, 0.7), ((0, 1),))
+    assert ours.item() == pytest.approx(dense.item(), rel=1e-12)

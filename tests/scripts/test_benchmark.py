@@ -1,0 +1,53 @@
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def threads_of_other_tests():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "rows"),
+    [
+        ("loss", ["--sizes", "100", "--classes", "3", "--repetitions", "1"], 2),
+        ("projection", ["--batch_size", "1", "--repetitions", "1"], 5),
+    ],
+)
+def test_table_is_printed_and_written(run_script, tmp_path, name, options, rows):
+    output = tmp_path / "figures.json"
+    code, out, _ = run_script("benchmark.py", name, *options, "--output", output)
+    assert code == 0
+    figures = json.loads(output.read_text())
+    assert len(figures["rows"]) == rows
+    assert figures["threads"] == 1
+    assert figures["device"]
+    assert all(row["speed-up"] > 0 for row in figures["rows"])
+    assert "speed-up" in out
+
+
+def test_training_step_is_measured_in_all_modes(run_script, tmp_path):
+    options = ["--config", ROOT / "configs/quickstart.yaml", "--batch_size", "2", "--crop_size", "64", "64"]
+    code, out, _ = run_script("benchmark.py", "step", *options, "--repetitions", "1", "--output", tmp_path / "f.json")
+    assert code == 0
+    rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+    assert [row["mode"] for row in rows] == ["ce", "ms", "ms_cs"]
+    assert rows[0]["time beside ce"] == 1
+
+
+def test_missing_gpu_and_missing_configuration_get_a_sentence(run_script, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, error = run_script("benchmark.py", "loss", "--device", "cuda", "--output", tmp_path / "f.json")
+    assert code == 2
+    assert "no GPU" in error
+    code, _, error = run_script(
+        "benchmark.py", "step", "--config", tmp_path / "none.yaml", "--output", tmp_path / "f.json"
+    )
+    assert code == 2
+    assert "none.yaml" in error
+    assert not list(tmp_path.iterdir())
