@@ -1,4 +1,4 @@
-.PHONY: install check test test-slow quickstart
+.PHONY: install check test test-slow quickstart benchmark
 
 install:      ## package with everything its development needs
 	python -m pip install -e ".[dev]"
@@ -16,3 +16,6 @@ test-slow:    ## what takes longer
 
 quickstart:   ## the whole road once, on the CPU
 	python scripts/train.py --config configs/quickstart.yaml
+
+benchmark:    ## ratios of speed and memory, against their targets
+	for name in loss sampling together projection; do python scripts/benchmark.py $$name --check || exit 1; done

@@ -64,9 +64,9 @@ def loss_step(way: str, term: str, size: int, num_labels: int, device: torch.dev
     generator = torch.Generator().manual_seed(0)
     sides: list[torch.Tensor] = []
     for _ in range(1 if term == "within" else 2):
-        classes = torch.randint(0, num_labels, (size // VIEWS,), generator=generator).sort().values
+        classes = torch.randint(0, num_labels, (-(-size // VIEWS),), generator=generator).sort().values
         features = torch.randn(size, CHANNELS, generator=generator)
-        sides += [features.to(device).requires_grad_(), classes.repeat_interleave(VIEWS).to(device)]
+        sides += [features.to(device).requires_grad_(), classes.repeat_interleave(VIEWS)[:size].to(device)]
     return lambda: _backward(functions[way](*sides), sides[::2])
 
 
@@ -189,7 +189,8 @@ def network_step(
     torch.manual_seed(0)
     model_arguments, data_arguments, settings = recipe
     settings = {**settings, "contrastive_mode": mode}
-    network = build_network(model_arguments, settings, get_dataset_spec(data_arguments.dataset)).to(device).train()
+    spec = get_dataset_spec(data_arguments.dataset, data_arguments.data_dir)
+    network = build_network(model_arguments, settings, spec).to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
     pixel_values = torch.randn(batch_size, 3, *crop_size, device=device)
     labels = blob_labels(batch_size, crop_size, device, network.config.num_labels)

@@ -40,7 +40,7 @@ def mean_cosines(
     negative_pairs = sum(class_sizes.values()) * sum(contrast_sizes.values()) - same_class
     positive_pairs = same_class - own_pairs
     of_same_class = (sums * contrast_sums).sum()
-    of_all = sums.sum(0) @ contrast_sums.sum(0)
+    of_all = (sums.sum(0) * contrast_sums.sum(0)).sum()  # `@` would lose digits inside autocast
     return (
         (of_same_class - own_pairs) / positive_pairs if positive_pairs else math.nan,
         (of_all - of_same_class) / negative_pairs if negative_pairs else math.nan,
