@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "data": {"data"},
     "evaluation": {"models", "data", "evaluation"},
     "training": {"models", "data", "evaluation", "training", "arguments"},
-    "benchmark": {"models", "data", "training", "benchmark", "arguments"},
+    "benchmark": {"models", "data", "evaluation", "training", "benchmark", "arguments"},
     "hub": {"models", "data", "evaluation", "training", "hub", "arguments"},
 }
 

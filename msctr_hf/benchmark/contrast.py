@@ -19,7 +19,7 @@ from ..models.contrastive_loss import MultiScaleContrastiveLoss
 from ..models.info_nce import info_nce_loss
 from ..models.projection_head import StageProjection
 from ..training.network import build_network
-from .measuring import Step, median_seconds, peak_megabytes
+from .measuring import Step, compare, median_seconds, peak_megabytes, promise
 from .reference import dense_info_nce_loss, dense_multi_scale_loss, sample_pair_by_pair
 
 CHANNELS = 256
@@ -53,8 +53,8 @@ def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | Non
                 }
                 steps = {way: loss_step(*arguments) for way, arguments in ways.items()}
                 seconds = median_seconds(steps, repetitions or max(3, 20_000 // size), device)
-                rows.append({"term": term, "anchors": size, "classes": classes} | _compare(seconds, memory))
-                _promise(rows[-1], device, speed=LOSS_TARGETS[term].get(size), memory=MEMORY_TARGETS.get(size))
+                rows.append({"term": term, "anchors": size, "classes": classes} | compare(seconds, memory))
+                promise(rows[-1], device, speed=LOSS_TARGETS[term].get(size), memory=MEMORY_TARGETS.get(size))
     return rows
 
 
@@ -82,8 +82,8 @@ def sampling(batch_size: int, repetitions: int | None, device: torch.device) -> 
             "ours": lambda f=features: _backward(sample_anchors(f, labels, NUM_LABELS).features.sum(), [f]),
         }
         seconds = median_seconds(steps, repetitions or stride // 4, device)
-        rows.append({"stride": stride, "images": batch_size, "anchors": anchors} | _compare(seconds))
-        _promise(rows[-1], device, speed=SAMPLING_TARGETS[stride])
+        rows.append({"stride": stride, "images": batch_size, "anchors": anchors} | compare(seconds))
+        promise(rows[-1], device, speed=SAMPLING_TARGETS[stride])
     return rows
 
 
@@ -101,8 +101,8 @@ def together(batch_sizes: Sequence[int], repetitions: int | None, device: torch.
             "ours": lambda m=maps, y=labels: _backward(objective(m, y)[0], m),
         }
         seconds = median_seconds(steps, repetitions or 3, device)
-        rows.append({"images": batch_size, "crop": "x".join(map(str, CROP))} | _compare(seconds))
-        _promise(rows[-1], device, speed=TOGETHER_TARGETS.get(batch_size))
+        rows.append({"images": batch_size, "crop": "x".join(map(str, CROP))} | compare(seconds))
+        promise(rows[-1], device, speed=TOGETHER_TARGETS.get(batch_size))
     return rows
 
 
@@ -123,8 +123,8 @@ def projection(batch_size: int, repetitions: int | None, device: torch.device) -
             ),
         }
         seconds = median_seconds(steps, repetitions or 3, device)
-        rows.append({"channels": channels, "stride": stride, "images": batch_size} | _compare(seconds))
-        _promise(rows[-1], device, speed=PROJECTION_TARGETS.get((channels, stride)))
+        rows.append({"channels": channels, "stride": stride, "images": batch_size} | compare(seconds))
+        promise(rows[-1], device, speed=PROJECTION_TARGETS.get((channels, stride)))
     return rows
 
 
@@ -227,23 +227,3 @@ def _map(batch_size: int, channels: int, stride: int, device: torch.device) -> t
 def _backward(value: torch.Tensor, sides: Sequence[torch.Tensor]) -> None:
     """Gradients of a value, without keeping them: none is added to another."""
     torch.autograd.grad(value, sides)
-
-
-def _compare(seconds: dict[str, float], memory: dict[str, float] | None = None) -> dict[str, Any]:
-    other, ours = seconds
-    row: dict[str, Any] = {
-        f"{other} ms": 1000 * seconds[other],
-        "ours ms": 1000 * seconds[ours],
-        "speed-up": seconds[other] / seconds[ours],
-    }
-    if memory is not None:
-        row |= {f"{other} MB": memory[other], "ours MB": memory[ours], "memory ratio": memory[other] / memory[ours]}
-    return row
-
-
-def _promise(row: dict, device: torch.device, *, speed: float | None, memory: float | None = None) -> None:
-    """Add the ratios to reach; they are set for one CPU thread."""
-    promised = device.type == "cpu" and torch.get_num_threads() == 1
-    row["speed-up target"] = speed if promised else None
-    if "memory ratio" in row:
-        row["memory ratio target"] = memory if promised else None

@@ -117,6 +117,27 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def compare(seconds: dict[str, float], memory: dict[str, float] | None = None) -> dict[str, Any]:
+    """Columns of two ways, the other first and ours second: milliseconds, megabytes, and their ratios."""
+    other, ours = seconds
+    row: dict[str, Any] = {
+        f"{other} ms": 1000 * seconds[other],
+        "ours ms": 1000 * seconds[ours],
+        "speed-up": seconds[other] / seconds[ours],
+    }
+    if memory is not None:
+        row |= {f"{other} MB": memory[other], "ours MB": memory[ours], "memory ratio": memory[other] / memory[ours]}
+    return row
+
+
+def promise(row: dict, device: torch.device, *, speed: float | None, memory: float | None = None) -> None:
+    """Add the ratios to reach; they are set for one CPU thread."""
+    promised = device.type == "cpu" and torch.get_num_threads() == 1
+    row["speed-up target"] = speed if promised else None
+    if "memory ratio" in row:
+        row["memory ratio target"] = memory if promised else None
+
+
 def misses_target(row: Mapping[str, Any]) -> bool:
     """Whether a ratio of a row lies below what it should reach; `None` asks for nothing."""
     targets = {name: row[name] for name in row if name.endswith(" target") and row[name] is not None}

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from .inference import predict_probabilities
+from .inference import predict_labels
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How pictures are presented to a network; see `predict_probabilities`."""
+    """How pictures are presented to a network; see `predict_labels`."""
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -44,7 +44,7 @@ class Predictor:
 
     Args:
         model (`PreTrainedModel`): Any semantic segmentation model of transformers.
-        image_processor: Its image processor; padding is left to `predict_probabilities`, which undoes it.
+        image_processor: Its image processor; padding is left to `predict_labels`, which undoes it.
         protocol (`Protocol`): Scales, mirror images, windows.
     """
 
@@ -59,7 +59,7 @@ class Predictor:
         device, protocol = next(self.model.parameters()).device, self.protocol
         for (width, height), group in groupby(images, key=lambda image: image.size):
             prepared = self.image_processor(images=list(group), return_tensors="pt", **unpadded)
-            probabilities = predict_probabilities(
+            labels = predict_labels(
                 self.model,
                 prepared["pixel_values"].to(device),
                 output_size=(height, width),
@@ -70,7 +70,7 @@ class Predictor:
                 stride=protocol.window_stride,
                 batch_size=protocol.batch_size,
             )
-            yield from probabilities.argmax(dim=1).to(torch.uint8).cpu().numpy()
+            yield from labels.to(torch.uint8).cpu().numpy()
 
 
 def load_predictor(

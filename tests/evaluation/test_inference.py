@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from msctr_hf import predict_probabilities
-from msctr_hf.evaluation.inference import window_starts
+from msctr_hf.evaluation.inference import most_probable_classes, predict_labels, window_starts
 
 
 class Network(nn.Module):
@@ -115,3 +115,22 @@ def test_last_window_is_shifted_inside(side, window, stride, expected):
 def test_impossible_views_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         predict_probabilities(Network(), torch.randn(1, 3, 32, 32), **options)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(37, 50), (8, 11), (1, 1), (5, 90)])
+@pytest.mark.parametrize("num_views", [1, 3])
+def test_classes_in_strips_are_those_of_the_whole_map(align_corners, size, num_views):
+    views = [torch.randn(2, 6, 8 + view, 11 + 2 * view, dtype=torch.float64) for view in range(num_views)]
+    whole = sum(F.interpolate(v, size, mode="bilinear", align_corners=align_corners).softmax(1) for v in views)
+    assert torch.equal(most_probable_classes(views, size, align_corners).long(), whole.argmax(1))
+
+
+@pytest.mark.parametrize("settings", [{}, {"scales": (0.5, 1.5), "flip": True}, {"crop_size": (32, 32)}])
+def test_labels_are_the_most_probable_classes(settings):
+    model = Network()
+    pixel_values = torch.randn(2, 3, 45, 70)
+    probabilities = predict_probabilities(model, pixel_values, output_size=(60, 81), **settings)
+    labels = predict_labels(model, pixel_values, output_size=(60, 81), **settings)
+    chosen = probabilities.gather(1, labels[:, None].long())[:, 0]
+    assert (probabilities.amax(1) - chosen).max() < 1e-6  # the same but for ties
