@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
+from .data.loading import load_segmentation_dataset
 from .models.configuration_msctr import MsctrConfig
 
 # Set from the data set or from `backbone`, not by hand.
@@ -45,12 +46,64 @@ class ModelArguments:
     activation_checkpointing: bool = _help("Recompute activations of the backbone to save memory.", False)
 
 
-@dataclass
-class DataArguments:
+@dataclass(kw_only=True)
+class DatasetArguments:
+    """Which data set, and where it lies."""
+
+    dataset: str = _help("Name of the data set: its classes and label values.", "synthetic_scenes")
+    data_dir: str | None = _help(
+        "Folder of the data set: official layout, parquet files, what save_to_disk wrote, or a pre-decoded copy."
+    )
+    dataset_name: str | None = _help("Hub id, or folder of parquet files, to read instead of data_dir.")
+    dataset_revision: str | None = _help("Branch, tag or commit of the Hub id.")
+    image_column: str = _help("Column of a copy with the pictures.", "image")
+    label_column: str = _help("Column of a copy with the labels.", "label")
+    id_map: str | None = _help(
+        "Raw label value -> train id, where a copy has other values than the official files: '{7: 0, 8: 1}'; all "
+        "others are ignored."
+    )
+    reduce_zero_label: bool = _help("Label values count from 1, and 0 is ignored.", False)
+    streaming: bool = _help("Read a copy on the way, without storing it here.", False)
+    corrections: str | None = _help(
+        "CSV with the columns image_id and label: frames to leave out (no label) or to take labels from elsewhere."
+    )
+
+    def load(self, split: str) -> Any:
+        """One split of this data set, or several joined by `+`; see `load_segmentation_dataset`."""
+        return load_segmentation_dataset(
+            self.dataset,
+            split,
+            self.data_dir,
+            dataset_name=self.dataset_name,
+            revision=self.dataset_revision,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            id_map=_read_id_map(self.id_map),
+            reduce_zero_label=self.reduce_zero_label,
+            streaming=self.streaming,
+            corrections=self.corrections,
+        )
+
+
+def _read_id_map(text: str | None) -> dict[int, int] | None:
+    """'{7: 0, 8: 1}' -> {7: 0, 8: 1}."""
+    if text is None:
+        return None
+    try:
+        id_map = yaml.safe_load(text)
+        return {int(raw): int(train_id) for raw, train_id in id_map.items()}
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+        raise ValueError(f"--id_map must look like '{{7: 0, 8: 1}}', got {text!r}.") from None
+
+
+@dataclass(kw_only=True)
+class DataArguments(DatasetArguments):
     """Which pictures, and how they are augmented (the paper's recipe by default)."""
 
-    dataset: str = _help("Name of the data set.", "synthetic_scenes")
-    data_dir: str | None = _help("Folder of the data set.")
+    train_split: str = _help("Split to train on; 'train+validation' takes both.", "train")
+    repeat_factor_threshold: float | None = _help(
+        "Show pictures with classes that fewer than this share of the pictures hold more often (CaDIS: 0.15)."
+    )
     crop_size: list[int] = _help("Height and width of a training crop, in pixels.", [512, 1024])
     scale_range: list[float] = _help("Random scale, smallest and largest.", [0.5, 2.0])
     aspect_range: list[float] = _help("Random ratio of width to height, area kept, smallest and largest.", [0.9, 1.1])
@@ -95,13 +148,11 @@ class TrainingArguments:
     report_to: list[str] = _help("Trackers beside log.jsonl: tensorboard, wandb, trackio, or none.", ["tensorboard"])
 
 
-@dataclass
-class ScoringArguments:
+@dataclass(kw_only=True)
+class ScoringArguments(DatasetArguments):
     """Which network is scored on what."""
 
     model: str = field(metadata={"help": "Saved folder or Hub id of any AutoModelForSemanticSegmentation."})
-    dataset: str = _help("Name of the data set.", "synthetic_scenes")
-    data_dir: str | None = _help("Folder of the data set.")
     split: str = _help("train, validation or test.", "validation")
     output_dir: str | None = _help("Folder for results.json; only printed by default.")
     num_workers: int = _help("Worker processes that load data, per process.", 2)

@@ -1,9 +1,10 @@
-"""Measure the contrastive objective and evaluation beside straightforward ways, as ratios within one run.
+"""Measure objective, training data and evaluation beside straightforward ways, as ratios within one run.
 
     python scripts/benchmark.py loss                 # info_nce_loss: time and memory, within and across scales
     python scripts/benchmark.py sampling             # anchors of one stage, with the gradient of its map
     python scripts/benchmark.py together             # four stages: sampling, six terms, gradients
     python scripts/benchmark.py projection           # projecting sampled rows instead of whole maps
+    python scripts/benchmark.py data                 # from files to augmented samples
     python scripts/benchmark.py upsampling           # from logits to classes at the size of the labels
     python scripts/benchmark.py step --config configs/cityscapes/hrnet_w48.yaml --batch_size 2
 
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from msctr_hf.arguments import exit_with_a_sentence
-from msctr_hf.benchmark import contrast, evaluation
+from msctr_hf.benchmark import contrast, data, evaluation
 from msctr_hf.benchmark.measuring import describe_machine, markdown_table, misses_target
 from msctr_hf.training.checkpointing import write_json
 from msctr_hf.training.logs import git_commit
@@ -81,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     projection = add("projection", "projecting rows beside projecting maps", lambda o, device: contrast.projection(
         o.batch_size, o.repetitions, device))  # fmt: skip
     projection.add_argument("--batch_size", type=_positive, default=2, help="images (2)")
+
+    add("data", "our augmentation beside the released code's order of work", lambda o, device: data.data(
+        o.repetitions, device))  # fmt: skip
 
     add("upsampling", "upsampling and argmax in strips beside whole pictures", lambda o, device: evaluation.upsampling(
         o.repetitions, device))  # fmt: skip

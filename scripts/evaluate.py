@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from msctr_hf.arguments import EvaluationArguments, ScoringArguments, exit_with_a_sentence, parse_arguments
-from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
+from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.evaluation.predictor import Protocol, load_predictor
 from msctr_hf.evaluation.scoring import iou_table, results_by_name, score_dataset
 from msctr_hf.training.checkpointing import write_json
@@ -29,7 +29,7 @@ def main() -> None:
     logging.disable_progress_bar()
     arguments, view = parse_arguments([ScoringArguments, EvaluationArguments], description=__doc__)
     spec = get_dataset_spec(arguments.dataset, arguments.data_dir)
-    dataset = load_segmentation_dataset(arguments.dataset, arguments.split, arguments.data_dir)
+    dataset = arguments.load(arguments.split)
     accelerator = Accelerator(cpu=view.device == "cpu")
     predictor = load_predictor(
         arguments.model, Protocol.from_arguments(view), device=view.device or accelerator.device, dtype=view.dtype

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as tvF
-from PIL import Image, ImageOps
+from PIL import Image
 
+from .color_jitter import jitter_colors
 from .labels import IGNORE_INDEX
+from .pictures import ArrayPicture, PartlyReadPicture
 
 CROP_TRIES = 10
-JITTER_RANGE = (2 / 3, 1.5)  # factors of brightness, contrast and saturation
-HUE_RANGE = (-0.05, 0.05)
 
 
 @dataclass(frozen=True)
@@ -42,94 +41,172 @@ class TrainingAugmentation:
     color_jitter: bool = True
 
     def __call__(
-        self, image: Image.Image, label: Image.Image, random: np.random.Generator
+        self,
+        image: Image.Image | PartlyReadPicture,
+        label: Image.Image | PartlyReadPicture,
+        random: np.random.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment one sample.
 
         Args:
-            image (`Image`): RGB picture.
-            label (`Image`): Train ids, mode L, of the same size.
+            image (`Image` or `PartlyReadPicture`): RGB picture.
+            label (`Image` or `PartlyReadPicture`): Train ids, mode L, of the same size.
             random (`np.random.Generator`): Source of all randomness.
 
         Returns:
             `tuple`: pixel values (3, height, width) float32, normalised; labels (height, width) int64, 255 where
             ignored or padded.
-        """
-        window, labels = self._choose_window(label, random)
-        crop = window.cut(image, Image.Resampling.BILINEAR, tuple(round(255 * mean) for mean in self.image_mean))
-        if random.random() < self.flip_probability:
-            crop, labels = ImageOps.mirror(crop), labels[:, ::-1]
-        if self.color_jitter:
-            crop = jitter_colors(crop, random)
-        return normalize(crop, self.image_mean, self.image_std), torch.from_numpy(labels.astype(np.int64))
 
-    def _choose_window(self, label: Image.Image, random: np.random.Generator) -> tuple[_Window, np.ndarray]:
-        smallest, largest = self.scale_range
-        scale = random.uniform(smallest, largest)
-        narrowest, widest = self.aspect_range
-        aspect = random.uniform(narrowest, widest)
-        size = (
-            max(1, round(label.height * scale / math.sqrt(aspect))),
-            max(1, round(label.width * scale * math.sqrt(aspect))),
-        )
+        Raises:
+            ValueError: If a picture that is read only now is damaged.
+        """
+        rows, columns, labels = self._choose_window(_partly(label), random)
+        pixels = self._resize_and_pad(_partly(image), rows, columns)
+        if random.random() < self.flip_probability:
+            pixels, labels = pixels.flip(-1), labels[:, ::-1]
+        if self.color_jitter:
+            pixel_values = jitter_colors(pixels, random)
+        else:
+            pixel_values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return normalize(pixel_values, self.image_mean, self.image_std), torch.from_numpy(labels.astype(np.int64))
+
+    def _choose_window(self, label: PartlyReadPicture, random: np.random.Generator) -> tuple[_Span, _Span, np.ndarray]:
+        """Rows and columns of a crop, and its labels."""
+        scale = random.uniform(self.scale_range[0], self.scale_range[1])
+        aspect = random.uniform(self.aspect_range[0], self.aspect_range[1])
+        sources = (label.size[1], label.size[0])
+        factors = (scale / math.sqrt(aspect), scale * math.sqrt(aspect))
+        sizes = [max(1, round(source * factor)) for source, factor in zip(sources, factors, strict=True)]
         padding = [
-            int(random.integers(max(crop - side, 0) + 1)) for crop, side in zip(self.crop_size, size, strict=True)
+            int(random.integers(max(crop - side, 0) + 1)) for crop, side in zip(self.crop_size, sizes, strict=True)
         ]
         for _ in range(CROP_TRIES):
             corner = [
-                int(random.integers(max(side - crop, 0) + 1)) for crop, side in zip(self.crop_size, size, strict=True)
+                int(random.integers(max(side - crop, 0) + 1)) for crop, side in zip(self.crop_size, sizes, strict=True)
             ]
-            window = _Window(tuple(self.crop_size), size, tuple(corner), tuple(padding))
-            labels = np.asarray(window.cut(label, Image.Resampling.NEAREST, IGNORE_INDEX))
+            rows, columns = (_Span(*one) for one in zip(sources, sizes, self.crop_size, corner, padding, strict=True))
+            labels = _resize_labels(label, rows, columns)
             if largest_class_share(labels) < self.max_class_share:
                 break
-        return window, labels
+        return rows, columns, labels
+
+    def _resize_and_pad(self, image: PartlyReadPicture, rows: _Span, columns: _Span) -> torch.Tensor:
+        """Pixels of the crop, (3, height, width) uint8, by antialiased bilinear interpolation."""
+        region = np.require(image.region(rows.region, columns.region), requirements=["W"])  # as torch wants it
+        # F.interpolate(antialias=True), which takes a size or a scale, but not both
+        resized = torch.ops.aten._upsample_bilinear2d_aa(
+            torch.from_numpy(region).permute(2, 0, 1)[None],  # channels last in memory, for which there is a fast path
+            [rows.computed, columns.computed],
+            False,
+            1 / rows.scale,
+            1 / columns.scale,
+        )[0, :, rows.kept, columns.kept]
+        if resized.shape[1:] == tuple(self.crop_size):
+            return resized
+        canvas = torch.empty((3, *self.crop_size), dtype=torch.uint8)
+        for channel, mean in enumerate(self.image_mean):
+            canvas[channel] = round(255 * mean)
+        canvas[:, rows.place, columns.place] = resized
+        return canvas
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A crop of a picture that was resized to `size` and padded up to the crop; all values (height, width)."""
+class _Span:
+    """Rows, or columns, of a crop from a resized picture of which nothing else is computed.
 
-    crop: tuple[int, ...]
-    size: tuple[int, ...]
-    corner: tuple[int, ...]
-    padding: tuple[int, ...]
+    The part that is resized starts at a whole pixel of the source, so that a crop lies where it would lie in the whole
+    resized picture to within half a pixel of the source.
 
-    def cut(self, picture: Image.Image, resample: Image.Resampling, fill: int | tuple[int, ...]) -> Image.Image:
-        """Resize only what the crop shows, and pad."""
-        height, width = (min(crop, side) for crop, side in zip(self.crop, self.size, strict=True))
-        rows, columns = picture.height / self.size[0], picture.width / self.size[1]  # source pixels per pixel
-        top, left = self.corner
-        box = (left * columns, top * rows, (left + width) * columns, (top + height) * rows)
-        box = (*box[:2], min(box[2], picture.width), min(box[3], picture.height))  # against rounding
-        part = picture.resize((width, height), resample, box=box)
-        if (height, width) == self.crop:
-            return part
-        canvas = Image.new(picture.mode, (self.crop[1], self.crop[0]), fill)
-        canvas.paste(part, (self.padding[1], self.padding[0]))
-        return canvas
+    Args:
+        source (`int`): Pixels of the picture.
+        resized (`int`): Pixels of the resized picture.
+        crop (`int`): Pixels of the crop.
+        corner (`int`): First pixel of the crop in the resized picture.
+        padding (`int`): Pixels of the crop before the picture.
+    """
+
+    source: int
+    resized: int
+    crop: int
+    corner: int
+    padding: int
+
+    @property
+    def length(self) -> int:
+        """Pixels of the crop that show the picture."""
+        return min(self.crop, self.resized)
+
+    @property
+    def scale(self) -> float:
+        """Source pixels per pixel."""
+        return self.source / self.resized
+
+    @property
+    def reach(self) -> int:
+        """Source pixels that the filter looks at beside the nearest one."""
+        return math.ceil(max(1.0, self.scale))
+
+    @property
+    def skipped(self) -> int:
+        """Pixels before the crop that are computed, so that the filter never ends at its border."""
+        return min(self.corner, math.ceil(self.reach / self.scale))
+
+    @property
+    def start(self) -> int:
+        """First source pixel of what is resized."""
+        last = math.floor(self.source - (self.skipped + self.length) * self.scale + 1e-6)
+        return max(0, min(round((self.corner - self.skipped) * self.scale), last))
+
+    @property
+    def region(self) -> slice:
+        """Source pixels that are resized."""
+        stop = math.ceil(self.start + (self.skipped + self.length) * self.scale) + self.reach
+        return slice(self.start, min(self.source, stop))
+
+    @property
+    def computed(self) -> int:
+        """Pixels that the region becomes; torch would leave it alone if their number stayed the same."""
+        count = self.skipped + self.length
+        return count + 1 if count == self.region.stop - self.region.start else count
+
+    @property
+    def kept(self) -> slice:
+        """Pixels of the resized region that the crop shows."""
+        return slice(self.skipped, self.skipped + self.length)
+
+    @property
+    def place(self) -> slice:
+        """Where they lie in the crop."""
+        return slice(self.padding, self.padding + self.length)
+
+    @property
+    def nearest(self) -> np.ndarray:
+        """Source pixel under the centre of every pixel, counted from the start of the region."""
+        centers = (np.arange(self.skipped, self.skipped + self.length) + 0.5) * self.scale
+        return centers.astype(np.intp).clip(max=self.source - 1 - self.start)
+
+
+def _partly(picture: Image.Image | PartlyReadPicture) -> PartlyReadPicture:
+    return ArrayPicture(np.asarray(picture)) if isinstance(picture, Image.Image) else picture
+
+
+def _resize_labels(label: PartlyReadPicture, rows: _Span, columns: _Span) -> np.ndarray:
+    """Labels of the crop, (height, width) uint8, by the nearest pixel; 255 where padded."""
+    labels = label.region(rows.region, columns.region)[rows.nearest].take(columns.nearest, axis=1)
+    if labels.shape == (rows.crop, columns.crop):
+        return labels
+    canvas = np.full((rows.crop, columns.crop), IGNORE_INDEX, dtype=np.uint8)
+    canvas[rows.place, columns.place] = labels
+    return canvas
 
 
 def largest_class_share(labels: np.ndarray) -> float:
     """Share of the valid pixels that the most frequent class fills; 1 where none is valid."""
-    counts = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    counts = np.asarray(Image.fromarray(labels).histogram()[:IGNORE_INDEX])
     return float(counts.max() / counts.sum()) if counts.sum() else 1.0
 
 
-def jitter_colors(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Vary brightness, contrast, saturation and hue, in random order."""
-    changes = [
-        (tvF.adjust_brightness, JITTER_RANGE),
-        (tvF.adjust_contrast, JITTER_RANGE),
-        (tvF.adjust_saturation, JITTER_RANGE),
-        (tvF.adjust_hue, HUE_RANGE),
-    ]
-    for position in random.permutation(len(changes)):
-        change, values = changes[position]
-        image = change(image, float(random.uniform(*values)))
-    return image
-
-
-def normalize(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """RGB picture -> (3, H, W) float32."""
-    return tvF.normalize(tvF.to_dtype(tvF.pil_to_tensor(image), torch.float32, scale=True), list(mean), list(std))
+def normalize(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Normalise (3, H, W) float32 from 0 to 255, in place."""
+    shift, scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] * 255 for values in (mean, std))
+    return pixel_values.sub_(shift).div_(scale)

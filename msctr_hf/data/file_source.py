@@ -2,38 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
-from .labels import LabelMapping, read_sample
+from .reading import ReadSamples
 
 if TYPE_CHECKING:
     from .specs import DatasetSpec
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+UNDECODED = Features(
+    {"image": ImageFeature(decode=False), "label": ImageFeature(decode=False), "image_id": Value("string")}
+)
 _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """Folders of one split. A picture and its label share the path below them, without the suffixes.
+    """Folders whose pictures and labels share the path below them, without the suffixes.
 
     Args:
         images, labels (`str`): Folders below that of the data set; sub-folders are searched too.
         image_suffixes (`tuple[str, ...]`): Ends of picture names; other files are not looked at.
         label_suffix (`str`, *optional*): End of label names; `None` takes any picture format without loss.
+        names (`str`, *optional*): Text file with the names of the split's pictures, one a line; all by default.
+        prefix (`str`): Put before the shared path to make the image id.
     """
 
     images: str
     labels: str
     image_suffixes: tuple[str, ...] = PICTURE_SUFFIXES
     label_suffix: str | None = None
+    names: str | None = None
+    prefix: str = ""
+
+
+Layout = Mapping[str, Sequence[PairedFiles]]  # split -> folders
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a split consists of, and what does not fit.
+
+    Args:
+        complete (`list[tuple[str, Path, Path]]`): Image id, picture, label; by id.
+        without_label (`list[Path]`): Pictures.
+        without_picture (`list[Path]`): Label files.
+    """
+
+    complete: list[tuple[str, Path, Path]]
+    without_label: list[Path]
+    without_picture: list[Path]
 
 
 @dataclass(frozen=True)
@@ -41,81 +67,125 @@ class FileSource:
     """Reads pairs of files.
 
     Args:
-        splits (`Mapping[str, PairedFiles]`): train, validation, test.
-        root (`str`, *optional*): Folder that may lie between `data_dir` and the splits.
+        layouts (`Sequence[Layout]`): Ways in which the folders come: train, validation, test.
+        roots (`Sequence[str]`): Folders that may lie between `data_dir` and the splits.
     """
 
-    splits: Mapping[str, PairedFiles]
-    root: str | None = None
+    layouts: Sequence[Layout]
+    roots: Sequence[str] = ()
 
-    def load(self, spec: DatasetSpec, split: str, data_dir: Path | None) -> Dataset:
-        """Pairs of one split; files are decoded when they are read, labels mapped to train ids.
+    def reader(self, spec: DatasetSpec) -> ReadSamples:
+        """Decodes rows when they are read, and maps labels to train ids."""
+        return ReadSamples(spec.mapping)
+
+    def index(self, spec: DatasetSpec, split: str, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
+        """Undecoded rows {image, label, image_id} of one split.
 
         Raises:
             ValueError: If folders, pictures or labels are missing; the message says which.
         """
-        if split not in self.splits:
-            raise ValueError(f"{spec.name} has the splits {list(self.splits)}, not {split!r}.")
-        where_to_get = f" Get it from {spec.homepage}." if spec.homepage else ""
-        if data_dir is None:
-            raise ValueError(f"{spec.name} needs --data_dir, the folder that holds it.{where_to_get}")
-        if not data_dir.is_dir():
-            raise ValueError(f"--data_dir: there is no folder {data_dir}.{where_to_get}")
-        root = data_dir / self.root if self.root and (data_dir / self.root).is_dir() else data_dir
-        pairs = _pair_files(root, self.splits[split])
-        dataset = Dataset.from_dict(
+        pairs = self.find(spec, split, data_dir)
+        if pairs.without_label:
+            shown = ", ".join(map(str, pairs.without_label[:_NAMES_SHOWN]))
+            more = ", ..." if len(pairs.without_label) > _NAMES_SHOWN else ""
+            count = len(pairs.without_label)
+            raise ValueError(
+                f"{count} of {count + len(pairs.complete)} pictures of {split} have no label: {shown}{more}"
+            )
+        rows = pairs.complete if corrections is None else list(_correct(pairs.complete, corrections, data_dir))
+        return Dataset.from_dict(
             {
-                "image": [str(image) for image, _, _ in pairs],
-                "label": [str(label) for _, label, _ in pairs],
-                "image_id": [image_id for _, _, image_id in pairs],
+                "image": [str(image) for _, image, _ in rows],
+                "label": [str(label) for _, _, label in rows],
+                "image_id": [image_id for image_id, _, _ in rows],
             },
-            features=Features(
-                {"image": ImageFeature(decode=False), "label": ImageFeature(decode=False), "image_id": Value("string")}
-            ),
+            features=UNDECODED,
         )
-        return dataset.with_transform(_ReadSamples(LabelMapping(spec.label_values, spec.ignored)))
+
+    def find(self, spec: DatasetSpec, split: str, data_dir: Path | None) -> Pairs:
+        """Pair the files of one split.
+
+        Raises:
+            ValueError: If there is no such split, a folder is missing or holds no picture.
+        """
+        if split not in self.layouts[0]:
+            raise ValueError(f"{spec.name} has the splits {list(self.layouts[0])}, not {split!r}.")
+        if data_dir is None:
+            raise ValueError(f"{spec.name} needs --data_dir, the folder that holds it.{spec.where_to_get}")
+        if not data_dir.is_dir():
+            raise ValueError(f"--data_dir: there is no folder {data_dir}.{spec.where_to_get}")
+        root, folders = self._choose_layout(split, data_dir)
+        try:
+            found = [_pair_files(root, files) for files in folders]
+        except FileNotFoundError as error:
+            raise ValueError(f"{error}{spec.where_to_get}") from None
+        pairs = Pairs(*(sum(parts, []) for parts in zip(*found, strict=True)))
+        if not pairs.complete and not pairs.without_label:
+            searched = ", ".join(str(root / files.images) for files in folders[:_NAMES_SHOWN])
+            raise ValueError(f"{searched} hold(s) no picture that ends in {', '.join(folders[0].image_suffixes)}.")
+        return pairs
+
+    def _choose_layout(self, split: str, data_dir: Path) -> tuple[Path, Sequence[PairedFiles]]:
+        """The layout of which most folders are there; the first one where none is, for the message."""
+        choices = [(data_dir / root, layout[split]) for layout in self.layouts for root in ("", *self.roots)]
+        return max(choices, key=lambda choice: sum((choice[0] / files.images).is_dir() for files in choice[1]))
 
 
-class _ReadSamples:
-    def __init__(self, mapping: LabelMapping):
-        self.mapping = mapping
-
-    def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
-        samples = [read_sample(*files, self.mapping) for files in zip(batch["image"], batch["label"], strict=True)]
-        return {
-            "image": [image for image, _ in samples],
-            "label": [label for _, label in samples],
-            "image_id": batch["image_id"],
-        }
-
-
-def _pair_files(root: Path, files: PairedFiles) -> list[tuple[Path, Path, str]]:
-    """(picture, label, image id) of a split, sorted by id."""
+def _pair_files(root: Path, files: PairedFiles) -> tuple[list[tuple[str, Path, Path]], list[Path], list[Path]]:
     images = _index_folder(root / files.images, files.image_suffixes)
     labels = _index_folder(root / files.labels, (files.label_suffix,) if files.label_suffix else LABEL_SUFFIXES)
-    if not images:
-        raise ValueError(f"{root / files.images} holds no picture that ends in {', '.join(files.image_suffixes)}.")
-    without_label = sorted(set(images) - set(labels))
-    if without_label:
-        shown = ", ".join(str(images[image_id]) for image_id in without_label[:_NAMES_SHOWN])
-        raise ValueError(
-            f"{len(without_label)} of {len(images)} pictures have no label in {root / files.labels}: {shown}"
-            f"{', ...' if len(without_label) > _NAMES_SHOWN else ''}"
-        )
-    return [(images[image_id], labels[image_id], image_id) for image_id in sorted(images)]
+    if files.names is not None:
+        names = _read_names(root / files.names)
+        if missing := [name for name in names if name not in images]:
+            raise FileNotFoundError(f"{root / files.names} names {missing[0]}, which is not in {root / files.images}.")
+        images = {name: images[name] for name in names}
+        labels = {name: path for name, path in labels.items() if name in images}
+    return (
+        [(files.prefix + name, images[name], labels[name]) for name in sorted(images) if name in labels],
+        [path for name, path in images.items() if name not in labels],
+        [path for name, path in labels.items() if name not in images],
+    )
 
 
 def _index_folder(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Path below the folder without suffix -> file."""
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}.")
+        raise FileNotFoundError(f"There is no folder {folder}.")
     index: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix.lower())), None)
         if suffix is None or path.name.startswith(".") or not path.is_file():
             continue
-        image_id = path.relative_to(folder).as_posix()[: -len(suffix)]
-        if image_id in index:
-            raise ValueError(f"{index[image_id]} and {path} have the same name; one of them must go.")
-        index[image_id] = path
+        name = path.relative_to(folder).as_posix()[: -len(suffix)]
+        if name in index:
+            raise ValueError(f"{index[name]} and {path} have the same name; one of them must go.")
+        index[name] = path
     return index
+
+
+def _read_names(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}, which names the pictures of the split.")
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def _correct(
+    rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
+) -> Iterator[tuple[str, Path, Path]]:
+    """Leave out the frames that a CSV lists without a label, take the labels of others from where it says."""
+    try:
+        with open(corrections, newline="") as file:
+            lines = list(csv.DictReader(file))
+    except OSError as error:
+        raise ValueError(f"--corrections: {corrections} cannot be read ({error.strerror}).") from None
+    if lines and not {"image_id", "label"} <= set(lines[0]):
+        raise ValueError(f"--corrections: {corrections} must have the columns image_id and label.")
+    label_of = {line["image_id"]: line["label"] for line in lines}
+    for image_id, image, label in rows:
+        if image_id not in label_of:
+            yield image_id, image, label
+        elif label_of[image_id]:
+            path = (data_dir or Path()) / label_of[image_id]
+            if not path.is_file():
+                raise ValueError(f"--corrections: the label {path} of {image_id} does not exist.")
+            yield image_id, image, path

@@ -1,20 +1,20 @@
-"""Data sets by name, and folders that describe themselves."""
+"""Data sets by name, wherever they lie."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-from datasets import Dataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
-from .file_source import FileSource, PairedFiles
-from .labels import MAX_CLASSES, Color
-from .specs import DATASETS, DatasetSpec, generated_palette
-
-FOLDER = "folder"
-DESCRIPTION = "dataset.yaml"
-_KEYS = {"classes", "label_values", "label_colors", "ignored", "palette", "splits"}
+from .file_source import FileSource
+from .folder_spec import FOLDER, read_folder_spec
+from .labels import IGNORE_INDEX, Color
+from .predecoded import holds_predecoded, index_predecoded
+from .reading import Reader, attach
+from .saved_source import Copy, holds_a_copy, index_copy
+from .specs import DATASETS, DatasetSpec
 
 
 def get_dataset_spec(name: str, data_dir: str | Path | None = None) -> DatasetSpec:
@@ -34,13 +34,37 @@ def get_dataset_spec(name: str, data_dir: str | Path | None = None) -> DatasetSp
     return DATASETS[name]
 
 
-def load_segmentation_dataset(name: str, split: str, data_dir: str | Path | None = None) -> Dataset:
-    """Load one split of a data set.
+def load_segmentation_dataset(
+    name: str,
+    split: str,
+    data_dir: str | Path | None = None,
+    *,
+    dataset_name: str | None = None,
+    revision: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    id_map: Mapping[int, int] | None = None,
+    reduce_zero_label: bool = False,
+    streaming: bool = False,
+    corrections: str | Path | None = None,
+) -> Dataset | IterableDataset:
+    """Load one split of a data set, or several as one.
 
     Args:
         name (`str`): A named data set, or `"folder"`.
-        split (`str`): train, validation or test.
-        data_dir (`str` or `Path`, *optional*): Folder of the data set; `synthetic_scenes` needs none.
+        split (`str`): train, validation or test, or several joined by `+`.
+        data_dir (`str` or `Path`, *optional*):
+            Folder of the data set: its official layout, parquet files, what `save_to_disk` wrote, or a pre-decoded
+            copy; `synthetic_scenes` needs none.
+        dataset_name (`str`, *optional*): Hub id, or folder of parquet files, to read instead of `data_dir`.
+        revision (`str`, *optional*): Branch, tag or commit of the Hub id.
+        image_column, label_column (`str`): How a copy calls its pictures and labels.
+        id_map (`Mapping[int, int]`, *optional*): Raw label value -> train id, where a copy differs from the official
+            files; every other value is ignored.
+        reduce_zero_label (`bool`): Labels are numbered from 1, and 0 is ignored.
+        streaming (`bool`): Read a copy on the way, as an `IterableDataset`.
+        corrections (`str` or `Path`, *optional*): CSV with the columns `image_id` and `label`: frames to leave out
+            (no label) or to take labels from elsewhere (a path below `data_dir`).
 
     Returns:
         `datasets.Dataset`: rows with `image` (RGB picture), `label` (picture of mode L: train ids, 255 where
@@ -49,102 +73,45 @@ def load_segmentation_dataset(name: str, split: str, data_dir: str | Path | None
     Raises:
         ValueError: If the data set is unknown or incomplete.
     """
-    spec = get_dataset_spec(name, data_dir)
-    if spec.source is None:
-        raise ValueError(f"Reading {name} is not supported yet; describe its folder in a {DESCRIPTION} instead.")
-    return spec.source.load(spec, split, Path(data_dir) if data_dir is not None else None)
+    spec = _with_labels(get_dataset_spec(name, data_dir), id_map, reduce_zero_label)
+    folder = Path(data_dir) if data_dir is not None else None
+    copy = Copy(dataset_name, revision, image_column, label_column, streaming)
+    path = Path(corrections) if corrections is not None else None
+    parts = [index_split(spec, part.strip(), folder, copy, path) for part in split.split("+")]
+    reader = parts[0][1]
+    return attach(concatenate_datasets([part for part, _ in parts]) if len(parts) > 1 else parts[0][0], reader)
 
 
-def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
-    """Read `dataset.yaml` of a folder: classes, label values or colours, ignored values, palette, splits.
+def index_split(
+    spec: DatasetSpec, split: str, data_dir: Path | None, copy: Copy, corrections: Path | None = None
+) -> tuple[Dataset | IterableDataset, Reader]:
+    """Undecoded rows of one split, and what reads them.
 
     Raises:
-        ValueError: If the file is missing or faulty; the message says where.
+        ValueError: If the data set is incomplete, or options do not fit where it comes from.
     """
-    if data_dir is None:
-        raise ValueError(f"--dataset {FOLDER} needs --data_dir, the folder with {DESCRIPTION}.")
-    path = Path(data_dir) / DESCRIPTION
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}; it must list `classes` and `splits` (see README).")
-    try:
-        description = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(description, dict):
-        raise ValueError(f"{path} must hold `classes:` and `splits:`.")
-    if unknown := sorted(set(map(str, description)) - _KEYS):
-        raise ValueError(f"{path}: unknown keys {unknown}; known are {sorted(_KEYS)}.")
-    classes = _read_classes(description, path)
-    return DatasetSpec(
-        name=FOLDER,
-        classes=classes,
-        palette=_read_palette(description, classes, path),
-        source=FileSource(_read_splits(description, path)),
-        label_values=_read_label_values(description, classes, path),
-        ignored=frozenset(_raw_value(value, path) for value in description.get("ignored", [])),
-    )
+    if copy.name is None and data_dir is not None and holds_predecoded(data_dir):
+        return index_predecoded(spec, split, data_dir)
+    is_copy = copy.name is not None or (data_dir is not None and data_dir.is_dir() and holds_a_copy(data_dir))
+    if is_copy and isinstance(spec.source, FileSource):
+        return index_copy(copy, split, data_dir), spec.source.reader(spec)
+    if copy.streaming:
+        raise ValueError("--streaming reads parquet files or a Hub id; pictures in folders need no copy anyway.")
+    return spec.source.index(spec, split, data_dir, corrections), spec.source.reader(spec)
 
 
-def _read_classes(description: dict[str, Any], path: Path) -> list[str]:
-    classes = description.get("classes")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(classes) < 2:
-        raise ValueError(f"{path}: `classes` must list the names of two classes or more, got {classes!r}.")
-    if len(set(classes)) != len(classes):
-        raise ValueError(f"{path}: `classes` names a class twice.")
-    if len(classes) > MAX_CLASSES:
-        raise ValueError(f"{path}: {len(classes)} classes are more than {MAX_CLASSES}.")
-    return classes
-
-
-def _read_label_values(description: dict[str, Any], classes: list[str], path: Path) -> dict[int | Color, int]:
-    if "label_values" in description and "label_colors" in description:
-        raise ValueError(f"{path}: give `label_values` or `label_colors`, not both.")
-    key = "label_colors" if "label_colors" in description else "label_values"
-    mapping = description.get(key, dict(enumerate(classes)))
-    if not isinstance(mapping, dict) or not mapping:
-        raise ValueError(f"{path}: `{key}` must map raw values to class names, got {mapping!r}.")
-    for name in mapping.values():
-        if name not in classes:
-            raise ValueError(f"{path}: `{key}` names the class {name!r}, which `classes` does not list.")
-    values = {_raw_value(raw, path): classes.index(name) for raw, name in mapping.items()}
-    if any(isinstance(value, tuple) != (key == "label_colors") for value in values):
-        raise ValueError(f"{path}: keys of `{key}` must be {'colours' if key == 'label_colors' else 'integers'}.")
-    return values
-
-
-def _raw_value(value: Any, path: Path) -> int | Color:
-    """7 -> 7; "128,0,0" -> (128, 0, 0)."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    parts = str(value).split(",")
-    if len(parts) == 3 and all(part.strip().isdigit() and int(part) < 256 for part in parts):
-        red, green, blue = (int(part) for part in parts)
-        return red, green, blue
-    raise ValueError(f'{path}: a raw label must be an integer or a colour like "128,0,0", got {value!r}.')
-
-
-def _read_palette(description: dict[str, Any], classes: list[str], path: Path) -> list[Color]:
-    palette = generated_palette(len(classes))
-    for name, color in (description.get("palette") or {}).items():
-        if name not in classes:
-            raise ValueError(f"{path}: `palette` names the class {name!r}, which `classes` does not list.")
-        color = _raw_value(",".join(map(str, color)) if isinstance(color, list) else color, path)
-        if not isinstance(color, tuple):
-            raise ValueError(f"{path}: the colour of {name!r} must be three values, got {color!r}.")
-        palette[classes.index(name)] = color
-    return palette
-
-
-def _read_splits(description: dict[str, Any], path: Path) -> dict[str, PairedFiles]:
-    splits = description.get("splits")
-    if not isinstance(splits, dict) or not splits:
-        raise ValueError(f"{path}: `splits` must name the folders of train, validation or test.")
-    for split, folders in splits.items():
-        if split not in ("train", "validation", "test"):
-            raise ValueError(f"{path}: a split is train, validation or test, not {split!r}.")
-        if not isinstance(folders, dict) or set(folders) != {"images", "labels"}:
-            raise ValueError(f"{path}: split {split} must have `images` and `labels`, got {folders!r}.")
-        for folder in folders.values():
-            if Path(folder).is_absolute() or ".." in Path(folder).parts:
-                raise ValueError(f"{path}: {folder} must lie in the folder of the data set.")
-    return {split: PairedFiles(folders["images"], folders["labels"]) for split, folders in splits.items()}
+def _with_labels(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce_zero_label: bool) -> DatasetSpec:
+    """The same classes from other raw values."""
+    if id_map is None and not reduce_zero_label:
+        return spec
+    num_classes = len(spec.classes)
+    values: dict[int | Color, int]
+    if reduce_zero_label:
+        if id_map is not None:
+            raise ValueError("Give --id_map or --reduce_zero_label, not both.")
+        values = {label + 1: label for label in range(num_classes)}
+        return replace(spec, label_values=values, ignored=frozenset({0, IGNORE_INDEX}))
+    values = {int(raw): int(label) for raw, label in id_map.items()}
+    if outside := sorted(label for label in values.values() if not 0 <= label < num_classes):
+        raise ValueError(f"--id_map: {outside} are no train ids; {spec.name} has {num_classes} classes.")
+    return replace(spec, label_values=values, ignored=None)

@@ -6,23 +6,25 @@ To add one, write a `DatasetSpec` and put it into `DATASETS`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
 
+from . import classes
 from .file_source import FileSource, PairedFiles
-from .labels import IGNORE_INDEX, Color
+from .labels import IGNORE_INDEX, Color, LabelMapping
 from .synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, SyntheticSource
 
-if TYPE_CHECKING:
-    from datasets import Dataset
 
+@dataclass(frozen=True)
+class Submission:
+    """How a test server wants predictions: raw label values, in files named after the pictures.
 
-class Source(Protocol):
-    """Where the samples of a data set come from."""
+    Args:
+        image_suffix (`str`): End of a picture's stem that is left out.
+        label_suffix (`str`): End of the stem that takes its place.
+    """
 
-    def load(self, spec: DatasetSpec, split: str, data_dir: Path | None) -> Dataset:
-        """Return a dataset with `image`, `label` and `image_id`."""
+    image_suffix: str = ""
+    label_suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,30 +35,46 @@ class DatasetSpec:
         name (`str`): The name users type.
         classes (`Sequence[str]`): Class names; their positions are the train ids.
         palette (`Sequence[Color]`): RGB colour of every class.
-        source (`Source`, *optional*): Where samples come from; `None` while a data set cannot be read yet.
+        source (`FileSource` or `SyntheticSource`): Where samples come from.
         label_values (`Mapping`): Raw label value, or RGB colour, -> train id.
         ignored (`frozenset`): Raw values that are ignored; `None` ignores every value not listed.
-        homepage (`str`): Where to get it.
+        groups (`Mapping[str, Sequence[int]]`): Train ids whose mean IoU is reported too.
+        submission (`Submission`, *optional*): Files for the official test server.
+        homepage (`str`): Where to get it, or where to register.
+        license (`str`): Under what terms, as its owners say.
     """
 
     name: str
     classes: Sequence[str]
     palette: Sequence[Color]
-    source: Source | None
+    source: FileSource | SyntheticSource
     label_values: Mapping[int | Color, int]
     ignored: frozenset[int | Color] | None = frozenset()
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    submission: Submission | None = None
     homepage: str = ""
+    license: str = ""
 
     @property
     def id2label(self) -> dict[int, str]:
         """Train id -> class name."""
         return dict(enumerate(self.classes))
 
+    @property
+    def mapping(self) -> LabelMapping:
+        """Raw values or colours -> train ids."""
+        return LabelMapping(self.label_values, self.ignored)
 
-def generated_palette(num_classes: int) -> list[Color]:
+    @property
+    def where_to_get(self) -> str:
+        """The end of a sentence about missing files."""
+        return f" Get it from {self.homepage}." if self.homepage else ""
+
+
+def voc_palette(num_classes: int, first: int = 1) -> list[Color]:
     """Distinct RGB colours by spreading the bits of the class number, as in PASCAL VOC."""
     palette = []
-    for label in range(1, num_classes + 1):
+    for label in range(first, first + num_classes):
         red = green = blue = 0
         for bit in range(8):
             red |= (label >> (3 * bit) & 1) << (7 - bit)
@@ -70,164 +88,145 @@ def _identity(num_classes: int) -> dict[int | Color, int]:
     return {label: label for label in range(num_classes)}
 
 
-def _from_one(num_classes: int) -> dict[int | Color, int]:
-    return {label + 1: label for label in range(num_classes)}
-
-
-def _build_specs() -> dict[str, DatasetSpec]:
-    """All named data sets; `folder` is described by the user's own `dataset.yaml` instead (see loading.py)."""
-    cityscapes = FileSource(
-        {
-            split: PairedFiles(
-                f"leftImg8bit/{folder}", f"gtFine/{folder}", ("_leftImg8bit.png",), "_gtFine_labelIds.png"
-            )
-            for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
-        }
+def _synthetic_scenes() -> DatasetSpec:
+    return DatasetSpec(
+        "synthetic_scenes",
+        SYNTHETIC_CLASSES,
+        SYNTHETIC_PALETTE,
+        SyntheticSource(),
+        _identity(len(SYNTHETIC_CLASSES)),
+        frozenset({IGNORE_INDEX}),
     )
-    ade20k = FileSource(
+
+
+def _cityscapes() -> DatasetSpec:
+    layout = {
+        split: (
+            PairedFiles(f"leftImg8bit/{folder}", f"gtFine/{folder}", ("_leftImg8bit.png",), "_gtFine_labelIds.png"),
+        )
+        for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
+    }
+    return DatasetSpec(
+        "cityscapes",
+        classes.CITYSCAPES_CLASSES,
+        classes.CITYSCAPES_PALETTE,
+        FileSource((layout,)),
+        {raw: label for label, raw in enumerate(classes.CITYSCAPES_LABEL_IDS)},
+        ignored=None,
+        groups=classes.CITYSCAPES_CATEGORIES,
+        submission=Submission("_leftImg8bit", "_pred_labelIds"),
+        homepage="https://www.cityscapes-dataset.com (free registration; leftImg8bit_trainvaltest.zip and "
+        "gtFine_trainvaltest.zip)",
+        license="Cityscapes terms of use: research only, no redistribution",
+    )
+
+
+def _ade20k() -> DatasetSpec:
+    layout = {
+        split: (PairedFiles(f"images/{folder}", f"annotations/{folder}", (".jpg",), ".png"),)
+        for split, folder in (("train", "training"), ("validation", "validation"))
+    }
+    return DatasetSpec(
+        "ade20k",
+        classes.ADE20K_CLASSES,
+        classes.ADE20K_PALETTE,
+        FileSource((layout,), roots=("ADEChallengeData2016",)),
+        {label + 1: label for label in range(len(classes.ADE20K_CLASSES))},
+        frozenset({0}),
+        submission=Submission(),
+        homepage="http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)",
+        license="MIT CSAIL terms of use: research and education only",
+    )
+
+
+def _camvid() -> DatasetSpec:
+    layout = {
+        split: (PairedFiles(f"{folder}/images", f"{folder}/labels", (".jpg", ".png"), ".png"),)
+        for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
+    }
+    return DatasetSpec(
+        "camvid",
+        classes.CAMVID_CLASSES,
+        classes.CAMVID_PALETTE,
+        FileSource((layout,)),
+        _identity(len(classes.CAMVID_CLASSES)),
+        frozenset({11, IGNORE_INDEX}),
+        homepage="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid",
+        license="research only",
+    )
+
+
+def _pascal_context(name: str, order: Sequence[str], *, with_background: bool) -> DatasetSpec:
+    """Train ids are alphabetical, after background; `order` is that of the values 1 to 59 in the label files."""
+    names = (*(["background"] if with_background else []), *classes.PASCAL_CONTEXT_CLASSES)
+    values: dict[int | Color, int] = {value + 1: names.index(label) for value, label in enumerate(order)}
+    official = {
+        split: (
+            PairedFiles(
+                "JPEGImages",
+                "SegmentationClassContext",
+                (".jpg",),
+                ".png",
+                names=f"ImageSets/SegmentationContext/{list_name}.txt",
+            ),
+        )
+        for split, list_name in (("train", "train"), ("validation", "val"))
+    }
+    by_split = {
+        split: (PairedFiles(f"{folder}/image", f"{folder}/label", (".jpg",), ".png"),)
+        for split, folder in (("train", "train"), ("validation", "val"))
+    }
+    return DatasetSpec(
+        name,
+        names,
+        [(0, 0, 0), *voc_palette(59)] if with_background else voc_palette(59),
+        FileSource((official, by_split), roots=("VOCdevkit/VOC2010", "VOC2010")),
+        {0: 0, **values} if with_background else values,
+        frozenset({IGNORE_INDEX} if with_background else {0, IGNORE_INDEX}),
+        homepage="https://cs.stanford.edu/~roozbeh/pascal-context (labels) and VOC2010 (pictures)",
+        license="labels: see the homepage; pictures: flickr terms, as VOC2010",
+    )
+
+
+def _cadis(task: int, names: Sequence[str], raw_ids: Sequence[Sequence[int]], rare: Sequence[int]) -> DatasetSpec:
+    layouts = tuple(
         {
-            split: PairedFiles(f"images/{split_folder}", f"annotations/{split_folder}", (".jpg",), ".png")
-            for split, split_folder in (("train", "training"), ("validation", "validation"))
+            split: tuple(
+                PairedFiles(f"{video}/Images", f"{video}/Labels", (".png",), ".png", prefix=f"{video}/")
+                for video in (folder.format(number) for number in numbers)
+            )
+            for split, numbers in classes.CADIS_VIDEOS.items()
+        }
+        for folder in ("Video{:02d}", "Video{}")
+    )
+    named = {raw for raws in raw_ids for raw in raws}
+    return DatasetSpec(
+        f"cadis_task{task}",
+        names,
+        voc_palette(len(names)),
+        FileSource(layouts),
+        {raw: label for label, raws in enumerate(raw_ids) for raw in raws},
+        frozenset({*range(classes.CADIS_RAW_IDS), IGNORE_INDEX} - named),
+        groups={
+            "anatomies": classes.CADIS_ANATOMIES,
+            "others": classes.CADIS_OTHERS,
+            "instruments": tuple(range(classes.CADIS_FIRST_INSTRUMENT, len(names))),
+            "rare": rare,
         },
-        root="ADEChallengeData2016",
+        homepage="https://cataracts.grand-challenge.org/CaDIS (access form)",
+        license="CaDIS terms of use: research only",
     )
-    camvid = FileSource(
-        {
-            split: PairedFiles(f"{folder}/images", f"{folder}/labels", (".jpg", ".png"), ".png")
-            for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
-        }
-    )
-    specs = [
-        DatasetSpec(
-            "synthetic_scenes",
-            SYNTHETIC_CLASSES,
-            SYNTHETIC_PALETTE,
-            SyntheticSource(),
-            _identity(len(SYNTHETIC_CLASSES)),
-            frozenset({IGNORE_INDEX}),
-        ),
-        DatasetSpec(
-            "cityscapes",
-            CITYSCAPES_CLASSES,
-            CITYSCAPES_PALETTE,
-            cityscapes,
-            {raw: label for label, raw in enumerate(CITYSCAPES_LABEL_IDS)},
-            ignored=None,
-            homepage="https://www.cityscapes-dataset.com (registration)",
-        ),
-        DatasetSpec(
-            "ade20k",
-            ADE20K_CLASSES,
-            generated_palette(150),
-            ade20k,
-            _from_one(150),
-            frozenset({0}),
-            homepage="http://sceneparsing.csail.mit.edu",
-        ),
-        DatasetSpec(
-            "camvid",
-            CAMVID_CLASSES,
-            CAMVID_PALETTE,
-            camvid,
-            _identity(len(CAMVID_CLASSES)),
-            frozenset({11, IGNORE_INDEX}),
-            homepage="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid",
-        ),
-        DatasetSpec(
-            "pascal_context",
-            PASCAL_CONTEXT_CLASSES,
-            generated_palette(59),
-            None,
-            _from_one(59),
-            frozenset({0}),
-            homepage="https://cs.stanford.edu/~roozbeh/pascal-context",
-        ),
-        *(
-            DatasetSpec(
-                f"cadis_task{task}",
-                classes,
-                generated_palette(len(classes)),
-                None,
-                {raw: label for label, raws in enumerate(groups) for raw in raws},
-                frozenset(set(range(36)) - {raw for raws in groups for raw in raws}),
-                homepage="https://cataracts.grand-challenge.org/CaDIS (access form)",
-            )
-            for task, classes, groups in CADIS_TASKS
-        ),
-    ]
-    return {spec.name: spec for spec in specs}
 
 
-CITYSCAPES_CLASSES = (
-    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
-    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-)  # fmt: skip
-CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-CITYSCAPES_PALETTE = (
-    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
-    (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
-    (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
-)  # fmt: skip
-
-CAMVID_CLASSES = (
-    "sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car", "pedestrian", "bicyclist",
-)  # fmt: skip
-CAMVID_PALETTE = (
-    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0), (192, 128, 128),
-    (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-)  # fmt: skip
-
-ADE20K_CLASSES = (
-    "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet",
-    "sidewalk", "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water",
-    "painting", "sofa", "shelf", "house", "sea", "mirror", "rug", "field", "armchair", "seat", "fence", "desk",
-    "rock", "wardrobe", "lamp", "bathtub", "railing", "cushion", "base", "box", "column", "signboard",
-    "chest of drawers", "counter", "sand", "sink", "skyscraper", "fireplace", "refrigerator", "grandstand", "path",
-    "stairs", "runway", "case", "pool table", "pillow", "screen door", "stairway", "river", "bridge", "bookcase",
-    "blind", "coffee table", "toilet", "flower", "book", "hill", "bench", "countertop", "stove", "palm",
-    "kitchen island", "computer", "swivel chair", "boat", "bar", "arcade machine", "hovel", "bus", "towel", "light",
-    "truck", "tower", "chandelier", "awning", "streetlight", "booth", "television receiver", "airplane",
-    "dirt track", "apparel", "pole", "land", "bannister", "escalator", "ottoman", "bottle", "buffet", "poster",
-    "stage", "van", "ship", "fountain", "conveyer belt", "canopy", "washer", "plaything", "swimming pool", "stool",
-    "barrel", "basket", "waterfall", "tent", "bag", "minibike", "cradle", "oven", "ball", "food", "step", "tank",
-    "trade name", "microwave", "pot", "animal", "bicycle", "lake", "dishwasher", "screen", "blanket", "sculpture",
-    "hood", "sconce", "vase", "traffic light", "tray", "ashcan", "fan", "pier", "crt screen", "plate", "monitor",
-    "bulletin board", "shower", "radiator", "glass", "clock", "flag",
-)  # fmt: skip
-
-# In the alphabetical order of the 59-class label files.
-PASCAL_CONTEXT_CLASSES = (
-    "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book", "bottle", "building", "bus",
-    "cabinet", "car", "cat", "ceiling", "chair", "cloth", "computer", "cow", "cup", "curtain", "dog", "door",
-    "fence", "floor", "flower", "food", "grass", "ground", "horse", "keyboard", "light", "motorbike", "mountain",
-    "mouse", "person", "plate", "platform", "pottedplant", "road", "rock", "sheep", "shelves", "sidewalk", "sign",
-    "sky", "snow", "sofa", "table", "track", "train", "tree", "truck", "tvmonitor", "wall", "water", "window",
-    "wood",
-)  # fmt: skip
-
-_CADIS_RAW = (
-    "Pupil", "Surgical Tape", "Hand", "Eye Retractors", "Iris", "Skin", "Cornea", "Hydrodissection Cannula",
-    "Viscoelastic Cannula", "Capsulorhexis Cystotome", "Rycroft Cannula", "Bonn Forceps", "Primary Knife",
-    "Phacoemulsifier Handpiece", "Lens Injector", "I/A Handpiece", "Secondary Knife", "Micromanipulator",
-    "I/A Handpiece Handle", "Capsulorhexis Forceps", "Rycroft Cannula Handle", "Phacoemulsifier Handpiece Handle",
-    "Capsulorhexis Cystotome Handle", "Secondary Knife Handle", "Lens Injector Handle",
-)  # fmt: skip
-_ANATOMY = tuple((raw,) for raw in range(7))
-# (task, class names, raw ids of every class); all raw ids not named are ignored
-CADIS_TASKS = (
-    (1, (*_CADIS_RAW[:7], "Instrument"), (*_ANATOMY, tuple(range(7, 36)))),
-    (
-        2,
-        (
-            *_CADIS_RAW[:7], "Cannula", "Cystotome", "Tissue Forceps", "Primary Knife", "Phacoemulsifier Handpiece",
-            "Lens Injector", "I/A Handpiece", "Secondary Knife", "Micromanipulator", "Capsulorhexis Forceps",
-        ),
-        (
-            *_ANATOMY, (7, 8, 10, 20, 27, 32), (9, 22), (11, 33), (12, 28), (13, 21), (14, 24), (15, 18), (16, 23),
-            (17,), (19,),
-        ),
-    ),
-    (3, _CADIS_RAW, tuple((raw,) for raw in range(25))),
-)  # fmt: skip
-
-DATASETS = _build_specs()
+_SPECS = [
+    _synthetic_scenes(),
+    _cityscapes(),
+    _ade20k(),
+    _pascal_context("pascal_context", classes.PASCAL_CONTEXT_CLASSES, with_background=False),
+    _pascal_context("pascal_context_60", classes.PASCAL_CONTEXT_CLASSES, with_background=True),
+    _pascal_context("pascal_context_voc_order", classes.PASCAL_CONTEXT_VOC_ORDER, with_background=False),
+    _pascal_context("pascal_context_60_voc_order", classes.PASCAL_CONTEXT_VOC_ORDER, with_background=True),
+    *(_cadis(*task) for task in classes.CADIS_TASKS),
+    _camvid(),
+]
+DATASETS = {spec.name: spec for spec in _SPECS}

@@ -45,26 +45,37 @@ _COLORS = {
 class SyntheticSource:
     """Draws `synthetic_scenes`; nothing is read or written."""
 
-    def load(self, spec: DatasetSpec, split: str, data_dir: Path | None) -> Dataset:
-        """Pictures of one split; `data_dir` is not used."""
+    def reader(self, spec: DatasetSpec) -> DrawScenes:
+        """Draws the scene of a row."""
+        return DrawScenes()
+
+    def index(self, spec: DatasetSpec, split: str, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
+        """Names of the scenes of one split; the other arguments are not used."""
         if split not in SPLITS:
             raise ValueError(f"{spec.name} has the splits {sorted(SPLITS)}, not {split!r}.")
-        stream, count = SPLITS[split]
-        dataset = Dataset.from_dict({"image_id": [f"{split}_{number:04d}" for number in range(count)]})
-        return dataset.with_transform(_DrawScenes(stream))
+        return Dataset.from_dict({"image_id": [f"{split}_{number:04d}" for number in range(SPLITS[split][1])]})
 
 
-class _DrawScenes:
-    def __init__(self, stream: int):
-        self.stream = stream
+class DrawScenes:
+    """Turns names of scenes into samples {image, label, image_id}."""
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
-        scenes = [draw_scene((self.stream, int(name.rsplit("_", 1)[1]))) for name in batch["image_id"]]
+        """Draw the scenes of a batch."""
+        seeds = [(SPLITS[split][0], int(number)) for split, number in (name.split("_") for name in batch["image_id"])]
+        scenes = [draw_scene(seed) for seed in seeds]
         return {
             "image": [image for image, _ in scenes],
             "label": [label for _, label in scenes],
             "image_id": batch["image_id"],
         }
+
+    def for_crops(self) -> DrawScenes:
+        """A scene is drawn whole."""
+        return self
+
+    def labels_only(self) -> DrawScenes:
+        """Labels are drawn with their picture."""
+        return self
 
 
 def draw_scene(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -> tuple[Image.Image, Image.Image]:

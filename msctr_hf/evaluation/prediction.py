@@ -9,8 +9,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.file_source import PICTURE_SUFFIXES
-from ..data.labels import read_image
-from ..data.specs import generated_palette
+from ..data.pictures import read_image
+from ..data.specs import voc_palette
 from .predictor import Predictor
 from .visualization import overlay
 
@@ -33,7 +33,7 @@ def predict_files(predictor: Predictor, source: str | Path, output_dir: str | Pa
     targets = _plan_outputs(Path(source), Path(output_dir))
     config = predictor.model.config
     names = [config.id2label[label] for label in range(config.num_labels)]
-    palette = getattr(config, "palette", None) or generated_palette(len(names))
+    palette = getattr(config, "palette", None) or voc_palette(len(names))
     unreadable = []
     for path, target in tqdm(targets.items(), desc="predicting", unit="picture", disable=len(targets) < 2):
         try:

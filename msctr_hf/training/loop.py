@@ -12,9 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
+from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -22,7 +24,8 @@ from tqdm.auto import tqdm
 from ..arguments import DataArguments, ModelArguments, TrainingArguments
 from ..data.augmentation import TrainingAugmentation
 from ..data.batches import training_loader
-from ..data.loading import get_dataset_spec, load_segmentation_dataset
+from ..data.loading import get_dataset_spec
+from ..data.repeat_factors import classes_present, repeat_factors
 from ..evaluation.predictor import Predictor
 from ..evaluation.scoring import iou_table, results_by_name, score_dataset
 from ..evaluation.visualization import contact_sheet
@@ -97,10 +100,8 @@ class _Run:
         )
         self.checkpoint = find_checkpoint(self.output_dir, arguments.resume)
         self.spec = get_dataset_spec(data_arguments.dataset, data_arguments.data_dir)
-        train_set, self.validation_set = (
-            load_segmentation_dataset(data_arguments.dataset, split, data_arguments.data_dir)
-            for split in ("train", "validation")
-        )
+        train_set = data_arguments.load(data_arguments.train_split)
+        self.validation_set = data_arguments.load("validation")
         self.accelerator = _build_accelerator(arguments)
         self.description = {**asdict(model_arguments), **asdict(data_arguments), **asdict(arguments), **settings}
 
@@ -116,8 +117,9 @@ class _Run:
             batch_size=arguments.batch_size,
             seed=arguments.seed,
             num_workers=data_arguments.num_workers,
+            repeats=self._repeats(train_set, data_arguments),
         )
-        steps_per_epoch = self._steps_per_epoch(loader, len(train_set))
+        steps_per_epoch = self._steps_per_epoch(loader, train_set)
         optimizer = build_optimizer(model, arguments)
         self.schedule = build_schedule(optimizer, arguments, steps_per_epoch)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
@@ -125,6 +127,17 @@ class _Run:
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.schedule, self.progress)
         set_seed(arguments.seed, device_specific=True)  # every process draws its own anchors and dropout
+
+    def _repeats(self, train_set: Dataset, data_arguments: DataArguments) -> np.ndarray | None:
+        """How often every picture comes in an epoch; the labels are read once, by the first process."""
+        if data_arguments.repeat_factor_threshold is None:
+            return None
+        if isinstance(train_set, IterableDataset):
+            raise ValueError("--repeat_factor_threshold needs all labels before training; leave --streaming out.")
+        present: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            present = [classes_present(train_set, len(self.spec.classes), num_workers=data_arguments.num_workers)]
+        return repeat_factors(broadcast_object_list(present)[0], data_arguments.repeat_factor_threshold)
 
     def go(self) -> dict[str, Any]:
         """Train to the last step and return the best results."""
@@ -246,7 +259,7 @@ class _Run:
 
     def _score(self, model: MsctrForSemanticSegmentation, shown: list[tuple]) -> dict[str, Any]:
         # from all over the set: neighbours are often frames of one video
-        pictures = len(range(self.accelerator.process_index, len(self.validation_set), self.accelerator.num_processes))
+        pictures = (_num_pictures(self.validation_set) or PICTURES_SHOWN) // self.accelerator.num_processes
         every, seen = max(1, pictures // PICTURES_SHOWN), itertools.count()
 
         def keep_a_few(samples, predictions):
@@ -278,20 +291,31 @@ class _Run:
         accelerator.print(
             f"{model.config.decode_head} on {self.description['backbone']}, {model.config.contrastive_mode}: "
             f"{(parameters - for_training) / 1e6:.1f} M parameters, {for_training / 1e6:.1f} M more in training\n"
-            f"{self.spec.name}: {len(self.loader.dataset)} training and {len(self.validation_set)} validation "
+            f"{self.spec.name}: {self.num_training or 'streamed'} training and "
+            f"{_num_pictures(self.validation_set) or 'streamed'} validation "
             f"pictures, {len(self.spec.classes)} classes\n"
             f"{arguments.max_steps} steps of {batch} pictures on {accelerator.num_processes} x "
             f"{accelerator.device.type}, precision {accelerator.mixed_precision}"
         )
 
-    def _steps_per_epoch(self, loader: DataLoader, num_pictures: int) -> int:
+    def _steps_per_epoch(self, loader: DataLoader, train_set: Dataset | IterableDataset) -> int | None:
+        """Steps until every picture was seen once; `None` for a stream, whose end is not known."""
+        self.num_training = _num_pictures(train_set)
+        if self.num_training is None:
+            if self.arguments.schedule == "exponential":
+                raise ValueError("--schedule exponential counts epochs, which a stream does not have; use poly.")
+            return None
         batches = len(loader) // self.accelerator.num_processes
         if batches == 0:
             raise ValueError(
-                f"{num_pictures} training pictures do not fill one batch of {self.arguments.batch_size} on "
+                f"{self.num_training} training pictures do not fill one batch of {self.arguments.batch_size} on "
                 f"{self.accelerator.num_processes} process(es); lower --batch_size."
             )
         return max(1, batches // self.arguments.gradient_accumulation_steps)
+
+
+def _num_pictures(dataset: Dataset | IterableDataset) -> int | None:
+    return None if isinstance(dataset, IterableDataset) else len(dataset)
 
 
 @contextmanager

@@ -52,12 +52,14 @@ def _parameters_of_norms(model: nn.Module) -> Iterable[nn.Parameter]:
             yield from module.parameters(recurse=False)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, arguments: TrainingArguments, steps_per_epoch: int) -> LambdaLR:
+def build_schedule(
+    optimizer: torch.optim.Optimizer, arguments: TrainingArguments, steps_per_epoch: int | None
+) -> LambdaLR:
     """Rate per optimiser step: linear warm-up, then poly, exponential or constant; never negative."""
     return LambdaLR(optimizer, lambda step: schedule_factor(step, arguments, steps_per_epoch))
 
 
-def schedule_factor(step: int, arguments: TrainingArguments, steps_per_epoch: int) -> float:
+def schedule_factor(step: int, arguments: TrainingArguments, steps_per_epoch: int | None) -> float:
     """Factor of the learning rate at a step, from 0.
 
     After the warm-up the factor follows from the absolute step: the schedule is not restarted.
@@ -67,5 +69,5 @@ def schedule_factor(step: int, arguments: TrainingArguments, steps_per_epoch: in
     if arguments.schedule == "poly":
         return max(0.0, 1 - step / arguments.max_steps) ** arguments.poly_power
     if arguments.schedule == "exponential":
-        return arguments.exponential_gamma ** (step // max(1, steps_per_epoch))
+        return arguments.exponential_gamma ** (step // max(1, steps_per_epoch or 1))
     return 1.0

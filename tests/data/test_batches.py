@@ -30,12 +30,12 @@ def test_pictures_do_not_depend_on_the_number_of_workers():
 
 
 def test_every_epoch_has_another_order_and_other_augmentation():
-    sampler = ShuffledSampler(range(50), seed=0)
+    sampler = ShuffledSampler(50, seed=0)
     first = list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
-    assert sorted(index for _, index in first) == sorted(index for _, index in second) == list(range(50))
-    assert [index for _, index in first] != [index for _, index in second]
+    assert sorted(index for _, index, _ in first) == sorted(index for _, index, _ in second) == list(range(50))
+    assert [index for _, index, _ in first] != [index for _, index, _ in second]
     assert not torch.equal(batches(0, 0, 1)[0]["pixel_values"], batches(0, 1, 1)[0]["pixel_values"])
 
 

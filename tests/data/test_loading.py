@@ -1,184 +1,72 @@
+import csv
+
 import numpy as np
 import pytest
-from layouts import write_folder, write_labels, write_picture
-from PIL import Image
+from layouts import LAYOUTS, write_labels, write_picture
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.loading import get_dataset_spec
-from msctr_hf.data.specs import CITYSCAPES_LABEL_IDS, DATASETS
 
 
-def ids(sample):
-    return np.asarray(sample["label"])
+def test_splits_joined_by_plus_are_one_data_set(tmp_path):
+    for split in ("train", "val"):
+        write_picture(tmp_path / f"leftImg8bit/{split}/bonn/{split}_leftImg8bit.png", (2, 3))
+        write_labels(tmp_path / f"gtFine/{split}/bonn/{split}_gtFine_labelIds.png", np.full((2, 3), 7, np.uint8))
+    dataset = load_segmentation_dataset("cityscapes", "train+validation", tmp_path)
+    assert [sample["image_id"] for sample in dataset] == ["bonn/train", "bonn/val"]
+    assert np.asarray(dataset[1]["label"]).tolist() == [[0] * 3] * 2
 
 
-def test_folder_gives_pictures_labels_and_ids(tmp_path):
-    dataset = load_segmentation_dataset("folder", "train", write_folder(tmp_path))
-    sample = dataset[1]
-    assert len(dataset) == 4
-    assert sample["image"].mode == "RGB"
-    assert sample["image"].size == sample["label"].size == (56, 40)
-    assert sorted(np.unique(ids(sample))) == [0, 1, 2]
-    assert sample["image_id"] == "1"
-    assert get_dataset_spec("folder", tmp_path).id2label == {0: "sky", 1: "road", 2: "car"}
-
-
-def test_folder_maps_values_colours_and_ignored_ones(tmp_path):
-    raw = np.array([[10, 20], [30, 99]], dtype=np.uint8)
-    by_value = {"label_values": {10: "sky", 20: "road", 30: "car"}, "ignored": [99]}
-    root = write_folder(tmp_path / "values", 1, 1, (2, 2), by_value)
-    write_labels(root / "train/labels/0.png", raw)
-    assert ids(load_segmentation_dataset("folder", "train", root)[0]).tolist() == [[0, 1], [2, 255]]
-
-    by_color = {
-        "label_colors": {"128,0,0": "sky", "0,64,0": "road", "0,0,32": "car"},
-        "ignored": ["1,1,1"],
-        "palette": {"car": [9, 8, 7]},
-    }
-    root = write_folder(tmp_path / "colours", 1, 1, (2, 2), by_color)
-    colours = np.array([[[128, 0, 0], [0, 64, 0]], [[0, 0, 32], [1, 1, 1]]], dtype=np.uint8)
-    Image.fromarray(colours).save(root / "train/labels/0.png")
-    assert ids(load_segmentation_dataset("folder", "train", root)[0]).tolist() == [[0, 1], [2, 255]]
-    rgba = Image.fromarray(colours).convert("RGBA")
-    rgba.putalpha(7)
-    rgba.save(root / "train/labels/0.png")
-    assert ids(load_segmentation_dataset("folder", "train", root)[0]).tolist() == [[0, 1], [2, 255]]
-    assert get_dataset_spec("folder", root).palette[2] == (9, 8, 7)
-
-
-def test_palettes_and_16_bits_are_decoded_as_ids(tmp_path):
-    root = write_folder(tmp_path, 2, 1, (2, 2), {"label_values": {0: "sky", 1: "road", 700: "car"}})
-    write_labels(root / "train/labels/0.png", np.array([[0, 1], [1, 0]], dtype=np.uint8), palette=[200, 1, 1, 3, 4, 5])
-    write_labels(root / "train/labels/1.png", np.array([[0, 700], [1, 700]], dtype=np.uint16))
-    dataset = load_segmentation_dataset("folder", "train", root)
-    assert ids(dataset[0]).tolist() == [[0, 1], [1, 0]]
-    assert ids(dataset[1]).tolist() == [[0, 2], [1, 2]]
-
-
-def test_cityscapes_layout(tmp_path):
-    raw = np.array([[*CITYSCAPES_LABEL_IDS, 0, 14, 255]], dtype=np.uint8)
-    for city, name in (("bonn", "bonn_0"), ("aachen", "aachen_0")):
-        write_picture(tmp_path / f"leftImg8bit/val/{city}/{name}_leftImg8bit.png", raw.shape)
-        write_labels(tmp_path / f"gtFine/val/{city}/{name}_gtFine_labelIds.png", raw)
-        write_labels(tmp_path / f"gtFine/val/{city}/{name}_gtFine_instanceIds.png", raw)
-    dataset = load_segmentation_dataset("cityscapes", "validation", tmp_path)
-    assert dataset["image_id"][:] == ["aachen/aachen_0", "bonn/bonn_0"]
-    assert ids(dataset[0]).tolist() == [[*range(19), 255, 255, 255]]
-
-
-@pytest.mark.parametrize("below", ["", "ADEChallengeData2016"])
-def test_ade20k_layout(tmp_path, below):
-    raw = np.array([[0, 1, 150]], dtype=np.uint8)
-    write_picture(tmp_path / below / "images/validation/ADE_val_1.jpg", raw.shape)
-    write_labels(tmp_path / below / "annotations/validation/ADE_val_1.png", raw)
-    assert ids(load_segmentation_dataset("ade20k", "validation", tmp_path)[0]).tolist() == [[255, 0, 149]]
-
-
-def test_camvid_layout(tmp_path):
-    raw = np.array([[0, 10, 11]], dtype=np.uint8)
-    write_picture(tmp_path / "val/images/a.jpg", raw.shape)
-    write_labels(tmp_path / "val/labels/a.png", raw)
-    assert ids(load_segmentation_dataset("camvid", "validation", tmp_path)[0]).tolist() == [[0, 10, 255]]
-
-
-def test_picture_stored_on_its_side_fits_labels_drawn_upright(tmp_path):
-    root = write_folder(tmp_path, 1, 1, (40, 56))
-    turned = Image.open(root / "train/images/0.jpg").rotate(90, expand=True)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned right by 90 degrees
-    turned.save(root / "train/images/0.jpg", exif=exif)
-    assert load_segmentation_dataset("folder", "train", root)[0]["image"].size == (56, 40)
-
-
-@pytest.mark.parametrize("name", DATASETS)
-def test_facts_of_every_data_set_agree(name):
-    spec = DATASETS[name]
-    expected = {"cityscapes": 19, "ade20k": 150, "camvid": 11, "pascal_context": 59, "cadis_task1": 8,
-                "cadis_task2": 17, "cadis_task3": 25, "synthetic_scenes": 9}  # fmt: skip
-    assert len(spec.classes) == len(set(spec.classes)) == len(spec.palette) == expected[name]
-    assert set(spec.label_values.values()) == set(range(len(spec.classes)))
-    assert not set(spec.label_values) & set(spec.ignored or ())
-
-
-def break_yaml(root):
-    (root / "dataset.yaml").write_text("classes: [sky, road")
-
-
-def break_picture(root):
-    (root / "train/images/0.jpg").write_bytes(b"no picture")
-
-
-def break_label_value(root):
-    write_labels(root / "train/labels/0.png", np.full((40, 56), 77, dtype=np.uint8))
-
-
-def break_size(root):
-    write_labels(root / "train/labels/0.png", np.zeros((40, 50), dtype=np.uint8))
-
-
-def break_mode(root):
-    write_picture(root / "train/labels/0.png", (40, 56))
-
-
-def truncate_picture(root):
-    data = (root / "train/images/0.jpg").read_bytes()
-    (root / "train/images/0.jpg").write_bytes(data[: len(data) // 2])
+def test_corrections_leave_frames_out_and_take_labels_from_elsewhere(tmp_path):
+    layout = LAYOUTS["cadis_task3"]
+    layout.write(tmp_path)
+    write_labels(tmp_path / "relabelled/frame2.png", np.full((12, 16), 4, dtype=np.uint8))
+    first = "Video3/Video3_frame00000"
+    with open(tmp_path / "corrections.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["image_id", "label"], [f"{first}0", ""], [f"{first}2", "relabelled/frame2.png"]])
+    dataset = load_segmentation_dataset("cadis_task3", "train", tmp_path, corrections=tmp_path / "corrections.csv")
+    assert dataset.with_format(None)["image_id"][:] == [f"{first}1", f"{first}2"]
+    assert np.unique(np.asarray(dataset[1]["label"])).tolist() == [4]
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("text", "message"),
     [
-        (break_yaml, "no valid YAML"),
-        (lambda root: (root / "dataset.yaml").unlink(), "dataset.yaml"),
-        (lambda root: (root / "train/labels/0.png").unlink(), "no label"),
-        (
-            lambda root: (root / "train/labels/0.jpg").write_bytes(b"") or (root / "train/labels/0.png").unlink(),
-            "0.jpg",
-        ),
-        (break_picture, "0.jpg cannot be read"),
-        (truncate_picture, "0.jpg cannot be read"),
-        (break_label_value, r"0.png: label values \[77\]"),
-        (break_size, "same size"),
-        (break_mode, "one value a pixel"),
+        ("frame,label\n1,2\n", "columns image_id and label"),
+        ("image_id,label\nVideo3/Video3_frame000000,no.png\n", "no.png"),
     ],
 )
-def test_damaged_folder_gets_a_sentence_with_the_file(tmp_path, damage, message):
-    root = write_folder(tmp_path)
-    damage(root)
+def test_faulty_corrections_are_named(tmp_path, text, message):
+    LAYOUTS["cadis_task3"].write(tmp_path)
+    (tmp_path / "corrections.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_segmentation_dataset("folder", "train", root)[0]
+        load_segmentation_dataset("cadis_task3", "train", tmp_path, corrections=tmp_path / "corrections.csv")
 
 
-@pytest.mark.parametrize(
-    ("description", "message"),
-    [
-        ({"clases": []}, "unknown keys"),
-        ({"classes": ["one"]}, "two classes"),
-        ({"classes": ["a", "a"]}, "twice"),
-        ({"label_values": {0: "sea"}}, "sea"),
-        ({"label_values": {"x": "sky"}}, "integer or a colour"),
-        ({"label_values": {"1,2,3": "sky"}}, "integers"),
-        ({"ignored": ["red"]}, "colour"),
-        ({"palette": {"sea": [1, 2, 3]}}, "sea"),
-        ({"splits": {"training": {}}}, "train, validation or test"),
-        ({"splits": {"train": {"images": "../x", "labels": "y"}}}, "in the folder"),
-    ],
-)
-def test_faulty_description_is_named(tmp_path, description, message):
-    with pytest.raises(ValueError, match=message):
-        load_segmentation_dataset("folder", "train", write_folder(tmp_path, description=description))
+def test_other_raw_values_map_to_the_same_classes(tmp_path):
+    LAYOUTS["camvid"].write(tmp_path)
+    mapped = load_segmentation_dataset("camvid", "train", tmp_path, id_map={10: 3, 11: 0})
+    assert set(np.unique(np.asarray(mapped[0]["label"]))) == {255, 3, 0}
+    write_labels(LAYOUTS["camvid"].pair(tmp_path)[1], np.resize(np.arange(12, dtype=np.uint8), (12, 16)))
+    reduced = load_segmentation_dataset("camvid", "train", tmp_path, reduce_zero_label=True)
+    assert set(np.unique(np.asarray(reduced[0]["label"]))) == {255, *range(11)}
+    with pytest.raises(ValueError, match="no train ids"):
+        load_segmentation_dataset("camvid", "train", tmp_path, id_map={1: 11})
 
 
 def test_missing_things_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"known are .*cityscapes"):
         load_segmentation_dataset("cityscape", "train")
-    with pytest.raises(ValueError, match=r"--data_dir.*registration"):
-        load_segmentation_dataset("cityscapes", "train")
-    with pytest.raises(ValueError, match="no folder"):
-        load_segmentation_dataset("cityscapes", "train", tmp_path / "missing")
-    with pytest.raises(ValueError, match="leftImg8bit/train"):
-        load_segmentation_dataset("cityscapes", "train", tmp_path)
     with pytest.raises(ValueError, match="splits"):
         load_segmentation_dataset("ade20k", "test", tmp_path)
-    with pytest.raises(ValueError, match="not supported yet"):
-        load_segmentation_dataset("pascal_context", "train", tmp_path)
+    with pytest.raises(ValueError, match="--streaming reads parquet"):
+        load_segmentation_dataset("camvid", "train", LAYOUTS["camvid"].write(tmp_path), streaming=True)
+
+
+@pytest.mark.parametrize("name", sorted({layout.dataset for layout in LAYOUTS.values()} - {"folder"}))
+def test_missing_downloads_say_where_to_get_them(tmp_path, name):
+    homepage = get_dataset_spec(name).homepage.split()[0]
+    for data_dir in (None, tmp_path / "missing", tmp_path):
+        with pytest.raises(ValueError, match=r"--data_dir|There is no folder") as error:
+            load_segmentation_dataset(name, "train", data_dir)
+        assert homepage in str(error.value)

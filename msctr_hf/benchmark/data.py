@@ -1,0 +1,145 @@
+"""Benchmark of training data: from files on disk to augmented samples, on one core."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torchvision.transforms import ColorJitter
+from torchvision.transforms import functional as tvF
+
+from ..data.augmentation import CROP_TRIES, TrainingAugmentation
+from ..data.batches import AugmentedDataset
+from ..data.color_jitter import HUE_RANGE, JITTER_RANGE
+from ..data.labels import IGNORE_INDEX
+from ..data.loading import get_dataset_spec, load_segmentation_dataset
+from ..data.predecoded import write_predecoded
+from ..data.synthetic import SYNTHETIC_CLASSES, draw_scene
+from .measuring import compare, median_seconds, promise
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SAMPLES, DRAWS = 4, 12  # pictures on disk; crops a round, so that scales average out
+CASES: dict[str, dict[str, Any]] = {
+    "PNG as Cityscapes": {
+        "size": (1024, 2048), "crop": (512, 1024), "suffix": "png", "options": {}, "target": 2.0, "cache target": 10.0
+    },
+    "JPEG as ADE20K": {
+        "size": (512, 683), "crop": (512, 512), "suffix": "jpg", "options": {"quality": 92}, "target": 2.5,
+        "cache target": None,
+    },
+}  # fmt: skip
+
+
+def data(repetitions: int | None, device: torch.device) -> list[dict]:
+    """Our augmentation beside the order of work of the released code, from files and from a pre-decoded copy."""
+    rows = []
+    for name, case in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            ways = _ways(Path(folder), case)
+            steps = {way: _over_draws(sample) for way, sample in ways.items()}
+            seconds = {way: total / DRAWS for way, total in median_seconds(steps, repetitions or 5, device).items()}
+        for way, target in (("files", case["target"]), ("pre-decoded", case["cache target"])):
+            row: dict[str, Any] = {"pictures": name, "ours from": way}
+            row |= compare({"released order": seconds["released"], "ours": seconds[way]})
+            row["ours images/s"] = 1 / seconds[way]
+            promise(row, device, speed=target)
+            rows.append(row)
+    return rows
+
+
+def _ways(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[int], Any]]:
+    """Functions that make the sample of a draw."""
+    _write_pictures(folder, case)
+    augmentation = TrainingAugmentation(case["crop"], MEAN, STD)
+    files = load_segmentation_dataset("folder", "train", folder)
+    copy = folder / "copy"
+    for _ in write_predecoded(files, get_dataset_spec("folder", folder), "train", copy):
+        pass
+    (copy / "dataset.yaml").write_text((folder / "dataset.yaml").read_text())
+    ours = {
+        way: AugmentedDataset(load_segmentation_dataset("folder", "train", where), augmentation, seed=0)
+        for way, where in (("files", folder), ("pre-decoded", copy))
+    }
+    return {
+        "released": lambda draw: released_order(folder, case["suffix"], draw, case["crop"]),
+        "files": lambda draw: ours["files"][0, draw % SAMPLES, draw],
+        "pre-decoded": lambda draw: ours["pre-decoded"][0, draw % SAMPLES, draw],
+    }
+
+
+def _write_pictures(folder: Path, case: dict[str, Any]) -> None:
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    for number in range(SAMPLES):
+        image, label = draw_scene((0, number), case["size"])
+        image = image.filter(ImageFilter.GaussianBlur(0.9))  # to the 2.3 MB that a picture of Cityscapes takes
+        image.save(folder / f"images/{number}.{case['suffix']}", **case["options"])
+        label.save(folder / f"labels/{number}.png")
+    description = {
+        "classes": list(SYNTHETIC_CLASSES),
+        "ignored": [IGNORE_INDEX],
+        "splits": {"train": {"images": "images", "labels": "labels"}},
+    }
+    (folder / "dataset.yaml").write_text(json.dumps(description))
+
+
+def _over_draws(sample: Callable[[int], Any]) -> Callable[[], None]:
+    def step() -> None:
+        for draw in range(DRAWS):
+            sample(draw)
+
+    return step
+
+
+def released_order(folder: Path, suffix: str, draw: int, crop: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The paper's augmentation in the released code's order of work: everything on the whole picture, then the crop.
+
+    Decode, map labels, mirror, resize, pad, crop with OpenCV; jitter, scale and normalise with torchvision on Pillow
+    pictures. Written for this comparison.
+    """
+    cv2 = _opencv()
+    random = np.random.default_rng(draw)
+    name = str(draw % SAMPLES)
+    image = cv2.cvtColor(cv2.imread(str(folder / f"images/{name}.{suffix}")), cv2.COLOR_BGR2RGB)
+    labels = np.arange(256, dtype=np.uint8)[cv2.imread(str(folder / f"labels/{name}.png"), cv2.IMREAD_UNCHANGED)]
+    if random.random() < 0.5:
+        image, labels = image[:, ::-1], labels[:, ::-1]
+    scale, aspect = random.uniform(0.5, 2.0), random.uniform(0.9, 1.1)
+    height, width = (
+        round(image.shape[0] * scale / math.sqrt(aspect)),
+        round(image.shape[1] * scale * math.sqrt(aspect)),
+    )
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+    rows, columns = max(crop[0] - height, 0), max(crop[1] - width, 0)
+    top, left = int(random.integers(rows + 1)), int(random.integers(columns + 1))
+    border = (top, rows - top, left, columns - left, cv2.BORDER_CONSTANT)
+    image = cv2.copyMakeBorder(image, *border, value=[round(255 * mean) for mean in MEAN])
+    labels = cv2.copyMakeBorder(labels, *border, value=IGNORE_INDEX)
+    for _ in range(CROP_TRIES):
+        y, x = (int(random.integers(side - of + 1)) for side, of in zip(labels.shape, crop, strict=True))
+        window = labels[y : y + crop[0], x : x + crop[1]]
+        values, counts = np.unique(window, return_counts=True)
+        counts = counts[values != IGNORE_INDEX]
+        if len(counts) and counts.max() < 0.75 * counts.sum():
+            break
+    jitter = ColorJitter(JITTER_RANGE, JITTER_RANGE, JITTER_RANGE, HUE_RANGE)
+    picture = jitter(Image.fromarray(np.ascontiguousarray(image[y : y + crop[0], x : x + crop[1]])))
+    pixel_values = tvF.normalize(tvF.to_tensor(picture), MEAN, STD)
+    return pixel_values, torch.from_numpy(np.ascontiguousarray(window)).long()
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        raise ValueError("The released order of work needs OpenCV: pip install opencv-python-headless.") from None
+    cv2.setNumThreads(torch.get_num_threads())
+    return cv2

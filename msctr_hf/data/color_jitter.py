@@ -1,0 +1,120 @@
+"""Colour jitter on float pictures: brightness, contrast, saturation and hue in random order.
+
+The changes are those of torchvision's `ColorJitter`, without rounding to 8 bits after each, and with a hue shift that
+needs neither a division nor a conversion to HSV. Pictures are worked on in strips of rows that stay in a core's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+JITTER_RANGE = (2 / 3, 1.5)  # factors of brightness, contrast and saturation
+HUE_RANGE = (-0.05, 0.05)  # turns
+WHITE = 255.0
+_GRAY = (0.299, 0.587, 0.114)  # ITU-R 601
+_SIGN_BIT = -(2**31)
+_STRIP_PIXELS = 131_072
+
+Change = Callable[[torch.Tensor], None]  # of a strip (3, h, W), in place
+
+
+def jitter_colors(pixels: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+    """Vary brightness, contrast, saturation and hue, in random order.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(3, H, W)`): uint8.
+        random (`np.random.Generator`): Source of order and amounts.
+
+    Returns:
+        `torch.Tensor` of shape `(3, H, W)`: float32, 0 to 255.
+    """
+    before: list[Change] = []  # contrast needs the mean of the whole picture as it is by then
+    after: list[Change] = []
+    contrast = None
+    for position in random.permutation(4):
+        amount = float(random.uniform(*(HUE_RANGE if position == 3 else JITTER_RANGE)))
+        if position == 1:
+            contrast = amount
+        else:
+            (before if contrast is None else after).append((_brightness, None, _saturation, _hue)[position](amount))
+    jittered = torch.empty(pixels.shape, dtype=torch.float32)
+    sums = torch.zeros(3)
+    for source, strip in zip(_strips(pixels), _strips(jittered), strict=True):
+        strip.copy_(source)
+        for change in before:
+            change(strip)
+        sums += strip.sum(dim=(1, 2))
+    mean_gray = float(sums @ torch.tensor(_GRAY)) / pixels[0].numel()
+    after.insert(0, _contrast(contrast, mean_gray))
+    for strip in _strips(jittered):
+        for change in after:
+            change(strip)
+    return jittered
+
+
+def _strips(pixels: torch.Tensor) -> Sequence[torch.Tensor]:
+    return pixels.split(max(1, _STRIP_PIXELS // pixels.shape[2]), dim=1)
+
+
+def _gray(strip: torch.Tensor) -> torch.Tensor:
+    red, green, blue = strip
+    return (red * _GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
+
+
+def _brightness(factor: float) -> Change:
+    def change(strip: torch.Tensor) -> None:
+        _cut(strip.mul_(factor), factor)
+
+    return change
+
+
+def _contrast(factor: float, mean: float) -> Change:
+    target = torch.tensor(mean)
+
+    def change(strip: torch.Tensor) -> None:
+        _cut(torch.add((1 - factor) * target, strip, alpha=factor, out=strip), factor)
+
+    return change
+
+
+def _saturation(factor: float) -> Change:
+    def change(strip: torch.Tensor) -> None:
+        _cut(torch.lerp(_gray(strip), strip, factor, out=strip), factor)
+
+    return change
+
+
+def _cut(strip: torch.Tensor, factor: float) -> None:
+    """Cut off at black and white, where a factor can lead beyond them."""
+    if factor > 1:
+        strip.clamp_(0, WHITE)
+
+
+def _hue(turns: float) -> Change:
+    """Turn hues by less than a sixth.
+
+    Within the hexagon of hues every channel is a tent over its own corner, cut off at the least and the largest of the
+    three; before it was cut it was twice the channel less the middle one. Turning by D moves every tent up or down by
+    D times the difference of largest and least. So a channel is taken back to its tent, moved, and cut again.
+    """
+    shift = 6 * turns
+
+    def change(strip: torch.Tensor) -> None:
+        least, largest = strip.amin(dim=0), strip.amax(dim=0)
+        middle = (strip[0] + strip[1]).add_(strip[2]).sub_(least).sub_(largest)
+        across = torch.empty_like(strip)  # its sign tells whether a tent falls or rises
+        for channel in range(3):
+            torch.sub(strip[(channel + 1) % 3], strip[(channel + 2) % 3], out=across[channel])
+        strip.mul_(2).sub_(middle).sub_(_with_signs_of(across, (largest - least).mul_(shift)))
+        torch.clamp(strip, least, largest, out=strip)
+
+    return change
+
+
+def _with_signs_of(signs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values times signs, by their sign bits (`torch.copysign` is not vectorised); overwrites `signs`."""
+    bits = signs.view(torch.int32)
+    return bits.bitwise_and_(_SIGN_BIT).bitwise_xor_(values.view(torch.int32)).view(torch.float32)

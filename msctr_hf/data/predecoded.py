@@ -1,0 +1,153 @@
+"""A copy of a data set without compression, mapped into memory, so that a crop reads no more than itself.
+
+FOLDER/predecoded.json            data set and classes, complete splits
+FOLDER/SPLIT.images, .labels      RGB and train ids, 8 bits a value, picture after picture
+FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every picture
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from .pictures import ArrayPicture
+
+if TYPE_CHECKING:
+    from .specs import DatasetSpec
+
+DESCRIPTION = "predecoded.json"
+
+
+@dataclass(frozen=True)
+class ReadMapped:
+    """Turns rows of the index into samples {image, label, image_id}."""
+
+    folder: str
+    partly: bool = False
+    with_images: bool = True
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
+        """Samples: RGB picture, train ids (mode L), id."""
+        places = list(zip(batch["split"], batch["start"], batch["height"], batch["width"], strict=True))
+        samples: dict[str, list[Any]] = {
+            "label": [self._picture(split, "labels", start, (h, w)) for split, start, h, w in places],
+            "image_id": batch["image_id"],
+        }
+        if self.with_images:
+            samples["image"] = [self._picture(split, "images", 3 * start, (h, w, 3)) for split, start, h, w in places]
+        return samples
+
+    def for_crops(self) -> ReadMapped:
+        """Read no more than a crop shows."""
+        return replace(self, partly=True)
+
+    def labels_only(self) -> ReadMapped:
+        """Leave pictures alone."""
+        return replace(self, with_images=False)
+
+    def _picture(self, split: str, kind: str, start: int, shape: tuple[int, ...]) -> Image.Image | ArrayPicture:
+        values = _map(f"{self.folder}/{split}.{kind}")[start : start + math.prod(shape)].reshape(shape)
+        return ArrayPicture(values) if self.partly else Image.fromarray(values)
+
+
+@functools.lru_cache(maxsize=16)
+def _map(path: str) -> np.memmap:
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+def holds_predecoded(folder: Path) -> bool:
+    """Whether a folder is a pre-decoded copy."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def index_predecoded(spec: DatasetSpec, split: str, folder: Path) -> tuple[Dataset, ReadMapped]:
+    """Rows of one split, and what reads them.
+
+    Raises:
+        ValueError: If the copy is of another data set, or the split is missing or was not finished.
+    """
+    description = json.loads((folder / DESCRIPTION).read_text())
+    if description["classes"] != list(spec.classes):
+        raise ValueError(f"{folder} was pre-decoded for {description['dataset']}, not for {spec.name}.")
+    if split not in description["splits"]:
+        raise ValueError(
+            f"{folder} has the splits {description['splits']}, not {split!r}; add it with scripts/prepare_dataset.py."
+        )
+    rows = list(_read_index(folder / f"{split}.index.jsonl"))
+    columns = {name: [row[name] for row in rows] for name in ("image_id", "start", "height", "width")}
+    return Dataset.from_dict({**columns, "split": [split] * len(rows)}), ReadMapped(str(folder.resolve()))
+
+
+def write_predecoded(dataset: Dataset, spec: DatasetSpec, split: str, folder: Path) -> Iterator[int]:
+    """Decode a split into a folder, going on where an earlier call stopped; yields the number of pictures done.
+
+    Args:
+        dataset (`datasets.Dataset`): Samples {image, label, image_id}.
+        spec (`DatasetSpec`): What they are.
+        split (`str`): train, validation or test.
+        folder (`Path`): Where to write.
+
+    Raises:
+        ValueError: If the folder holds something else, or a sample cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    description = _description(spec, folder)
+    index = folder / f"{split}.index.jsonl"
+    done = list(_read_index(index)) if index.exists() else []
+    start = done[-1]["start"] + done[-1]["height"] * done[-1]["width"] if done else 0
+    with (
+        _open_at(folder / f"{split}.images", 3 * start) as images,
+        _open_at(folder / f"{split}.labels", start) as labels,
+        _open_at(index, sum(len(json.dumps(row)) + 1 for row in done)) as lines,
+    ):
+        for number in range(len(done), len(dataset)):
+            sample = dataset[number]
+            width, height = sample["image"].size
+            images.write(sample["image"].tobytes())
+            labels.write(sample["label"].tobytes())
+            for file in (images, labels):
+                file.flush()
+            row = {"image_id": sample["image_id"], "start": start, "height": height, "width": width}
+            lines.write(json.dumps(row).encode() + b"\n")
+            start += height * width
+            yield number + 1
+        for file in (images, labels, lines):
+            file.flush()
+            os.fsync(file.fileno())
+    splits = sorted({*description["splits"], split})
+    (folder / DESCRIPTION).write_text(json.dumps({**description, "splits": splits}, indent=2))
+
+
+def _description(spec: DatasetSpec, folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    if not path.exists():
+        return {"dataset": spec.name, "classes": list(spec.classes), "splits": []}
+    description = json.loads(path.read_text())
+    if description["classes"] != list(spec.classes):
+        raise ValueError(f"{folder} was pre-decoded for {description['dataset']}; choose another folder.")
+    return description
+
+
+def _read_index(path: Path) -> Iterator[dict[str, Any]]:
+    """Complete lines; the last one may have been cut off."""
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+def _open_at(path: Path, size: int) -> IO[bytes]:
+    """Open for writing after the first `size` bytes."""
+    file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 (the caller closes it)
+    file.truncate(size)
+    file.seek(size)
+    return file

@@ -1,0 +1,87 @@
+"""From undecoded rows {image, label, image_id} to pictures and train ids, when a row is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from datasets import Dataset, IterableDataset
+
+from .labels import LabelMapping
+from .pictures import read_labels, read_sample
+
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+Batch = dict[str, list[Any]]
+
+
+class Reader(Protocol):
+    """Turns undecoded rows into samples {image, label, image_id}."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Samples: RGB picture, train ids (mode L), id."""
+
+    def for_crops(self) -> Reader:
+        """The same samples with pictures of which only what a crop shows is read."""
+
+    def labels_only(self) -> Reader:
+        """The same samples without pictures."""
+
+
+@dataclass(frozen=True)
+class ReadSamples:
+    """Decodes picture and label files.
+
+    Args:
+        mapping (`LabelMapping`): Raw label values -> train ids.
+        partly (`bool`): Give pictures that are decoded as far as is asked for.
+        with_images (`bool`): Whether pictures are read at all.
+    """
+
+    mapping: LabelMapping
+    partly: bool = False
+    with_images: bool = True
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Samples: RGB picture, train ids (mode L), id."""
+        if not self.with_images:
+            labels = [read_labels(file, self.mapping) for file in batch["label"]]
+            return {"label": labels, "image_id": batch["image_id"]}
+        samples = [
+            read_sample(image, label, self.mapping, partly=self.partly)
+            for image, label in zip(batch["image"], batch["label"], strict=True)
+        ]
+        return {
+            "image": [image for image, _ in samples],
+            "label": [label for _, label in samples],
+            "image_id": batch["image_id"],
+        }
+
+    def for_crops(self) -> ReadSamples:
+        """Read no further than a crop needs."""
+        return replace(self, partly=True)
+
+    def labels_only(self) -> ReadSamples:
+        """Leave pictures alone."""
+        return replace(self, with_images=False)
+
+
+def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:
+    """Read the rows of a data set, or of a stream, with this reader."""
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(reader, batched=True, batch_size=1, remove_columns=list(dataset.column_names or []))
+    return dataset.with_transform(reader)
+
+
+def reader_of(dataset: Dataset) -> Reader:
+    """The reader that was attached."""
+    return dataset.format["format_kwargs"]["transform"]
+
+
+def rows_for_crops(dataset: Dataset) -> Dataset:
+    """The same rows for training: of a picture, only what a crop shows is read."""
+    return dataset.with_transform(reader_of(dataset).for_crops())
+
+
+def rows_of_labels(dataset: Dataset) -> Dataset:
+    """The same rows without their pictures."""
+    return dataset.with_transform(reader_of(dataset).labels_only())

@@ -1,0 +1,58 @@
+"""Repeat factors: pictures with rare classes come several times in an epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .labels import IGNORE_INDEX
+from .reading import rows_of_labels
+
+
+def classes_present(
+    dataset: Dataset, num_classes: int, *, num_workers: int = 0, show_progress: bool = True
+) -> np.ndarray:
+    """Which classes occur in which picture, from one pass over all labels.
+
+    Args:
+        dataset (`datasets.Dataset`): Samples {image, label, image_id}; pictures are not read.
+        num_classes (`int`): Number of classes.
+        num_workers (`int`): Worker processes.
+        show_progress (`bool`): Whether to draw a bar.
+
+    Returns:
+        `np.ndarray` of shape `(len(dataset), num_classes)`, bool.
+    """
+    loader = DataLoader(rows_of_labels(dataset), batch_size=8, num_workers=num_workers, collate_fn=_histograms)
+    bar = tqdm(loader, desc="classes of every picture", leave=False, disable=not show_progress)
+    return np.concatenate([histograms[:, :num_classes] > 0 for histograms in bar])
+
+
+def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
+    """How often every picture comes in an epoch, on average.
+
+    With f(c) the share of pictures that hold class c, r(c) = max(1, sqrt(threshold / f(c))); a picture gets the
+    largest r(c) of its classes.
+
+    Args:
+        present (`np.ndarray` of shape `(N, num_classes)`, bool): Classes of every picture.
+        threshold (`float`): Classes in a smaller share of the pictures come more often.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: at least 1.
+
+    Source: Pissas et al., ECCV 2022, CaDIS recipe (threshold 0.15).
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"--repeat_factor_threshold must lie between 0 and 1, got {threshold}.")
+    share = present.mean(axis=0)
+    with np.errstate(divide="ignore"):
+        of_class = np.where(share > 0, np.maximum(1.0, np.sqrt(threshold / share)), 1.0)
+    return np.where(present, of_class, 1.0).max(axis=1)
+
+
+def _histograms(samples: list[dict]) -> np.ndarray:
+    """Pixels of every train id, (batch, 255)."""
+    return np.asarray([sample["label"].histogram()[:IGNORE_INDEX] for sample in samples])

@@ -1,0 +1,133 @@
+"""Samples from a copy that `datasets` can open: parquet files, `save_to_disk`, a repository on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    get_dataset_split_names,
+    load_dataset,
+    load_from_disk,
+)
+from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetNotFoundError
+
+SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Where a copy lies and how its columns are called.
+
+    Args:
+        name (`str`, *optional*): Hub id, or folder of parquet files; `data_dir` by default.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        image_column, label_column (`str`): Columns with pictures and labels.
+        streaming (`bool`): Read on the way, without a copy on this disk.
+    """
+
+    name: str | None = None
+    revision: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    streaming: bool = False
+
+
+def holds_a_copy(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` or holds parquet files."""
+    return _was_saved_to_disk(folder) or any(_parquet_files(folder))
+
+
+def index_copy(copy: Copy, split: str, data_dir: Path | None) -> Dataset | IterableDataset:
+    """Undecoded rows {image, label, image_id} of one split of a copy.
+
+    Raises:
+        ValueError: If the copy cannot be had, or lacks the split or a column; the message says what there is.
+    """
+    folder = Path(copy.name) if copy.name is not None else data_dir
+    if folder is not None and folder.is_dir():
+        dataset = _open_folder(folder, split, copy.streaming)
+    else:
+        dataset = _open_hub(copy, split)
+    return _with_our_columns(dataset, copy, split)
+
+
+def _was_saved_to_disk(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _parquet_files(folder: Path) -> Iterable[Path]:
+    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("*/*.parquet"))
+
+
+def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
+    if _was_saved_to_disk(folder):
+        saved = load_from_disk(str(folder))
+        if isinstance(saved, DatasetDict):
+            saved = saved[_own_name(split, list(saved), str(folder))]
+        return saved.to_iterable_dataset() if streaming else saved
+    files: dict[str, list[str]] = {}
+    for path in _parquet_files(folder):
+        stem = path.parent.name if path.parent not in (folder, folder / "data") else path.stem.split("-")[0]
+        files.setdefault(stem, []).append(str(path))
+    name = _own_name(split, list(files), str(folder))
+    return load_dataset("parquet", data_files={name: files[name]}, split=name, streaming=streaming)
+
+
+def _open_hub(copy: Copy, split: str) -> Dataset | IterableDataset:
+    try:
+        names = get_dataset_split_names(copy.name, revision=copy.revision)
+        own = _own_name(split, names, str(copy.name))
+        return load_dataset(copy.name, split=own, revision=copy.revision, streaming=copy.streaming)
+    except DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise ValueError(
+                f"--dataset_name: {copy.name} is gated: accept its terms on "
+                f"https://huggingface.co/datasets/{copy.name} and log in with `hf auth login`."
+            ) from error
+        raise ValueError(
+            f"--dataset_name: there is no data set {copy.name} on the Hub, and no such folder."
+        ) from error
+    except (OSError, RuntimeError) as error:  # no network; a repository of a script, which `datasets` no longer runs
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--dataset_name: {copy.name} cannot be read from the Hub ({reason}).") from error
+
+
+def _own_name(split: str, names: list[str], where: str) -> str:
+    """What a copy calls a split."""
+    for name in SPLIT_NAMES.get(split, (split,)):
+        if name in names:
+            return name
+    raise ValueError(f"{where} has the splits {names}, not {split!r}.")
+
+
+def _with_our_columns(dataset: Dataset | IterableDataset, copy: Copy, split: str) -> Dataset | IterableDataset:
+    columns = dataset.column_names or []
+    for flag, column in (("image_column", copy.image_column), ("label_column", copy.label_column)):
+        if column not in columns:
+            raise ValueError(f"--{flag}: there is no column {column!r}; the data set has {', '.join(columns)}.")
+    kept = [copy.image_column, copy.label_column, "image_id"]
+    dataset = dataset.remove_columns([column for column in columns if column not in kept])
+    renamed = {copy.image_column: "image", copy.label_column: "label"}
+    dataset = dataset.rename_columns({old: new for old, new in renamed.items() if old != new})
+    for column in ("image", "label"):
+        dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    if "image_id" in columns:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_Numbering(split), with_indices=True)
+    return dataset.add_column("image_id", [f"{split}_{number:06d}" for number in range(len(dataset))])
+
+
+@dataclass(frozen=True)
+class _Numbering:
+    split: str
+
+    def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        return {**row, "image_id": f"{self.split}_{number:06d}"}

@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+from layouts import LAYOUTS, write_labels, write_picture
+
+from msctr_hf import load_segmentation_dataset
+from msctr_hf.data.augmentation import TrainingAugmentation
+from msctr_hf.data.batches import training_loader
+from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.data.predecoded import write_predecoded
+
+LAYOUT = LAYOUTS["camvid"]
+
+
+@pytest.fixture
+def official(tmp_path):
+    LAYOUT.write(tmp_path / "official", count=5)
+    image, label = LAYOUT.pair(tmp_path / "official", 4)
+    write_picture(image, (20, 9))  # another size than the others
+    write_labels(label, np.zeros((20, 9), np.uint8))
+    return tmp_path / "official"
+
+
+def write(official, folder, count=None):
+    spec = get_dataset_spec("camvid")
+    for done in write_predecoded(load_segmentation_dataset("camvid", "train", official), spec, "train", folder):
+        if done == count:
+            break
+
+
+def assert_same_samples(folder, official):
+    copy = load_segmentation_dataset("camvid", "train", folder)
+    expected = load_segmentation_dataset("camvid", "train", official)
+    assert len(copy) == len(expected) == 5
+    for sample, other in zip(copy, expected, strict=True):
+        assert sample["image_id"] == other["image_id"]
+        assert np.array_equal(np.asarray(sample["image"]), np.asarray(other["image"]))
+        assert np.array_equal(np.asarray(sample["label"]), np.asarray(other["label"]))
+
+
+def test_samples_are_those_of_the_files(official, tmp_path):
+    write(official, tmp_path / "cache")
+    assert_same_samples(tmp_path / "cache", official)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_writing_goes_on_where_it_stopped(official, tmp_path, count):
+    write(official, tmp_path / "cache", count)
+    assert not (tmp_path / "cache/predecoded.json").exists()
+    for name, tail in (("images", b"half a picture"), ("labels", b"half"), ("index.jsonl", b'{"image_id": "ca')):
+        with open(tmp_path / f"cache/train.{name}", "ab") as file:
+            file.write(tail)
+    write(official, tmp_path / "cache")
+    assert_same_samples(tmp_path / "cache", official)
+
+
+def test_training_sees_the_same_crops(official, tmp_path):
+    write(official, tmp_path / "cache")
+    augmentation = TrainingAugmentation(crop_size=(8, 12), image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    batches = []
+    for folder in (official, tmp_path / "cache"):
+        dataset = load_segmentation_dataset("camvid", "train", folder)
+        (batch,) = training_loader(dataset, augmentation, batch_size=5, seed=0, num_workers=0)
+        batches.append(batch)
+    assert all((batches[0][name] == batches[1][name]).all() for name in ("pixel_values", "labels"))
+
+
+def test_copy_of_other_classes_or_splits_is_refused(official, tmp_path):
+    write(official, tmp_path / "cache")
+    with pytest.raises(ValueError, match="pre-decoded for camvid, not for ade20k"):
+        load_segmentation_dataset("ade20k", "train", tmp_path / "cache")
+    with pytest.raises(ValueError, match="prepare_dataset"):
+        load_segmentation_dataset("camvid", "validation", tmp_path / "cache")
+    description = json.loads((tmp_path / "cache/predecoded.json").read_text())
+    assert description["splits"] == ["train"]

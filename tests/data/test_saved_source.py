@@ -1,0 +1,161 @@
+"""Copies that `datasets` opens: the same samples as from the files they were made of."""
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetNotFoundError
+from datasets.table import embed_table_storage
+from layouts import LAYOUTS
+
+from msctr_hf import load_segmentation_dataset
+from msctr_hf.data import saved_source
+from msctr_hf.data.augmentation import TrainingAugmentation
+from msctr_hf.data.batches import evaluation_loader, training_loader
+from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.data.saved_source import Copy
+
+LAYOUT = LAYOUTS["cityscapes"]
+
+
+@pytest.fixture
+def official(tmp_path):
+    return LAYOUT.write(tmp_path / "official")
+
+
+def raw_rows(official, columns=("image", "label", "image_id")):
+    spec = get_dataset_spec("cityscapes")
+    rows = spec.source.index(spec, "train", official)
+    embedded = rows.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
+    return embedded.rename_columns(
+        {old: new for old, new in zip(("image", "label", "image_id"), columns, strict=True) if old != new}
+    )
+
+
+def write_parquet(official, folder, name, num_shards=1, **options):
+    rows = raw_rows(official, **options)
+    for number in range(num_shards):
+        path = folder / name.format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows.shard(num_shards, number).to_parquet(path)
+    return folder
+
+
+def assert_same_samples(copy, official):
+    expected = load_segmentation_dataset("cityscapes", "train", official)
+    count = 0
+    for sample, other in zip(copy, expected, strict=True):
+        assert np.array_equal(np.asarray(sample["image"]), np.asarray(other["image"]))
+        assert np.array_equal(np.asarray(sample["label"]), np.asarray(other["label"]))
+        count += 1
+    assert count == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train-{:05d}-of-00002.parquet", "data/train-{:05d}.parquet", "train/{:04d}.parquet", "data/training-{}.parquet"],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files(official, tmp_path, name, streaming):
+    folder = write_parquet(official, tmp_path / "copy", name, num_shards=2)
+    copy = load_segmentation_dataset("cityscapes", "train", folder, streaming=streaming)
+    assert isinstance(copy, IterableDataset) == streaming
+    assert_same_samples(copy, official)
+    with pytest.raises(ValueError, match=r"has the splits \['train.*'\], not 'validation'"):
+        load_segmentation_dataset("cityscapes", "validation", folder)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_save_to_disk_wrote(official, tmp_path, as_dict, streaming):
+    rows = raw_rows(official)
+    (DatasetDict({"train": rows}) if as_dict else rows).save_to_disk(str(tmp_path / "copy"))
+    assert_same_samples(
+        load_segmentation_dataset("cityscapes", "train", tmp_path / "copy", streaming=streaming), official
+    )
+
+
+def test_columns_of_other_names(official, tmp_path):
+    folder = write_parquet(
+        official, tmp_path / "copy", "train.parquet", columns=("photo", "semantic_segmentation", "file_name")
+    )
+    columns = {"image_column": "photo", "label_column": "semantic_segmentation"}
+    for streaming in (False, True):
+        copy = load_segmentation_dataset("cityscapes", "train", folder, streaming=streaming, **columns)
+        assert_same_samples(copy, official)
+        assert next(iter(copy))["image_id"] == "train_000000"
+    with pytest.raises(ValueError, match="--label_column: there is no column 'label'; the data set has .*photo"):
+        load_segmentation_dataset("cityscapes", "train", folder, image_column="photo")
+
+
+def test_hub_id_is_asked_for_the_split_under_its_own_name(official, monkeypatch):
+    asked = {}
+
+    def load(name, **options):
+        asked.update(name=name, **options)
+        return raw_rows(official)
+
+    monkeypatch.setattr(saved_source, "get_dataset_split_names", lambda name, revision: ["train", "val"])
+    monkeypatch.setattr(saved_source, "load_dataset", load)
+    options = {"dataset_name": "someone/cityscapes", "revision": "refs/convert/parquet"}
+    assert_same_samples(load_segmentation_dataset("cityscapes", "validation", **options), official)
+    assert asked == {
+        "name": "someone/cityscapes", "split": "val", "revision": "refs/convert/parquet", "streaming": False
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (DatasetNotFoundError("'a/b' is a gated dataset on the Hub."), r"terms on https://\S+/a/b .*hf auth login"),
+        (DatasetNotFoundError("'a/b' doesn't exist"), "there is no data set a/b on the Hub, and no such folder"),
+        (RuntimeError("Dataset scripts are no longer supported, but found b.py"), "no longer supported"),
+        (ConnectionError("offline"), "cannot be read from the Hub"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_refuses_gets_a_sentence(monkeypatch, error, message):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(saved_source, "get_dataset_split_names", refuse)
+    with pytest.raises(ValueError, match=message):
+        load_segmentation_dataset("cityscapes", "train", dataset_name="a/b")
+
+
+def test_stream_trains_and_is_shared_between_processes(official, tmp_path):
+    folder = write_parquet(official, tmp_path / "copy", "train-{:05d}.parquet", num_shards=2)
+    stream = load_segmentation_dataset("cityscapes", "train", folder, streaming=True)
+    augmentation = TrainingAugmentation(crop_size=(8, 8), image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    epochs = []
+    for epoch in (0, 0, 1):
+        loader = training_loader(stream, augmentation, batch_size=1, seed=0, num_workers=2)
+        loader.dataset.set_epoch(epoch)
+        epochs.append([batch["pixel_values"] for batch in loader])
+    assert [len(epoch) for epoch in epochs] == [3, 3, 3]
+    assert all((first == again).all() for first, again in zip(*epochs[:2], strict=True))
+    assert not any((first == other).all() for first in epochs[0] for other in epochs[2])
+    shares = [
+        [sample["image_id"] for samples in evaluation_loader(
+            stream, batch_size=2, num_workers=0, process_index=process, num_processes=2) for sample in samples]
+        for process in range(2)
+    ]  # fmt: skip
+    assert (
+        sorted(sum(shares, []))
+        == load_segmentation_dataset("cityscapes", "train", official).with_format(None)["image_id"][:]
+    )
+
+
+def test_copy_of_plain_arrays_is_read_too(tmp_path):
+    """Labels as pictures that `datasets` encoded itself."""
+    random = np.random.default_rng(0)
+    labels = [random.choice([0, 10, 11], (5, 6)).astype(np.uint8) for _ in range(2)]
+    rows = Dataset.from_dict(
+        {"image": [random.integers(0, 256, (5, 6, 3), dtype=np.uint8) for _ in range(2)], "label": labels},
+        features=datasets.Features({"image": ImageFeature(), "label": ImageFeature()}),
+    )
+    rows.save_to_disk(str(tmp_path / "copy"))
+    copy = load_segmentation_dataset("camvid", "train", tmp_path / "copy")
+    expected = np.where(labels[1] == 11, 255, labels[1])
+    assert np.array_equal(np.asarray(copy[1]["label"]), expected)
+    assert Copy().image_column == "image"
