@@ -17,7 +17,9 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from .data.loading import load_segmentation_dataset
+from .data.loading import get_dataset_spec, load_segmentation_dataset, other_raw_values
+from .data.saved_source import Copy
+from .data.specs import DatasetSpec
 from .models.configuration_msctr import MsctrConfig
 
 # Set from the data set or from `backbone`, not by hand.
@@ -82,6 +84,19 @@ class DatasetArguments:
             reduce_zero_label=self.reduce_zero_label,
             streaming=self.streaming,
             corrections=self.corrections,
+        )
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Its classes, and how raw label values become train ids."""
+        spec = get_dataset_spec(self.dataset, self.data_dir)
+        return other_raw_values(spec, _read_id_map(self.id_map), self.reduce_zero_label)
+
+    @property
+    def copy(self) -> Copy:
+        """Where a copy lies, if it is read from one."""
+        return Copy(
+            self.dataset_name, self.dataset_revision, self.image_column, self.label_column, streaming=self.streaming
         )
 
 
@@ -156,6 +171,17 @@ class ScoringArguments(DatasetArguments):
     split: str = _help("train, validation or test.", "validation")
     output_dir: str | None = _help("Folder for results.json; only printed by default.")
     num_workers: int = _help("Worker processes that load data, per process.", 2)
+
+
+@dataclass(kw_only=True)
+class PreparationArguments(DatasetArguments):
+    """Which data set is checked, and what copy of it is made."""
+
+    splits: list[str] = _help("Splits to check and to convert.", ["train", "validation"])
+    output_dir: str | None = _help("Folder for the copy; only the check by default.")
+    predecode: bool = _help("Plain pixels, mapped into memory, instead of parquet.", False)
+    skip_broken: bool = _help("Leave broken pictures out instead of refusing.", False)
+    num_workers: int = _help("Worker processes of the check.", 2)
 
 
 @dataclass

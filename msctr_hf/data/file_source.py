@@ -92,15 +92,19 @@ class FileSource:
             raise ValueError(
                 f"{count} of {count + len(pairs.complete)} pictures of {split} have no label: {shown}{more}"
             )
-        rows = pairs.complete if corrections is None else list(_correct(pairs.complete, corrections, data_dir))
-        return Dataset.from_dict(
-            {
-                "image": [str(image) for _, image, _ in rows],
-                "label": [str(label) for _, _, label in rows],
-                "image_id": [image_id for image_id, _, _ in rows],
-            },
-            features=UNDECODED,
-        )
+        return self.rows(pairs, data_dir, corrections)
+
+    def rows(self, pairs: Pairs, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
+        """Undecoded rows {image, label, image_id} of the pairs that are complete."""
+        complete = pairs.complete
+        if corrections is not None:
+            complete = list(_correct(complete, corrections, data_dir))
+        columns = {
+            "image": [str(image) for _, image, _ in complete],
+            "label": [str(label) for _, _, label in complete],
+            "image_id": [image_id for image_id, _, _ in complete],
+        }
+        return Dataset.from_dict(columns, features=UNDECODED)
 
     def find(self, spec: DatasetSpec, split: str, data_dir: Path | None) -> Pairs:
         """Pair the files of one split.

@@ -73,7 +73,7 @@ def load_segmentation_dataset(
     Raises:
         ValueError: If the data set is unknown or incomplete.
     """
-    spec = _with_labels(get_dataset_spec(name, data_dir), id_map, reduce_zero_label)
+    spec = other_raw_values(get_dataset_spec(name, data_dir), id_map, reduce_zero_label)
     folder = Path(data_dir) if data_dir is not None else None
     copy = Copy(dataset_name, revision, image_column, label_column, streaming)
     path = Path(corrections) if corrections is not None else None
@@ -100,8 +100,12 @@ def index_split(
     return spec.source.index(spec, split, data_dir, corrections), spec.source.reader(spec)
 
 
-def _with_labels(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce_zero_label: bool) -> DatasetSpec:
-    """The same classes from other raw values."""
+def other_raw_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce_zero_label: bool) -> DatasetSpec:
+    """The same classes from other raw label values; arguments as in `load_segmentation_dataset`.
+
+    Raises:
+        ValueError: If the values do not fit the classes.
+    """
     if id_map is None and not reduce_zero_label:
         return spec
     num_classes = len(spec.classes)

@@ -1,0 +1,125 @@
+"""Looking at every file of a data set once: what is there, and what is broken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from .labels import IGNORE_INDEX
+from .reading import Reader
+from .specs import DatasetSpec
+
+
+@dataclass
+class SplitReport:
+    """What one split holds.
+
+    Args:
+        pictures (`int`): Pictures with labels that could be read.
+        sizes (`Counter`): "width x height" -> pictures.
+        pixels (`np.ndarray` of shape `(num_classes,)`, int64): Labelled pixels of every class.
+        in_pictures (`np.ndarray` of shape `(num_classes,)`, int64): Pictures that hold the class.
+        ignored (`int`): Pixels that are ignored.
+        broken (`dict[str, str]`): Image id -> a sentence about why the picture cannot be used.
+    """
+
+    pixels: np.ndarray
+    in_pictures: np.ndarray
+    pictures: int = 0
+    ignored: int = 0
+    sizes: Counter = field(default_factory=Counter)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self, spec: DatasetSpec) -> dict[str, Any]:
+        """For JSON, classes by name."""
+        return {
+            "pictures": self.pictures,
+            "sizes": dict(self.sizes.most_common()),
+            "pixels": dict(zip(spec.classes, self.pixels.tolist(), strict=True)),
+            "in_pictures": dict(zip(spec.classes, self.in_pictures.tolist(), strict=True)),
+            "ignored": self.ignored,
+            "broken": self.broken,
+        }
+
+    @classmethod
+    def from_dict(cls, report: dict[str, Any]) -> SplitReport:
+        """Back from JSON."""
+        return cls(
+            pixels=np.array(list(report["pixels"].values())),
+            in_pictures=np.array(list(report["in_pictures"].values())),
+            sizes=Counter(report["sizes"]),
+            **{name: report[name] for name in ("pictures", "ignored", "broken")},
+        )
+
+
+def check_rows(rows: Dataset, reader: Reader, num_classes: int, *, num_workers: int, title: str) -> SplitReport:
+    """Decode every picture and its labels; faults are collected, not raised.
+
+    Args:
+        rows (`datasets.Dataset`): Undecoded rows {image, label, image_id}.
+        reader (`Reader`): What reads them.
+        num_classes (`int`): Number of classes.
+        num_workers (`int`): Worker processes.
+        title (`str`): Of the progress bar.
+    """
+    report = SplitReport(np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64))
+    loader = DataLoader(_Checked(rows, reader), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
+    for image_id, size, histogram, fault in tqdm(loader, desc=title, unit="picture", leave=False):
+        if fault:
+            report.broken[image_id] = fault
+            continue
+        report.pictures += 1
+        report.sizes[size] += 1
+        report.pixels += histogram[:num_classes]
+        report.in_pictures += histogram[:num_classes] > 0
+        report.ignored += int(histogram[IGNORE_INDEX])
+    return report
+
+
+def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
+    """The report as lines of text: counts, sizes, share of every class."""
+    labelled = max(1, int(report.pixels.sum()))
+    share_ignored = report.ignored / max(1, labelled + report.ignored)
+    sizes = ", ".join(f"{size} ({count})" for size, count in report.sizes.most_common(3))
+    sizes += f" and {len(report.sizes) - 3} more" if len(report.sizes) > 3 else ""
+    width = max(len(name) for name in spec.classes)
+    lines = [
+        f"{split}: {report.pictures} pictures, {sizes or 'none readable'}; {100 * share_ignored:.1f} % of pixels "
+        "ignored",
+        f"  {'class':<{width}}  {'pixels':>8}  {'pictures':>8}",
+    ]
+    for name, pixels, pictures in zip(spec.classes, report.pixels, report.in_pictures, strict=True):
+        lines.append(f"  {name:<{width}}  {100 * pixels / labelled:>6.2f} %  {pictures:>8}")
+    return "\n".join(lines)
+
+
+def _as_it_is(checked: Any) -> Any:
+    return checked
+
+
+class _Checked(TorchDataset):
+    """(image id, size, histogram of train ids, fault) of every row."""
+
+    def __init__(self, rows: Dataset, reader: Reader):
+        self.rows = rows
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[str, str, np.ndarray, str]:
+        row = self.rows[index]
+        image_id = row["image_id"]
+        try:
+            sample = self.reader({name: [value] for name, value in row.items()})
+        except ValueError as error:
+            return image_id, "", np.zeros(256, dtype=np.int64), str(error)
+        label = sample["label"][0]
+        return image_id, f"{label.width}x{label.height}", np.asarray(label.histogram(), dtype=np.int64), ""

@@ -1,0 +1,301 @@
+"""Checking a data set and making a copy of it: parquet files with its pictures inside, or plain pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from tqdm.auto import tqdm
+
+from .checking import SplitReport, check_rows, report_table
+from .file_source import FileSource
+from .folder_spec import DESCRIPTION as FOLDER_DESCRIPTION
+from .loading import index_split
+from .predecoded import write_predecoded
+from .reading import Reader, attach
+from .saved_source import Copy, holds_a_copy
+from .specs import DatasetSpec
+
+SHARD_BYTES = 500 * 2**20
+ROWS_PER_GROUP = 64
+REPORT_FILE = "report_{split}.json"
+_FEATURES = Features({"image": ImageFeature(), "label": ImageFeature(), "image_id": Value("string")})
+
+
+@dataclass
+class _Split:
+    """One split on its way: undecoded rows, what reads them, what was found."""
+
+    name: str
+    rows: Dataset
+    reader: Reader
+    without_label: list[Path]
+    report: SplitReport | None = None
+
+    @property
+    def faults(self) -> list[str]:
+        """A sentence for every picture that cannot be used."""
+        return [f"{path} has no label." for path in self.without_label] + list(self.report.broken.values())
+
+    def usable_rows(self) -> Dataset:
+        """The rows that could be read."""
+        broken = self.report.broken
+        if not broken:
+            return self.rows
+        return self.rows.select([i for i, image_id in enumerate(self.rows["image_id"]) if image_id not in broken])
+
+
+def prepare(
+    spec: DatasetSpec,
+    splits: Sequence[str],
+    data_dir: Path | None,
+    copy: Copy,
+    *,
+    corrections: Path | None = None,
+    output_dir: Path | None = None,
+    predecode: bool = False,
+    skip_broken: bool = False,
+    num_workers: int = 0,
+) -> None:
+    """Check splits of a data set, print what they hold, and convert them if asked to.
+
+    Args:
+        spec (`DatasetSpec`): Which data set.
+        splits (`Sequence[str]`): train, validation, test.
+        data_dir (`Path`, *optional*): Its folder.
+        copy (`Copy`): Where a copy lies, if it comes from one.
+        corrections (`Path`, *optional*): CSV of frames to leave out or to relabel.
+        output_dir (`Path`, *optional*): Where the copy goes; only the check by default.
+        predecode (`bool`): Plain pixels instead of parquet.
+        skip_broken (`bool`): Leave broken pictures out instead of refusing.
+        num_workers (`int`): Worker processes of the check.
+
+    Raises:
+        ValueError: If the data set cannot be found or is broken; nothing is written then.
+    """
+    _check_output_dir(output_dir)
+    found = [_find(spec, split, data_dir, copy, corrections) for split in splits]
+    for split in found:
+        name = fingerprint(split.rows)
+        split.report = saved_report(split.name, name, output_dir) if output_dir is not None else None
+        if split.report is None:
+            split.report = check_rows(
+                split.rows, split.reader, len(spec.classes), num_workers=num_workers, title=f"checking {split.name}"
+            )
+        print(report_table(split.report, spec, split.name))
+    faults = [fault for split in found for fault in split.faults]
+    for fault in faults:
+        print(f"broken: {fault}")
+    if faults and not skip_broken:
+        raise ValueError(
+            f"{len(faults)} pictures of {spec.name} cannot be used (listed above); mend them, or leave them out with "
+            "--skip_broken."
+        )
+    if output_dir is not None:
+        _convert(spec, found, data_dir, output_dir, predecode)
+
+
+def _find(spec: DatasetSpec, split: str, data_dir: Path | None, copy: Copy, corrections: Path | None) -> _Split:
+    if not isinstance(spec.source, FileSource):
+        raise ValueError(f"{spec.name} is drawn on demand; there is nothing to prepare.")
+    if copy.streaming:
+        raise ValueError("--streaming: a copy is made of files that are here; leave it out.")
+    if copy.name is not None or (data_dir is not None and data_dir.is_dir() and holds_a_copy(data_dir)):
+        return _Split(split, *index_split(spec, split, data_dir, copy), without_label=[])
+    pairs = spec.source.find(spec, split, data_dir)
+    for path in pairs.without_picture:
+        print(f"not used: {path} has no picture.")
+    rows = spec.source.rows(pairs, data_dir, corrections)
+    return _Split(split, rows, spec.source.reader(spec), pairs.without_label)
+
+
+def _check_output_dir(output_dir: Path | None) -> None:
+    """A new or empty folder, or one that an earlier call began."""
+    if output_dir is None or not output_dir.exists():
+        return
+    if not output_dir.is_dir():
+        raise ValueError(f"--output_dir: {output_dir} is a file.")
+    if any(output_dir.iterdir()) and not any(output_dir.glob(REPORT_FILE.format(split="*"))):
+        raise ValueError(f"--output_dir: {output_dir} is not empty and holds no conversion; choose another folder.")
+
+
+def _convert(
+    spec: DatasetSpec, splits: Sequence[_Split], data_dir: Path | None, output_dir: Path, predecode: bool
+) -> None:
+    for split in splits:
+        save_report(spec, split.report, split.name, fingerprint(split.rows), output_dir)
+    copy_description(data_dir, output_dir)
+    for split in splits:
+        rows = split.usable_rows()
+        if predecode:
+            dataset = attach(rows, split.reader)
+            written = write_predecoded(dataset, spec, split.name, output_dir)
+            with tqdm(total=len(rows), desc=f"decoding {split.name}", unit="picture", leave=False) as bar:
+                for done in written:
+                    bar.update(done - bar.n)
+        else:
+            write_parquet(rows, split.name, output_dir, shard_bytes=SHARD_BYTES)
+    if not predecode:
+        write_card(spec, {split.name: split.report for split in splits}, output_dir)
+    print(f"{sum(len(split.usable_rows()) for split in splits)} pictures are in {output_dir}; use it as --data_dir.")
+
+
+def fingerprint(rows: Dataset) -> str:
+    """A name for exactly these files: ids, sizes and times of change."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row["image_id"].encode())
+        for file in (row["image"], row["label"]):
+            if file["bytes"]:
+                digest.update(str(len(file["bytes"])).encode())
+            else:
+                status = Path(file["path"]).stat()
+                digest.update(f"{file['path']} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def write_parquet(rows: Dataset, split: str, folder: Path, *, shard_bytes: int) -> int:
+    """Write a split as parquet shards, files embedded as they are; shards that are there already are kept.
+
+    Args:
+        rows (`datasets.Dataset`): Undecoded rows {image, label, image_id}.
+        split (`str`): Their name.
+        folder (`Path`): Where `data/SPLIT-NNNNN-of-NNNNN.parquet` goes.
+        shard_bytes (`int`): How large a shard becomes, about.
+
+    Returns:
+        `int`: number of shards.
+    """
+    target = folder / "data"
+    target.mkdir(parents=True, exist_ok=True)
+    num_shards = max(1, math.ceil(_num_bytes(rows) / shard_bytes))
+    with tqdm(total=len(rows), desc=f"writing {split}", unit="picture", leave=False) as bar:
+        for number in range(num_shards):
+            shard = rows.shard(num_shards, number, contiguous=True)
+            path = target / f"{split}-{number:05d}-of-{num_shards:05d}.parquet"
+            if not path.exists():
+                _write_shard(shard, path)
+            bar.update(len(shard))
+    return num_shards
+
+
+def write_card(spec: DatasetSpec, reports: Mapping[str, SplitReport], folder: Path) -> None:
+    """Write the data card, README.md: what this is, classes, splits, terms, how to use it."""
+    labelled = {split: max(1, int(report.pixels.sum())) for split, report in reports.items()}
+    head = " | ".join(f"{split}: % of pixels | pictures" for split in reports)
+    lines = [
+        f"| id | class | {head} |",
+        "|" + "---|" * (2 + 2 * len(reports)),
+    ]
+    for label, name in enumerate(spec.classes):
+        cells = [
+            f"{100 * report.pixels[label] / labelled[split]:.2f} | {report.in_pictures[label]}"
+            for split, report in reports.items()
+        ]
+        lines.append(f"| {label} | {name} | {' | '.join(cells)} |")
+    splits = "\n".join(
+        f"- {split}: {report.pictures} pictures, {', '.join(size for size, _ in report.sizes.most_common(3))} pixels, "
+        f"{100 * report.ignored / (report.ignored + labelled[split]):.1f} % ignored"
+        for split, report in reports.items()
+    )
+    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in reports)
+    card = _CARD.format(
+        name=spec.name, files=files, splits=splits, table="\n".join(lines), license=spec.license or "not stated",
+        homepage=spec.homepage or "not stated", mapping=_describe_mapping(spec),
+    )  # fmt: skip
+    (folder / "README.md").write_text(card)
+
+
+def copy_description(spec_folder: Path | None, folder: Path) -> None:
+    """Take the `dataset.yaml` of a generic folder along."""
+    if spec_folder is not None and (spec_folder / FOLDER_DESCRIPTION).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(spec_folder / FOLDER_DESCRIPTION, folder / FOLDER_DESCRIPTION)
+
+
+def save_report(spec: DatasetSpec, report: SplitReport, split: str, name: str, folder: Path) -> None:
+    """Keep what was found, so that an interrupted conversion need not look again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / REPORT_FILE.format(split=split)
+    path.write_text(json.dumps({"fingerprint": name, **report.as_dict(spec)}, indent=2))
+
+
+def saved_report(split: str, name: str, folder: Path) -> SplitReport | None:
+    """What was found in exactly these files before.
+
+    Raises:
+        ValueError: If the folder was made from other files.
+    """
+    path = folder / REPORT_FILE.format(split=split)
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text())
+    if report["fingerprint"] != name:
+        raise ValueError(f"--output_dir: {folder} was made from other files of {split}; choose another folder.")
+    return SplitReport.from_dict(report)
+
+
+def _num_bytes(rows: Dataset) -> int:
+    files = (file for row in rows for file in (row["image"], row["label"]))
+    return sum(len(file["bytes"]) if file["bytes"] else Path(file["path"]).stat().st_size for file in files)
+
+
+def _write_shard(rows: Dataset, path: Path) -> None:
+    """All or nothing: the file gets its name when it is complete."""
+    partial = path.with_suffix(".partial")
+    schema = _FEATURES.arrow_schema
+    with pq.ParquetWriter(partial, schema) as writer:
+        for start in range(0, len(rows), ROWS_PER_GROUP):
+            group = [rows[index] for index in range(start, min(start + ROWS_PER_GROUP, len(rows)))]
+            columns = {name: [_embed(row[name]) for row in group] for name in ("image", "label")}
+            columns["image_id"] = [row["image_id"] for row in group]
+            writer.write_table(pa.table(columns, schema=schema))
+    partial.rename(path)
+
+
+def _embed(file: dict) -> dict:
+    data = file["bytes"] or Path(file["path"]).read_bytes()
+    return {"bytes": data, "path": Path(file["path"]).name if file["path"] else None}
+
+
+def _describe_mapping(spec: DatasetSpec) -> str:
+    by_label: dict[int, list[str]] = {}
+    for raw, label in spec.label_values.items():
+        by_label.setdefault(label, []).append(str(raw))
+    return "; ".join(f"{label} from {', '.join(raws)}" for label, raws in sorted(by_label.items()))
+
+
+_CARD = """---
+pretty_name: {name}
+license: other
+task_categories:
+- image-segmentation
+configs:
+- config_name: default
+  data_files:
+{files}
+---
+# {name}
+
+Pictures and label files of {name}, embedded as they were, in parquet shards made by `msctr_hf`'s
+`scripts/prepare_dataset.py`. Columns: `image`, `label` (raw values), `image_id`.
+
+{splits}
+
+**Terms: {license}.** Source: {homepage}. A copy is for your own machines; publish it only if these terms allow it.
+
+    python scripts/train.py --dataset {name} --data_dir THIS_FOLDER
+
+Train ids from raw label values: {mapping}.
+
+{table}
+"""

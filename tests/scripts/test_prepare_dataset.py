@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import yaml
+from layouts import LAYOUTS, write_labels, write_picture
+
+from msctr_hf import load_segmentation_dataset
+from msctr_hf.data import preparation
+
+LAYOUT = LAYOUTS["camvid"]
+
+
+@pytest.fixture
+def official(tmp_path):
+    return LAYOUT.write(tmp_path / "official", count=5)
+
+
+@pytest.fixture
+def prepare(run_script, official):
+    def run(*options, dataset="camvid"):
+        common = ["--dataset", dataset, "--data_dir", official, "--splits", "train", "--num_workers", "0"]
+        return run_script("prepare_dataset.py", *common, *options)
+
+    return run
+
+
+def assert_same_samples(folder, official, numbers=range(5), dataset="camvid"):
+    copy = load_segmentation_dataset(dataset, "train", folder)
+    expected = load_segmentation_dataset(dataset, "train", official)
+    assert len(copy) == len(numbers)
+    for position, number in enumerate(numbers):
+        for column in ("image", "label"):
+            assert np.array_equal(np.asarray(copy[position][column]), np.asarray(expected[number][column]))
+
+
+def test_check_alone_writes_nothing(prepare, official):
+    before = sorted(official.rglob("*"))
+    code, out, _ = prepare()
+    assert (code, "train: 5 pictures, 16x12 (5)" in out) == (0, True)
+    assert sorted(official.rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", [[], ["--predecode"]])
+def test_copy_holds_the_same_samples(prepare, official, tmp_path, options):
+    code, out, error = prepare("--output_dir", tmp_path / "copy", *options)
+    assert (code, "5 pictures" in out) == (0, True), error
+    assert_same_samples(tmp_path / "copy", official)
+
+
+def test_card_is_readable_and_names_the_terms(prepare, tmp_path):
+    prepare("--output_dir", tmp_path / "copy")
+    _, head, text = (tmp_path / "copy/README.md").read_text().split("---\n", 2)
+    files = yaml.safe_load(head)["configs"][0]["data_files"]
+    assert files == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert list((tmp_path / "copy").glob(files[0]["path"]))
+    assert "research only" in text
+    assert "| 10 | bicyclist |" in text
+
+
+@pytest.mark.parametrize("options", [[], ["--predecode"], ["--skip_broken"]])
+def test_all_broken_files_are_listed_and_nothing_is_written(prepare, official, tmp_path, options):
+    LAYOUT.pair(official, 0)[1].unlink()
+    write_labels(LAYOUT.pair(official, 2)[1], np.full((12, 16), 99, dtype=np.uint8))
+    write_picture(LAYOUT.pair(official, 3)[0], (2, 2))
+    code, out, error = prepare("--output_dir", tmp_path / "copy", *options)
+    assert out.count("broken: ") == 3
+    for number in (0, 2, 3):
+        assert f"669{number}" in out
+    if options == ["--skip_broken"]:
+        assert code == 0
+        LAYOUT.pair(official, 0)[0].unlink()  # which had no label
+        copy = load_segmentation_dataset("camvid", "train", tmp_path / "copy")
+        assert copy.with_format(None)["image_id"][:] == ["0001TP_006691", "0001TP_006694"]
+    else:
+        assert code == 2
+        assert "3 pictures of camvid cannot be used" in error
+        assert not (tmp_path / "copy").exists()
+
+
+def test_conversion_goes_on_where_it_stopped(prepare, official, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "SHARD_BYTES", 1500)
+    whole = preparation._write_shard
+    written = []
+
+    def stop_at_the_third(rows, path):
+        if len(written) == 2:
+            path.with_suffix(".partial").write_bytes(b"half a shard")
+            raise KeyboardInterrupt
+        written.append(path.name)
+        whole(rows, path)
+
+    monkeypatch.setattr(preparation, "_write_shard", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("--output_dir", tmp_path / "copy")
+    assert not (tmp_path / "copy/README.md").exists()
+    again = []
+    monkeypatch.setattr(preparation, "_write_shard", lambda rows, path: (again.append(path.name), whole(rows, path)))
+    monkeypatch.setattr(
+        preparation, "check_rows", lambda *args, **kwargs: pytest.fail("the files were checked before")
+    )
+    assert prepare("--output_dir", tmp_path / "copy")[0] == 0
+    assert len(written) == 2
+    assert not set(written) & set(again)
+    assert_same_samples(tmp_path / "copy", official)
+
+
+def test_other_files_do_not_go_into_the_same_copy(prepare, official, tmp_path):
+    prepare("--output_dir", tmp_path / "copy")
+    write_picture(LAYOUT.pair(official, 3)[0], (12, 16), seed=77)
+    code, _, error = prepare("--output_dir", tmp_path / "copy")
+    assert (code, "made from other files" in error) == (2, True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").write_text("")
+    code, _, error = prepare("--output_dir", tmp_path / "full")
+    assert (code, "not empty" in error) == (2, True)
+
+
+def test_generic_folder_takes_its_description_along(run_script, tmp_path):
+    root = LAYOUTS["folder"].write(tmp_path / "mine")
+    options = ["--dataset", "folder", "--data_dir", root, "--splits", "train", "--num_workers", "0"]
+    assert run_script("prepare_dataset.py", *options, "--output_dir", tmp_path / "copy")[0] == 0
+    assert_same_samples(tmp_path / "copy", root, range(3), dataset="folder")
+
+
+def test_drawn_data_sets_have_nothing_to_prepare(run_script):
+    code, _, error = run_script("prepare_dataset.py", "--dataset", "synthetic_scenes")
+    assert (code, "nothing to prepare" in error) == (2, True)
