@@ -169,7 +169,9 @@ class ScoringArguments(DatasetArguments):
 
     model: str = field(metadata={"help": "Saved folder or Hub id of any AutoModelForSemanticSegmentation."})
     split: str = _help("train, validation or test.", "validation")
-    output_dir: str | None = _help("Folder for results.json; only printed by default.")
+    output_dir: str | None = _help("Folder for results.json, report.md and figures; only printed by default.")
+    boundary_iou: bool = _help("Also score the pixels near outlines (Cheng et al., CVPR 2021).", False)
+    worst: int = _help("Pictures with the lowest mean IoU to show on worst.png.", 8)
     num_workers: int = _help("Worker processes that load data, per process.", 2)
 
 
@@ -192,6 +194,10 @@ class PredictionArguments:
     input: str = field(metadata={"help": "A picture, or a folder that is searched for pictures."})
     output_dir: str = _help("Folder for NAME.png (train ids) and NAME_overlay.png.", "predictions")
     opacity: float = _help("Opacity of the colours in overlays, 0 to 1.", 0.55)
+    submission_for: str | None = _help(
+        "Write what this data set's test server takes instead: raw label values under official names (cityscapes, "
+        "ade20k)."
+    )
 
 
 @dataclass

@@ -6,6 +6,7 @@
     python scripts/benchmark.py projection           # projecting sampled rows instead of whole maps
     python scripts/benchmark.py data                 # from files to augmented samples
     python scripts/benchmark.py upsampling           # from logits to classes at the size of the labels
+    python scripts/benchmark.py metric               # from classes to mean IoU
     python scripts/benchmark.py step --config configs/cityscapes/hrnet_w48.yaml --batch_size 2
 
 Each prints a table and writes it, with a description of the machine, to benchmark_NAME.json.
@@ -87,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
         o.repetitions, device))  # fmt: skip
 
     add("upsampling", "upsampling and argmax in strips beside whole pictures", lambda o, device: evaluation.upsampling(
+        o.repetitions, device))  # fmt: skip
+
+    add("metric", "mean IoU beside the stock metric of evaluate", lambda o, device: evaluation.metric(
         o.repetitions, device))  # fmt: skip
 
     step = add("step", "a training step with and without contrast", lambda o, device: contrast.training_step(

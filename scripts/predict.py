@@ -13,6 +13,7 @@ sys.path = [folder for folder in sys.path if folder != str(Path(__file__).resolv
 from transformers.utils import logging
 
 from msctr_hf.arguments import EvaluationArguments, PredictionArguments, exit_with_a_sentence, parse_arguments
+from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.evaluation.prediction import predict_files
 from msctr_hf.evaluation.predictor import Protocol, load_predictor
 
@@ -21,7 +22,10 @@ def main() -> None:
     logging.disable_progress_bar()
     arguments, view = parse_arguments([PredictionArguments, EvaluationArguments], description=__doc__)
     predictor = load_predictor(arguments.model, Protocol.from_arguments(view), device=view.device, dtype=view.dtype)
-    written = predict_files(predictor, arguments.input, arguments.output_dir, opacity=arguments.opacity)
+    spec = get_dataset_spec(arguments.submission_for) if arguments.submission_for is not None else None
+    written = predict_files(
+        predictor, arguments.input, arguments.output_dir, opacity=arguments.opacity, submission_for=spec
+    )
     print(f"labelled {written} picture(s) in {arguments.output_dir}")
 
 

@@ -1,18 +1,23 @@
-"""Benchmarks of evaluation: from logits to classes at the size of the labels."""
+"""Benchmarks of evaluation: from logits to classes at the size of the labels, from classes to mean IoU."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..evaluation.inference import most_probable_classes
+from ..evaluation.mean_iou import MeanIoU
 from ..models.decode_heads import resize
 from .measuring import Step, compare, median_seconds, peak_megabytes, promise
+from .stock_mean_iou import StockMeanIoU
 
 CASES = {  # classes, size of the logits, size of the labels
     "ADE20K": (150, (128, 128), (512, 512)),
     "Cityscapes": (19, (256, 512), (1024, 2048)),
 }
 SPEED_TARGET = 3.0
+METRIC_SPEED_TARGET = 30.0
+PICTURES = 8  # through the metric, in batches of 4
 
 
 def upsampling(repetitions: int | None, device: torch.device) -> list[dict]:
@@ -39,3 +44,33 @@ def upsampling_step(
     if way == "ours":
         return lambda: most_probable_classes([logits], target, align_corners=False)
     return lambda: resize(logits, target, align_corners=False).argmax(dim=1)
+
+
+def metric(repetitions: int | None, device: torch.device) -> list[dict]:
+    """Mean IoU of label maps through `add_batch` and `compute`: ours, and the stock metric of `evaluate`."""
+    rows = []
+    for name, (num_labels, _, size) in CASES.items():
+        steps = {way: metric_step(way, num_labels, size) for way in ("stock", "ours")}
+        seconds = median_seconds(steps, repetitions or 5, device)
+        rows.append({"size of": name, "classes": num_labels, "pictures": PICTURES} | compare(seconds))
+        promise(rows[-1], device, speed=METRIC_SPEED_TARGET)
+    return rows
+
+
+def metric_step(way: str, num_labels: int, size: tuple[int, int]) -> Step:
+    """Scores of blocky labels and predictions that are right at four pixels of five."""
+    random = np.random.default_rng(0)
+    blocks = random.integers(0, num_labels, (PICTURES, -(-size[0] // 16), -(-size[1] // 16)), dtype=np.uint8)
+    references = blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : size[0], : size[1]].copy()
+    noise = random.integers(0, num_labels, references.shape, dtype=np.uint8)
+    predictions = np.where(random.random(references.shape, dtype=np.float32) < 0.8, references, noise)
+    references[:, : size[0] // 20] = 255
+
+    def step() -> dict:
+        score = MeanIoU(num_labels) if way == "ours" else StockMeanIoU()
+        options = {} if way == "ours" else {"num_labels": num_labels, "ignore_index": 255}
+        for start in range(0, PICTURES, 4):
+            score.add_batch(predictions=predictions[start : start + 4], references=references[start : start + 4])
+        return score.compute(**options)
+
+    return step

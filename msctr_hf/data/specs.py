@@ -65,6 +65,14 @@ class DatasetSpec:
         """Raw values or colours -> train ids."""
         return LabelMapping(self.label_values, self.ignored)
 
+    def raw_values(self) -> dict[int, int]:
+        """Train id -> the first raw value that stands for it."""
+        raw_values: dict[int, int] = {}
+        for raw, label in self.label_values.items():
+            if isinstance(raw, int):
+                raw_values.setdefault(label, raw)
+        return raw_values
+
     @property
     def where_to_get(self) -> str:
         """The end of a sentence about missing files."""

@@ -15,7 +15,7 @@ from ..models.decode_heads import resize
 
 Size = tuple[int, int]
 
-CPU_STRIP_ROWS = 8  # a strip stays in a core's cache
+CPU_STRIP_ROWS = 4  # a strip stays in a core's cache
 DEVICE_STRIP_ROWS = 256  # fewer launches
 
 
@@ -41,7 +41,7 @@ def predict_probabilities(
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised pictures, not padded.
         output_size (`Sequence[int]`, *optional*): Size of the result; that of `pixel_values` by default.
         crop_size (`Sequence[int]`, *optional*): Sliding window; whole pictures by default. Overlapping logits are
-            averaged; smaller pictures are padded to one window.
+            averaged; smaller pictures are padded to one window with zero, the mean colour.
         stride (`Sequence[int]`, *optional*): Of the window; two thirds of it by default. The last is shifted inside.
         scales (`Sequence[float]`): Factors by which pictures are resized.
         flip (`bool`): Also predict mirror images.
@@ -54,14 +54,14 @@ def predict_probabilities(
     Raises:
         ValueError: If a size, a stride or a scale is impossible.
     """
-    align_corners = _align_corners(model)
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
-    total, views = None, 0
-    for logits in _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, batch_size):
-        probabilities = resize(logits, output_size, align_corners).softmax(dim=1)
-        total = probabilities if total is None else total.add_(probabilities)
-        views += 1
-    return total.div_(views)
+    views = _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, batch_size)
+    probabilities = None
+    for rows, strip in _mean_probabilities(views, output_size, _align_corners(model)):
+        if probabilities is None:
+            probabilities = strip.new_empty((*strip.shape[:2], *output_size))
+        probabilities[:, :, rows] = strip
+    return probabilities
 
 
 @torch.no_grad()
@@ -79,12 +79,13 @@ def predict_labels(
 ) -> torch.Tensor:
     """The most probable class of every pixel, (B, *output_size) uint8, or int64 with more than 256 classes.
 
-    The classes of `predict_probabilities`, several times faster and without ever holding all probabilities.
+    The classes of `predict_probabilities`, several times faster and without ever holding all probabilities: with a
+    sliding window memory grows with the pictures and a row of windows, not with the classes of every pixel.
     Arguments and errors as there.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
-    views = list(_views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, batch_size))
-    return most_probable_classes(views, output_size, _align_corners(model))
+    views = _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, batch_size)
+    return _largest(views, output_size, _align_corners(model))
 
 
 def most_probable_classes(views: Sequence[torch.Tensor], size: Sequence[int], align_corners: bool) -> torch.Tensor:
@@ -98,21 +99,146 @@ def most_probable_classes(views: Sequence[torch.Tensor], size: Sequence[int], al
     Returns:
         `torch.Tensor` of shape `(B, *size)`, uint8, or int64 with more than 256 classes.
     """
-    num_images, num_labels = views[0].shape[:2]
-    dtype = torch.uint8 if num_labels <= 256 else torch.int64
-    labels = torch.empty((num_images, *size), dtype=dtype, device=views[0].device)
-    num_rows = CPU_STRIP_ROWS if labels.device.type == "cpu" else DEVICE_STRIP_ROWS
-    for top in range(0, size[0], num_rows):
-        rows = slice(top, min(top + num_rows, size[0]))
-        strips = (_resize_to_rows(logits, rows, size, align_corners) for logits in views)
-        total = next(strips) if len(views) == 1 else sum(strip.softmax(dim=1) for strip in strips)
-        labels[:, rows] = total.permute(0, 2, 3, 1).argmax(dim=-1)
+    return _largest([_WholeView(logits) for logits in views], _size(size), align_corners)
+
+
+def _largest(views: Sequence[_WholeView | _TiledView], size: Size, align_corners: bool) -> torch.Tensor:
+    only_one = len(views) == 1 and not views[0].mirrored
+    strips = (
+        ((rows, next(_strips(views, rows, size, align_corners))) for rows in _row_slices(size, views[0].device))
+        if only_one
+        else _mean_probabilities(views, size, align_corners)
+    )
+    labels = None
+    for rows, strip in strips:
+        if labels is None:
+            dtype = torch.uint8 if strip.shape[1] <= 256 else torch.int64
+            labels = torch.empty((len(strip), *size), dtype=dtype, device=strip.device)
+        labels[:, rows] = strip.permute(0, 2, 3, 1).argmax(dim=-1)
     return labels
 
 
-def _resize_to_rows(logits: torch.Tensor, rows: slice, size: Sequence[int], align_corners: bool) -> torch.Tensor:
-    """Some rows of what bilinear interpolation of (B, L, h, w) to `size` gives, classes side by side in memory."""
-    height = logits.shape[2]
+def _mean_probabilities(
+    views: Sequence[_WholeView | _TiledView], size: Size, align_corners: bool
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows of the result, from the top, and their probabilities (B, L, rows, W)."""
+    num_views = sum(2 if view.mirrored else 1 for view in views)
+    for rows in _row_slices(size, views[0].device):
+        strips = (strip.softmax(dim=1) for strip in _strips(views, rows, size, align_corners))
+        total = next(strips)
+        for strip in strips:
+            total += strip
+        yield rows, total.div_(num_views)
+
+
+def _row_slices(size: Size, device: torch.device) -> Iterator[slice]:
+    num_rows = CPU_STRIP_ROWS if device.type == "cpu" else DEVICE_STRIP_ROWS
+    return (slice(top, min(top + num_rows, size[0])) for top in range(0, size[0], num_rows))
+
+
+def _strips(
+    views: Sequence[_WholeView | _TiledView], rows: slice, size: Size, align_corners: bool
+) -> Iterator[torch.Tensor]:
+    """Logits of some rows of the result, one after another for every view and its mirror image."""
+    for view in views:
+        strip = _resize_to_rows(view, rows, size, align_corners)
+        if view.mirrored:
+            upright, mirrored = strip.chunk(2)
+            yield upright
+            yield mirrored.flip(-1)
+        else:
+            yield strip
+
+
+class _WholeView:
+    """Logits of whole pictures, (B, L, h, w); mirror images follow the pictures in B.
+
+    Rows must be asked for from the top to the bottom.
+    """
+
+    def __init__(self, logits: torch.Tensor, mirrored: bool = False):
+        self.logits = logits
+        self.mirrored = mirrored
+        self.size = _size(logits.shape[-2:])
+        self.device = logits.device
+
+    def rows(self, first: int, stop: int) -> torch.Tensor:
+        """Some rows of the logits, (B, L, rows, w)."""
+        return self.logits[:, :, first:stop]
+
+
+class _TiledView:
+    """Mean logits of overlapping windows at the size of the picture, computed when their rows are asked for.
+
+    Windows are kept at the stride of the head, and only as long as they reach below the rows asked for.
+    """
+
+    def __init__(
+        self, model: nn.Module, pixel_values: torch.Tensor, window: Size, stride: Size, batch_size: int, mirrored: bool
+    ):
+        self.model = model
+        self.pixel_values = pixel_values
+        self.window = window
+        self.batch_size = batch_size
+        self.mirrored = mirrored
+        self.size = _size(pixel_values.shape[-2:])
+        self.device = next(model.parameters()).device
+        self.tops, self.lefts = (window_starts(*side) for side in zip(self.size, window, stride, strict=True))
+        self._logits: dict[int, torch.Tensor] = {}  # top -> (B, windows in this row, L, h, w)
+
+    def rows(self, first: int, stop: int) -> torch.Tensor:
+        """Some rows of the logits, (B, L, rows, W)."""
+        height, width = self.window
+        self._logits = {top: logits for top, logits in self._logits.items() if top + height > first}
+        total = None
+        counts = torch.zeros((stop - first, self.size[1]), device=self.device)
+        for top in self.tops:
+            above, below = max(first, top), min(stop, top + height)
+            if above >= below:
+                continue
+            if top not in self._logits:
+                self._logits[top] = self._row_of_windows(top)
+            rows = slice(above - top, below - top)
+            place = slice(above - first, below - first)
+            for left, logits in zip(self.lefts, self._logits[top].unbind(dim=1), strict=True):
+                strip = _resize_to_rows(_WholeView(logits), rows, self.window, _align_corners(self.model))
+                strip = strip[..., : self.size[1] - left]
+                if total is None:
+                    total = strip.new_zeros((len(strip), stop - first, self.size[1], strip.shape[1])).permute(
+                        0, 3, 1, 2
+                    )
+                total[:, :, place, left : left + width] += strip
+                counts[place, left : left + width] += 1
+        return total.div_(counts)
+
+    def _row_of_windows(self, top: int) -> torch.Tensor:
+        """Logits of all windows that start in one row, (B, windows, L, h, w)."""
+        num_images = len(self.pixel_values) * (2 if self.mirrored else 1)
+        places = [(image, left) for image in range(num_images) for left in self.lefts]
+        logits = [
+            _forward(self.model, torch.stack([self._crop(image, top, left) for image, left in part]))
+            for part in _batches(places, self.batch_size)
+        ]
+        return torch.cat(logits).unflatten(0, (num_images, len(self.lefts)))
+
+    def _crop(self, image: int, top: int, left: int) -> torch.Tensor:
+        """One window (3, height, width), padded at the right and the bottom with zero, the mean colour."""
+        (height, width), picture_width = self.window, self.size[1]
+        picture = self.pixel_values[image % len(self.pixel_values), :, top : top + height]
+        if image < len(self.pixel_values):
+            crop = picture[..., left : left + width]
+        else:
+            crop = picture[..., max(0, picture_width - left - width) : picture_width - left].flip(-1)
+        return F.pad(crop, (0, width - crop.shape[-1], 0, height - crop.shape[-2]))
+
+
+def _resize_to_rows(
+    view: _WholeView | _TiledView, rows: slice, size: Sequence[int], align_corners: bool
+) -> torch.Tensor:
+    """Some rows of what bilinear interpolation of a view to `size` gives, classes side by side in memory."""
+    if view.size == tuple(size):
+        return view.rows(rows.start, rows.stop)
+    height = view.size[0]
     positions = torch.arange(rows.start, rows.stop, dtype=torch.float64)
     if align_corners:
         positions = positions * ((height - 1) / max(size[0] - 1, 1))
@@ -120,79 +246,38 @@ def _resize_to_rows(logits: torch.Tensor, rows: slice, size: Sequence[int], alig
         positions = ((positions + 0.5) * (height / size[0]) - 0.5).clamp_(0, height - 1)
     upper = positions.floor().long().clamp_max_(height - 1)
     lower = (upper + 1).clamp_max_(height - 1)
-    weights = (positions - upper).to(logits.device, logits.dtype)[:, None, None]
     first, last = int(upper[0]), int(lower[-1])
-    source = logits[:, :, first : last + 1].permute(0, 2, 3, 1).contiguous()  # (B, few rows, w, L)
-    upper, lower = (torch.stack([upper, lower]) - first).to(logits.device)
+    source = view.rows(first, last + 1)
+    weights = (positions - upper).to(source.device, source.dtype)[:, None, None]
+    source = source.permute(0, 2, 3, 1).contiguous()  # (B, few rows, w, L)
+    upper, lower = (torch.stack([upper, lower]) - first).to(source.device)
     between = torch.lerp(source[:, upper], source[:, lower], weights).permute(0, 3, 1, 2)  # (B, L, rows, w)
     return resize(between, (between.shape[2], size[1]), align_corners)
 
 
 def _views(
     model: nn.Module, pixel_values: torch.Tensor, crop_size, stride, scales, flip, size_divisor, batch_size
-) -> Iterator[torch.Tensor]:
-    """Logits of every scale and mirror image, mirrored back, at sizes of their own."""
+) -> list[_WholeView | _TiledView]:
+    """Logits of every scale, with or without mirror images, at sizes of their own."""
     crop_size, stride = _check_views(crop_size, stride, scales, size_divisor)
-    align_corners = _align_corners(model)
+    views: list[_WholeView | _TiledView] = []
     for scale in scales:
         size = _size(max(1, round(side * scale)) for side in pixel_values.shape[-2:])
         scaled = resize(pixel_values, size, align_corners=False)
-        for mirrored in (False, True) if flip else (False,):
-            view = scaled.flip(-1) if mirrored else scaled
-            if crop_size is not None:
-                logits = _window_logits(model, view, crop_size, stride, batch_size, align_corners)
-            else:
-                logits = _whole_logits(model, view, size_divisor, batch_size, align_corners)
-            yield logits.flip(-1) if mirrored else logits
+        padded = _size(-(-side // size_divisor) * size_divisor for side in size)
+        if crop_size is not None:
+            views.append(_TiledView(model, scaled, crop_size, stride, batch_size, flip))
+        elif padded != size:  # one window with room to spare
+            views.append(_TiledView(model, scaled, padded, padded, batch_size, flip))
+        else:
+            pictures = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
+            logits = torch.cat([_forward(model, part) for part in pictures.split(batch_size)])
+            views.append(_WholeView(logits, flip))
+    return views
 
 
 def _align_corners(model: nn.Module) -> bool:
     return bool(getattr(model.config, "align_corners", False))
-
-
-def _whole_logits(
-    model: nn.Module, pixel_values: torch.Tensor, size_divisor: int, batch_size: int, align_corners: bool
-) -> torch.Tensor:
-    """Logits of whole pictures: at the stride of the head, or at the size of the picture where it was padded."""
-    size = pixel_values.shape[-2:]
-    canvas = _size(-(-side // size_divisor) * size_divisor for side in size)
-    pixel_values = _pad(pixel_values, canvas)
-    logits = torch.cat([_forward(model, part) for part in pixel_values.split(batch_size)])
-    if canvas == _size(size):
-        return logits
-    return resize(logits, canvas, align_corners)[..., : size[0], : size[1]]
-
-
-def _window_logits(
-    model: nn.Module,
-    pixel_values: torch.Tensor,
-    crop_size: Size,
-    stride: Size,
-    batch_size: int,
-    align_corners: bool,
-) -> torch.Tensor:
-    """Mean of the logits of overlapping windows, at the size of the picture."""
-    height, width = pixel_values.shape[-2:]
-    canvas = _pad(pixel_values, (max(height, crop_size[0]), max(width, crop_size[1])))
-    corners = [
-        (image, top, left)
-        for image in range(len(canvas))
-        for top in window_starts(canvas.shape[-2], crop_size[0], stride[0])
-        for left in window_starts(canvas.shape[-1], crop_size[1], stride[1])
-    ]
-    total, counts = None, canvas.new_zeros((len(canvas), 1, *canvas.shape[-2:]), dtype=torch.float32)
-    for part in _batches(corners, batch_size):
-        windows = torch.stack(
-            [canvas[i, :, top : top + crop_size[0], left : left + crop_size[1]] for i, top, left in part]
-        )
-        logits = resize(_forward(model, windows), crop_size, align_corners)
-        if total is None:
-            total = logits.new_zeros((len(canvas), logits.shape[1], *canvas.shape[-2:]))
-        for (image, top, left), window in zip(part, logits, strict=True):
-            area = (image, slice(None), slice(top, top + crop_size[0]), slice(left, left + crop_size[1]))
-            total[area] += window
-            counts[area] += 1
-    return (total / counts)[..., :height, :width]
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
@@ -205,12 +290,6 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
 def _forward(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     parameter = next(model.parameters())
     return model(pixel_values=pixel_values.to(parameter.device, parameter.dtype)).logits.float()
-
-
-def _pad(pixel_values: torch.Tensor, canvas: Size) -> torch.Tensor:
-    """Pad at the right and the bottom with zero, the mean colour."""
-    height, width = pixel_values.shape[-2:]
-    return F.pad(pixel_values, (0, canvas[1] - width, 0, canvas[0] - height))
 
 
 def _batches(entries: list, batch_size: int) -> Iterator[list]:

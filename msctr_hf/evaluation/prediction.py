@@ -10,12 +10,19 @@ from tqdm.auto import tqdm
 
 from ..data.file_source import PICTURE_SUFFIXES
 from ..data.pictures import read_image
-from ..data.specs import voc_palette
+from ..data.specs import DatasetSpec, voc_palette
 from .predictor import Predictor
 from .visualization import overlay
 
 
-def predict_files(predictor: Predictor, source: str | Path, output_dir: str | Path, *, opacity: float = 0.55) -> int:
+def predict_files(
+    predictor: Predictor,
+    source: str | Path,
+    output_dir: str | Path,
+    *,
+    opacity: float = 0.55,
+    submission_for: DatasetSpec | None = None,
+) -> int:
     """Label one picture or all pictures of a folder; write NAME.png (train ids) and NAME_overlay.png for each.
 
     Args:
@@ -23,6 +30,8 @@ def predict_files(predictor: Predictor, source: str | Path, output_dir: str | Pa
         source (`str` or `Path`): A picture, or a folder; its sub-folders are kept in the output.
         output_dir (`str` or `Path`): Where to write.
         opacity (`float`): Of the colours in overlays.
+        submission_for (`DatasetSpec`, *optional*): Write only what the test server of this data set takes: raw label
+            values, one file a picture, side by side under the official names.
 
     Returns:
         `int`: number of pictures labelled.
@@ -30,10 +39,11 @@ def predict_files(predictor: Predictor, source: str | Path, output_dir: str | Pa
     Raises:
         ValueError: If there is nothing to label, or pictures cannot be read (the others are labelled all the same).
     """
-    targets = _plan_outputs(Path(source), Path(output_dir))
+    targets = _plan_outputs(Path(source), Path(output_dir), submission_for)
     config = predictor.model.config
     names = [config.id2label[label] for label in range(config.num_labels)]
     palette = getattr(config, "palette", None) or voc_palette(len(names))
+    raw_values = _raw_values(submission_for, config.num_labels) if submission_for is not None else None
     unreadable = []
     for path, target in tqdm(targets.items(), desc="predicting", unit="picture", disable=len(targets) < 2):
         try:
@@ -43,14 +53,25 @@ def predict_files(predictor: Predictor, source: str | Path, output_dir: str | Pa
             continue
         labels = next(predictor([image]))
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(labels.astype(np.uint8)).save(target.with_name(f"{target.name}.png"))
+        if raw_values is not None:
+            Image.fromarray(raw_values[labels]).save(target.with_name(f"{target.name}.png"))
+            continue
+        Image.fromarray(labels).save(target.with_name(f"{target.name}.png"))
         overlay(image, labels, palette, names, opacity).save(target.with_name(f"{target.name}_overlay.png"))
     if unreadable:
         raise ValueError(f"{len(unreadable)} of {len(targets)} pictures cannot be read: {'; '.join(unreadable)}")
     return len(targets)
 
 
-def _plan_outputs(source: Path, output_dir: Path) -> dict[Path, Path]:
+def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
+    """Raw label value of every train id."""
+    if num_labels != len(spec.classes):
+        raise ValueError(f"--submission_for: {spec.name} has {len(spec.classes)} classes, the model {num_labels}.")
+    raw_values = spec.raw_values()
+    return np.array([raw_values[label] for label in range(num_labels)], dtype=np.uint8)
+
+
+def _plan_outputs(source: Path, output_dir: Path, submission_for: DatasetSpec | None) -> dict[Path, Path]:
     """Picture -> path of its outputs without endings."""
     if not source.exists():
         raise ValueError(f"--input: there is no file or folder {source}.")
@@ -61,8 +82,11 @@ def _plan_outputs(source: Path, output_dir: Path) -> dict[Path, Path]:
         pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     if not pictures:
         raise ValueError(f"--input: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
-    root = source if source.is_dir() else source.parent
-    targets = {path: output_dir / path.relative_to(root).with_suffix("") for path in pictures}
+    if submission_for is not None:
+        targets = {path: output_dir / _official_name(path, submission_for) for path in pictures}
+    else:
+        root = source if source.is_dir() else source.parent
+        targets = {path: output_dir / path.relative_to(root).with_suffix("") for path in pictures}
     if len(set(targets.values())) < len(targets):
         raise ValueError(f"--input: {source} holds pictures whose names differ only in their endings.")
     inputs = {path.resolve() for path in pictures}
@@ -70,3 +94,13 @@ def _plan_outputs(source: Path, output_dir: Path) -> dict[Path, Path]:
         if target.with_name(f"{target.name}.png").resolve() in inputs:
             raise ValueError(f"--output_dir: {output_dir} would overwrite {target.name}.png; choose another folder.")
     return targets
+
+
+def _official_name(path: Path, spec: DatasetSpec) -> str:
+    """aachen_000000_000019_leftImg8bit.png -> aachen_000000_000019_pred_labelIds."""
+    if spec.submission is None:
+        raise ValueError(f"--submission_for: {spec.name} has no test server that takes files.")
+    stem = path.stem
+    if not stem.endswith(spec.submission.image_suffix):
+        raise ValueError(f"--submission_for: the name of {path} does not end in {spec.submission.image_suffix}.")
+    return stem.removesuffix(spec.submission.image_suffix) + spec.submission.label_suffix

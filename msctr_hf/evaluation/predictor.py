@@ -53,7 +53,10 @@ class Predictor:
     protocol: Protocol = field(default_factory=Protocol)
 
     def __call__(self, images: list[Image.Image]) -> Iterator[np.ndarray]:
-        """RGB pictures -> class maps (H, W) uint8 at the size of each; neighbours of one size share a batch."""
+        """RGB pictures -> class maps (H, W) at the size of each, uint8, or int64 with more than 256 classes.
+
+        Neighbours of one size share a batch.
+        """
         size_divisor = getattr(self.image_processor, "size_divisor", None)
         unpadded = {} if size_divisor is None else {"size_divisor": 1}
         device, protocol = next(self.model.parameters()).device, self.protocol
@@ -70,7 +73,7 @@ class Predictor:
                 stride=protocol.window_stride,
                 batch_size=protocol.batch_size,
             )
-            yield from labels.to(torch.uint8).cpu().numpy()
+            yield from labels.cpu().numpy()
 
 
 def load_predictor(

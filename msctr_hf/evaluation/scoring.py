@@ -2,32 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.batches import evaluation_loader
-from .mean_iou import ConfusionMatrix
+from .boundary_iou import BoundaryIoU
+from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
+
+KEPT_WIDTH = 480  # pixels of a bad picture that are kept to be shown
+
+
+@dataclass(order=True)
+class ScoredPicture:
+    """A picture with its score; the image, labels and prediction are small, and only there to be shown."""
+
+    mean_iou: float
+    image_id: str
+    shown: tuple[Image.Image, np.ndarray, np.ndarray] | None = field(default=None, compare=False)
+
+
+@dataclass
+class Scores:
+    """What was counted over a data set.
+
+    Args:
+        confusion (`ConfusionMatrix`): All pixels.
+        boundary (`BoundaryIoU`, *optional*): Pixels near outlines.
+        pictures (`list[ScoredPicture]`): Every picture's own mean IoU, the worst first.
+        worst (`list[ScoredPicture]`): The worst ones, with what there is to show.
+    """
+
+    confusion: ConfusionMatrix
+    boundary: BoundaryIoU | None
+    pictures: list[ScoredPicture]
+    worst: list[ScoredPicture]
+
+    def results(self, id2label: Mapping[int, str], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """Scores as JSON can hold them: fractions, classes by name, `None` for absent classes."""
+        scores = self.confusion.scores()
+        if self.boundary is not None:
+            of_class = self.boundary.scores()
+            scores |= {"mean_boundary_iou": nanmean(of_class), "per_category_boundary_iou": of_class}
+        results = results_by_name(scores, id2label)
+        return results | ({"groups": group_scores(self.confusion, groups)} if groups else {})
 
 
 def score_dataset(
     predictor: Predictor,
-    dataset: Dataset,
+    dataset: Dataset | IterableDataset,
     *,
     num_labels: int,
     ignore_index: int = 255,
     accelerator: Accelerator,
     batch_size: int = 1,
     num_workers: int = 0,
+    with_boundaries: bool = False,
+    keep_worst: int = 0,
     on_batch: Callable[[list[dict[str, Any]], list[np.ndarray]], None] | None = None,
-) -> ConfusionMatrix:
-    """Confusion matrix of a network over a data set, summed over all processes.
+) -> Scores:
+    """Score a network over a data set, together with all processes.
 
     Args:
         predictor (`Predictor`): The network; it is set to evaluation mode and back.
@@ -36,6 +80,8 @@ def score_dataset(
         ignore_index (`int`): Label that does not count.
         accelerator (`Accelerator`): The processes taking part.
         batch_size, num_workers (`int`): Of the loader.
+        with_boundaries (`bool`): Count pixels near outlines too.
+        keep_worst (`int`): Pictures with the lowest mean IoU to keep.
         on_batch (`Callable`, *optional*): Called with the samples and predictions of every batch of this process.
     """
     loader = evaluation_loader(
@@ -45,24 +91,72 @@ def score_dataset(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    confusion = ConfusionMatrix(num_labels, ignore_index)
+    counts = _Counts(num_labels, ignore_index, with_boundaries, keep_worst)
     was_training = predictor.model.training
     predictor.model.eval()
     try:
         for samples in tqdm(loader, desc="validation", leave=False, disable=not accelerator.is_local_main_process):
             predictions = list(predictor([sample["image"] for sample in samples]))
             for sample, prediction in zip(samples, predictions, strict=True):
-                confusion.update(prediction, np.asarray(sample["label"]))
+                counts.add(sample, prediction)
             if on_batch is not None:
                 on_batch(samples, predictions)
     finally:
         predictor.model.train(was_training)
-    matrix = torch.from_numpy(confusion.matrix).to(accelerator.device)
-    confusion.matrix = accelerator.reduce(matrix, reduction="sum").cpu().numpy()
-    return confusion
+    return counts.over_all_processes(accelerator)
 
 
-def results_by_name(scores: dict[str, Any], id2label: dict[int, str]) -> dict[str, Any]:
+class _Counts:
+    """What one process counts."""
+
+    def __init__(self, num_labels: int, ignore_index: int, with_boundaries: bool, keep_worst: int):
+        self.confusion = ConfusionMatrix(num_labels, ignore_index)
+        self.boundary = BoundaryIoU(num_labels, ignore_index) if with_boundaries else None
+        self.keep_worst = keep_worst
+        self.pictures: list[ScoredPicture] = []
+        self.worst: list[tuple[float, int, ScoredPicture]] = []  # a heap, the best of them first
+
+    def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
+        reference = np.asarray(sample["label"])
+        of_picture = ConfusionMatrix(self.confusion.num_labels, self.confusion.ignore_index)
+        of_picture.update(prediction, reference)
+        self.confusion.matrix += of_picture.matrix
+        if self.boundary is not None:
+            self.boundary.update(prediction, reference)
+        mean_iou = of_picture.scores()["mean_iou"]
+        if mean_iou != mean_iou:  # nothing but ignored pixels
+            return
+        self.pictures.append(ScoredPicture(mean_iou, sample["image_id"]))
+        if len(self.worst) < self.keep_worst or (self.worst and mean_iou < -self.worst[0][0]):
+            shown = _small(sample["image"], reference, prediction)
+            entry = (-mean_iou, -len(self.pictures), ScoredPicture(mean_iou, sample["image_id"], shown))
+            (heapq.heappush if len(self.worst) < self.keep_worst else heapq.heapreplace)(self.worst, entry)
+
+    def over_all_processes(self, accelerator: Accelerator) -> Scores:
+        self.confusion.matrix = _sum(self.confusion.matrix, accelerator)
+        if self.boundary is not None:
+            self.boundary.counts = _sum(self.boundary.counts, accelerator)
+        worst = sorted(gather_object([picture for _, _, picture in self.worst]))
+        return Scores(self.confusion, self.boundary, sorted(gather_object(self.pictures)), worst[: self.keep_worst])
+
+
+def _sum(counts: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+    return accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), reduction="sum").cpu().numpy()
+
+
+def _small(
+    image: Image.Image, reference: np.ndarray, prediction: np.ndarray
+) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    size = (KEPT_WIDTH, max(1, round(image.height * KEPT_WIDTH / image.width)))
+
+    def shrink(labels: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
+
+    picture = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    return picture, shrink(reference), shrink(prediction)
+
+
+def results_by_name(scores: dict[str, Any], id2label: Mapping[int, str]) -> dict[str, Any]:
     """Scores as JSON can hold them: fractions, classes by name, `None` for absent classes."""
     result: dict[str, Any] = {}
     for name, value in scores.items():
@@ -73,13 +167,45 @@ def results_by_name(scores: dict[str, Any], id2label: dict[int, str]) -> dict[st
     return result
 
 
+def group_scores(confusion: ConfusionMatrix, groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
+    """For every group of classes the mean of their IoUs, and the IoU of the group taken as one class.
+
+    The second is the category score of Cityscapes' own evaluation.
+    """
+    iou = confusion.scores()["per_category_iou"]
+    result = {}
+    for name, labels in groups.items():
+        members = list(labels)
+        both = confusion.matrix[np.ix_(members, members)].sum()
+        either = confusion.matrix[members].sum() + confusion.matrix[:, members].sum() - both
+        present = iou[members][np.isfinite(iou[members])]
+        result[name] = {
+            "mean_iou": float(present.mean()) if len(present) else None,
+            "merged_iou": _or_none(float(ratio(both, either))),
+        }
+    return result
+
+
+CLASS_SCORES = {  # per class -> mean, title
+    "per_category_iou": ("mean_iou", "IoU"),
+    "per_category_accuracy": ("mean_accuracy", "accuracy"),
+    "per_category_boundary_iou": ("mean_boundary_iou", "boundary"),
+}
+
+
 def iou_table(results: dict[str, Any]) -> str:
-    """Per-class IoU and accuracy as lines of text, with the means below."""
-    width = max(10, *(len(name) for name in results["per_category_iou"]))
-    lines = [f"{'class':<{width}}  {'IoU':>7}  {'accuracy':>8}"]
-    for name, iou in results["per_category_iou"].items():
-        lines.append(f"{name:<{width}}  {_percent(iou):>7}  {_percent(results['per_category_accuracy'][name]):>8}")
-    lines.append(f"{'mean':<{width}}  {_percent(results['mean_iou']):>7}  {_percent(results['mean_accuracy']):>8}")
+    """Per-class scores as lines of text, with the means and the groups below."""
+    columns = [column for column in CLASS_SCORES if column in results]
+    width = max(10, *(len(name) for name in [*results["per_category_iou"], *results.get("groups", {})]))
+    lines = [f"{'class':<{width}}" + "".join(f"  {CLASS_SCORES[column][1]:>8}" for column in columns)]
+    for name in results["per_category_iou"]:
+        lines.append(f"{name:<{width}}" + "".join(f"  {percent(results[column][name]):>8}" for column in columns))
+    means = (results[CLASS_SCORES[column][0]] for column in columns)
+    lines.append(f"{'mean':<{width}}" + "".join(f"  {percent(mean):>8}" for mean in means))
+    for name, scores in results.get("groups", {}).items():
+        lines.append(
+            f"{name:<{width}}  {percent(scores['mean_iou']):>8}  as one class {percent(scores['merged_iou'])}"
+        )
     return "\n".join(lines)
 
 
@@ -87,5 +213,6 @@ def _or_none(value: float) -> float | None:
     return None if value != value else float(value)  # NaN
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A fraction to read; `None` is an absent class."""
     return "absent" if value is None else f"{100 * value:.2f} %"

@@ -27,7 +27,7 @@ from ..data.batches import training_loader
 from ..data.loading import get_dataset_spec
 from ..data.repeat_factors import classes_present, repeat_factors
 from ..evaluation.predictor import Predictor
-from ..evaluation.scoring import iou_table, results_by_name, score_dataset
+from ..evaluation.scoring import iou_table, score_dataset
 from ..evaluation.visualization import contact_sheet
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 from .checkpointing import (
@@ -267,7 +267,7 @@ class _Run:
                 shown.append((samples[0]["image"], samples[0]["label"], predictions[0]))
 
         with _in_full_precision(model):
-            confusion = score_dataset(
+            scores = score_dataset(
                 Predictor(model, self.image_processor),
                 self.validation_set,
                 num_labels=len(self.spec.classes),
@@ -275,7 +275,7 @@ class _Run:
                 num_workers=self.num_workers,
                 on_batch=keep_a_few,
             )
-        return results_by_name(confusion.scores(), self.spec.id2label)
+        return scores.results(self.spec.id2label, self.spec.groups)
 
     def _announce(self) -> None:
         arguments, accelerator = self.arguments, self.accelerator

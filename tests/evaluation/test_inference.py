@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from msctr_hf import predict_probabilities
+from msctr_hf.benchmark.measuring import peak_megabytes
 from msctr_hf.evaluation.inference import most_probable_classes, predict_labels, window_starts
 
 
@@ -75,6 +76,57 @@ def test_windows_of_a_pixelwise_network_equal_the_whole_picture(stride):
     torch.testing.assert_close(predict_probabilities(network, x, crop_size=(16, 16), stride=stride), whole)
 
 
+def test_windows_equal_the_whole_picture_away_from_their_borders():
+    """A network at stride 4 is equivariant to shifts by 4; only at borders of windows it sees less."""
+    network, x = Network().eval(), torch.randn(1, 3, 64, 96)
+    crop, stride = (32, 48), (16, 24)
+    whole = predict_probabilities(network, x)
+    windows = predict_probabilities(network, x, crop_size=crop, stride=stride, batch_size=3)
+    near = torch.zeros(64, 96, dtype=torch.bool)
+    for side, (length, window, step) in enumerate(((64, 32, 16), (96, 48, 24))):
+        for start in window_starts(length, window, step):
+            for border in (start, start + window):
+                near.index_fill_(side, torch.arange(max(0, border - 6), min(length, border + 6)), True)
+    assert (~near).sum() > 500
+    torch.testing.assert_close(windows[..., ~near], whole[..., ~near])
+
+
+def test_views_of_a_constant_network_are_constant():
+    class Constant(PixelNetwork):
+        def forward(self, pixel_values):
+            size = [max(1, side // 4) for side in pixel_values.shape[-2:]]
+            logits = torch.tensor([0.3, -1.0, 2.0, 0.0])[:, None, None].expand(len(pixel_values), 4, *size)
+            return SimpleNamespace(logits=logits)
+
+    expected = torch.tensor([0.3, -1.0, 2.0, 0.0]).softmax(0)[:, None, None].expand(2, 4, 50, 70)
+    views = {"scales": (0.5, 0.75, 1.0, 1.75), "flip": True}
+    for options in ({}, {"crop_size": (32, 24), "stride": (20, 11)}, {"size_divisor": 32}):
+        result = predict_probabilities(Constant(), torch.randn(2, 3, 50, 70), **views, **options)
+        torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"crop_size": (24, 20)}, {"size_divisor": 32}])
+def test_mirrored_pictures_give_mirrored_results(options):
+    network, x = Network().eval(), torch.randn(2, 3, 40, 52)
+    result = predict_probabilities(network, x, flip=True, scales=(1.0, 0.7), **options)
+    mirrored = predict_probabilities(network, x.flip(-1), flip=True, scales=(1.0, 0.7), **options)
+    torch.testing.assert_close(result, mirrored.flip(-1))
+
+
+def large_prediction(height, width):
+    network, x = Network(), torch.randn(1, 3, height, width)
+    return lambda: predict_labels(network, x, crop_size=(256, 512), batch_size=2)
+
+
+def test_memory_of_a_large_picture_is_that_of_its_windows():
+    """A map of all classes would take 128 MB; twice the height needs no more than its labels."""
+    megabytes = [
+        peak_megabytes(large_prediction, size, (64, 64), torch.device("cpu")) for size in ((1024, 4096), (2048, 4096))
+    ]
+    assert megabytes[1] < 40
+    assert megabytes[1] - megabytes[0] < 12
+
+
 def test_windows_larger_than_the_picture_are_padded_and_cut():
     network, x = PixelNetwork().eval(), torch.randn(1, 3, 20, 30)
     torch.testing.assert_close(
@@ -89,9 +141,12 @@ def test_padding_to_a_multiple_is_cut_before_resizing():
     torch.testing.assert_close(predict_probabilities(network, x, output_size=(80, 100), size_divisor=32), expected)
 
 
-def test_batch_size_does_not_change_the_result():
-    network, x = Network().eval(), torch.randn(5, 3, 32, 32)
-    torch.testing.assert_close(predict_probabilities(network, x, batch_size=2), predict_probabilities(network, x))
+@pytest.mark.parametrize("options", [{}, {"crop_size": (20, 24)}, {"size_divisor": 32, "flip": True}])
+def test_batch_size_does_not_change_the_result(options):
+    network, x = Network().eval(), torch.randn(5, 3, 32, 40)
+    expected = predict_probabilities(network, x, batch_size=100, **options)
+    for batch_size in (1, 2, 3):
+        torch.testing.assert_close(predict_probabilities(network, x, batch_size=batch_size, **options), expected)
 
 
 @pytest.mark.parametrize(

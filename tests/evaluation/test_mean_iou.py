@@ -1,7 +1,19 @@
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from msctr_hf import MeanIoU
+from msctr_hf.benchmark.stock_mean_iou import StockMeanIoU
+from msctr_hf.evaluation import mean_iou
 from msctr_hf.evaluation.mean_iou import ConfusionMatrix
 
 
@@ -75,3 +87,99 @@ def test_values_outside_the_classes_raise(prediction, reference, message):
 def test_everything_ignored_is_nan_not_an_error():
     scores = MeanIoU(num_labels=2).compute(predictions=[np.zeros((2, 2), int)], references=[np.full((2, 2), 255)])
     assert np.isnan(scores["mean_iou"])
+
+
+def random_maps(num_labels, count=6, seed=0):
+    """Label maps with absent classes and ignored pixels."""
+    random = np.random.default_rng(seed)
+    present = random.choice(num_labels, max(2, num_labels // 2), replace=False)
+    references = random.choice([*present, 255], (count, 20, 30)).astype(np.uint8)
+    predictions = np.where(random.random(references.shape) < 0.6, references, random.choice(present, references.shape))
+    return np.where(predictions == 255, present[0], predictions).astype(np.uint8), references
+
+
+@pytest.mark.parametrize("num_labels", [3, 19, 150])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_agrees_with_the_stock_algorithm_and_torchmetrics(num_labels, dtype):
+    predictions, references = random_maps(num_labels)
+    metric = MeanIoU(num_labels=num_labels)
+    metric.add_batch(predictions=predictions.astype(dtype), references=references.astype(dtype))
+    ours = metric.compute()
+
+    stock_metric = StockMeanIoU()
+    stock_metric.add_batch(predictions=predictions, references=references)
+    stock = stock_metric.compute(num_labels=num_labels, ignore_index=255)
+    assert set(stock) == set(ours)
+    for name, value in stock.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-12)
+
+    jaccard = MulticlassJaccardIndex(num_labels, ignore_index=255, average="none")
+    iou = jaccard(torch.from_numpy(predictions).long(), torch.from_numpy(references).long()).numpy()
+    present = np.isfinite(ours["per_category_iou"])
+    np.testing.assert_allclose(ours["per_category_iou"][present], iou[present], rtol=1e-6)
+    assert ours["mean_iou"] == pytest.approx(iou[present].mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("ignore_index", [0, 2, 255, -1, 1000])
+def test_any_value_can_be_ignored(ignore_index):
+    random = np.random.default_rng(0)
+    references = random.choice([0, 1, 2, 3], (8, 9))
+    references[0] = ignore_index
+    predictions = random.choice([0, 1, 2, 3], (8, 9))
+    scores = MeanIoU(num_labels=4, ignore_index=ignore_index).compute(
+        predictions=[predictions], references=[references]
+    )
+    expected = iou_by_sets([predictions], [references], 4, ignore_index)
+    np.testing.assert_allclose(scores["per_category_iou"], expected)
+
+
+def test_more_classes_than_bytes_hold_are_counted():
+    random = np.random.default_rng(0)
+    predictions, references = random.integers(0, 700, (2, 50, 60))
+    confusion = ConfusionMatrix(700, ignore_index=-1)
+    confusion.update(predictions, references)
+    expected = np.zeros((700, 700), dtype=int)
+    np.add.at(expected, (references.ravel(), predictions.ravel()), 1)
+    assert np.array_equal(confusion.matrix, expected)
+
+
+def load_metric(name, **environment):
+    """Load with `evaluate` in a process of its own and score two pixels."""
+    program = (
+        "import evaluate, numpy, sys\n"
+        "metric = evaluate.load(sys.argv[1], num_labels=3)\n"
+        "maps = {'predictions': [numpy.array([[0, 1]])], 'references': [numpy.array([[0, 2]])]}\n"
+        "metric.add_batch(**maps)\n"
+        "print(metric.compute()['mean_iou'])"
+    )
+    variables = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "PYTHONPATH")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, name],
+        env={**variables, **environment},
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+MODULE = Path(mean_iou.__file__)
+
+
+def test_loads_by_path_with_evaluate_alone(tmp_path):
+    assert load_metric(str(MODULE), HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1") == pytest.approx(1 / 3)
+
+
+def test_loads_by_space_id(tmp_path):
+    """From a server that answers as the Hub does for the files of a Space."""
+    served = tmp_path / "www/spaces/someone/mean_iou/resolve/main"
+    served.mkdir(parents=True)
+    (served / "mean_iou.py").write_text(MODULE.read_text())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        score = load_metric("someone/mean_iou", HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=endpoint)
+        server.shutdown()
+    assert score == pytest.approx(1 / 3)

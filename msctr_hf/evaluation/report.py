@@ -1,0 +1,144 @@
+"""What an evaluation leaves: results as JSON, a report to read, figures, a table of all pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .mean_iou import ConfusionMatrix, ratio
+from .scoring import CLASS_SCORES, Scores, percent
+from .visualization import contact_sheet
+
+CONFUSIONS_LISTED = 10
+NAMES_IN_FIGURE = 60  # more classes are drawn without their names
+
+
+def write_report(
+    folder: Path, results: dict[str, Any], scores: Scores, classes: Sequence[str], palette: Sequence[Sequence[int]]
+) -> list[str]:
+    """Write everything but `results.json` into a folder; returns notes on what could not be written.
+
+    Args:
+        folder (`Path`): Where to write.
+        results (`dict`): What `results.json` holds.
+        scores (`Scores`): What was counted.
+        classes (`Sequence[str]`), palette (`Sequence`): Names and RGB colours.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_confusion(folder / "confusion.csv", scores.confusion, classes)
+    with open(folder / "pictures.csv", "w", newline="") as file:
+        rows = [(picture.image_id, f"{picture.mean_iou:.6f}") for picture in scores.pictures]
+        csv.writer(file).writerows([("image_id", "mean_iou"), *rows])
+    if scores.worst:
+        shown = [picture.shown for picture in scores.worst if picture.shown is not None]
+        contact_sheet(shown, palette, classes).save(folder / "worst.png")
+    notes = []
+    try:
+        confusion_figure(scores.confusion, classes, folder / "confusion.png")
+    except ImportError:
+        notes.append("confusion.png was left out: it needs matplotlib (pip install matplotlib).")
+    figures = [name for name in ("confusion.png", "worst.png") if (folder / name).is_file()]
+    (folder / "report.md").write_text(markdown_report(results, scores, classes, figures))
+    return notes
+
+
+def markdown_report(results: dict[str, Any], scores: Scores, classes: Sequence[str], figures: Sequence[str]) -> str:
+    """Settings, means, classes, groups, confusions and the worst pictures, as Markdown."""
+    settings = [
+        (key, results[key]) for key in ("model", "dataset", "split", "pictures", "git_commit") if key in results
+    ]
+    settings += [(key, value) for key, value in results.get("protocol", {}).items() if value not in (None, False)]
+    parts = [
+        f"# {results.get('dataset', 'Evaluation')}: mIoU {percent(results['mean_iou'])}",
+        "\n".join(f"- {key}: {value}" for key, value in settings),
+        _class_table(results),
+    ]
+    if results.get("groups"):
+        rows = [
+            (name, percent(group["mean_iou"]), percent(group["merged_iou"]))
+            for name, group in results["groups"].items()
+        ]
+        parts.append(_table(("group", "mean IoU of its classes", "IoU as one class"), rows))
+    if confusions := largest_confusions(scores.confusion, classes):
+        rows = [(reference, prediction, percent(share)) for reference, prediction, share in confusions]
+        parts.append(_table(("class", "taken for", "of its pixels"), rows))
+    if scores.worst:
+        worst = [(picture.image_id, percent(picture.mean_iou)) for picture in scores.worst]
+        parts.append(_table(("worst pictures", "mean IoU"), worst))
+    parts += [f"![{name}]({name})" for name in figures]
+    parts.append("Classes in neither labels nor predictions are absent and count in no mean.")
+    return "\n\n".join(parts) + "\n"
+
+
+def largest_confusions(confusion: ConfusionMatrix, classes: Sequence[str]) -> list[tuple[str, str, float]]:
+    """(class, taken for, share of the class's pixels), the largest shares first."""
+    shares = np.nan_to_num(ratio(confusion.matrix, confusion.matrix.sum(axis=1, keepdims=True)))
+    np.fill_diagonal(shares, 0)
+    order = np.argsort(shares, axis=None)[::-1][:CONFUSIONS_LISTED]
+    places = [(int(place) // len(classes), int(place) % len(classes)) for place in order]
+    return [
+        (classes[row], classes[column], float(shares[row, column])) for row, column in places if shares[row, column]
+    ]
+
+
+def confusion_figure(confusion: ConfusionMatrix, classes: Sequence[str], path: Path) -> None:
+    """Draw the confusion matrix twice: as shares of every class's pixels, and of every prediction.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    matrix = confusion.matrix
+    panels = (
+        ("by labels: recall on the diagonal", ratio(matrix, matrix.sum(axis=1, keepdims=True))),
+        (
+            "by predictions: precision on the diagonal",
+            ratio(matrix, matrix.sum(axis=0, keepdims=True)),
+        ),
+    )
+    named = len(classes) <= NAMES_IN_FIGURE
+    side = max(5.0, 0.28 * len(classes) + 2) if named else 10.0
+    figure = Figure(figsize=(2 * side + 1, side + 0.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, (title, shares) in zip(axes, panels, strict=True):
+        image = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+        axis.set(title=title, xlabel="predicted", ylabel="labelled")
+        if named:
+            axis.set_xticks(range(len(classes)), classes, rotation=90)
+            axis.set_yticks(range(len(classes)), classes)
+            _write_shares(axis, shares)
+    figure.colorbar(image, ax=axes, label="%", shrink=0.8)
+    figure.savefig(path, dpi=100)
+
+
+def _write_shares(axis: Any, shares: np.ndarray) -> None:
+    """Percentages from 1 on, where there is room to read them."""
+    for row, column in np.argwhere(np.nan_to_num(shares) >= 0.01):
+        share = shares[row, column]
+        color = "white" if share > 0.6 else "black"
+        axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
+
+
+def _class_table(results: dict[str, Any]) -> str:
+    present = [column for column in CLASS_SCORES if column in results]
+    rows = [(name, *(percent(results[column][name]) for column in present)) for name in results["per_category_iou"]]
+    rows.append(("**mean**", *(f"**{percent(results[CLASS_SCORES[column][0]])}**" for column in present)))
+    return _table(("class", *(CLASS_SCORES[column][1] for column in present)), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _write_confusion(path: Path, confusion: ConfusionMatrix, classes: Sequence[str]) -> None:
+    """Pixels; rows are labels, columns predictions."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["labelled as", *classes])
+        writer.writerows([name, *row] for name, row in zip(classes, confusion.matrix.tolist(), strict=True))

@@ -1,0 +1,134 @@
+"""Files for test servers, judged by the official evaluation of Cityscapes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from layouts import write_labels, write_picture
+from PIL import Image
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.data.specs import DATASETS
+from msctr_hf.data.synthetic import draw_scene
+
+JUDGE = """
+import json, sys
+import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as judge
+judge.args.evalInstLevelScore = False  # synthetic labels have no instances
+judge.args.quiet = True
+judge.main()
+"""
+
+
+def save_model(folder, tiny_config, name):
+    spec = DATASETS[name]
+    config = tiny_config(num_labels=len(spec.classes))
+    model = MsctrForSemanticSegmentation(config)
+    MsctrImageProcessor(size_divisor=32).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_cityscapes(root, count):
+    """Synthetic scenes under the raw ids of Cityscapes, void ones and -1 (as 255) among them."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        city = ("frankfurt", "munster")[number % 2]
+        name = f"{city}_{number:06d}_{number:06d}"
+        image, label = draw_scene((9, number), (96, 160))
+        raw_ids = np.concatenate([random.permutation([0, 3, 7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 26, 33])])
+        labels = raw_ids[np.asarray(label) % len(raw_ids)].astype(np.uint8)
+        folder = root / "leftImg8bit/val" / city
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{name}_leftImg8bit.png")
+        write_labels(root / "gtFine/val" / city / f"{name}_gtFine_labelIds.png", labels)
+    return root
+
+
+@pytest.mark.slow
+def test_official_evaluation_of_our_files_gives_our_scores(run_script, tiny_config, tmp_path):
+    model = save_model(tmp_path / "model", tiny_config, "cityscapes")
+    root = write_cityscapes(tmp_path / "cityscapes", 6)
+    code, _, error = run_script(
+        "evaluate.py", "--model", model, "--dataset", "cityscapes", "--data_dir", root, "--device", "cpu",
+        "--num_workers", "0", "--output_dir", tmp_path / "ours",
+    )  # fmt: skip
+    assert code == 0, error
+    code, _, error = run_script(
+        "predict.py", "--model", model, "--input", root / "leftImg8bit/val", "--device", "cpu",
+        "--submission_for", "cityscapes", "--output_dir", tmp_path / "submission",
+    )  # fmt: skip
+    assert code == 0, error
+    ours = json.loads((tmp_path / "ours/results.json").read_text())
+    official = judge(root, tmp_path)
+    for name, iou in ours["per_category_iou"].items():
+        if iou is None:
+            assert np.isnan(official["classScores"][name])
+        else:
+            assert official["classScores"][name] == pytest.approx(iou, abs=1e-6)
+    assert official["averageScoreClasses"] == pytest.approx(ours["mean_iou"], abs=1e-6)
+    for name, scores in ours["groups"].items():
+        assert official["categoryScores"][name] == pytest.approx(scores["merged_iou"], abs=1e-6)
+
+
+def judge(root, folder):
+    """Run `cityscapesscripts` in an environment of its own: it needs an older numpy."""
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    python = folder / "venv/bin/python"
+    install = [python, "-m", "pip", "install", "--quiet", "cityscapesscripts==2.3.0", "numpy<2.4"]
+    if subprocess.run(install, capture_output=True).returncode:
+        pytest.skip("cityscapesscripts cannot be installed here")
+    (folder / "official").mkdir()
+    environment = {
+        "CITYSCAPES_DATASET": str(root), "CITYSCAPES_RESULTS": str(folder / "submission"),
+        "CITYSCAPES_EXPORT_DIR": str(folder / "official"), "MPLBACKEND": "agg", "HOME": str(folder),
+    }  # fmt: skip
+    done = subprocess.run([python, "-c", JUDGE], env=environment, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "official/resultPixelLevelSemanticLabeling.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "expected"),
+    [
+        ("cityscapes", "berlin/berlin_000000_000019_leftImg8bit.png", "berlin_000000_000019_pred_labelIds.png"),
+        ("ade20k", "ADE_test_00000001.jpg", "ADE_test_00000001.png"),
+    ],
+)
+def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_path, name, picture, expected):
+    model = save_model(tmp_path / "model", tiny_config, name)
+    write_picture(tmp_path / "pictures" / picture, (64, 96))
+    common = ["--model", model, "--input", tmp_path / "pictures", "--device", "cpu"]
+    assert run_script("predict.py", *common, "--output_dir", tmp_path / "ids")[0] == 0
+    code, _, error = run_script(
+        "predict.py", *common, "--output_dir", tmp_path / "submission", "--submission_for", name
+    )
+    assert code == 0, error
+    assert [path.name for path in (tmp_path / "submission").iterdir()] == [expected]
+    train_ids = np.asarray(Image.open((tmp_path / "ids" / picture).with_suffix(".png")))
+    raw = np.asarray(Image.open(tmp_path / "submission" / expected))
+    raw_values = {label: value for value, label in DATASETS[name].label_values.items()}
+    assert raw.dtype == np.uint8
+    assert np.array_equal(raw, np.vectorize(raw_values.get)(train_ids))
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "message"),
+    [
+        ("camvid", "a.png", "no test server"),
+        ("cityscapes", "street.png", "does not end in _leftImg8bit"),
+        ("ade20k", "a.jpg", "150 classes, the model 19"),
+        ("nothing", "a.jpg", "known are"),
+    ],
+)
+def test_what_no_server_takes_gets_a_sentence(run_script, tiny_config, tmp_path, name, picture, message):
+    model = save_model(tmp_path / "model", tiny_config, "cityscapes")
+    write_picture(tmp_path / "pictures" / picture, (64, 96))
+    code, _, error = run_script(
+        "predict.py", "--model", model, "--input", tmp_path / "pictures", "--device", "cpu", "--submission_for", name,
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert (code, message in error) == (2, True)
+    assert not (tmp_path / "out").exists()
