@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
@@ -173,6 +174,42 @@ class ScoringArguments(DatasetArguments):
     boundary_iou: bool = _help("Also score the pixels near outlines (Cheng et al., CVPR 2021).", False)
     worst: int = _help("Pictures with the lowest mean IoU to show on worst.png.", 8)
     num_workers: int = _help("Worker processes that load data, per process.", 2)
+
+
+@dataclass(kw_only=True)
+class EmbeddingArguments(DatasetArguments):
+    """Whose projections are shown, of which pictures."""
+
+    model: str = field(metadata={"help": "Saved folder or Hub id of a network with a projection head."})
+    split: str = _help("train, validation or test.", "validation")
+    output_dir: str = _help("Folder for embeddings.png and similarity.png.", "embeddings")
+    pictures: int = _help("Pictures whose pixels are mapped.", 24)
+    pixels_per_class: int = _help("Pixels of every class and stage that are mapped.", 100)
+    method: Literal["tsne", "umap"] = _help("How pixels are laid out: t-SNE, or UMAP if it is installed.", "tsne")
+    picture: str | None = _help("Image id of the picture for similarity.png; the first by default.")
+    pixel: list[int] | None = _help("Row and column that all pixels are compared with; the middle by default.")
+    click: bool = _help("Choose the pixel by clicking on the picture.", False)
+    seed: int = _help("Seed of the draw and of the layout.", 0)
+    device: str | None = _help("cpu, cuda, ...; the best there is by default.")
+
+    def __post_init__(self):
+        if self.pixel is not None and len(self.pixel) != 2:
+            raise ValueError(f"--pixel needs a row and a column, got {self.pixel}.")
+        for name in ("pictures", "pixels_per_class"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.streaming:
+            raise ValueError("--streaming: pictures from all over the split are shown; leave it out.")
+
+    def choose_picture(self, dataset: Dataset) -> dict[str, Any]:
+        """The sample with the image id asked for."""
+        if self.picture is None:
+            return dataset[0]
+        image_ids = dataset.with_format(None)["image_id"][:]
+        if self.picture not in image_ids:
+            close = difflib.get_close_matches(self.picture, image_ids, n=3) or image_ids[:3]
+            raise ValueError(f"--picture: there is no picture {self.picture!r}; there are {', '.join(close)}, ...")
+        return dataset[image_ids.index(self.picture)]
 
 
 @dataclass(kw_only=True)

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from .labels import LabelMapping
 
-try:
-    import pyspng  # decodes PNGs faster than Pillow; `pip install msctr_hf[fast]`
+try:  # decode faster than Pillow, to the same pixels; `pip install msctr_hf[fast]`
+    import pyspng
+    import simplejpeg
 except ImportError:
-    pyspng = None
+    pyspng = simplejpeg = None
 
 _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _COLOR_MODES = {"RGB", "RGBA"}
@@ -179,15 +178,14 @@ def _as_top_of_png(file: Any, size: tuple[int, int]) -> TopOfPng | None:
 def _as_jpeg(file: Any, size: tuple[int, int]) -> ArrayPicture | None:
     """The decoded file if it is an upright RGB JPEG of this size, else `None`; the pixels are Pillow's, but sooner."""
     data = file["bytes"]
-    if not data.startswith(_JPEG_SIGNATURE):
+    if simplejpeg is None or not data.startswith(_JPEG_SIGNATURE):
         return None
 
     def decode() -> np.ndarray | None:
         with Image.open(BytesIO(data)) as header:
             if header.mode != "RGB" or header.size != size or header.getexif().get(_ORIENTATION, 1) != 1:
                 return None
-        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-        return pixels.permute(1, 2, 0).numpy()
+        return simplejpeg.decode_jpeg(data, "RGB")
 
     pixels = _named(_name(file), decode)
     return None if pixels is None else ArrayPicture(pixels)

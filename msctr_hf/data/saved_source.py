@@ -112,12 +112,13 @@ def _with_our_columns(dataset: Dataset | IterableDataset, copy: Copy, split: str
     for flag, column in (("image_column", copy.image_column), ("label_column", copy.label_column)):
         if column not in columns:
             raise ValueError(f"--{flag}: there is no column {column!r}; the data set has {', '.join(columns)}.")
+    for column in (copy.image_column, copy.label_column):
+        # before anything else: a stream would decode, and encode again, with loss
+        dataset = dataset.cast_column(column, ImageFeature(decode=False))
     kept = [copy.image_column, copy.label_column, "image_id"]
     dataset = dataset.remove_columns([column for column in columns if column not in kept])
     renamed = {copy.image_column: "image", copy.label_column: "label"}
     dataset = dataset.rename_columns({old: new for old, new in renamed.items() if old != new})
-    for column in ("image", "label"):
-        dataset = dataset.cast_column(column, ImageFeature(decode=False))
     if "image_id" in columns:
         return dataset
     if isinstance(dataset, IterableDataset):

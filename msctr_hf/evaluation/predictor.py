@@ -57,16 +57,13 @@ class Predictor:
 
         Neighbours of one size share a batch.
         """
-        size_divisor = getattr(self.image_processor, "size_divisor", None)
-        unpadded = {} if size_divisor is None else {"size_divisor": 1}
-        device, protocol = next(self.model.parameters()).device, self.protocol
+        protocol = self.protocol
         for (width, height), group in groupby(images, key=lambda image: image.size):
-            prepared = self.image_processor(images=list(group), return_tensors="pt", **unpadded)
             labels = predict_labels(
                 self.model,
-                prepared["pixel_values"].to(device),
+                self.prepare(list(group)),
                 output_size=(height, width),
-                size_divisor=size_divisor or 1,
+                size_divisor=getattr(self.image_processor, "size_divisor", None) or 1,
                 scales=protocol.scales,
                 flip=protocol.flip,
                 crop_size=protocol.window_size,
@@ -74,6 +71,12 @@ class Predictor:
                 batch_size=protocol.batch_size,
             )
             yield from labels.cpu().numpy()
+
+    def prepare(self, images: list[Image.Image]) -> torch.Tensor:
+        """RGB pictures of one size -> (B, 3, H, W), resized and normalised, but not padded."""
+        unpadded = {} if getattr(self.image_processor, "size_divisor", None) is None else {"size_divisor": 1}
+        prepared = self.image_processor(images=images, return_tensors="pt", **unpadded)
+        return prepared["pixel_values"].to(next(self.model.parameters()).device)
 
 
 def load_predictor(

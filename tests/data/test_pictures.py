@@ -24,12 +24,13 @@ def sample(size=(37, 53)):
     return random.integers(0, 256, (*size, 3), dtype=np.uint8), random.integers(0, 5, size, dtype=np.uint8)
 
 
-@pytest.fixture(params=["pyspng", "Pillow"])
+@pytest.fixture(params=["fast decoders", "Pillow"])
 def decoder(request, monkeypatch):
     if request.param == "Pillow":
         monkeypatch.setattr(pictures, "pyspng", None)
+        monkeypatch.setattr(pictures, "simplejpeg", None)
     elif pictures.pyspng is None:
-        pytest.skip("pyspng is not installed")
+        pytest.skip("pyspng and simplejpeg are not installed")
 
 
 @pytest.mark.parametrize("stop", [1, 2, 20, 36, 37, 99])
@@ -72,12 +73,13 @@ def test_interlaced_and_turned_pngs_are_read_whole(decoder):
     assert np.array_equal(turned.region(slice(0, 37), slice(0, 53)), image[::-1, ::-1])
 
 
-@pytest.mark.parametrize("cut", [40, 400, 3000])
-def test_damaged_png_is_named_when_its_rows_are_read(decoder, cut):
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("cut", [40, 700, -60])
+def test_damaged_picture_is_named_when_its_rows_are_read(decoder, kind, cut):
     image, labels = sample()
-    file = encode(image)
+    file = encode(image, kind)
     file["bytes"] = file["bytes"][:cut]
-    with pytest.raises(ValueError, match=r"name\.png cannot be read"):
+    with pytest.raises(ValueError, match=rf"name\.{kind.lower()} cannot be read"):
         top, _ = read_sample(file, encode(labels), MAPPING, partly=True)
         top.region(slice(0, 37), slice(0, 53))
 

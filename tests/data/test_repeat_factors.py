@@ -2,7 +2,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from accelerate.data_loader import BatchSamplerShard
 from layouts import write_folder, write_labels
+from torch.utils.data import BatchSampler
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.batches import ShuffledSampler
@@ -58,3 +60,18 @@ def test_every_process_sees_the_same_epoch():
         sampler.set_epoch(5)
         orders.append(list(sampler))
     assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_an_epoch_without_overlap(processes):
+    """As Accelerate splits it; epochs are of different lengths."""
+    for epoch in range(5):
+        seen = []
+        for process in range(processes):
+            sampler = ShuffledSampler(40, seed=1, repeats=np.linspace(1, 2.5, 40))
+            sampler.set_epoch(epoch)
+            batches = BatchSampler(sampler, batch_size=4, drop_last=True)
+            seen.append([key for batch in BatchSamplerShard(batches, processes, process) for key in batch])
+        assert len({len(keys) for keys in seen}) == 1
+        together = [key for keys in seen for key in keys]
+        assert len(together) == len(set(together)) > 40 - 4 * processes

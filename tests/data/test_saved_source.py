@@ -76,6 +76,23 @@ def test_what_save_to_disk_wrote(official, tmp_path, as_dict, streaming):
     )
 
 
+@pytest.mark.parametrize("extra", [[], ["photographer"]])
+def test_streamed_jpegs_are_not_encoded_again(tmp_path, extra):
+    layout = LAYOUTS["ade20k"]
+    root = layout.write(tmp_path / "official", size=(40, 60))
+    spec = get_dataset_spec("ade20k")
+    rows = spec.source.index(spec, "train", root).cast_column("image", ImageFeature())
+    rows = rows.cast_column("label", ImageFeature()).with_format("arrow").map(embed_table_storage, batched=True)
+    for column in extra:
+        rows = rows.with_format(None).add_column(column, ["x"] * len(rows))
+    (tmp_path / "copy").mkdir()
+    rows.with_format(None).to_parquet(tmp_path / "copy/train.parquet")
+    expected = load_segmentation_dataset("ade20k", "train", root)
+    copy = load_segmentation_dataset("ade20k", "train", tmp_path / "copy", streaming=True)
+    for sample, other in zip(copy, expected, strict=True):
+        assert np.array_equal(np.asarray(sample["image"]), np.asarray(other["image"]))
+
+
 def test_columns_of_other_names(official, tmp_path):
     folder = write_parquet(
         official, tmp_path / "copy", "train.parquet", columns=("photo", "semantic_segmentation", "file_name")

@@ -99,12 +99,40 @@ def test_starts_from_a_saved_model_with_other_classes(run_script, folder, tmp_pa
         {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "max_steps": 2},
         {"freeze_backbone": True, "optimizer": "sgd", "schedule": "constant"},
         {"activation_checkpointing": True, "backbone_learning_rate_factor": 0.1},
+        {"repeat_factor_threshold": 0.9, "train_split": "train+validation", "batch_size": 9},
     ],
-    ids=["bf16 ce", "accumulation and clipping", "frozen", "checkpointing"],
+    ids=["bf16 ce", "accumulation and clipping", "frozen", "checkpointing", "repeat factors and two splits"],
 )
 def test_options_train(run_script, folder, tmp_path, changes):
     code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **{"max_steps": 1, **changes}))
     assert code == 0, error
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_trains_and_scores_on_a_parquet_copy(run_script, folder, tmp_path, streaming):
+    options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0"]
+    assert run_script("prepare_dataset.py", *options, "--output_dir", tmp_path / "copy")[0] == 0
+    run = tmp_path / "run"
+    code, out, error = run_script("train.py", *flags(tmp_path / "copy", run, streaming=streaming))
+    assert code == 0, error
+    assert ("streamed" in out) == streaming
+    scores = []
+    for data_dir, stream in ((tmp_path / "copy", streaming), (folder, False)):
+        common = [
+            "--model",
+            run,
+            "--dataset",
+            "folder",
+            "--data_dir",
+            data_dir,
+            "--device",
+            "cpu",
+            "--num_workers",
+            "0",
+        ]
+        assert run_script("evaluate.py", *common, "--streaming", stream, "--output_dir", tmp_path / "scores")[0] == 0
+        scores.append(json.loads((tmp_path / "scores/results.json").read_text())["mean_iou"])
+    assert scores[0] == scores[1]
 
 
 def other_labels(folder):
@@ -145,6 +173,10 @@ def broken_pictures(folder):
         (None, {"model_name_or_path": "/no/model"}, "/no/model"),
         (None, {"resume": "/no/checkpoint"}, "no complete checkpoint"),
         (None, {"config": "/no/config.yaml"}, "no file /no/config.yaml"),
+        (None, {"id_map": "seven"}, "--id_map must look like"),
+        (None, {"streaming": True}, "--streaming reads parquet"),
+        (None, {"repeat_factor_threshold": 2}, "repeat_factor_threshold"),
+        (None, {"corrections": "/no/corrections.csv"}, "--corrections"),
     ],
 )
 def test_wrong_input_gets_one_sentence_and_leaves_nothing(run_script, folder, tmp_path, damage, changes, message):
@@ -204,7 +236,8 @@ def test_two_processes_train_and_score_as_one(folder, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
     subprocess.run(
         [*torchrun, ROOT / "scripts/train.py",
-         *flags(folder, run, batch_size=2, max_steps=2, num_workers=0, contrastive_gather_anchors=True)],
+         *flags(folder, run, batch_size=2, max_steps=2, num_workers=0, contrastive_gather_anchors=True,
+                 repeat_factor_threshold=0.9)],
         env=environment, check=True, timeout=300,
     )  # fmt: skip
     score = ["--model", run, "--dataset", "folder", "--data_dir", folder, "--device", "cpu", "--num_workers", "0"]

@@ -1,0 +1,210 @@
+"""Looking at projections: a map of pixels by class for every stage, and how similar all pixels are to one.
+
+Needs matplotlib and scikit-learn, or umap-learn: pip install "msctr_hf[figures]".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..models.anchor_sampling import resize_labels
+from .predictor import Predictor
+
+METHODS = ("tsne", "umap")
+_POINT_SIZE, _INCHES = 6, 4.5
+
+
+@dataclass(frozen=True)
+class StageEmbeddings:
+    """Pixels of one stage.
+
+    Args:
+        stage (`int`): Backbone stage, 1 the finest.
+        features (`np.ndarray` of shape `(N, D)`): Unit rows.
+        labels (`np.ndarray` of shape `(N,)`): Their classes.
+    """
+
+    stage: int
+    features: np.ndarray
+    labels: np.ndarray
+
+
+@torch.no_grad()
+def stage_projections(predictor: Predictor, image: Image.Image) -> dict[int, torch.Tensor]:
+    """Unit projections (D, h, w) of a picture, by backbone stage, the finest first.
+
+    Raises:
+        ValueError: If the network has no projection head.
+    """
+    model = predictor.model
+    if getattr(model, "projection_head", None) is None:
+        raise ValueError("--model: this network was trained without contrast and has no projections to show.")
+    prepared = predictor.prepare([image])
+    output = model(pixel_values=prepared, output_projections=True)
+    stages = model.config.projection_stages
+    return {
+        stage: F.normalize(projection[0].float(), dim=0)
+        for stage, projection in zip(stages, output.projections, strict=True)
+    }
+
+
+def collect_embeddings(
+    predictor: Predictor, samples: Iterable[dict[str, Any]], num_labels: int, pixels_per_class: int, seed: int = 0
+) -> list[StageEmbeddings]:
+    """Draw pixels of every class from the projections of some pictures.
+
+    Args:
+        predictor (`Predictor`): The network.
+        samples (`Iterable[dict]`): Rows {image, label, image_id}.
+        num_labels (`int`): Number of classes.
+        pixels_per_class (`int`): At most, and per stage; every picture gives about the same number.
+        seed (`int`): Of the draw.
+    """
+    samples = list(samples)
+    random = np.random.default_rng(seed)
+    share = -(-pixels_per_class // len(samples))
+    drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for sample in tqdm(samples, desc="projecting", unit="picture", leave=False):
+        labels = torch.from_numpy(np.asarray(sample["label"]).astype(np.int64))[None]
+        for stage, projections in stage_projections(predictor, sample["image"]).items():
+            of_pixels = resize_labels(labels, projections[None])[0].flatten().numpy()
+            features = projections.flatten(1).T.cpu().numpy()
+            for label in range(num_labels):
+                places = np.flatnonzero(of_pixels == label)
+                chosen = random.permutation(places)[:share]
+                drawn.setdefault(stage, []).append((features[chosen], np.full(len(chosen), label)))
+    return [_limit(stage, parts, pixels_per_class, random) for stage, parts in drawn.items()]
+
+
+def _limit(stage: int, parts: list, pixels_per_class: int, random: np.random.Generator) -> StageEmbeddings:
+    features, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    kept = [random.permutation(np.flatnonzero(labels == label))[:pixels_per_class] for label in np.unique(labels)]
+    places = np.concatenate(kept) if kept else np.array([], dtype=int)
+    return StageEmbeddings(stage, features[places], labels[places])
+
+
+def to_plane(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
+    """Unit rows (N, D) -> points (N, 2), neighbours staying neighbours.
+
+    Raises:
+        ValueError: If the method is unknown or not installed, or there are too few rows.
+    """
+    if len(features) < 4:
+        raise ValueError(f"{len(features)} pixels are too few for a map; take more --pictures.")
+    if method == "umap":
+        try:
+            from umap import UMAP
+        except ImportError:
+            raise ValueError("--method umap needs umap-learn: pip install umap-learn, or take tsne.") from None
+        return UMAP(n_neighbors=min(15, len(features) - 1), metric="cosine", random_state=seed).fit_transform(features)
+    if method != "tsne":
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}.")
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise ValueError('--method tsne needs scikit-learn: pip install "msctr_hf[figures]".') from None
+    # squared distances of unit rows are 2 - 2 cos: nearest is most similar
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
+
+
+def embedding_figure(
+    stages: Sequence[StageEmbeddings],
+    points: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> Any:
+    """One map of pixels per stage, coloured by class; a matplotlib figure."""
+    figure = _new_figure(len(stages))
+    axes = np.atleast_1d(figure.subplots(1, len(stages)))
+    for axis, stage, places in zip(axes, stages, points, strict=True):
+        colors = np.asarray(palette)[stage.labels] / 255
+        axis.scatter(places[:, 0], places[:, 1], s=_POINT_SIZE, c=colors, linewidths=0)
+        axis.set(title=f"stage {stage.stage}: {len(places)} pixels", xticks=[], yticks=[])
+    present = sorted(set(np.concatenate([stage.labels for stage in stages]).tolist()))
+    dots = [
+        axes[0].scatter([], [], color=np.asarray(palette[label]) / 255, label=class_names[label]) for label in present
+    ]
+    figure.legend(handles=dots, loc="outside lower center", ncols=min(len(present), 3 * len(stages)), fontsize=8)
+    return figure
+
+
+def similarity_maps(
+    projections: dict[int, torch.Tensor], pixel: tuple[int, int], size: tuple[int, int]
+) -> dict[int, np.ndarray]:
+    """Cosine between one pixel of the finest stage and every pixel of every stage.
+
+    Args:
+        projections (`dict`): Unit projections (D, h, w) by stage, the finest first.
+        pixel (`tuple[int, int]`): Row and column in the picture.
+        size (`tuple[int, int]`): Height and width of the picture.
+
+    Returns:
+        `dict[int, np.ndarray]`: stage -> (h, w), from -1 to 1.
+
+    Raises:
+        ValueError: If the pixel lies outside the picture.
+    """
+    if not all(0 <= place < side for place, side in zip(pixel, size, strict=True)):
+        raise ValueError(
+            f"--pixel {pixel[0]} {pixel[1]} lies outside the picture of {size[0]} rows, {size[1]} columns."
+        )
+    finest = next(iter(projections.values()))
+    row, column = (
+        place * map_side // side for place, map_side, side in zip(pixel, finest.shape[-2:], size, strict=True)
+    )
+    anchor = finest[:, row, column]
+    return {stage: torch.einsum("d,dhw->hw", anchor, of).cpu().numpy() for stage, of in projections.items()}
+
+
+def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:
+    """The picture with its pixel marked, and a map of cosines per stage; a matplotlib figure."""
+    figure = _new_figure(len(maps) + 1, image.height / image.width)
+    axes = figure.subplots(1, len(maps) + 1)
+    axes[0].imshow(image)
+    axes[0].set(title="picture", xticks=[], yticks=[])
+    axes[0].plot(pixel[1], pixel[0], "+", color="white", markersize=14, markeredgewidth=3)
+    axes[0].plot(pixel[1], pixel[0], "+", color="red", markersize=12, markeredgewidth=1.5)
+    for axis, (stage, cosines) in zip(axes[1:], maps.items(), strict=True):
+        extent = (0, image.width, image.height, 0)
+        shown = axis.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", extent=extent, interpolation="nearest")
+        axis.set(title=f"stage {stage}: cosine", xticks=[], yticks=[])
+    figure.colorbar(shown, ax=axes, shrink=0.8)
+    return figure
+
+
+def ask_for_pixel(image: Image.Image) -> tuple[int, int]:
+    """Show a picture and wait for a click; row and column.
+
+    Raises:
+        ValueError: If there is no display, or the window was closed.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise ValueError('--click needs matplotlib: pip install "msctr_hf[figures]".') from None
+    if pyplot.get_backend().lower() in ("agg", "pdf", "svg", "ps", "cairo", "template"):
+        raise ValueError("--click needs a display; give --pixel ROW COLUMN instead.")
+    pyplot.imshow(image)
+    pyplot.title("click on a pixel")
+    clicks = pyplot.ginput(1, timeout=0)
+    pyplot.close()
+    if not clicks:
+        raise ValueError("--click: the window was closed without a click.")
+    return int(clicks[0][1]), int(clicks[0][0])
+
+
+def _new_figure(panels: int, aspect: float = 1.0) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError('Figures need matplotlib: pip install "msctr_hf[figures]".') from None
+    return Figure(figsize=(_INCHES * panels, _INCHES * aspect + 1), layout="constrained")

@@ -1,0 +1,107 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.evaluation.embeddings import (
+    ask_for_pixel,
+    collect_embeddings,
+    similarity_maps,
+    stage_projections,
+    to_plane,
+)
+from msctr_hf.evaluation.predictor import Predictor
+
+
+@pytest.fixture
+def predictor(tiny_config):
+    model = MsctrForSemanticSegmentation(tiny_config(num_labels=3)).eval()
+    return Predictor(model, MsctrImageProcessor(size_divisor=32))
+
+
+def picture(seed=0, size=(64, 128)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    labels = np.zeros(size, dtype=np.uint8)
+    labels[:, size[1] // 2 :] = 1
+    labels[: size[0] // 4] = 255
+    return {"image": Image.fromarray(pixels), "label": Image.fromarray(labels), "image_id": str(seed)}
+
+
+def test_projections_are_unit_vectors_of_every_stage(predictor):
+    projections = stage_projections(predictor, picture()["image"])
+    assert list(projections) == list(predictor.model.config.projection_stages)
+    assert projections[1].shape[1:] == (16, 32)
+    for of_stage in projections.values():
+        torch.testing.assert_close(of_stage.norm(dim=0), torch.ones(of_stage.shape[1:]))
+
+
+def test_network_without_projection_head_is_refused(tiny_config):
+    predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")), MsctrImageProcessor())
+    with pytest.raises(ValueError, match="without contrast"):
+        stage_projections(predictor, picture()["image"])
+
+
+def test_drawn_pixels_carry_the_projection_and_the_label_of_their_place(predictor):
+    sample = picture()
+    stages = collect_embeddings(predictor, [sample], num_labels=3, pixels_per_class=10)
+    projections = stage_projections(predictor, sample["image"])
+    for stage in stages:
+        of_stage = projections[stage.stage]
+        width = of_stage.shape[-1]
+        for features, label in zip(stage.features, stage.labels, strict=True):
+            distances = (of_stage - torch.from_numpy(features)[:, None, None]).norm(dim=0)
+            column = int(distances.argmin()) % width
+            assert distances.min() < 1e-5
+            assert (column >= width // 2) == label
+    counts = np.bincount(stages[0].labels, minlength=3)
+    assert counts.tolist() == [10, 10, 0]
+
+
+def test_similarity_is_the_cosine_with_the_pixel_of_the_finest_stage(predictor):
+    projections = stage_projections(predictor, picture()["image"])
+    maps = similarity_maps(projections, (33, 50), (64, 128))
+    assert maps[1][8, 12] == pytest.approx(1.0, abs=1e-5)
+    anchor = projections[1][:, 8, 12]
+    coarse = projections[4]
+    expected = torch.nn.functional.cosine_similarity(anchor[:, None, None], coarse, dim=0)
+    np.testing.assert_allclose(maps[4], expected.numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="outside the picture"):
+        similarity_maps(projections, (64, 0), (64, 128))
+
+
+def test_clusters_stay_apart_in_the_plane():
+    random = np.random.default_rng(0)
+    centers = np.eye(8)[[0, 3]]
+    features = np.concatenate([center + 0.05 * random.standard_normal((20, 8)) for center in centers])
+    points = to_plane((features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32))
+    means = points[:20].mean(0), points[20:].mean(0)
+    spread = max(
+        np.linalg.norm(points[:20] - means[0], axis=1).max(), np.linalg.norm(points[20:] - means[1], axis=1).max()
+    )
+    assert np.linalg.norm(means[0] - means[1]) > spread
+
+
+def test_what_is_missing_gets_a_sentence(monkeypatch):
+    features = np.eye(6, dtype=np.float32)
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ValueError, match="umap-learn"):
+        to_plane(features, "umap")
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(ValueError, match="scikit-learn"):
+        to_plane(features, "tsne")
+    with pytest.raises(ValueError, match="too few"):
+        to_plane(features[:2])
+    with pytest.raises(ValueError, match="tsne, umap"):
+        to_plane(features, "pca")
+
+
+def test_click_without_a_display_is_refused(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    import matplotlib
+
+    matplotlib.use("agg")
+    with pytest.raises(ValueError, match="--pixel ROW COLUMN"):
+        ask_for_pixel(Image.new("RGB", (4, 4)))

@@ -1,0 +1,50 @@
+import pytest
+from layouts import write_folder
+from PIL import Image
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+
+
+@pytest.fixture
+def options(tiny_config, tmp_path):
+    MsctrForSemanticSegmentation(tiny_config(num_labels=3)).save_pretrained(tmp_path / "model")
+    MsctrImageProcessor(size_divisor=32).save_pretrained(tmp_path / "model")
+    folder = write_folder(tmp_path / "data", size=(64, 96))
+    return {
+        "model": tmp_path / "model", "dataset": "folder", "data_dir": folder, "device": "cpu", "pixels_per_class": 5,
+        "output_dir": tmp_path / "out",
+    }  # fmt: skip
+
+
+def words(options):
+    return (
+        word
+        for key, value in options.items()
+        for word in (f"--{key}", *(value if isinstance(value, tuple) else [value]))
+    )
+
+
+def test_figures_are_written(run_script, options, tmp_path):
+    code, out, error = run_script("visualize_embeddings.py", *words(options | {"picture": "1", "pixel": (10, 20)}))
+    assert code == 0, error
+    for name in ("embeddings.png", "similarity.png"):
+        assert name in out
+        assert Image.open(tmp_path / "out" / name).width > 500
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"picture": "no"}, "no picture 'no'"),
+        ({"pixel": (64, 0)}, "outside the picture"),
+        ({"pixel": (64,)}, "a row and a column"),
+        ({"pictures": 0}, "pictures"),
+        ({"method": "pca"}, "invalid choice"),
+        ({"model": "/no/model"}, "/no/model"),
+    ],
+)
+def test_wrong_input_gets_one_sentence(run_script, options, tmp_path, change, message):
+    code, _, error = run_script("visualize_embeddings.py", *words(options | change))
+    assert code == 2
+    assert message in error.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
