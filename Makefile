@@ -18,4 +18,4 @@ quickstart:   ## the whole road once, on the CPU
 	python scripts/train.py --config configs/quickstart.yaml
 
 benchmark:    ## ratios of speed and memory, against their targets
-	for name in loss sampling together projection upsampling; do python scripts/benchmark.py $$name --check || exit 1; done
+	for name in loss sampling together projection data upsampling metric; do python scripts/benchmark.py $$name --check || exit 1; done

@@ -1,34 +1,28 @@
-"""Checking a data set and making a copy of it: parquet files with its pictures inside, or plain pixels."""
+"""Checking a data set and making a copy of it, parquet or plain pixels; nothing is uploaded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, Features, Value
-from datasets import Image as ImageFeature
+from datasets import Dataset
 from tqdm.auto import tqdm
 
 from .checking import SplitReport, check_rows, report_table
 from .file_source import FileSource
 from .folder_spec import DESCRIPTION as FOLDER_DESCRIPTION
 from .loading import index_split
+from .parquet_copy import write_card, write_parquet
 from .predecoded import write_predecoded
 from .reading import Reader, attach
 from .saved_source import Copy, holds_a_copy
 from .specs import DatasetSpec
 
-SHARD_BYTES = 500 * 2**20
-ROWS_PER_GROUP = 64
 REPORT_FILE = "report_{split}.json"
-_FEATURES = Features({"image": ImageFeature(), "label": ImageFeature(), "image_id": Value("string")})
 
 
 @dataclass
@@ -143,7 +137,7 @@ def _convert(
                 for done in written:
                     bar.update(done - bar.n)
         else:
-            write_parquet(rows, split.name, output_dir, shard_bytes=SHARD_BYTES)
+            write_parquet(rows, split.name, output_dir)
     if not predecode:
         write_card(spec, {split.name: split.report for split in splits}, output_dir)
     print(f"{sum(len(split.usable_rows()) for split in splits)} pictures are in {output_dir}; use it as --data_dir.")
@@ -161,58 +155,6 @@ def fingerprint(rows: Dataset) -> str:
                 status = Path(file["path"]).stat()
                 digest.update(f"{file['path']} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
-
-
-def write_parquet(rows: Dataset, split: str, folder: Path, *, shard_bytes: int) -> int:
-    """Write a split as parquet shards, files embedded as they are; shards that are there already are kept.
-
-    Args:
-        rows (`datasets.Dataset`): Undecoded rows {image, label, image_id}.
-        split (`str`): Their name.
-        folder (`Path`): Where `data/SPLIT-NNNNN-of-NNNNN.parquet` goes.
-        shard_bytes (`int`): How large a shard becomes, about.
-
-    Returns:
-        `int`: number of shards.
-    """
-    target = folder / "data"
-    target.mkdir(parents=True, exist_ok=True)
-    num_shards = max(1, math.ceil(_num_bytes(rows) / shard_bytes))
-    with tqdm(total=len(rows), desc=f"writing {split}", unit="picture", leave=False) as bar:
-        for number in range(num_shards):
-            shard = rows.shard(num_shards, number, contiguous=True)
-            path = target / f"{split}-{number:05d}-of-{num_shards:05d}.parquet"
-            if not path.exists():
-                _write_shard(shard, path)
-            bar.update(len(shard))
-    return num_shards
-
-
-def write_card(spec: DatasetSpec, reports: Mapping[str, SplitReport], folder: Path) -> None:
-    """Write the data card, README.md: what this is, classes, splits, terms, how to use it."""
-    labelled = {split: max(1, int(report.pixels.sum())) for split, report in reports.items()}
-    head = " | ".join(f"{split}: % of pixels | pictures" for split in reports)
-    lines = [
-        f"| id | class | {head} |",
-        "|" + "---|" * (2 + 2 * len(reports)),
-    ]
-    for label, name in enumerate(spec.classes):
-        cells = [
-            f"{100 * report.pixels[label] / labelled[split]:.2f} | {report.in_pictures[label]}"
-            for split, report in reports.items()
-        ]
-        lines.append(f"| {label} | {name} | {' | '.join(cells)} |")
-    splits = "\n".join(
-        f"- {split}: {report.pictures} pictures, {', '.join(size for size, _ in report.sizes.most_common(3))} pixels, "
-        f"{100 * report.ignored / (report.ignored + labelled[split]):.1f} % ignored"
-        for split, report in reports.items()
-    )
-    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in reports)
-    card = _CARD.format(
-        name=spec.name, files=files, splits=splits, table="\n".join(lines), license=spec.license or "not stated",
-        homepage=spec.homepage or "not stated", mapping=_describe_mapping(spec),
-    )  # fmt: skip
-    (folder / "README.md").write_text(card)
 
 
 def copy_description(spec_folder: Path | None, folder: Path) -> None:
@@ -242,60 +184,3 @@ def saved_report(split: str, name: str, folder: Path) -> SplitReport | None:
     if report["fingerprint"] != name:
         raise ValueError(f"--output_dir: {folder} was made from other files of {split}; choose another folder.")
     return SplitReport.from_dict(report)
-
-
-def _num_bytes(rows: Dataset) -> int:
-    files = (file for row in rows for file in (row["image"], row["label"]))
-    return sum(len(file["bytes"]) if file["bytes"] else Path(file["path"]).stat().st_size for file in files)
-
-
-def _write_shard(rows: Dataset, path: Path) -> None:
-    """All or nothing: the file gets its name when it is complete."""
-    partial = path.with_suffix(".partial")
-    schema = _FEATURES.arrow_schema
-    with pq.ParquetWriter(partial, schema) as writer:
-        for start in range(0, len(rows), ROWS_PER_GROUP):
-            group = [rows[index] for index in range(start, min(start + ROWS_PER_GROUP, len(rows)))]
-            columns = {name: [_embed(row[name]) for row in group] for name in ("image", "label")}
-            columns["image_id"] = [row["image_id"] for row in group]
-            writer.write_table(pa.table(columns, schema=schema))
-    partial.rename(path)
-
-
-def _embed(file: dict) -> dict:
-    data = file["bytes"] or Path(file["path"]).read_bytes()
-    return {"bytes": data, "path": Path(file["path"]).name if file["path"] else None}
-
-
-def _describe_mapping(spec: DatasetSpec) -> str:
-    by_label: dict[int, list[str]] = {}
-    for raw, label in spec.label_values.items():
-        by_label.setdefault(label, []).append(str(raw))
-    return "; ".join(f"{label} from {', '.join(raws)}" for label, raws in sorted(by_label.items()))
-
-
-_CARD = """---
-pretty_name: {name}
-license: other
-task_categories:
-- image-segmentation
-configs:
-- config_name: default
-  data_files:
-{files}
----
-# {name}
-
-Pictures and label files of {name}, embedded as they were, in parquet shards made by `msctr_hf`'s
-`scripts/prepare_dataset.py`. Columns: `image`, `label` (raw values), `image_id`.
-
-{splits}
-
-**Terms: {license}.** Source: {homepage}. A copy is for your own machines; publish it only if these terms allow it.
-
-    python scripts/train.py --dataset {name} --data_dir THIS_FOLDER
-
-Train ids from raw label values: {mapping}.
-
-{table}
-"""

@@ -18,6 +18,8 @@ def threads_of_other_tests():
         ("loss", ["--sizes", "100", "--classes", "3", "--repetitions", "1"], 2),
         ("projection", ["--batch_size", "1", "--repetitions", "1"], 5),
         ("upsampling", ["--repetitions", "1"], 2),
+        ("data", ["--repetitions", "1"], 4),
+        ("metric", ["--repetitions", "1"], 2),
     ],
 )
 def test_table_is_printed_and_written(run_script, tmp_path, name, options, rows):

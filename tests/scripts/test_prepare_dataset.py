@@ -4,7 +4,7 @@ import yaml
 from layouts import LAYOUTS, write_labels, write_picture
 
 from msctr_hf import load_segmentation_dataset
-from msctr_hf.data import preparation
+from msctr_hf.data import parquet_copy, preparation
 
 LAYOUT = LAYOUTS["camvid"]
 
@@ -77,8 +77,8 @@ def test_all_broken_files_are_listed_and_nothing_is_written(prepare, official, t
 
 
 def test_conversion_goes_on_where_it_stopped(prepare, official, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "SHARD_BYTES", 1500)
-    whole = preparation._write_shard
+    monkeypatch.setattr(parquet_copy, "SHARD_BYTES", 1500)
+    whole = parquet_copy._write_shard
     written = []
 
     def stop_at_the_third(rows, path):
@@ -88,12 +88,12 @@ def test_conversion_goes_on_where_it_stopped(prepare, official, tmp_path, monkey
         written.append(path.name)
         whole(rows, path)
 
-    monkeypatch.setattr(preparation, "_write_shard", stop_at_the_third)
+    monkeypatch.setattr(parquet_copy, "_write_shard", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         prepare("--output_dir", tmp_path / "copy")
     assert not (tmp_path / "copy/README.md").exists()
     again = []
-    monkeypatch.setattr(preparation, "_write_shard", lambda rows, path: (again.append(path.name), whole(rows, path)))
+    monkeypatch.setattr(parquet_copy, "_write_shard", lambda rows, path: (again.append(path.name), whole(rows, path)))
     monkeypatch.setattr(
         preparation, "check_rows", lambda *args, **kwargs: pytest.fail("the files were checked before")
     )
