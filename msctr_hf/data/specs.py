@@ -79,10 +79,10 @@ class DatasetSpec:
         return f" Get it from {self.homepage}." if self.homepage else ""
 
 
-def voc_palette(num_classes: int, first: int = 1) -> list[Color]:
+def voc_palette(num_classes: int) -> list[Color]:
     """Distinct RGB colours by spreading the bits of the class number, as in PASCAL VOC."""
     palette = []
-    for label in range(first, first + num_classes):
+    for label in range(1, num_classes + 1):
         red = green = blue = 0
         for bit in range(8):
             red |= (label >> (3 * bit) & 1) << (7 - bit)
