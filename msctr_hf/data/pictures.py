@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from .labels import LabelMapping
 
-try:  # decode faster than Pillow, to the same pixels; `pip install msctr_hf[fast]`
+try:  # they decode faster than Pillow, to the same pixels
     import pyspng
     import simplejpeg
 except ImportError:

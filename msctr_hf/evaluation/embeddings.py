@@ -1,6 +1,6 @@
 """Looking at projections: a map of pixels by class for every stage, and how similar all pixels are to one.
 
-Needs matplotlib and scikit-learn, or umap-learn: pip install "msctr_hf[figures]".
+Needs matplotlib and scikit-learn, or umap-learn.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def to_plane(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.nd
     try:
         from sklearn.manifold import TSNE
     except ImportError:
-        raise ValueError('--method tsne needs scikit-learn: pip install "msctr_hf[figures]".') from None
+        raise ValueError("--method tsne needs scikit-learn: pip install scikit-learn.") from None
     # squared distances of unit rows are 2 - 2 cos: nearest is most similar
     perplexity = min(30.0, (len(features) - 1) / 3)
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
@@ -190,7 +190,7 @@ def ask_for_pixel(image: Image.Image) -> tuple[int, int]:
     try:
         from matplotlib import pyplot
     except ImportError:
-        raise ValueError('--click needs matplotlib: pip install "msctr_hf[figures]".') from None
+        raise ValueError("--click needs matplotlib: pip install matplotlib.") from None
     if pyplot.get_backend().lower() in ("agg", "pdf", "svg", "ps", "cairo", "template"):
         raise ValueError("--click needs a display; give --pixel ROW COLUMN instead.")
     pyplot.imshow(image)
@@ -206,5 +206,5 @@ def _new_figure(panels: int, aspect: float = 1.0) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError('Figures need matplotlib: pip install "msctr_hf[figures]".') from None
+        raise ValueError("Figures need matplotlib: pip install matplotlib.") from None
     return Figure(figsize=(_INCHES * panels, _INCHES * aspect + 1), layout="constrained")
