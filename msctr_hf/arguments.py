@@ -128,6 +128,10 @@ class DataArguments(DatasetArguments):
     color_jitter: bool = _help("Jitter brightness, contrast, saturation and hue.", True)
     resize_shorter_side: int | None = _help("Validation: resize the shorter side to this many pixels.")
     size_divisor: int = _help("Validation: pad right and bottom to a multiple of this.", 1)
+    padding_mode: Literal["constant", "reflect"] = _help(
+        "Padding of pictures in training and validation: the mean colour, or reflection; labels are ignored there.",
+        "constant",
+    )
     num_workers: int = _help("Worker processes that load data, per process.", 4)
 
 

@@ -29,6 +29,8 @@ class TrainingAugmentation:
         max_class_share (`float`): Crops of which one class fills this share of the valid pixels are drawn again.
         flip_probability (`float`): Probability of mirroring.
         color_jitter (`bool`): Whether colours vary.
+        padding_mode (`str`): What surrounds pictures smaller than the crop: `"constant"`, the mean colour, or
+            `"reflect"`; labels are ignored there in both.
     """
 
     crop_size: Sequence[int]
@@ -39,6 +41,7 @@ class TrainingAugmentation:
     max_class_share: float = 0.75
     flip_probability: float = 0.5
     color_jitter: bool = True
+    padding_mode: str = "constant"
 
     def __call__(
         self,
@@ -103,6 +106,8 @@ class TrainingAugmentation:
         )[0, :, rows.kept, columns.kept]
         if resized.shape[1:] == tuple(self.crop_size):
             return resized
+        if self.padding_mode == "reflect":
+            return resized[:, rows.reflected[:, None], columns.reflected]
         canvas = torch.empty((3, *self.crop_size), dtype=torch.uint8)
         for channel, mean in enumerate(self.image_mean):
             canvas[channel] = round(255 * mean)
@@ -178,6 +183,12 @@ class _Span:
     def place(self) -> slice:
         """Where they lie in the crop."""
         return slice(self.padding, self.padding + self.length)
+
+    @property
+    def reflected(self) -> np.ndarray:
+        """Pixel of the picture for every pixel of the crop, where the picture is reflected around itself."""
+        after = self.crop - self.length - self.padding
+        return np.pad(np.arange(self.length), (self.padding, after), mode="reflect")
 
     @property
     def nearest(self) -> np.ndarray:

@@ -143,7 +143,7 @@ def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
     """
     label = _with_bytes(label)
     data = label["bytes"]
-    if pyspng is not None and _png_kind(data) == _8_BIT_GREY:
+    if pyspng is not None and not by_color and _png_kind(data) == _8_BIT_GREY and not _is_interlaced(data):
         return _named(_name(label), lambda: pyspng.load(data))
     picture = _open(label)
     modes = _COLOR_MODES | {"P"} if by_color else _ID_MODES
@@ -170,7 +170,9 @@ def _read_train_ids(label: Any, mapping: LabelMapping) -> np.ndarray:
 def _as_top_of_png(file: Any, size: tuple[int, int]) -> TopOfPng | None:
     """The file if it is a plain RGB PNG of this size, else `None`."""
     data = file["bytes"]
-    if _png_kind(data) != _8_BIT_RGB or struct.unpack(">II", data[16:24]) != size or _may_be_turned(data):
+    if _png_kind(data) != _8_BIT_RGB or _is_interlaced(data) or _may_be_turned(data):
+        return None
+    if struct.unpack(">II", data[16:24]) != size:
         return None
     return TopOfPng(data, _name(file), size)
 
@@ -192,9 +194,12 @@ def _as_jpeg(file: Any, size: tuple[int, int]) -> ArrayPicture | None:
 
 
 def _png_kind(data: bytes) -> bytes | None:
-    """Bit depth and colour type of a PNG that is not interlaced."""
-    is_plain = data.startswith(_PNG_SIGNATURE) and len(data) > _IHDR_END and data[28] == 0
-    return data[24:26] if is_plain else None
+    """Bit depth and colour type of a PNG."""
+    return data[24:26] if data.startswith(_PNG_SIGNATURE) and len(data) > _IHDR_END else None
+
+
+def _is_interlaced(png: bytes) -> bool:
+    return png[28] != 0
 
 
 def _may_be_turned(png: bytes) -> bool:

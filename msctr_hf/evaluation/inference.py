@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..models.decode_heads import resize
+from ..models.image_processing_msctr import pad
 
 Size = tuple[int, int]
 
@@ -30,6 +30,7 @@ def predict_probabilities(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     size_divisor: int = 1,
+    padding_mode: str = "constant",
     batch_size: int = 8,
 ) -> torch.Tensor:
     """Class probabilities of every pixel, averaged over scales and mirror images.
@@ -41,11 +42,12 @@ def predict_probabilities(
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised pictures, not padded.
         output_size (`Sequence[int]`, *optional*): Size of the result; that of `pixel_values` by default.
         crop_size (`Sequence[int]`, *optional*): Sliding window; whole pictures by default. Overlapping logits are
-            averaged; smaller pictures are padded to one window with zero, the mean colour.
+            averaged; smaller pictures are padded to one window.
         stride (`Sequence[int]`, *optional*): Of the window; two thirds of it by default. The last is shifted inside.
         scales (`Sequence[float]`): Factors by which pictures are resized.
         flip (`bool`): Also predict mirror images.
         size_divisor (`int`): Pad whole pictures at the right and the bottom to a multiple; padding is cut off again.
+        padding_mode (`str`): `"constant"`, zero, or `"reflect"`.
         batch_size (`int`): Windows, or pictures, at a time.
 
     Returns:
@@ -55,7 +57,7 @@ def predict_probabilities(
         ValueError: If a size, a stride or a scale is impossible.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
-    views = _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, batch_size)
+    views = _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, padding_mode, batch_size)
     probabilities = None
     for rows, strip in _mean_probabilities(views, output_size, _align_corners(model)):
         if probabilities is None:
@@ -75,6 +77,7 @@ def predict_labels(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     size_divisor: int = 1,
+    padding_mode: str = "constant",
     batch_size: int = 8,
 ) -> torch.Tensor:
     """The most probable class of every pixel, (B, *output_size) uint8, or int64 with more than 256 classes.
@@ -84,7 +87,7 @@ def predict_labels(
     Arguments and errors as there.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
-    views = _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, batch_size)
+    views = _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, padding_mode, batch_size)
     return _largest(views, output_size, _align_corners(model))
 
 
@@ -181,11 +184,19 @@ class _TiledView:
     """
 
     def __init__(
-        self, model: nn.Module, pixel_values: torch.Tensor, window: Size, stride: Size, batch_size: int, mirrored: bool
+        self,
+        model: nn.Module,
+        pixel_values: torch.Tensor,
+        window: Size,
+        stride: Size,
+        padding_mode: str,
+        batch_size: int,
+        mirrored: bool,
     ):
         self.model = model
         self.pixel_values = pixel_values
         self.window = window
+        self.padding_mode = padding_mode
         self.batch_size = batch_size
         self.mirrored = mirrored
         self.size = _size(pixel_values.shape[-2:])
@@ -229,14 +240,14 @@ class _TiledView:
         return torch.cat(logits).unflatten(0, (num_images, len(self.lefts)))
 
     def _crop(self, image: int, top: int, left: int) -> torch.Tensor:
-        """One window (3, height, width), padded at the right and the bottom with zero, the mean colour."""
+        """One window (3, height, width), padded at the right and the bottom."""
         (height, width), picture_width = self.window, self.size[1]
         picture = self.pixel_values[image % len(self.pixel_values), :, top : top + height]
         if image < len(self.pixel_values):
             crop = picture[..., left : left + width]
         else:
             crop = picture[..., max(0, picture_width - left - width) : picture_width - left].flip(-1)
-        return F.pad(crop, (0, width - crop.shape[-1], 0, height - crop.shape[-2]))
+        return pad(crop, self.window, self.padding_mode)
 
 
 def _resize_to_rows(
@@ -263,7 +274,15 @@ def _resize_to_rows(
 
 
 def _views(
-    model: nn.Module, pixel_values: torch.Tensor, crop_size, stride, scales, flip, size_divisor, batch_size
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    crop_size,
+    stride,
+    scales,
+    flip,
+    size_divisor,
+    padding_mode,
+    batch_size,
 ) -> list[_WholeView | _TiledView]:
     """Logits of every scale, with or without mirror images, at sizes of their own."""
     crop_size, stride = _check_views(crop_size, stride, scales, size_divisor)
@@ -273,9 +292,9 @@ def _views(
         scaled = resize(pixel_values, size, align_corners=False)
         padded = _size(-(-side // size_divisor) * size_divisor for side in size)
         if crop_size is not None:
-            views.append(_TiledView(model, scaled, crop_size, stride, batch_size, flip))
+            views.append(_TiledView(model, scaled, crop_size, stride, padding_mode, batch_size, flip))
         elif padded != size:  # one window with room to spare
-            views.append(_TiledView(model, scaled, padded, padded, batch_size, flip))
+            views.append(_TiledView(model, scaled, padded, padded, padding_mode, batch_size, flip))
         else:
             pictures = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
             logits = torch.cat([_forward(model, part) for part in pictures.split(batch_size)])

@@ -64,6 +64,7 @@ class Predictor:
                 self.prepare(list(group)),
                 output_size=(height, width),
                 size_divisor=getattr(self.image_processor, "size_divisor", None) or 1,
+                padding_mode=getattr(self.image_processor, "padding_mode", "constant"),
                 scales=protocol.scales,
                 flip=protocol.flip,
                 crop_size=protocol.window_size,

@@ -17,6 +17,7 @@ from transformers.processing_utils import ImagesKwargs
 from .decode_heads import resize
 
 LABEL_PADDING = 255
+PADDING_MODES = ("constant", "reflect")
 _LABELS, _PIXELS = "labels", "pixel_values"
 
 
@@ -26,11 +27,13 @@ class MsctrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call
     Args:
         do_reduce_labels (`bool`): Labels 0 become 255, all others one less (ADE20K's files).
         size_divisor (`int`): Pad pictures at the right and the bottom to a multiple of this.
+        padding_mode (`str`): `"constant"`, the mean colour, or `"reflect"`; labels are ignored there in both.
         align_corners (`bool`): How the network's logits are upsampled.
     """
 
     do_reduce_labels: bool
     size_divisor: int
+    padding_mode: str
     align_corners: bool
 
 
@@ -42,20 +45,27 @@ class _PadAndPostProcess:
     default_to_square = False
     size: Any = {"shortest_edge": 512}
     size_divisor = 1
+    padding_mode = "constant"
     align_corners = False
 
     def _preprocess_image_like_inputs(
-        self, images, segmentation_maps=None, *, return_tensors=None, size_divisor=1, **kwargs
+        self,
+        images,
+        segmentation_maps=None,
+        *,
+        return_tensors=None,
+        size_divisor=1,
+        padding_mode="constant",
+        **kwargs,
     ) -> BatchFeature:
         kwargs.pop("align_corners", None)
         batch = super()._preprocess_image_like_inputs(  # type: ignore[misc]
             images, segmentation_maps, return_tensors=None, **kwargs
         )
         canvas = _canvas_size([image.shape[-2:] for image in batch[_PIXELS]], size_divisor)
-        # zero is the mean colour after normalisation
-        data = {_PIXELS: [_pad(image, canvas, 0) for image in batch[_PIXELS]]}
+        data = {_PIXELS: [pad(image, canvas, padding_mode) for image in batch[_PIXELS]]}
         if _LABELS in batch:
-            data[_LABELS] = [_pad(labels, canvas, LABEL_PADDING) for labels in batch[_LABELS]]
+            data[_LABELS] = [pad(labels, canvas, value=LABEL_PADDING) for labels in batch[_LABELS]]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def post_process_semantic_segmentation(
@@ -116,8 +126,25 @@ def _canvas_size(sizes: list[tuple[int, int]], divisor: int) -> tuple[int, int]:
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
-def _pad(image: Any, canvas: tuple[int, int], value: int) -> Any:
+def pad(image: Any, canvas: tuple[int, int], mode: str = "constant", value: int = 0) -> Any:
+    """Pad (..., height, width) at the right and the bottom.
+
+    Args:
+        image (`torch.Tensor` or `np.ndarray`): Normalised picture, or labels.
+        canvas (`tuple[int, int]`): Height and width of the result, in pixels.
+        mode (`str`): `"constant"` or `"reflect"`, which may go back and forth over small pictures.
+        value (`int`): Of constant padding; zero is the mean colour after normalisation.
+
+    Raises:
+        ValueError: If the mode is unknown.
+    """
+    if mode not in PADDING_MODES:
+        raise ValueError(f"`padding_mode` must be one of {', '.join(PADDING_MODES)}, got {mode!r}.")
     bottom, right = canvas[0] - image.shape[-2], canvas[1] - image.shape[-1]
+    if mode == "reflect" and (bottom or right):
+        rows = np.pad(np.arange(image.shape[-2]), (0, bottom), mode="reflect")
+        columns = np.pad(np.arange(image.shape[-1]), (0, right), mode="reflect")
+        return image[..., rows[:, None], columns]
     if isinstance(image, torch.Tensor):
         return F.pad(image, (0, right, 0, bottom), value=value)
     return np.pad(image, [(0, 0)] * (image.ndim - 2) + [(0, bottom), (0, right)], constant_values=value)

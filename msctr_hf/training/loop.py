@@ -359,6 +359,7 @@ def _augmentation(arguments: DataArguments, image_processor) -> TrainingAugmenta
         max_class_share=arguments.max_class_share,
         flip_probability=arguments.flip_probability,
         color_jitter=arguments.color_jitter,
+        padding_mode=arguments.padding_mode,
     )
 
 

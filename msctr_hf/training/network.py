@@ -77,7 +77,7 @@ def image_processor_options(arguments: DataArguments) -> dict[str, Any]:
     """How validation pictures are resized and padded, as options of the image processor."""
     shorter = arguments.resize_shorter_side
     resize = {"do_resize": True, "size": {"shortest_edge": shorter}} if shorter else {"do_resize": False}
-    return {**resize, "size_divisor": arguments.size_divisor}
+    return {**resize, "size_divisor": arguments.size_divisor, "padding_mode": arguments.padding_mode}
 
 
 def synchronize_batch_norms(model: MsctrForSemanticSegmentation) -> MsctrForSemanticSegmentation:

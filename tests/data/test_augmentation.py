@@ -92,6 +92,17 @@ def test_small_pictures_are_padded_with_the_mean_colour_and_ignored_labels():
     assert len(corners) > 3  # random offset
 
 
+def test_small_pictures_can_be_reflected_and_labels_stay_ignored():
+    image, label = sample(18, 24)
+    settings = {"picture": (image, label), "scale_range": (1, 1), "aspect_range": (1, 1), "max_class_share": 2}
+    crop, labels = augment(padding_mode="reflect", **settings)
+    assert np.array_equal(labels, augment(**settings)[1])
+    top, left = np.argwhere(labels != 255)[0]
+    surround = ((top, 32 - 18 - top), (left, 48 - 24 - left), (0, 0))
+    assert np.abs(crop - np.pad(np.asarray(image), surround, mode="reflect")).max() < 1e-3
+    assert (labels != 255).sum() == 18 * 24
+
+
 def test_mirroring_moves_picture_and_labels_together():
     plain, labels = augment(3)
     mirrored, mirrored_labels = augment(3, flip_probability=1.0)

@@ -45,6 +45,13 @@ def test_folder_maps_values_colours_and_ignored_ones(tmp_path):
     assert get_dataset_spec("folder", root).palette[2] == (9, 8, 7)
 
 
+def test_grey_labels_are_no_colours(tmp_path):
+    description = {"label_colors": {"0,0,0": "sky", "1,1,1": "road", "2,2,2": "car"}}
+    root = write_folder(tmp_path, 1, 1, (2, 2), description)
+    with pytest.raises(ValueError, match="labels must be an RGB picture, but the file has the mode L"):
+        load_segmentation_dataset("folder", "train", root)[0]
+
+
 def test_palettes_and_16_bits_are_decoded_as_ids(tmp_path):
     root = write_folder(tmp_path, 2, 1, (2, 2), {"label_values": {0: "sky", 1: "road", 700: "car"}})
     write_labels(root / "train/labels/0.png", np.array([[0, 1], [1, 0]], dtype=np.uint8), palette=[200, 1, 1, 3, 4, 5])

@@ -65,7 +65,20 @@ def test_read_in_parts_equals_read_whole(decoder, kind, change):
     assert np.array_equal(np.asarray(train_ids), labels)
 
 
-def test_interlaced_and_turned_pngs_are_read_whole(decoder):
+@pytest.mark.parametrize("chunk", [(b"gAMA", struct.pack(">I", 30_000)), (b"tRNS", struct.pack(">HHH", 1, 2, 3))])
+def test_chunks_about_colours_change_no_pixel(decoder, chunk):
+    image, labels = sample()
+    image[:4] = (1, 2, 3)
+    file = encode(image)
+    name, data = chunk
+    whole = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    file["bytes"] = file["bytes"][:33] + whole + file["bytes"][33:]
+    top, _ = read_sample(file, encode(labels), MAPPING, partly=True)
+    assert np.array_equal(top.region(slice(0, 37), slice(0, 53)), image)
+    assert np.array_equal(np.asarray(read_sample(file, encode(labels), MAPPING)[0]), image)
+
+
+def test_turned_pngs_are_read_whole(decoder):
     image, labels = sample()
     exif = Image.Exif()
     exif[0x0112] = 3

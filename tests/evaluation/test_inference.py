@@ -141,6 +141,15 @@ def test_padding_to_a_multiple_is_cut_before_resizing():
     torch.testing.assert_close(predict_probabilities(network, x, output_size=(80, 100), size_divisor=32), expected)
 
 
+def test_padding_can_reflect_the_picture():
+    network, x = Network().eval(), torch.randn(1, 3, 40, 50)
+    logits = upsample(network(F.pad(x, (0, 14, 0, 24), mode="reflect")).logits, (64, 64))[..., :40, :50]
+    options = {"size_divisor": 32, "padding_mode": "reflect"}
+    torch.testing.assert_close(predict_probabilities(network, x, **options), logits.softmax(1))
+    with pytest.raises(ValueError, match="padding_mode"):
+        predict_probabilities(network, x, size_divisor=32, padding_mode="mirror")
+
+
 @pytest.mark.parametrize("options", [{}, {"crop_size": (20, 24)}, {"size_divisor": 32, "flip": True}])
 def test_batch_size_does_not_change_the_result(options):
     network, x = Network().eval(), torch.randn(5, 3, 32, 40)

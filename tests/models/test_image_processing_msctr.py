@@ -26,6 +26,18 @@ def test_normalises_and_pads_with_the_mean_colour_and_ignored_labels():
     assert batch["labels"][0, 40:].unique().tolist() == [255]
 
 
+@pytest.mark.parametrize("cls", [MsctrImageProcessor, MsctrImageProcessorPil])
+def test_padding_can_reflect_the_picture_but_never_its_labels(cls):
+    labels = np.full((40, 50), 3, dtype=np.uint8)
+    plain = cls()(picture(40, 50), return_tensors="pt")["pixel_values"]
+    batch = cls(size_divisor=32, padding_mode="reflect")(
+        picture(40, 50), segmentation_maps=labels, return_tensors="pt"
+    )
+    torch.testing.assert_close(batch["pixel_values"], F.pad(plain, (0, 14, 0, 24), mode="reflect"))
+    assert batch["labels"][0, 40:].unique().tolist() == [255]
+    assert batch["labels"][0, :, 50:].unique().tolist() == [255]
+
+
 @pytest.mark.parametrize("options", [{}, {"size_divisor": 32}, {"do_resize": True, "size": {"shortest_edge": 48}}])
 def test_both_backends_agree(options):
     images = [picture(60, 80), picture(60, 80)]
@@ -60,10 +72,12 @@ def test_post_processing_undoes_padding_and_resizing(align_corners):
 
 
 def test_settings_survive_saving_for_both_backends(tmp_path):
-    MsctrImageProcessor(size_divisor=32, align_corners=True, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    settings = {"size_divisor": 32, "align_corners": True, "image_mean": [0.1, 0.2, 0.3], "padding_mode": "reflect"}
+    MsctrImageProcessor(**settings).save_pretrained(tmp_path)
     for cls in (MsctrImageProcessor, MsctrImageProcessorPil):
         loaded = cls.from_pretrained(tmp_path)
-        assert (loaded.size_divisor, loaded.align_corners, list(loaded.image_mean)) == (32, True, [0.1, 0.2, 0.3])
+        assert all(getattr(loaded, name) == value for name, value in settings.items() if name != "image_mean")
+        assert list(loaded.image_mean) == settings["image_mean"]
 
 
 def test_stock_pipeline_gives_maps_of_the_size_of_the_picture(tiny_config, tmp_path):
