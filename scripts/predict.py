@@ -2,6 +2,7 @@
 
 python scripts/predict.py --model runs/quickstart --input street.jpg --output_dir predictions
 python scripts/predict.py --model user/hrnet-w48-cityscapes --input pictures/ --scales 0.75 1 1.25 --flip
+python scripts/predict.py --model runs/hrnet --input leftImg8bit/test --submission_for cityscapes --output_dir upload
 """
 
 import sys

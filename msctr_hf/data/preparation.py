@@ -19,7 +19,7 @@ from .loading import index_split
 from .parquet_copy import write_card, write_parquet
 from .predecoded import write_predecoded
 from .reading import Reader, attach
-from .saved_source import Copy, holds_a_copy
+from .saved_source import SPLIT_NAMES, Copy, holds_a_copy
 from .specs import DatasetSpec
 
 REPORT_FILE = "report_{split}.json"
@@ -139,7 +139,7 @@ def _convert(
         else:
             write_parquet(rows, split.name, output_dir)
     if not predecode:
-        write_card(spec, {split.name: split.report for split in splits}, output_dir)
+        write_card(spec, _all_reports(output_dir), output_dir)
     print(f"{sum(len(split.usable_rows()) for split in splits)} pictures are in {output_dir}; use it as --data_dir.")
 
 
@@ -169,6 +169,14 @@ def save_report(spec: DatasetSpec, report: SplitReport, split: str, name: str, f
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_FILE.format(split=split)
     path.write_text(json.dumps({"fingerprint": name, **report.as_dict(spec)}, indent=2))
+
+
+def _all_reports(folder: Path) -> dict[str, SplitReport]:
+    """Reports of all splits in a folder, also of those converted before."""
+    paths = {split: folder / REPORT_FILE.format(split=split) for split in SPLIT_NAMES}
+    return {
+        split: SplitReport.from_dict(json.loads(path.read_text())) for split, path in paths.items() if path.is_file()
+    }
 
 
 def saved_report(split: str, name: str, folder: Path) -> SplitReport | None:

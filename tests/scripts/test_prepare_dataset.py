@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import yaml
-from layouts import LAYOUTS, write_labels, write_picture
+from layouts import LAYOUTS, write_folder, write_labels, write_picture
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data import parquet_copy, preparation
@@ -54,6 +54,16 @@ def test_card_is_readable_and_names_the_terms(prepare, tmp_path):
     assert list((tmp_path / "copy").glob(files[0]["path"]))
     assert "research only" in text
     assert "| 10 | bicyclist |" in text
+
+
+def test_card_tells_of_splits_converted_before(run_script, tmp_path):
+    root = write_folder(tmp_path / "data", num_train=3, num_validation=2)
+    options = ["--dataset", "folder", "--data_dir", root, "--num_workers", "0", "--output_dir", tmp_path / "copy"]
+    for split in ("validation", "train"):
+        assert run_script("prepare_dataset.py", *options, "--splits", split)[0] == 0
+    card = (tmp_path / "copy/README.md").read_text()
+    assert "- train: 3 pictures" in card
+    assert "- validation: 2 pictures" in card
 
 
 @pytest.mark.parametrize("options", [[], ["--predecode"], ["--skip_broken"]])
