@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
@@ -204,16 +203,6 @@ class EmbeddingArguments(DatasetArguments):
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         if self.streaming:
             raise ValueError("--streaming: pictures from all over the split are shown; leave it out.")
-
-    def choose_picture(self, dataset: Dataset) -> dict[str, Any]:
-        """The sample with the image id asked for."""
-        if self.picture is None:
-            return dataset[0]
-        image_ids = dataset.with_format(None)["image_id"][:]
-        if self.picture not in image_ids:
-            close = difflib.get_close_matches(self.picture, image_ids, n=3) or image_ids[:3]
-            raise ValueError(f"--picture: there is no picture {self.picture!r}; there are {', '.join(close)}, ...")
-        return dataset[image_ids.index(self.picture)]
 
 
 @dataclass(kw_only=True)

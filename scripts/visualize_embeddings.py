@@ -19,6 +19,7 @@ from transformers.utils import logging
 from msctr_hf.arguments import EmbeddingArguments, exit_with_a_sentence, parse_arguments
 from msctr_hf.evaluation.embeddings import (
     ask_for_pixel,
+    choose_sample,
     collect_embeddings,
     embedding_figure,
     similarity_figure,
@@ -34,7 +35,7 @@ def main() -> None:
     (arguments,) = parse_arguments([EmbeddingArguments], description=__doc__)
     spec, dataset = arguments.spec, arguments.load(arguments.split)
     predictor = load_predictor(arguments.model, Protocol(), device=arguments.device)
-    sample = arguments.choose_picture(dataset)
+    sample = choose_sample(dataset, arguments.picture)
     image = sample["image"]
     projections = stage_projections(predictor, image)
     pixel = ask_for_pixel(image) if arguments.click else arguments.pixel or [image.height // 2, image.width // 2]

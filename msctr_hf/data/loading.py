@@ -13,7 +13,7 @@ from .folder_spec import FOLDER, read_folder_spec
 from .labels import IGNORE_INDEX, Color
 from .predecoded import holds_predecoded, index_predecoded
 from .reading import Reader, attach
-from .saved_source import Copy, holds_a_copy, index_copy
+from .saved_source import Copy, index_copy, is_a_copy
 from .specs import DATASETS, DatasetSpec
 
 
@@ -90,10 +90,13 @@ def index_split(
     Raises:
         ValueError: If the data set is incomplete, or options do not fit where it comes from.
     """
-    if copy.name is None and data_dir is not None and holds_predecoded(data_dir):
+    is_predecoded = copy.name is None and data_dir is not None and holds_predecoded(data_dir)
+    from_copy = isinstance(spec.source, FileSource) and is_a_copy(copy, data_dir)
+    if corrections is not None and (is_predecoded or from_copy):
+        raise ValueError("--corrections apply to the official files; make the copy with them (prepare_dataset.py).")
+    if is_predecoded:
         return index_predecoded(spec, split, data_dir)
-    is_copy = copy.name is not None or (data_dir is not None and data_dir.is_dir() and holds_a_copy(data_dir))
-    if is_copy and isinstance(spec.source, FileSource):
+    if from_copy:
         return index_copy(copy, split, data_dir), spec.source.reader(spec)
     if copy.streaming:
         raise ValueError("--streaming reads parquet files or a Hub id; pictures in folders need no copy anyway.")

@@ -19,7 +19,7 @@ from .loading import index_split
 from .parquet_copy import write_card, write_parquet
 from .predecoded import write_predecoded
 from .reading import Reader, attach
-from .saved_source import SPLIT_NAMES, Copy, holds_a_copy
+from .saved_source import SPLIT_NAMES, Copy, is_a_copy
 from .specs import DatasetSpec
 
 REPORT_FILE = "report_{split}.json"
@@ -33,6 +33,7 @@ class _Split:
     rows: Dataset
     reader: Reader
     without_label: list[Path]
+    fingerprint: str = ""
     report: SplitReport | None = None
 
     @property
@@ -79,8 +80,9 @@ def prepare(
     _check_output_dir(output_dir)
     found = [_find(spec, split, data_dir, copy, corrections) for split in splits]
     for split in found:
-        name = fingerprint(split.rows)
-        split.report = saved_report(split.name, name, output_dir) if output_dir is not None else None
+        if output_dir is not None:
+            split.fingerprint = fingerprint(split.rows)
+            split.report = saved_report(split.name, split.fingerprint, output_dir)
         if split.report is None:
             split.report = check_rows(
                 split.rows, split.reader, len(spec.classes), num_workers=num_workers, title=f"checking {split.name}"
@@ -103,8 +105,8 @@ def _find(spec: DatasetSpec, split: str, data_dir: Path | None, copy: Copy, corr
         raise ValueError(f"{spec.name} is drawn on demand; there is nothing to prepare.")
     if copy.streaming:
         raise ValueError("--streaming: a copy is made of files that are here; leave it out.")
-    if copy.name is not None or (data_dir is not None and data_dir.is_dir() and holds_a_copy(data_dir)):
-        return _Split(split, *index_split(spec, split, data_dir, copy), without_label=[])
+    if is_a_copy(copy, data_dir):
+        return _Split(split, *index_split(spec, split, data_dir, copy, corrections), without_label=[])
     pairs = spec.source.find(spec, split, data_dir)
     for path in pairs.without_picture:
         print(f"not used: {path} has no picture.")
@@ -126,7 +128,7 @@ def _convert(
     spec: DatasetSpec, splits: Sequence[_Split], data_dir: Path | None, output_dir: Path, predecode: bool
 ) -> None:
     for split in splits:
-        save_report(spec, split.report, split.name, fingerprint(split.rows), output_dir)
+        save_report(spec, split.report, split.name, split.fingerprint, output_dir)
     copy_description(data_dir, output_dir)
     for split in splits:
         rows = split.usable_rows()

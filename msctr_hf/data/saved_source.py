@@ -39,9 +39,11 @@ class Copy:
     streaming: bool = False
 
 
-def holds_a_copy(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk` or holds parquet files."""
-    return _was_saved_to_disk(folder) or any(_parquet_files(folder))
+def is_a_copy(copy: Copy, data_dir: Path | None) -> bool:
+    """Whether samples come from a copy: one that is named, or a folder of `save_to_disk` or of parquet files."""
+    if copy.name is not None:
+        return True
+    return data_dir is not None and (_was_saved_to_disk(data_dir) or any(_parquet_files(data_dir)))
 
 
 def index_copy(copy: Copy, split: str, data_dir: Path | None) -> Dataset | IterableDataset:
@@ -69,8 +71,9 @@ def _parquet_files(folder: Path) -> Iterable[Path]:
 def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
     if _was_saved_to_disk(folder):
         saved = load_from_disk(str(folder))
-        if isinstance(saved, DatasetDict):
-            saved = saved[_own_name(split, list(saved), str(folder))]
+        if not isinstance(saved, DatasetDict):
+            saved = DatasetDict({str(saved.split or "train"): saved})  # never taken for another split
+        saved = saved[_own_name(split, list(saved), str(folder))]
         return saved.to_iterable_dataset() if streaming else saved
     files: dict[str, list[str]] = {}
     for path in _parquet_files(folder):

@@ -5,6 +5,7 @@ Needs matplotlib and scikit-learn, or umap-learn.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -35,6 +37,21 @@ class StageEmbeddings:
     stage: int
     features: np.ndarray
     labels: np.ndarray
+
+
+def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
+    """The sample with this image id; the first by default.
+
+    Raises:
+        ValueError: If there is no such picture.
+    """
+    if image_id is None:
+        return dataset[0]
+    image_ids = dataset.with_format(None)["image_id"][:]
+    if image_id not in image_ids:
+        close = difflib.get_close_matches(image_id, image_ids, n=3) or image_ids[:3]
+        raise ValueError(f"--picture: there is no picture {image_id!r}; there are {', '.join(close)}, ...")
+    return dataset[image_ids.index(image_id)]
 
 
 @torch.no_grad()

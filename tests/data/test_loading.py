@@ -43,6 +43,15 @@ def test_faulty_corrections_are_named(tmp_path, text, message):
         load_segmentation_dataset("cadis_task3", "train", tmp_path, corrections=tmp_path / "corrections.csv")
 
 
+def test_corrections_of_a_copy_are_refused_not_forgotten(tmp_path):
+    spec = get_dataset_spec("camvid")
+    rows = spec.source.index(spec, "train", LAYOUTS["camvid"].write(tmp_path / "official"))
+    rows.save_to_disk(str(tmp_path / "copy"))
+    (tmp_path / "corrections.csv").write_text("image_id,label\n0001TP_006690,\n")
+    with pytest.raises(ValueError, match="--corrections apply to the official files"):
+        load_segmentation_dataset("camvid", "train", tmp_path / "copy", corrections=tmp_path / "corrections.csv")
+
+
 def test_other_raw_values_map_to_the_same_classes(tmp_path):
     LAYOUTS["camvid"].write(tmp_path)
     mapped = load_segmentation_dataset("camvid", "train", tmp_path, id_map={10: 3, 11: 0})

@@ -93,6 +93,12 @@ def test_streamed_jpegs_are_not_encoded_again(tmp_path, extra):
         assert np.array_equal(np.asarray(sample["image"]), np.asarray(other["image"]))
 
 
+def test_a_set_without_splits_is_no_validation_set(official, tmp_path):
+    raw_rows(official).save_to_disk(str(tmp_path / "copy"))
+    with pytest.raises(ValueError, match=r"has the splits \['train'\], not 'validation'"):
+        load_segmentation_dataset("cityscapes", "validation", tmp_path / "copy")
+
+
 def test_columns_of_other_names(official, tmp_path):
     folder = write_parquet(
         official, tmp_path / "copy", "train.parquet", columns=("photo", "semantic_segmentation", "file_name")
