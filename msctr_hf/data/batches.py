@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from .augmentation import TrainingAugmentation
 from .reading import rows_for_crops
 
-SHUFFLE_BUFFER = 256  # samples of a stream that are held to be mixed
+SHUFFLE_BUFFER = 64  # samples of a stream that every worker holds, decoded, to be mixed
 Key = tuple[int, int, int]  # epoch, index, how often the index came before in this epoch
 
 
