@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import os
 import re
 import sys
@@ -133,6 +134,22 @@ class DataArguments(DatasetArguments):
     )
     num_workers: int = _help("Worker processes that load data, per process.", 4)
 
+    def __post_init__(self):
+        for name in ("crop_size", "scale_range", "aspect_range"):
+            value = getattr(self, name)
+            if len(value) != 2 or min(value) <= 0:
+                raise ValueError(f"--{name} needs two positive values, got {value}.")
+        for name in ("scale_range", "aspect_range"):
+            if getattr(self, name)[0] > getattr(self, name)[1]:
+                raise ValueError(f"--{name} goes from the smallest to the largest value, got {getattr(self, name)}.")
+        for name in ("flip_probability", "max_class_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} lies between 0 and 1, got {getattr(self, name)}.")
+        if self.num_workers < 0:
+            raise ValueError(f"--num_workers must be at least 0, got {self.num_workers}.")
+        if self.size_divisor < 1:
+            raise ValueError(f"--size_divisor must be at least 1, got {self.size_divisor}.")
+
 
 @dataclass
 class TrainingArguments:
@@ -162,9 +179,39 @@ class TrainingArguments:
     validation_steps: int = _help("Validate every so many steps, and at the end.", 5_000)
     checkpointing_steps: int = _help("Save a checkpoint every so many steps, and at the end.", 5_000)
     checkpoints_kept: int = _help("Numbered checkpoints to keep.", 2)
-    resume: str | None = _help("Continue from a checkpoint: 'auto' (the newest) or its path.")
+    resume: str | None = _help("Continue from a checkpoint: 'auto' (the newest, if there is one) or its path.")
+    max_skipped_steps: int = _help(
+        "Stop after so many steps in a row whose loss or gradient is not finite; each of them is skipped.", 20
+    )
+    ema: bool = _help("Average the weights; the average is validated and saved.", False)
+    ema_decay: float = _help("Decay of the average per step, after a warm-up.", 0.9999)
     logging_steps: int = _help("Log every so many steps.", 50)
     report_to: list[str] = _help("Trackers beside log.jsonl: tensorboard, wandb, trackio, or none.", ["tensorboard"])
+    dry_run: bool = _help("Two steps of everything, checkpoint and validation included; nothing stays.", False)
+    profile: bool = _help("Trace three steps to OUTPUT_DIR/profile/ (chrome://tracing, or perfetto.dev).", False)
+    compile: bool = _help("Compile the network with torch.compile.", False)
+    channels_last: bool = _help("Channels last in memory, which is faster on GPUs in half precision.", False)
+    tf32: bool = _help("TF32 matrix products on NVIDIA GPUs; their convolutions use it anyway.", False)
+
+    def __post_init__(self):
+        for name in (
+            "max_steps", "batch_size", "gradient_accumulation_steps", "validation_steps", "checkpointing_steps",
+            "checkpoints_kept", "logging_steps", "max_skipped_steps",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("learning_rate", "weight_decay", "warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be at least 0 and finite, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay lies from 0 to below 1, got {self.ema_decay}.")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"--max_grad_norm must be above 0, got {self.max_grad_norm}.")
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"--adam_betas needs two values from 0 to below 1, got {self.adam_betas}.")
+        known = {"none", "tensorboard", "wandb", "trackio"}
+        if unknown := sorted(set(self.report_to) - known):
+            raise ValueError(f"--report_to: {unknown} is unknown; choose from {sorted(known)}.")
 
 
 @dataclass(kw_only=True)

@@ -26,8 +26,8 @@ import torch
 from msctr_hf.arguments import exit_with_a_sentence
 from msctr_hf.benchmark import contrast, data, evaluation
 from msctr_hf.benchmark.measuring import describe_machine, markdown_table, misses_target
-from msctr_hf.training.checkpointing import write_json
-from msctr_hf.training.logs import git_commit
+from msctr_hf.training.description import git_commit
+from msctr_hf.training.run_folder import write_json
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -24,8 +24,8 @@ from msctr_hf.arguments import (
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.hub.original_checkpoints import convert_original_checkpoint
 from msctr_hf.models.backbone_weights import read_state_dict
-from msctr_hf.training.checkpointing import check_output_dir
 from msctr_hf.training.network import build_config, build_image_processor, image_processor_options
+from msctr_hf.training.run_folder import check_output_dir
 
 
 @dataclass

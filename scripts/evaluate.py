@@ -23,8 +23,8 @@ from msctr_hf.arguments import EvaluationArguments, ScoringArguments, exit_with_
 from msctr_hf.evaluation.predictor import Protocol, load_predictor
 from msctr_hf.evaluation.report import write_report
 from msctr_hf.evaluation.scoring import iou_table, score_dataset
-from msctr_hf.training.checkpointing import write_json
-from msctr_hf.training.logs import git_commit
+from msctr_hf.training.description import git_commit
+from msctr_hf.training.run_folder import write_json
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 python scripts/train.py --config configs/quickstart.yaml
 accelerate launch scripts/train.py --config configs/cityscapes/hrnet_w48.yaml --data_dir /data/cityscapes
 accelerate launch scripts/train.py --config configs/cityscapes/hrnet_w48.yaml --contrastive_mode ce   # baseline
+
+Exit codes: 0 trained to the end; 2 faulty input or a full disk, said in one sentence; 75 stopped by SIGTERM or Ctrl-C,
+with a checkpoint: start again with --resume auto.
 """
 
 import sys
@@ -20,7 +23,8 @@ from msctr_hf.arguments import (
     exit_with_a_sentence,
     parse_arguments,
 )
-from msctr_hf.training.loop import print_results, train
+from msctr_hf.training.interruption import EXIT_INTERRUPTED, Interrupted
+from msctr_hf.training.training import print_results, train
 
 
 def main() -> None:
@@ -28,7 +32,11 @@ def main() -> None:
     model_arguments, data_arguments, arguments, settings = parse_arguments(
         [ModelArguments, DataArguments, TrainingArguments], description=__doc__, with_config_fields=True
     )
-    results = train(model_arguments, data_arguments, arguments, settings)
+    try:
+        results = train(model_arguments, data_arguments, arguments, settings)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     if results:
         print_results(results, arguments.output_dir)
 

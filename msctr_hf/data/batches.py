@@ -20,7 +20,9 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from .augmentation import TrainingAugmentation
 from .reading import rows_for_crops
+from .worker_signals import heed_the_parent_only
 
+ID_BYTES = 96
 SHUFFLE_BUFFER = 64  # samples of a stream that every worker holds, decoded, to be mixed
 Key = tuple[int, int, int]  # epoch, index, how often the index came before in this epoch
 
@@ -80,8 +82,7 @@ class AugmentedDataset(TorchDataset):
         epoch, index, repeat = key
         sample = self.dataset[index]
         random = np.random.default_rng((self.seed, epoch, index, 1 + repeat))  # another stream than the sampler's
-        pixel_values, labels = self.augmentation(sample["image"], sample["label"], random)
-        return {"pixel_values": pixel_values, "labels": labels}
+        return _augmented(sample, self.augmentation, random)
 
 
 class AugmentedStream(TorchIterableDataset):
@@ -102,8 +103,25 @@ class AugmentedStream(TorchIterableDataset):
         for sample in self.stream:
             identity = zlib.crc32(sample["image_id"].encode())  # a stream has no index
             random = np.random.default_rng((self.seed, self.epoch, identity, 1))
-            pixel_values, labels = self.augmentation(sample["image"], sample["label"], random)
-            yield {"pixel_values": pixel_values, "labels": labels}
+            yield _augmented(sample, self.augmentation, random)
+
+
+def _augmented(
+    sample: dict[str, Any], augmentation: TrainingAugmentation, random: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    pixel_values, labels = augmentation(sample["image"], sample["label"], random)
+    return {"pixel_values": pixel_values, "labels": labels, "image_id": _encode(sample["image_id"])}
+
+
+def _encode(image_id: str) -> torch.Tensor:
+    """The end of an id as bytes: strings cannot be sent from process to process with a batch."""
+    data = image_id.encode()[-ID_BYTES:].ljust(ID_BYTES, b"\0")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def image_ids(encoded: torch.Tensor) -> list[str]:
+    """Ids of a training batch: (B, 96) uint8 -> names."""
+    return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in encoded.cpu().numpy()]
 
 
 def training_loader(
@@ -115,8 +133,9 @@ def training_loader(
     num_workers: int,
     repeats: np.ndarray | None = None,
 ) -> DataLoader:
-    """Batches {pixel_values (B, 3, h, w) float32, labels (B, h, w) int64}; incomplete ones are dropped.
+    """Batches {pixel_values (B, 3, h, w) float32, labels (B, h, w) int64, image_id}; incomplete ones are dropped.
 
+    `image_ids` reads `image_id`, which travels as bytes.
     `repeats` says how often every sample comes in an epoch, see `ShuffledSampler`.
     """
     samples: AugmentedStream | AugmentedDataset
@@ -135,6 +154,7 @@ def training_loader(
         persistent_workers=num_workers > 0 and sampler is not None,  # a stream is told its epoch when workers start
         generator=torch.Generator(),  # starting an epoch must not draw from the numbers that training draws from
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=heed_the_parent_only,
     )
 
 
@@ -158,6 +178,7 @@ def evaluation_loader(
         num_workers=num_workers,
         collate_fn=_keep_as_list,
         generator=torch.Generator(),  # validating must not change the numbers that training draws
+        worker_init_fn=heed_the_parent_only,
     )
 
 

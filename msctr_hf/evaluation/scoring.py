@@ -70,7 +70,8 @@ def score_dataset(
     with_boundaries: bool = False,
     keep_worst: int = 0,
     on_batch: Callable[[list[dict[str, Any]], list[np.ndarray]], None] | None = None,
-) -> Scores:
+    should_stop: Callable[[], bool] | None = None,
+) -> Scores | None:
     """Score a network over a data set, together with all processes.
 
     Args:
@@ -83,6 +84,7 @@ def score_dataset(
         with_boundaries (`bool`): Count pixels near outlines too.
         keep_worst (`int`): Pictures with the lowest mean IoU to keep.
         on_batch (`Callable`, *optional*): Called with the samples and predictions of every batch of this process.
+        should_stop (`Callable`, *optional*): Asked after every batch; the result is `None` if a process stopped.
     """
     loader = evaluation_loader(
         dataset,
@@ -101,8 +103,12 @@ def score_dataset(
                 counts.add(sample, prediction)
             if on_batch is not None:
                 on_batch(samples, predictions)
+            if should_stop is not None and should_stop():
+                break
     finally:
         predictor.model.train(was_training)
+    if should_stop is not None and any(gather_object([should_stop()])):
+        return None
     return counts.over_all_processes(accelerator)
 
 

@@ -1,27 +1,30 @@
-"""The folder of a run: checkpoints to go on from, and the saved model.
+"""Checkpoints that are whole or not there: OUTPUT_DIR/checkpoints/step_N with everything a run goes on from.
 
-OUTPUT_DIR/                     the best validated model, for `from_pretrained`
-    results.json run.json log.jsonl predictions.png tensorboard/
-    last/                       the last model, for `from_pretrained`
-    checkpoints/step_N/         states of everything, to go on from
+A checkpoint is written to a temporary folder, brought to the disk and renamed; then its marker is written, which lists
+every file with size and checksum. A folder without a marker is none.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedModel
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 
-from ..models.image_processing_msctr import MsctrImageProcessor
+from .run_folder import CHECKPOINTS, read_json, replace_file, sync, write_json
 
-RUN_FILE = "run.json"
-RESULTS_FILE = "results.json"
-_COMPLETE = "COMPLETE"
+MARKER = "COMPLETE"
+SETTINGS_FILE = "settings.json"
+_PARTIAL = ".partial"
+WriteErrors = (OSError, RuntimeError, SafetensorError)  # of Python, of torch.save, of safetensors
 
 
 @dataclass
@@ -31,7 +34,10 @@ class Progress:
     step: int = 0
     epoch: int = 0
     batches_in_epoch: int = 0
+    validated_step: int = 0
     best_mean_iou: float = -1.0
+    best_results: dict[str, Any] = field(default_factory=dict)
+    skipped_steps: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate's checkpoints."""
@@ -43,78 +49,155 @@ class Progress:
             setattr(self, name, value)
 
 
-def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse a folder that holds something, unless the run goes on there or replaces another run.
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: Path, step: int, settings: dict[str, Any], *, keep: int
+) -> None:
+    """Save the states of model, optimiser, schedule, random numbers and progress, together with all processes.
+
+    Older checkpoints are removed when this one is complete, and so are those of later steps, which a run that went
+    back to an older one leaves behind.
+
+    Args:
+        accelerator (`Accelerator`): Knows everything that has a state.
+        output_dir (`Path`): Folder of the run, seen by all processes.
+        step (`int`): Names the checkpoint.
+        settings (`dict`): Kept with it, to be compared when a run goes on.
+        keep (`int`): How many checkpoints stay.
 
     Raises:
-        ValueError: If the folder may not be used.
+        OSError: If a process cannot write it; what was written is removed and older checkpoints stay.
     """
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir: {output_dir} is a file.")
-    if resume or not output_dir.exists() or not any(output_dir.iterdir()):
-        return
-    if not (output_dir / RUN_FILE).exists():
-        raise ValueError(f"--output_dir: {output_dir} is not empty and holds no run; choose another folder.")
-    if not overwrite:
-        raise ValueError(
-            f"--output_dir: {output_dir} holds another run; choose another folder, continue it with --resume auto, or "
-            "replace it with --overwrite_output_dir."
-        )
+    folder = output_dir / CHECKPOINTS / f"step_{step}"
+    partial = folder.with_name(f".{folder.name}{_PARTIAL}")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        together(accelerator, lambda: _save_state(accelerator, partial))
+        if accelerator.is_main_process:
+            write_json(partial / SETTINGS_FILE, settings)
+        together(accelerator, lambda: _complete(partial, folder, step) if accelerator.is_main_process else None)
+    except OSError as error:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        older = newest_step(output_dir)
+        raise OSError(
+            f"The checkpoint of step {step} could not be written to {folder.parent} ({error}); make room there, "
+            + (f"then go on from step {older} with --resume auto." if older else "then start again.")
+        ) from error
+    if accelerator.is_main_process:
+        _rotate(folder.parent, step, keep)
 
 
-def holds_a_model(output_dir: Path) -> bool:
-    """Whether a run has saved anything worth keeping."""
-    return any((output_dir / name).exists() for name in (RESULTS_FILE, "last", "checkpoints"))
+def _save_state(accelerator: Accelerator, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)  # Accelerate only logs where it cannot
+    accelerator.save_state(str(folder))
+
+
+def together(accelerator: Accelerator, write: Callable[[], None]) -> None:
+    """Let every process write; where one cannot, all of them raise its error.
+
+    Raises:
+        OSError: With the message of the first process that failed.
+    """
+    message = None
+    try:
+        write()
+    except WriteErrors as error:
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+    failures = [text for text in gather_object([message]) if text is not None]
+    if failures:
+        raise OSError(failures[0])
+
+
+def _complete(partial: Path, folder: Path, step: int) -> None:
+    """Rename the folder when all of it has reached the disk, and mark it."""
+    files = {}
+    for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+        sync(path)
+        files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": _checksum(path)}
+    sync(partial)
+    if folder.exists():
+        _remove(folder)
+    partial.rename(folder)
+    sync(folder.parent)
+    replace_file(folder / MARKER, json.dumps({"step": step, "files": files}, indent=1) + "\n")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rotate(checkpoints: Path, step: int, keep: int) -> None:
+    stale = [path for path in checkpoints.iterdir() if path.name.endswith(_PARTIAL)]
+    numbered = _numbered(checkpoints)
+    stale += [path for number, path in numbered if number > step or not (path / MARKER).exists()]
+    stale += [path for number, path in numbered if number <= step and path not in stale][:-keep]
+    for path in stale:
+        _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / MARKER).unlink(missing_ok=True)  # first: what is half removed is no checkpoint
+    shutil.rmtree(checkpoint)
+
+
+def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
+    """Folders step_N, by N."""
+    numbers = ((path.name.removeprefix("step_"), path) for path in checkpoints.glob("step_*"))
+    return sorted((int(number), path) for number, path in numbers if number.isdigit())
+
+
+def newest_step(output_dir: Path) -> int | None:
+    """Step of the newest checkpoint with a marker."""
+    steps = [step for step, path in _numbered(output_dir / CHECKPOINTS) if (path / MARKER).exists()]
+    return max(steps, default=None)
 
 
 def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
-    """The checkpoint to go on from: the newest complete one for `auto`, else the named one; `None` to start anew.
+    """The checkpoint to go on from: the newest undamaged one for `auto`, else the named one; `None` to start anew.
+
+    Damaged ones are passed over with a warning.
 
     Raises:
-        ValueError: If the named checkpoint is none.
+        ValueError: If the named checkpoint, or every one there is, is damaged.
     """
     if resume is None:
         return None
-    if resume == "auto":
-        complete = [path for path in (output_dir / "checkpoints").glob("step_*") if (path / _COMPLETE).exists()]
-        return max(complete, key=_step, default=None)
-    if not (Path(resume) / _COMPLETE).exists():
-        raise ValueError(f"--resume: {resume} is no complete checkpoint (OUTPUT_DIR/checkpoints/step_N).")
-    return Path(resume)
+    if resume != "auto":
+        if (fault := find_fault(Path(resume))) is not None:
+            raise ValueError(f"--resume: {fault}; name another (OUTPUT_DIR/checkpoints/step_N), or take auto.")
+        return Path(resume)
+    faults: list[str] = []
+    for _, path in reversed(_numbered(output_dir / CHECKPOINTS)):
+        if not (path / MARKER).exists():
+            continue  # never completed
+        if (fault := find_fault(path)) is None:
+            for text in faults:
+                warnings.warn(f"{text}; going on from {path.name} instead.", stacklevel=2)
+            return path
+        faults.append(fault)
+    if faults:
+        raise ValueError(
+            f"--resume auto: {faults[0]}, and there is no older one; start anew with --overwrite_output_dir."
+        )
+    return None
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, progress: Progress, keep: int) -> None:
-    """Save the states of model, optimiser, schedule, random numbers and progress; older checkpoints are removed."""
-    folder = output_dir / "checkpoints" / f"step_{progress.step}"
-    accelerator.save_state(str(folder))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (folder / _COMPLETE).touch()
-        checkpoints = sorted(folder.parent.glob("step_*"), key=_step)
-        for old in checkpoints[: max(0, len(checkpoints) - keep)]:
-            shutil.rmtree(old)
-
-
-def save_model(
-    accelerator: Accelerator, model: PreTrainedModel, image_processor: MsctrImageProcessor, folder: Path
-) -> None:
-    """Write a `from_pretrained` folder, by the main process alone."""
-    if accelerator.is_main_process:
-        unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
-        unwrapped.save_pretrained(folder)
-        image_processor.save_pretrained(folder)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a dict; empty where there is no file."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dict as readable JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
+def find_fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: a sentence without its end; `None` if every file is as it was written."""
+    marker = checkpoint / MARKER
+    if not marker.exists():
+        return f"{checkpoint} is no complete checkpoint"
+    try:
+        files = read_json(marker)["files"].items()
+        for name, written in files:
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{checkpoint} is damaged: {name} is missing"
+            if path.stat().st_size != written["bytes"] or _checksum(path) != written["sha256"]:
+                return f"{checkpoint} is damaged: {name} is not as it was written"
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, OSError):
+        return f"{checkpoint} is damaged: {MARKER} cannot be read"
+    return None

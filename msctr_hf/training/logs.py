@@ -1,102 +1,113 @@
-"""What a run tells about itself: running means, log.jsonl, trackers, run.json."""
+"""Scalars and pictures of a run: running means, log.jsonl, trackers."""
 
 from __future__ import annotations
 
 import json
 import math
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
-_PACKAGES = ("msctr_hf", "torch", "transformers", "accelerate", "datasets", "timm", "evaluate", "huggingface_hub")
+from .description import without_secrets
+from .run_folder import LOG_FILE, replace_file
 
 
 class RunningMeans:
-    """Means of scalars since the last report, kept on the device: no synchronisation per step."""
+    """Means of scalars since the last report; those of the device stay there: no synchronisation per step.
+
+    What is not finite does not count: NaN means that there was nothing to measure.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor | float] = {}
-        self._counts: dict[str, int] = {}
+        self._names: dict[str, None] = {}  # in the order of the first batch
+        self._device: dict[tuple[str, ...], torch.Tensor] = {}  # names of tensors -> (2, names): sums and counts
+        self._host: dict[str, tuple[float, float]] = {}  # name -> sum, count
 
-    def update(self, terms: Mapping[str, torch.Tensor], diagnostics: Mapping[str, torch.Tensor | float]) -> None:
-        """Add the terms of one batch, and its diagnostics, of which NaN means that there was nothing to measure."""
-        for name, term in terms.items():
-            self._add(name, term.detach().float(), 1)
-        for name, value in diagnostics.items():
-            if isinstance(value, torch.Tensor):
-                self._add(name, value.float(), 1)
-            else:
-                self._add(name, *((0.0, 0) if math.isnan(value) else (value, 1)))
-
-    def _add(self, name: str, value: torch.Tensor | float, count: int) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + value
-        self._counts[name] = self._counts.get(name, 0) + count
+    def update(self, *scalars: Mapping[str, torch.Tensor | float]) -> None:
+        """Add the scalars of one batch; the same names in every process."""
+        together = {name: value for part in scalars for name, value in part.items()}
+        self._names |= dict.fromkeys(together)
+        tensors = {name: value.detach().float() for name, value in together.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            values, names = torch.stack(list(tensors.values())), tuple(tensors)
+            finite = values.isfinite()
+            sums = torch.stack([values.where(finite, 0.0), finite.float()])
+            self._device[names] = self._device[names].to(sums.device) + sums if names in self._device else sums
+        for name, value in together.items():
+            if name not in tensors and math.isfinite(value):
+                total, count = self._host.get(name, (0.0, 0.0))
+                self._host[name] = (total + float(value), count + 1)
 
     def report(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over batches and processes, with one synchronisation, without what was never measured; starts anew."""
-        names = list(self._sums)
-        device_sums = torch.stack(
-            [torch.as_tensor(self._sums[name], dtype=torch.float32, device=accelerator.device) for name in names]
-        )
-        counts = torch.tensor([float(self._counts[name]) for name in names], device=accelerator.device)
-        sums, counts = accelerator.reduce(torch.stack([device_sums, counts]), reduction="sum").tolist()
+        place = {name: column for column, name in enumerate(self._names)}
+        table = torch.zeros(2, len(place), device=accelerator.device)
+        for names, sums in self._device.items():
+            table[:, [place[name] for name in names]] += sums.to(table)
+        for name, of_host in self._host.items():
+            table[:, place[name]] += torch.tensor(of_host, device=accelerator.device)
+        totals = accelerator.reduce(table, reduction="sum").tolist()
         self.__init__()  # type: ignore[misc]
-        return {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
+        return {name: total / count for name, total, count in zip(place, *totals, strict=True) if count}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"names": list(self._names), "device": self._device, "host": self._host}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From checkpoints."""
+        self._names, self._device, self._host = dict.fromkeys(state["names"]), state["device"], state["host"]
 
 
 class RunLog:
-    """Writes scalars to log.jsonl and to the trackers; silent on all but the main process."""
+    """Writes scalars to log.jsonl and to the trackers; silent on all but the main process.
 
-    def __init__(self, accelerator: Accelerator, output_dir: Path, settings: dict[str, Any]):
+    Args:
+        accelerator (`Accelerator`): Its trackers are started.
+        output_dir (`Path`): Folder of the run.
+        settings (`dict`): Told to the trackers.
+        step (`int`): Step the run goes on from; what an interrupted run logged after it is dropped.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, settings: dict[str, Any], step: int):
         self.accelerator = accelerator
-        self.path = output_dir / "log.jsonl"
-        accelerator.init_trackers("msctr_hf", config=_flat(settings))
+        self.path = output_dir / LOG_FILE
+        if accelerator.is_main_process and self.path.exists():
+            kept = "".join(line for line in self.path.read_text().splitlines(keepends=True) if _is_up_to(line, step))
+            replace_file(self.path, kept)
+        options = {"tensorboard": {"purge_step": step + 1}} if step else {}
+        accelerator.init_trackers("msctr_hf", config=_flat(without_secrets(settings)), init_kwargs=options)
 
-    def write(self, values: dict[str, float], step: int) -> None:
-        """Log scalars of one step."""
-        self.accelerator.log(values, step=step)
+    def write(self, values: Mapping[str, Any], step: int) -> None:
+        """Log scalars of one step; what is no number goes to log.jsonl only."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        if numbers:
+            self.accelerator.log(numbers, step=step)
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 
-
-def describe_run(settings: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
-    """Everything needed to understand a run later: command, settings, versions, git commit, machine."""
-    return {
-        "command": " ".join(sys.argv),
-        "settings": settings,
-        "num_processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-        "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
-        "git_commit": git_commit(),
-    }
+    def show(self, name: str, picture: Image.Image, step: int) -> None:
+        """Give a picture to the trackers that take pictures."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({name: [picture]}, step=step)
 
 
-def git_commit() -> str | None:
-    """Commit of the code, where it lies in a git work tree."""
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a line was written whole, and not after this step."""
     try:
-        run = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ImportError:
-        return None
+        return json.loads(line)["step"] <= step and line.endswith("\n")
+    except json.JSONDecodeError:
+        return False
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,88 +2,56 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-import shutil
+import json
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, PartialState
-from accelerate.utils import broadcast, broadcast_object_list, set_seed
-from datasets import Dataset, IterableDataset
-from torch import nn
-from torch.utils.data import DataLoader
+from accelerate.utils import broadcast_object_list, set_seed
+from timm.utils import ModelEmaV3
 from tqdm.auto import tqdm
 
 from ..arguments import DataArguments, ModelArguments, TrainingArguments
-from ..data.augmentation import TrainingAugmentation
-from ..data.batches import training_loader
-from ..data.loading import get_dataset_spec
-from ..data.repeat_factors import classes_present, repeat_factors
-from ..evaluation.predictor import Predictor
-from ..evaluation.scoring import iou_table, score_dataset
-from ..evaluation.visualization import contact_sheet
-from ..models.modeling_msctr import MsctrForSemanticSegmentation
-from .checkpointing import (
-    RESULTS_FILE,
-    RUN_FILE,
-    Progress,
-    check_output_dir,
-    find_checkpoint,
-    holds_a_model,
-    read_json,
-    save_checkpoint,
-    save_model,
-    write_json,
-)
-from .logs import RunLog, RunningMeans, describe_run
-from .network import (
-    build_image_processor,
-    build_network,
-    image_processor_options,
-    synchronize_batch_norms,
-)
+from .checkpointing import Progress, find_checkpoint, save_checkpoint, together
+from .description import describe_run, describe_start, without_secrets
+from .devices import FUSED_DEVICES, build_accelerator, lay_out, traced, used_megabytes
+from .interruption import Interrupted, StopRequest
+from .logs import RunLog, RunningMeans
+from .network import build_image_processor, build_network, image_processor_options
 from .optimization import build_optimizer, build_schedule
+from .resuming import compare_settings, move_to_the_same_picture, splits_as_before
+from .run_folder import (
+    LAST,
+    NOT_FINITE_FILE,
+    RESULTS_FILE,
+    forget_what_was_set_aside,
+    save_model,
+    set_aside,
+    write_config,
+    write_json,
+    write_run_file,
+)
+from .step_guard import SHARDED, StepGuard, Verdict
+from .training_data import build_loader
+from .validation import Validation
 
-PICTURES_SHOWN = 4
+STEPS_WITHOUT_ANCHORS = 100  # in a row, before a warning
 
 
-def train(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    arguments: TrainingArguments,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Train a network, validate it, keep the best and the last.
+class Run:
+    """One training run: everything is built in `__init__`, nothing is written before `go`.
 
     Args:
         model_arguments, data_arguments, arguments: What to train, on what and how.
         settings (`dict`): Further settings of `MsctrConfig`.
-
-    Returns:
-        `dict`: results of the best model, as in `results.json`.
-
-    Raises:
-        ValueError: If the input is faulty; a folder that this call made is removed again where nothing was saved yet.
+        stop (`StopRequest`): Whether this process was told to stop.
+        pictures (`int`, *optional*): Validate on so many pictures only.
     """
-    output_dir = Path(arguments.output_dir)
-    was_empty = not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
-    try:
-        return _Run(model_arguments, data_arguments, arguments, settings).go()
-    except BaseException:
-        if was_empty and not holds_a_model(output_dir):
-            shutil.rmtree(output_dir, ignore_errors=True)
-        raise
-
-
-class _Run:
-    """One training run: everything built in `__init__`, nothing written before `go`."""
 
     def __init__(
         self,
@@ -91,112 +59,146 @@ class _Run:
         data_arguments: DataArguments,
         arguments: TrainingArguments,
         settings: dict[str, Any],
+        stop: StopRequest,
+        pictures: int | None = None,
     ):
         self.arguments = arguments
+        self.stop = stop
         self.output_dir = Path(arguments.output_dir)
-        _check_arguments(arguments, data_arguments)
-        check_output_dir(
-            self.output_dir, overwrite=arguments.overwrite_output_dir, resume=arguments.resume is not None
-        )
-        self.checkpoint = find_checkpoint(self.output_dir, arguments.resume)
-        self.spec = get_dataset_spec(data_arguments.dataset, data_arguments.data_dir)
+        self.spec = data_arguments.spec
         train_set = data_arguments.load(data_arguments.train_split)
-        self.validation_set = data_arguments.load("validation")
-        self.accelerator = _build_accelerator(arguments)
-        self.description = {**asdict(model_arguments), **asdict(data_arguments), **asdict(arguments), **settings}
+        validation_set = data_arguments.load("validation")
+        self.accelerator = build_accelerator(arguments)
+        given = {**asdict(model_arguments), **asdict(data_arguments), **asdict(arguments), **settings}
+        self.settings = json.loads(json.dumps(without_secrets(given)))
+        self.checkpoint = self._find_checkpoint()
+        self.notes = [] if self.checkpoint is None else compare_settings(self.checkpoint, self._kept_settings())
 
         set_seed(arguments.seed)
         with self.accelerator.local_main_process_first():  # one download of weights per machine
-            model = build_network(model_arguments, settings, self.spec)
-        self.image_processor = build_image_processor(model, **image_processor_options(data_arguments))
-        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
-            model = synchronize_batch_norms(model)
-        loader = training_loader(
-            train_set,
-            _augmentation(data_arguments, self.image_processor),
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
-            num_workers=data_arguments.num_workers,
-            repeats=self._repeats(train_set, data_arguments),
+            network = build_network(model_arguments, settings, self.spec)
+        image_processor = build_image_processor(network, **image_processor_options(data_arguments))
+        loader, self.steps_per_epoch = build_loader(
+            train_set, data_arguments, arguments, image_processor, self.accelerator
         )
-        steps_per_epoch = self._steps_per_epoch(loader, train_set)
-        optimizer = build_optimizer(model, arguments)
-        self.schedule = build_schedule(optimizer, arguments, steps_per_epoch)
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
-        self.num_workers = data_arguments.num_workers
-        self.progress = Progress()
-        self.accelerator.register_for_checkpointing(self.schedule, self.progress)
+        self.network = lay_out(network, arguments, self.accelerator)
+        self.average = self._average()
+        optimizer = build_optimizer(self.network, arguments, fused=self.accelerator.device.type in FUSED_DEVICES)
+        self.schedule = build_schedule(optimizer, arguments, self.steps_per_epoch)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(self.network, optimizer, loader)
+        self.network = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        averages = [] if self.average is None else [self.average]
+        self.guard = StepGuard(self.accelerator, self.optimizer, self.network, *(each.module for each in averages))
+        self.progress, self.means = Progress(), RunningMeans()
+        self.accelerator.register_for_checkpointing(self.schedule, self.progress, self.means, *averages)
+        self.image_processor = image_processor
+        self.train_set = train_set
+        self.validation = Validation(
+            self.accelerator,
+            validation_set if pictures is None else validation_set.take(pictures),
+            self.spec,
+            image_processor,
+            self.output_dir,
+            data_arguments.num_workers,
+        )
+        self.saved_step = self.skipped_in_a_row = self.without_anchors = 0
         set_seed(arguments.seed, device_specific=True)  # every process draws its own anchors and dropout
 
-    def _repeats(self, train_set: Dataset, data_arguments: DataArguments) -> np.ndarray | None:
-        """How often every picture comes in an epoch; the labels are read once, by the first process."""
-        if data_arguments.repeat_factor_threshold is None:
-            return None
-        if isinstance(train_set, IterableDataset):
-            raise ValueError("--repeat_factor_threshold needs all labels before training; leave --streaming out.")
-        present: list[Any] = [None]
+    def _kept_settings(self) -> dict[str, Any]:
+        """Settings that are kept with checkpoints, and compared when a run goes on."""
+        return {**self.settings, "num_processes": self.accelerator.num_processes}
+
+    def _find_checkpoint(self) -> Path | None:
+        """Searched by the first process, for all."""
+        found: list[Any] = [None, None]
         if self.accelerator.is_main_process:
-            present = [classes_present(train_set, len(self.spec.classes), num_workers=data_arguments.num_workers)]
-        return repeat_factors(broadcast_object_list(present)[0], data_arguments.repeat_factor_threshold)
+            try:
+                found[0] = find_checkpoint(self.output_dir, self.arguments.resume)
+            except ValueError as error:
+                found[1] = str(error)
+        checkpoint, fault = broadcast_object_list(found)
+        if fault is not None:
+            raise ValueError(fault)
+        return checkpoint
+
+    def _average(self) -> ModelEmaV3 | None:
+        """Copied before `prepare`, which binds the forward pass to the network itself."""
+        if not self.arguments.ema:
+            return None
+        if self.accelerator.distributed_type in SHARDED:
+            raise ValueError(f"--ema: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
+        average = ModelEmaV3(self.network, decay=self.arguments.ema_decay, use_warmup=True, exclude_buffers=True)
+        return average.to(self.accelerator.device)
+
+    @property
+    def best_network(self) -> torch.nn.Module:
+        """What is validated and saved: the average of the weights where there is one."""
+        return self.network if self.average is None else self.average.module
 
     def go(self) -> dict[str, Any]:
         """Train to the last step and return the best results."""
-        if self.accelerator.is_main_process:
-            if self.arguments.overwrite_output_dir and self.checkpoint is None:
-                shutil.rmtree(self.output_dir, ignore_errors=True)
-            write_json(self.output_dir / RUN_FILE, describe_run(self.description, self.accelerator))
+        if self.accelerator.is_main_process and self.arguments.overwrite_output_dir and self.checkpoint is None:
+            set_aside(self.output_dir)
         self.accelerator.wait_for_everyone()
         if self.checkpoint is not None:
-            self.accelerator.load_state(str(self.checkpoint))
-        self.log = RunLog(self.accelerator, self.output_dir, self.description)
-        self.best_results = read_json(self.output_dir / RESULTS_FILE) if self.checkpoint is not None else {}
-        self._announce()
-        if self.progress.step < self.arguments.max_steps:
-            self._train_to_the_last_step()
-        self.accelerator.end_training()
-        return self.best_results
+            self._go_on_from(self.checkpoint)
+        if self.accelerator.is_main_process:
+            write_run_file(self.output_dir, describe_run(self.settings, self.accelerator, self.progress.step))
+            write_config(self.output_dir, self.settings)
+        self.accelerator.wait_for_everyone()
+        self.log = RunLog(self.accelerator, self.output_dir, self.settings, self.progress.step)
+        for line in [*describe_start(self), *self.notes]:
+            self.accelerator.print(line)
+        try:
+            if self.progress.step:  # the interruption may have come before these
+                self._validate_if_due()
+                self._save_if_due()
+            if self.progress.step < self.arguments.max_steps:
+                self._train_to_the_last_step()
+        finally:
+            self.accelerator.end_training()
+        return self.progress.best_results
+
+    def _go_on_from(self, checkpoint: Path) -> None:
+        self.accelerator.load_state(str(checkpoint))
+        self.saved_step = self.progress.step
+        if not splits_as_before(checkpoint, self._kept_settings()):
+            move_to_the_same_picture(self.progress, checkpoint, self._kept_settings())
+            set_seed(self.arguments.seed + self.progress.step, device_specific=True)
+        if self.accelerator.is_main_process and self.progress.best_results:
+            write_json(self.output_dir / RESULTS_FILE, self.progress.best_results)
 
     def _train_to_the_last_step(self) -> None:
         self.model.train()
-        self.means = RunningMeans()
-        with tqdm(
+        bar = tqdm(
             total=self.arguments.max_steps,
             initial=self.progress.step,
             desc="training",
             unit="step",
             disable=not self.accelerator.is_local_main_process,
-        ) as bar:
+        )
+        profile = traced(self.accelerator, self.output_dir) if self.arguments.profile else nullcontext()
+        with bar, profile as profiler:
             self.since, self.last_logged = time.perf_counter(), self.progress.step
-            for terms, diagnostics in self._steps():
-                self.means.update(terms, diagnostics)
-                if self.accelerator.sync_gradients:
-                    self.progress.step += 1
-                    bar.update()
-                    self._report_and_save(bar)
-                    if self.progress.step == self.arguments.max_steps:
-                        break
+            for _ in self._steps():
+                bar.update()
+                told_to_stop = self._hear(of_all=self._waits())
+                paused = time.perf_counter()
+                if self._is_due(self.arguments.logging_steps):
+                    self._log(bar)
+                    paused = self.since
+                if told_to_stop:
+                    self._interrupt()
+                self._validate_if_due()
+                self._save_if_due()
+                self.since += time.perf_counter() - paused
+                if profiler is not None:
+                    profiler.step()
+                if self.progress.step == self.arguments.max_steps:
+                    break
 
-    def _report_and_save(self, bar: tqdm) -> None:
-        """Log, validate and save when it is time to, and after the last step."""
-        arguments, step = self.arguments, self.progress.step
-        last = step == arguments.max_steps
-        if step % arguments.logging_steps == 0 or last:
-            values = self._log_step()
-            bar.set_postfix(
-                loss=f"{values['loss']:.4f}",
-                rate=f"{values['learning_rate']:.2e}",
-                img_s=f"{values['images_per_second']:.1f}",
-            )
-        paused = time.perf_counter()
-        if step % arguments.validation_steps == 0 or last:
-            self._validate()
-        if step % arguments.checkpointing_steps == 0 or last:
-            save_model(self.accelerator, self.model, self.image_processor, self.output_dir / "last")
-            save_checkpoint(self.accelerator, self.output_dir, self.progress, arguments.checkpoints_kept)
-        self.since += time.perf_counter() - paused
-
-    def _steps(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | float]]]:
-        """Forward, backward and update, batch after batch without end; yields the loss with its terms, diagnostics."""
+    def _steps(self) -> Iterator[None]:
+        """Forward, backward and update, batch after batch without end; yields after every update."""
         while True:
             batches: Any = self.loader
             if self.progress.batches_in_epoch:
@@ -205,175 +207,137 @@ class _Run:
             for batch in batches:
                 self.progress.batches_in_epoch += 1
                 with self.accelerator.accumulate(self.model):
-                    output = self.model(**batch)
-                    self.accelerator.backward(output.loss)
-                    if self.accelerator.sync_gradients and self.arguments.max_grad_norm is not None:
-                        self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
-                    self.optimizer.step()
-                    self.learning_rate = self.schedule.get_last_lr()[-1]
-                    if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
-                        self.schedule.step()
-                    self.optimizer.zero_grad()
-                yield {"loss": output.loss.detach(), **output.loss_terms}, output.diagnostics or {}
+                    self._forward_and_backward(batch)
+                    if self.accelerator.sync_gradients:
+                        self._update()
+                if self.accelerator.sync_gradients:
+                    yield
             self.progress.epoch += 1
             self.progress.batches_in_epoch = 0
 
-    def _log_step(self) -> dict[str, float]:
+    def _forward_and_backward(self, batch: dict[str, torch.Tensor]) -> None:
+        pixel_values = batch["pixel_values"]
+        if self.arguments.channels_last:
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        self.guard.before_forward()
+        output = self.model(pixel_values=pixel_values, labels=batch["labels"])
+        self.accelerator.backward(output.loss)
+        terms, diagnostics = {"loss": output.loss.detach(), **output.loss_terms}, output.diagnostics or {}
+        self.guard.add_batch(terms, batch["image_id"])
+        self.means.update(terms, diagnostics)
+        self._watch_anchors(diagnostics.get("contrastive/skipped_stages", 0.0))
+
+    def _update(self) -> None:
+        largest = float("inf") if self.arguments.max_grad_norm is None else self.arguments.max_grad_norm
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
+        self.progress.step += 1
+        self.guard.update(self.progress.step, grad_norm, stop=self.stop.came)
+        self.learning_rate = self.schedule.get_last_lr()[-1]
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.network, self.progress.step)
+        if isinstance(grad_norm, torch.Tensor):
+            self.means.update({"grad_norm": grad_norm})
+
+    def _watch_anchors(self, share_of_skipped_stages: float) -> None:
+        self.without_anchors = self.without_anchors + 1 if share_of_skipped_stages == 1 else 0
+        if self.without_anchors == STEPS_WITHOUT_ANCHORS:
+            warnings.warn(
+                f"Nothing was contrasted in {STEPS_WITHOUT_ANCHORS} batches: in no stage has a class enough pixels of "
+                "one picture. Take larger crops or batches, or a lower contrastive_min_anchors_per_class.",
+                stacklevel=2,
+            )
+
+    def _is_due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.step == self.arguments.max_steps
+
+    def _waits(self) -> bool:
+        """Whether this step ends with something that waits for the device anyway."""
+        arguments = self.arguments
+        return any(
+            self._is_due(every)
+            for every in (arguments.logging_steps, arguments.validation_steps, arguments.checkpointing_steps)
+        )
+
+    def _hear(self, *, of_all: bool) -> bool:
+        """Learn which steps were skipped and whether to stop; all processes learn the same at the same step."""
+        verdicts = list(self.guard.verdicts(of_all=of_all))
+        if any(verdict.stop or verdict.faulty for verdict in verdicts):
+            verdicts += self.guard.verdicts(of_all=True)
+        for verdict in verdicts:
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if verdict.faulty else 0
+            if verdict.faulty:
+                self._tell_of(verdict)
+            if self.skipped_in_a_row == self.arguments.max_skipped_steps:
+                self._give_up(verdict)
+        return any(verdict.stop for verdict in verdicts)
+
+    def _tell_of(self, verdict: Verdict) -> None:
+        self.progress.skipped_steps += 1
+        faulty = verdict.faulty
+        self.log.write({"skipped": True, "not_finite": faulty.terms, "pictures": faulty.pictures}, verdict.step)
+        self.accelerator.print(
+            f"\nstep {verdict.step} was skipped, not finite: {', '.join(faulty.terms)}; "
+            f"pictures: {', '.join(faulty.pictures)}"
+        )
+
+    def _give_up(self, verdict: Verdict) -> None:
+        self._save()
+        report = self.output_dir / NOT_FINITE_FILE
+        if self.accelerator.is_main_process:
+            write_json(report, {"step": verdict.step, "learning_rate": self.learning_rate, **verdict.faulty._asdict()})
+        raise ValueError(
+            f"{self.skipped_in_a_row} steps in a row were skipped, up to step {verdict.step}: "
+            f"{', '.join(verdict.faulty.terms)} not finite (see {report}). Lower --learning_rate, set --max_grad_norm "
+            "or use another --mixed_precision; the weights are those from before."
+        )
+
+    def _interrupt(self) -> None:
+        self._save()
+        raise Interrupted(f"stopped after step {self.progress.step}; continue with --resume auto")
+
+    def _log(self, bar: tqdm) -> None:
         arguments, step = self.arguments, self.progress.step
         pictures = arguments.batch_size * arguments.gradient_accumulation_steps * self.accelerator.num_processes
         values = self.means.report(self.accelerator)
-        if not math.isfinite(values["loss"]):
-            raise ValueError(
-                f"The loss became {values['loss']} before step {step}: lower --learning_rate, set --max_grad_norm, or "
-                "use another --mixed_precision."
-            )
         now = time.perf_counter()
         values["learning_rate"] = float(self.learning_rate)
         values["images_per_second"] = (step - self.last_logged) * pictures / (now - self.since)
+        values["skipped_steps"] = self.progress.skipped_steps
+        values["used_mb"] = round(used_megabytes(self.accelerator.device), 1)
         self.since, self.last_logged = now, step
         self.log.write(values, step)
-        return values
-
-    def _validate(self) -> None:
-        """Score the network on all processes; keep it if it is the best so far."""
-        model = self.accelerator.unwrap_model(self.model)
-        # without SyncBatchNorm every process has statistics of its own; those of the first are the ones saved
-        broadcast(list(model.buffers()))
-        shown: list[tuple] = []
-        results = self._score(model, shown)
-        self.log.write(
-            {f"validation/{name}": results[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")},
-            self.progress.step,
+        bar.set_postfix(
+            loss=f"{values.get('loss', float('nan')):.4f}",
+            rate=f"{values['learning_rate']:.2e}",
+            img_s=f"{values['images_per_second']:.1f}",
         )
-        mean_iou = results["mean_iou"] or 0.0
-        self.accelerator.print(f"step {self.progress.step}: validation mIoU {100 * mean_iou:.2f} %")
-        if mean_iou <= self.progress.best_mean_iou:
+
+    def _validate_if_due(self) -> None:
+        """Also where a run goes on from a step that was not validated any more."""
+        if not self._is_due(self.arguments.validation_steps) or self.progress.validated_step == self.progress.step:
             return
-        self.progress.best_mean_iou = mean_iou
-        self.best_results = {"step": self.progress.step, **results}
-        save_model(self.accelerator, self.model, self.image_processor, self.output_dir)
+        if not self.validation.run(self.best_network, self.progress, self.log, lambda: self.stop.came):
+            self._interrupt()
+
+    def _save_if_due(self) -> None:
+        if self._is_due(self.arguments.checkpointing_steps):
+            self._save()
+            together(self.accelerator, self._save_last)
+
+    def _save(self) -> None:
+        """A checkpoint, unless this step has one."""
+        step = self.progress.step
+        if self.saved_step == step:
+            return
+        save_checkpoint(
+            self.accelerator, self.output_dir, step, self._kept_settings(), keep=self.arguments.checkpoints_kept
+        )
+        self.saved_step = step
         if self.accelerator.is_main_process:
-            write_json(self.output_dir / RESULTS_FILE, self.best_results)
-            sheet = contact_sheet(shown, self.spec.palette, self.spec.classes)
-            sheet.save(self.output_dir / "predictions.png")
+            forget_what_was_set_aside(self.output_dir)
 
-    def _score(self, model: MsctrForSemanticSegmentation, shown: list[tuple]) -> dict[str, Any]:
-        # from all over the set: neighbours are often frames of one video
-        pictures = (_num_pictures(self.validation_set) or PICTURES_SHOWN) // self.accelerator.num_processes
-        every, seen = max(1, pictures // PICTURES_SHOWN), itertools.count()
-
-        def keep_a_few(samples, predictions):
-            if next(seen) % every == 0 and len(shown) < PICTURES_SHOWN:
-                shown.append((samples[0]["image"], samples[0]["label"], predictions[0]))
-
-        with _in_full_precision(model):
-            scores = score_dataset(
-                Predictor(model, self.image_processor),
-                self.validation_set,
-                num_labels=len(self.spec.classes),
-                accelerator=self.accelerator,
-                num_workers=self.num_workers,
-                on_batch=keep_a_few,
-            )
-        return scores.results(self.spec.id2label, self.spec.groups)
-
-    def _announce(self) -> None:
-        arguments, accelerator = self.arguments, self.accelerator
-        model = accelerator.unwrap_model(self.model)
-        parameters = sum(p.numel() for p in model.parameters())
-        for_training = sum(
-            p.numel()
-            for name, p in model.named_parameters()
-            if name.startswith("projection_head.")
-            or (name.startswith("auxiliary_head.") and model.config.decode_head != "ocr")
-        )
-        batch = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
-        accelerator.print(
-            f"{model.config.decode_head} on {self.description['backbone']}, {model.config.contrastive_mode}: "
-            f"{(parameters - for_training) / 1e6:.1f} M parameters, {for_training / 1e6:.1f} M more in training\n"
-            f"{self.spec.name}: {self.num_training or 'streamed'} training and "
-            f"{_num_pictures(self.validation_set) or 'streamed'} validation "
-            f"pictures, {len(self.spec.classes)} classes\n"
-            f"{arguments.max_steps} steps of {batch} pictures on {accelerator.num_processes} x "
-            f"{accelerator.device.type}, precision {accelerator.mixed_precision}"
-        )
-
-    def _steps_per_epoch(self, loader: DataLoader, train_set: Dataset | IterableDataset) -> int | None:
-        """Steps until every picture was seen once; `None` for a stream, whose end is not known."""
-        self.num_training = _num_pictures(train_set)
-        if self.num_training is None:
-            if self.arguments.schedule == "exponential":
-                raise ValueError("--schedule exponential counts epochs, which a stream does not have; use poly.")
-            return None
-        batches = len(loader) // self.accelerator.num_processes
-        if batches == 0:
-            raise ValueError(
-                f"{self.num_training} training pictures do not fill one batch of {self.arguments.batch_size} on "
-                f"{self.accelerator.num_processes} process(es); lower --batch_size."
-            )
-        return max(1, batches // self.arguments.gradient_accumulation_steps)
-
-
-def _num_pictures(dataset: Dataset | IterableDataset) -> int | None:
-    return None if isinstance(dataset, IterableDataset) else len(dataset)
-
-
-@contextmanager
-def _in_full_precision(model: nn.Module) -> Iterator[None]:
-    """Take off Accelerate's mixed precision, so that validation scores the network as it is saved."""
-    mixed_precision_forward = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if mixed_precision_forward is not None:
-            model.forward = mixed_precision_forward
-
-
-def print_results(results: dict[str, Any], output_dir: str | Path) -> None:
-    """Per-class table, and where everything lies; printed by the main process."""
-    if not PartialState().is_main_process:
-        return
-    print(iou_table(results))
-    print(f"best at step {results['step']}; model, results.json and predictions.png are in {output_dir}")
-
-
-def _build_accelerator(arguments: TrainingArguments) -> Accelerator:
-    trackers = [name for name in arguments.report_to if name != "none"]
-    return Accelerator(
-        mixed_precision=arguments.mixed_precision,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        log_with=trackers or None,
-        project_dir=str(Path(arguments.output_dir) / "tensorboard"),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        step_scheduler_with_optimizer=False,
-    )
-
-
-def _augmentation(arguments: DataArguments, image_processor) -> TrainingAugmentation:
-    return TrainingAugmentation(
-        crop_size=arguments.crop_size,
-        image_mean=image_processor.image_mean,
-        image_std=image_processor.image_std,
-        scale_range=arguments.scale_range,
-        aspect_range=arguments.aspect_range,
-        max_class_share=arguments.max_class_share,
-        flip_probability=arguments.flip_probability,
-        color_jitter=arguments.color_jitter,
-        padding_mode=arguments.padding_mode,
-    )
-
-
-def _check_arguments(arguments: TrainingArguments, data_arguments: DataArguments) -> None:
-    for name in (
-        "max_steps", "batch_size", "gradient_accumulation_steps", "validation_steps", "checkpointing_steps",
-        "checkpoints_kept", "logging_steps",
-    ):  # fmt: skip
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
-    for name in ("crop_size", "scale_range", "aspect_range"):
-        value = getattr(data_arguments, name)
-        if len(value) != 2 or min(value) <= 0:
-            raise ValueError(f"--{name} needs two positive values, got {value}.")
-    known = {"none", "tensorboard", "wandb", "trackio"}
-    if unknown := sorted(set(arguments.report_to) - known):
-        raise ValueError(f"--report_to: {unknown} is unknown; choose from {sorted(known)}.")
+    def _save_last(self) -> None:
+        if self.accelerator.is_main_process:
+            save_model(self.best_network, self.image_processor, self.output_dir / LAST)

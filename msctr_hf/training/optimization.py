@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,18 +14,21 @@ from ..arguments import TrainingArguments
 NORMS = "norm"
 
 
-def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, arguments: TrainingArguments, fused: bool = True) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW over the trainable parameters, grouped by learning rate and weight decay.
 
     Args:
         model (`nn.Module`): Parameters under `backbone.` take the backbone's rate.
         arguments (`TrainingArguments`): Rates, decay, and which parameters go without it.
+        fused (`bool`): Whether the device has the fused form; CPUs, NVIDIA and AMD GPUs, Apple's and Intel's do.
     """
     groups = parameter_groups(model, arguments)
+    # fused: one kernel, which can also skip a step without asking the host (see StepGuard)
+    options: dict[str, Any] = {"lr": arguments.learning_rate, "fused": fused}
     if arguments.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=arguments.learning_rate, momentum=arguments.momentum)
+        return torch.optim.SGD(groups, momentum=arguments.momentum, **options)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[arguments.optimizer]
-    return optimizer(groups, lr=arguments.learning_rate, betas=tuple(arguments.adam_betas))
+    return optimizer(groups, betas=tuple(arguments.adam_betas), **options)
 
 
 def parameter_groups(model: nn.Module, arguments: TrainingArguments) -> list[dict]:

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 from layouts import write_folder, write_labels
 from safetensors.torch import load_file
+from small_run import flags
 
 from msctr_hf import MsctrForSemanticSegmentation
 
@@ -17,29 +18,6 @@ from msctr_hf import MsctrForSemanticSegmentation
 @pytest.fixture
 def folder(tmp_path):
     return write_folder(tmp_path / "data", num_train=6, num_validation=3)
-
-
-def flags(folder, output_dir, **changes):
-    settings = {
-        "config": ROOT / "configs/quickstart.yaml",
-        "dataset": "folder",
-        "data_dir": folder,
-        "output_dir": output_dir,
-        "crop_size": "32 32",
-        "hidden_size": 8,
-        "auxiliary_hidden_size": 8,
-        "projection_dim": 8,
-        "class_weights": "[1,1,1]",
-        "batch_size": 2,
-        "max_steps": 4,
-        "validation_steps": 2,
-        "checkpointing_steps": 2,
-        "logging_steps": 1,
-        "num_workers": 0,
-        "report_to": "none",
-        **changes,
-    }
-    return [word for key, value in settings.items() if value is not None for word in (f"--{key}", *str(value).split())]
 
 
 def test_training_leaves_a_complete_folder(run_script, folder, tmp_path):

@@ -1,17 +1,55 @@
+import json
 import math
 
+import pytest
 import torch
 from accelerate import Accelerator
 
-from msctr_hf.training.logs import RunningMeans
+from msctr_hf.training.logs import RunLog, RunningMeans
 
 
-def test_means_leave_out_what_was_not_measured_but_never_a_loss():
+def test_means_leave_out_what_was_not_measured_and_what_is_not_finite():
     means, accelerator = RunningMeans(), Accelerator(cpu=True)
     means.update({"loss": torch.tensor(1.0)}, {"anchors": 4.0, "cosine": torch.tensor(0.5), "never": math.nan})
     means.update({"loss": torch.tensor(2.0)}, {"anchors": 6.0, "cosine": math.nan, "never": math.nan})
-    assert means.report(accelerator) == {"loss": 1.5, "anchors": 5.0, "cosine": 0.5}
+    means.update({"loss": torch.tensor(math.nan)}, {"anchors": 5.0, "cosine": torch.tensor(math.inf), "never": 0.0})
+    assert means.report(accelerator) == {"loss": 1.5, "anchors": 5.0, "cosine": 0.5, "never": 0.0}
+    assert means.report(accelerator) == {}
 
-    means.update({"loss": torch.tensor(math.nan)}, {})
-    means.update({"loss": torch.tensor(2.0)}, {})
-    assert math.isnan(means.report(accelerator)["loss"])
+
+def test_means_go_on_from_their_state(tmp_path):
+    accelerator, whole, first, second = Accelerator(cpu=True), RunningMeans(), RunningMeans(), RunningMeans()
+    batches = [({"loss": torch.tensor(float(n))}, {"anchors": float(n * n)}) for n in range(5)]
+    for batch in batches:
+        whole.update(*batch)
+    for batch in batches[:2]:
+        first.update(*batch)
+    torch.save(first.state_dict(), tmp_path / "state")
+    second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    for batch in batches[2:]:
+        second.update(*batch)
+    assert second.report(accelerator) == whole.report(accelerator)
+
+
+def test_log_drops_what_an_interrupted_run_wrote_after_its_checkpoint(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 6)) + '{"step": 6, "lo')
+    RunLog(Accelerator(cpu=True), tmp_path, {}, step=4).write({"loss": 2.0}, 5)
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(entry["step"], entry["loss"]) for entry in entries] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]
+
+
+def test_pictures_reach_tensorboard(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from PIL import Image
+
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
+    log = RunLog(accelerator, tmp_path, {"a": 1}, step=0)
+    log.show("validation/predictions", Image.new("RGB", (8, 6), (255, 0, 0)), 3)
+    log.write({"loss": 1.5, "pictures": ["a"]}, 3)
+    accelerator.end_training()
+    events = event_accumulator.EventAccumulator(str(next(tmp_path.rglob("events.*")).parent))
+    events.Reload()
+    (picture,) = events.Images("validation/predictions")
+    assert (picture.step, picture.width, picture.height) == (3, 8, 6)
+    assert [event.value for event in events.Scalars("loss")] == [1.5]

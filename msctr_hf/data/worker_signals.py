@@ -1,0 +1,21 @@
+"""Worker processes that load data outlive a scheduler's signal: the run still needs them to end its step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+
+def heed_the_parent_only(worker_id: int) -> None:
+    """Let a worker ignore Ctrl-C, and SIGTERM from anyone but the process that started it (`worker_init_fn`)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a signalled worker ends, and the run with it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,125 @@
+"""What a run tells about itself: run.json, and the summary before the first step."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from .training_data import num_pictures
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+_PACKAGES = ("msctr_hf", "torch", "transformers", "accelerate", "datasets", "timm", "evaluate", "huggingface_hub")
+# what changes how a run computes, and where a scheduler put it
+_ENVIRONMENT = re.compile(
+    r"(ACCELERATE_|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|NCCL_|TORCH|FSDP_|SLURM_(JOB|NNODES|NTASKS|NODELIST)|HF_HUB_OFFLINE)"
+)
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)
+_TOKEN = re.compile(r"\bhf_\w{8,}|\bapi_org_\w{8,}")
+HIDDEN = "***"
+
+
+def describe_run(settings: dict[str, Any], accelerator: Accelerator, step: int) -> dict[str, Any]:
+    """Everything needed to understand a run later: command, settings, versions, git state, environment, machine.
+
+    Access tokens are hidden, wherever they stand.
+    """
+    return without_secrets(
+        {
+            "command": shlex.join(sys.argv),
+            "from_step": step,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "settings": settings,
+            "num_processes": accelerator.num_processes,
+            "mixed_precision": accelerator.mixed_precision,
+            "device": _device_name(),
+            "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+            "git_commit": git_commit(),
+            "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+            "environment": {name: value for name, value in sorted(os.environ.items()) if _ENVIRONMENT.match(name)},
+        }
+    )
+
+
+def without_secrets(value: Any) -> Any:
+    """The same value with access tokens hidden: those of the Hub, and what a variable of this environment holds."""
+    if isinstance(value, dict):
+        return {without_secrets(key): without_secrets(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    for name, secret in os.environ.items():
+        if len(secret) >= 8 and _SECRET_NAME.search(name):
+            value = value.replace(secret, HIDDEN)
+    return _TOKEN.sub(HIDDEN, value)
+
+
+def git_commit() -> str | None:
+    """Commit of the code, where it lies in a git work tree."""
+    return _git("rev-parse", "HEAD")
+
+
+def _git(*command: str) -> str | None:
+    try:
+        run = subprocess.run(["git", *command], capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ImportError:
+        return None
+
+
+def describe_start(run: Run) -> list[str]:
+    """Lines to read before the first step: network, data, batch, schedule, device, folder."""
+    arguments, accelerator, config = run.arguments, run.accelerator, run.network.config
+    always, in_training = _count_parameters(run.network)
+    batch = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
+    pictures = num_pictures(run.train_set)
+    epochs = "" if run.steps_per_epoch is None else f", {arguments.max_steps / run.steps_per_epoch:.1f} epochs"
+    lines = [
+        f"network   {config.decode_head} on {run.settings['backbone']}, {config.contrastive_mode}: "
+        f"{always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training",
+        f"data      {run.spec.name}, {len(run.spec.classes)} classes: {pictures or 'streamed'} training and "
+        f"{num_pictures(run.validation.dataset) or 'streamed'} validation pictures",
+        f"batch     {batch} = {arguments.batch_size} pictures x {arguments.gradient_accumulation_steps} batches x "
+        f"{accelerator.num_processes} process(es)",
+        f"schedule  {arguments.max_steps} steps{epochs}: {arguments.optimizer}, {arguments.schedule}, rate "
+        f"{arguments.learning_rate:g}, {arguments.warmup_steps} steps of warm-up"
+        + (f", weights averaged with {arguments.ema_decay:g}" if arguments.ema else ""),
+        f"device    {_device_name()}, precision {accelerator.mixed_precision}",
+        f"folder    {run.output_dir}",
+    ]
+    return lines if run.checkpoint is None else [*lines, f"goes on   from step {run.progress.step}, {run.checkpoint}"]
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def _count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Parameters of a prediction, and those that work in training only."""
+    # object regions are weighted by the auxiliary logits
+    prefixes = ("projection_head.",) if model.config.decode_head == "ocr" else ("projection_head.", "auxiliary_head.")
+    for_training = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(prefixes))
+    return sum(parameter.numel() for parameter in model.parameters()) - for_training, for_training

@@ -1,0 +1,77 @@
+"""Processes, precision, memory layout: everything that depends on the machine and not on the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import ProfileKwargs
+
+from ..arguments import TrainingArguments
+from ..models.modeling_msctr import MsctrForSemanticSegmentation
+from .network import synchronize_batch_norms
+
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimisers torch has in fused form
+_SKIPPED, _WARM_UP, _TRACED = 5, 2, 3  # steps of a profile
+_LISTED = 25
+
+
+def build_accelerator(arguments: TrainingArguments) -> Accelerator:
+    """Accelerate for this process, with the trackers of the run."""
+    trackers = [name for name in arguments.report_to if name != "none"]
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        log_with=trackers or None,
+        project_dir=str(Path(arguments.output_dir) / "tensorboard"),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        dynamo_backend="inductor" if arguments.compile else None,
+        step_scheduler_with_optimizer=False,
+    )
+    if arguments.tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    return accelerator
+
+
+def lay_out(
+    model: MsctrForSemanticSegmentation, arguments: TrainingArguments, accelerator: Accelerator
+) -> MsctrForSemanticSegmentation:
+    """The network as this machine likes it: memory format, statistics shared between GPUs."""
+    if arguments.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = synchronize_batch_norms(model)
+    return model
+
+
+def used_megabytes(device: torch.device) -> float:
+    """Peak of what PyTorch holds on a GPU since the last question; resident memory of the process elsewhere."""
+    if device.type != "cuda":
+        return psutil.Process().memory_info().rss / 2**20
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak / 2**20
+
+
+@contextmanager
+def traced(accelerator: Accelerator, output_dir: Path) -> Iterator[torch.profiler.profile]:
+    """Trace a few steps to OUTPUT_DIR/profile/, with a table of the operators that took longest.
+
+    The caller tells `step()` of what it is given where a step ends.
+    """
+    folder = output_dir / "profile"
+    key = "self_cuda_time_total" if accelerator.device.type == "cuda" else "self_cpu_time_total"
+
+    def write(profiler: torch.profiler.profile) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(folder / f"trace_{accelerator.process_index}.json"))
+        table = profiler.key_averages().table(sort_by=key, row_limit=_LISTED)
+        (folder / f"operators_{accelerator.process_index}.txt").write_text(table)
+
+    schedule = {"skip_first": _SKIPPED, "wait": 0, "warmup": _WARM_UP, "active": _TRACED, "repeat": 1}
+    with accelerator.profile(ProfileKwargs(schedule_option=schedule, on_trace_ready=write)) as profiler:
+        yield profiler

@@ -1,0 +1,97 @@
+"""Going on from a checkpoint: what may differ from the run that wrote it, and what may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .checkpointing import SETTINGS_FILE, Progress
+from .run_folder import read_json
+
+# where things lie, what is watched, and how a start began: changes nothing that a checkpoint holds
+_FREE = {
+    "output_dir", "overwrite_output_dir", "resume", "data_dir", "num_workers", "logging_steps", "validation_steps",
+    "checkpointing_steps", "checkpoints_kept", "report_to", "max_skipped_steps", "profile", "dry_run",
+    "backbone_weights", "model_name_or_path",
+}  # fmt: skip
+# the run can go on with another value, but it is told
+_TOLD = {"max_steps", "mixed_precision", "compile", "channels_last", "tf32", "activation_checkpointing"}
+_BATCH = ("batch_size", "gradient_accumulation_steps", "num_processes")
+
+
+def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
+    """Check that a run can go on from a checkpoint with these settings.
+
+    Args:
+        checkpoint (`Path`): A complete one.
+        settings (`dict`): All settings of the run, with `num_processes`.
+
+    Returns:
+        `list[str]`: sentences about what differs, but does no harm.
+
+    Raises:
+        ValueError: If the settings describe another run; the message names every difference.
+    """
+    saved = read_json(checkpoint / SETTINGS_FILE)
+    if not saved:
+        raise ValueError(f"--resume: {checkpoint} holds no {SETTINGS_FILE}; it was written by another version.")
+    different = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]
+    refused = [name for name in different if name not in _FREE | _TOLD and name not in _BATCH]
+    if refused:
+        listed = "; ".join(f"{name} was {saved.get(name)!r} and is {settings.get(name)!r}" for name in refused)
+        raise ValueError(
+            f"--resume: {checkpoint} is of a run with other settings: {listed}. Keep them, or start a new run from "
+            "its last model with --model_name_or_path OUTPUT_DIR/last."
+        )
+    notes = [
+        f"{name} was {saved.get(name)!r} and is {settings.get(name)!r} from here on."
+        for name in different
+        if name in _TOLD
+    ]
+    if any(name in different for name in _BATCH):
+        notes.append(_compare_batches(saved, settings))
+    return notes
+
+
+def _compare_batches(saved: dict[str, Any], settings: dict[str, Any]) -> str:
+    """One step must see as many pictures as before; how they are split may change."""
+    before, now = (_pictures_per_step(each) for each in (saved, settings))
+    if before != now:
+        per_process = before / (settings["num_processes"] * settings["gradient_accumulation_steps"])
+        hint = f" --batch_size {per_process:.0f} would." if per_process.is_integer() else ""
+        raise ValueError(
+            f"--resume: a step saw {_split(saved)} = {before} pictures and would see {_split(settings)} = {now}; they "
+            f"must stay as many.{hint}"
+        )
+    if settings.get("streaming"):
+        raise ValueError(
+            f"--resume: a stream read by {_split(saved)} cannot be taken up by {_split(settings)}; keep the split."
+        )
+    return (
+        f"A step's {now} pictures were {_split(saved)} and are {_split(settings)} from here on: the order of the data "
+        "stays, the random numbers of anchors and dropout do not."
+    )
+
+
+def _pictures_per_step(settings: dict[str, Any]) -> int:
+    return settings["batch_size"] * settings["gradient_accumulation_steps"] * settings["num_processes"]
+
+
+def _split(settings: dict[str, Any]) -> str:
+    return (
+        f"{settings['batch_size']} x {settings['gradient_accumulation_steps']} batches x "
+        f"{settings['num_processes']} processes"
+    )
+
+
+def splits_as_before(checkpoint: Path, settings: dict[str, Any]) -> bool:
+    """Whether batches and processes are those of the checkpoint."""
+    saved = read_json(checkpoint / SETTINGS_FILE)
+    return all(saved.get(name) == settings.get(name) for name in _BATCH)
+
+
+def move_to_the_same_picture(progress: Progress, checkpoint: Path, settings: dict[str, Any]) -> None:
+    """Count the batches of the epoch as this split of a step counts them."""
+    saved = read_json(checkpoint / SETTINGS_FILE)
+    pictures = progress.batches_in_epoch * saved["batch_size"] * saved["num_processes"]
+    progress.batches_in_epoch = pictures // (settings["batch_size"] * settings["num_processes"])

@@ -1,0 +1,170 @@
+"""Steps with numbers that are not finite are skipped on the device; the host learns of them a step later.
+
+No step waits for the device: what it decides there, it copies to the host, which reads it when the next step has been
+handed over. What must not be lost by then, the statistics of normalisation layers, has been kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from torch import nn
+
+from ..data.batches import image_ids
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+class Faulty(NamedTuple):
+    """A step that was skipped: which terms were not finite and which pictures it saw, over all processes."""
+
+    terms: list[str]
+    pictures: list[str]
+
+
+class Verdict(NamedTuple):
+    """What all processes know of a step: why it was skipped, if it was, and whether one of them was told to stop."""
+
+    step: int
+    faulty: Faulty | None
+    stop: bool
+
+
+@dataclass
+class _Sent:
+    """Flags of a step on their way to the host, with what is wanted if they say that it was skipped."""
+
+    step: int
+    flags: torch.Tensor
+    arrived: torch.cuda.Event | None
+    terms: dict[str, torch.Tensor]
+    pictures: list[torch.Tensor]
+    statistics: list[torch.Tensor]
+
+
+class StepGuard:
+    """Keeps numbers that are not finite out of weights, optimiser and statistics.
+
+    Args:
+        accelerator (`Accelerator`): Its processes skip a step together.
+        optimizer: As `Accelerator.prepare` gives it; a fused one skips without the host.
+        models (`nn.Module`): The network, and its average if there is one: their buffers are put back.
+    """
+
+    def __init__(self, accelerator: Accelerator, optimizer: Any, *models: nn.Module):
+        self.accelerator = accelerator
+        self.optimizer = optimizer
+        inner = optimizer.optimizer
+        self.skips_on_device = (
+            getattr(inner, "_step_supports_amp_scaling", False) and accelerator.distributed_type not in SHARDED
+        )
+        if self.skips_on_device:
+            _start_momentum(inner)
+        self.statistics = [[buffer for buffer in model.buffers() if buffer.is_floating_point()] for model in models]
+        # of this step and of the one before
+        self._copies = deque([[torch.empty_like(buffer) for buffer in self.statistics[0]] for _ in range(2)])
+        self._sent: deque[_Sent] = deque()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._not_finite = torch.zeros((), device=self.accelerator.device)
+        self._terms: dict[str, torch.Tensor] = {}
+        self._pictures: list[torch.Tensor] = []
+
+    def before_forward(self) -> None:
+        """Keep the statistics of the normalisation layers as they are before a step."""
+        if not self._pictures:
+            self._copies.rotate()
+            _copy(self._copies[0], self.statistics[0])
+
+    def add_batch(self, terms: dict[str, torch.Tensor], image_id: torch.Tensor) -> None:
+        """Look at the loss of a batch; several batches may make a step."""
+        self._not_finite = self._not_finite + (~terms["loss"].isfinite()).float()
+        self._terms = {name: self._terms[name] + terms[name] for name in terms} if self._terms else dict(terms)
+        self._pictures.append(image_id)
+
+    def update(self, step: int, grad_norm: torch.Tensor | None, *, stop: bool) -> None:
+        """Update the weights, unless a loss or the gradient is not finite in any process.
+
+        Args:
+            step (`int`): Number of the step.
+            grad_norm (`torch.Tensor`, *optional*): Norm of the whole gradient; some launchers do not tell it.
+            stop (`bool`): Whether this process was told to stop.
+        """
+        flags = torch.zeros(2, device=self.accelerator.device)
+        flags[0] = self._not_finite
+        if isinstance(grad_norm, torch.Tensor):
+            flags[0] += (~grad_norm.detach().isfinite()).float()
+        if stop:
+            flags[1] = 1.0
+        if self.accelerator.num_processes > 1:
+            flags = self.accelerator.reduce(flags, reduction="sum")
+        flags = (flags > 0).float()
+        self._step_unless(flags[0])
+        self._sent.append(_Sent(step, *_to_host(flags), self._terms, self._pictures, self._copies[0]))
+        self._begin()
+
+    def _step_unless(self, faulty: torch.Tensor) -> None:
+        inner = self.optimizer.optimizer
+        if self.accelerator.scaler is not None:  # it skips by itself, and lowers its scale
+            self.optimizer.step()
+        elif self.skips_on_device:
+            inner.grad_scale, inner.found_inf = None, faulty
+            self.optimizer.step()
+        elif not faulty.item():
+            self.optimizer.step()
+
+    def verdicts(self, *, of_all: bool) -> Iterator[Verdict]:
+        """What became of the step before the last, or of all steps so far, for which the host then has to wait."""
+        while len(self._sent) > (0 if of_all else 1):
+            sent = self._sent.popleft()
+            if sent.arrived is not None:
+                sent.arrived.synchronize()
+            faulty, stop = sent.flags.tolist()
+            if faulty:
+                self._put_back(sent.statistics)
+            yield Verdict(sent.step, self._describe(sent) if faulty else None, bool(stop))
+
+    def _put_back(self, statistics: list[torch.Tensor]) -> None:
+        """Into the models, and into what was kept since, when they were spoilt already."""
+        for buffers in (*self.statistics, *(sent.statistics for sent in self._sent)):
+            _copy(buffers, statistics)
+
+    def _describe(self, sent: _Sent) -> Faulty:
+        terms = [name for name, value in sent.terms.items() if not value.isfinite()]
+        pictures = [name for part in sent.pictures for name in image_ids(part)]
+        everywhere = gather_object([(terms, pictures)])
+        culprits = [names for broken, names in everywhere if broken] or [names for _, names in everywhere]
+        return Faulty(
+            terms=sorted({name for broken, _ in everywhere for name in broken}) or ["gradient"],
+            pictures=[name for names in culprits for name in names],
+        )
+
+
+@torch.no_grad()
+def _copy(to: list[torch.Tensor], source: list[torch.Tensor]) -> None:
+    if to:
+        torch._foreach_copy_(to, source)
+
+
+def _to_host(flags: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    if flags.device.type != "cuda":
+        return flags, None
+    host = torch.empty(flags.shape, pin_memory=True).copy_(flags, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return host, arrived
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum from zero: a fused SGD whose first step is skipped would leave it as it found the memory."""
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

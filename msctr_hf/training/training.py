@@ -1,0 +1,121 @@
+"""A training run from its arguments to its results: refused, rehearsed, or run."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ..arguments import DataArguments, ModelArguments, TrainingArguments
+from ..evaluation.scoring import iou_table
+from .checkpointing import find_checkpoint
+from .interruption import StopRequest
+from .loop import Run
+from .run_folder import bring_back, check_output_dir, holds_a_model, is_empty, read_log
+
+REHEARSED_STEPS, REHEARSED_PICTURES = 2, 4
+
+
+def train(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: TrainingArguments,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Train a network, validate it, keep the best and the last.
+
+    Args:
+        model_arguments, data_arguments, arguments: What to train, on what and how.
+        settings (`dict`): Further settings of `MsctrConfig`.
+
+    Returns:
+        `dict`: results of the best model, as in `results.json`; empty after a dry run.
+
+    Raises:
+        ValueError: If the input is faulty; a folder that this call made is removed again where nothing was saved yet,
+            and a run that was to be replaced is put back.
+        OSError: If something cannot be written, or another process has ended; checkpoints from before stay whole.
+        Interrupted: If the process was told to stop; there is a checkpoint to go on from.
+    """
+    output_dir = Path(arguments.output_dir)
+    check_output_dir(output_dir, overwrite=arguments.overwrite_output_dir, resume=arguments.resume is not None)
+    if arguments.dry_run:
+        _rehearse(model_arguments, data_arguments, arguments, settings)
+        return {}
+    was_empty = is_empty(output_dir)
+    try:
+        with StopRequest() as stop:
+            return Run(model_arguments, data_arguments, arguments, settings, stop).go()
+    except BaseException as error:
+        if not holds_a_model(output_dir) and PartialState().is_main_process:
+            if was_empty:
+                shutil.rmtree(output_dir, ignore_errors=True)
+            else:
+                bring_back(output_dir)
+        if _lost_another_process(error):
+            raise ConnectionError("Another process of this run has ended; its message says why.") from error
+        if "Expected more than 1 value per channel" in str(error):  # torch's, of a normalisation layer
+            raise ValueError(
+                "With this --batch_size and --crop_size a normalisation layer sees a single value per channel; use "
+                "--batch_size 2 or more."
+            ) from error
+        raise
+
+
+def _lost_another_process(error: BaseException) -> bool:
+    """Whether a process waited in vain for another: NCCL raises errors of its own, gloo plain ones."""
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error) and PartialState().num_processes > 1
+    )
+
+
+def _rehearse(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: TrainingArguments,
+    settings: dict[str, Any],
+) -> None:
+    """Two steps of everything, in a folder beside the output that goes away again."""
+    output_dir = Path(arguments.output_dir).absolute()
+    folder = output_dir.with_name(f".{output_dir.name}.dry_run")
+    short = replace(
+        arguments,
+        output_dir=str(folder),
+        overwrite_output_dir=False,
+        resume=None,
+        max_steps=REHEARSED_STEPS,
+        logging_steps=1,
+        validation_steps=REHEARSED_STEPS,
+        checkpointing_steps=1,
+        profile=False,
+    )
+    shutil.rmtree(folder, ignore_errors=True)  # what an attempt before this one left
+    try:
+        with StopRequest() as stop:
+            run = Run(model_arguments, data_arguments, short, settings, stop, pictures=REHEARSED_PICTURES)
+            run.go()
+            run.accelerator.load_state(str(find_checkpoint(folder, "auto")))
+        if run.accelerator.is_main_process:
+            last = [line for line in read_log(folder) if "images_per_second" in line][-1]
+            pictures = arguments.batch_size * arguments.gradient_accumulation_steps * run.accelerator.num_processes
+            hours = arguments.max_steps * pictures / last["images_per_second"] / 3600
+            print(
+                f"dry run: training, validation, saving and loading work; {last['used_mb']:.0f} MB in use, "
+                f"{last['images_per_second']:.1f} pictures a second, so {arguments.max_steps} steps take about "
+                f"{hours:.1f} hours without validation"
+            )
+    finally:
+        if PartialState().is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def print_results(results: dict[str, Any], output_dir: str | Path) -> None:
+    """Per-class table, and where everything lies; printed by the main process."""
+    if not PartialState().is_main_process:
+        return
+    print(iou_table(results))
+    print(f"best at step {results['step']}; model, results.json and predictions.png are in {output_dir}")

@@ -1,0 +1,83 @@
+"""The training set of a run: which pictures, how often, how augmented, in which batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
+
+from ..arguments import DataArguments, TrainingArguments
+from ..data.augmentation import TrainingAugmentation
+from ..data.batches import training_loader
+from ..data.repeat_factors import classes_present, repeat_factors
+from ..models.image_processing_msctr import MsctrImageProcessor
+
+
+def build_loader(
+    train_set: Dataset | IterableDataset,
+    data_arguments: DataArguments,
+    arguments: TrainingArguments,
+    image_processor: MsctrImageProcessor,
+    accelerator: Accelerator,
+) -> tuple[DataLoader, int | None]:
+    """Loader of the training set, and optimiser steps until every picture was seen once (`None` for a stream).
+
+    Raises:
+        ValueError: If there are too few pictures, or a stream is asked for what only files have.
+    """
+    is_stream = isinstance(train_set, IterableDataset)
+    if is_stream and arguments.schedule == "exponential":
+        raise ValueError("--schedule exponential counts epochs, which a stream does not have; use poly.")
+    if is_stream and data_arguments.repeat_factor_threshold is not None:
+        raise ValueError("--repeat_factor_threshold needs all labels before training; leave --streaming out.")
+    loader = training_loader(
+        train_set,
+        _augmentation(data_arguments, image_processor),
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        num_workers=data_arguments.num_workers,
+        repeats=_repeats(train_set, data_arguments, accelerator),
+    )
+    if is_stream:
+        return loader, None
+    batches = len(loader) // accelerator.num_processes
+    if batches == 0:
+        raise ValueError(
+            f"{len(train_set)} training pictures do not fill one batch of {arguments.batch_size} on "
+            f"{accelerator.num_processes} process(es); lower --batch_size."
+        )
+    return loader, max(1, batches // arguments.gradient_accumulation_steps)
+
+
+def num_pictures(dataset: Dataset | IterableDataset) -> int | None:
+    """How many there are; `None` for a stream."""
+    return None if isinstance(dataset, IterableDataset) else len(dataset)
+
+
+def _repeats(train_set: Dataset, data_arguments: DataArguments, accelerator: Accelerator) -> Any:
+    """How often every picture comes in an epoch; the labels are read once, by the first process."""
+    threshold = data_arguments.repeat_factor_threshold
+    if threshold is None:
+        return None
+    present: list[Any] = [None]
+    if accelerator.is_main_process:
+        num_classes = len(data_arguments.spec.classes)
+        present = [classes_present(train_set, num_classes, num_workers=data_arguments.num_workers)]
+    return repeat_factors(broadcast_object_list(present)[0], threshold)
+
+
+def _augmentation(arguments: DataArguments, image_processor: MsctrImageProcessor) -> TrainingAugmentation:
+    return TrainingAugmentation(
+        crop_size=arguments.crop_size,
+        image_mean=image_processor.image_mean,
+        image_std=image_processor.image_std,
+        scale_range=arguments.scale_range,
+        aspect_range=arguments.aspect_range,
+        max_class_share=arguments.max_class_share,
+        flip_probability=arguments.flip_probability,
+        color_jitter=arguments.color_jitter,
+        padding_mode=arguments.padding_mode,
+    )

@@ -1,0 +1,231 @@
+"""Training that is interrupted ends with the weights of training that was not."""
+
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from layouts import write_folder
+from safetensors.torch import load_file
+from small_run import flags
+
+from msctr_hf.training.checkpointing import find_checkpoint
+from msctr_hf.training.interruption import EXIT_INTERRUPTED
+
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "data", num_train=6, num_validation=3)
+
+
+def start(*argv, launcher=()):
+    """A training process, and all it starts, in a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "scripts/train.py"), *map(str, argv)],
+        env=ENVIRONMENT, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def torchrun(port):
+    return ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port))
+
+
+def finish(process, timeout=300):
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def log(run):
+    path = run / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def losses(run):
+    """Step -> every logged mean that does not depend on the clock."""
+    timed = {"time", "images_per_second", "used_mb"}
+    return {
+        entry["step"]: {name: value for name, value in entry.items() if name not in timed}
+        for entry in log(run)
+        if "loss" in entry
+    }
+
+
+def wait_for_step(run, step, process=None):
+    deadline = time.monotonic() + 120
+    while not any(entry["step"] >= step for entry in log(run)[:-1] or log(run)):
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, finish(process)[1]
+        time.sleep(0.02)
+
+
+def newest(run):
+    steps = [int(path.parent.name.removeprefix("step_")) for path in run.glob("checkpoints/step_*/COMPLETE")]
+    return max(steps, default=0)
+
+
+def assert_same_end(run, expected):
+    for name in ("last", "."):
+        weights, reference = (load_file(each / name / "model.safetensors") for each in (run, expected))
+        assert all(torch.equal(weights[key], reference[key]) for key in reference)
+    assert losses(run) == losses(expected)
+    assert json.loads((run / "results.json").read_text()) == json.loads((expected / "results.json").read_text())
+
+
+OPTIONS = {
+    "plain": {},
+    "average, accumulation": {
+        "ema": True,
+        "gradient_accumulation_steps": 2,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+    },
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(run_script, folder, tmp_path, options):
+    settings = {"max_steps": 9, "validation_steps": 4, "checkpointing_steps": 100, "logging_steps": 2, **options}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert run_script("train.py", *flags(folder, whole, **settings))[0] == 0
+
+    def send():
+        wait_for_step(part, 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    code, _, error = run_script("train.py", *flags(folder, part, **settings))
+    sender.join()
+    assert (code, "continue with --resume auto" in error) == (EXIT_INTERRUPTED, True)
+    assert 2 <= newest(part) < 9
+    assert run_script("train.py", *flags(folder, part, **{**settings, "resume": "auto"}))[0] == 0
+    assert_same_end(part, whole)
+    run = json.loads((part / "run.json").read_text())
+    assert (run["from_step"], len(run["earlier_starts"])) == (newest_start(error), 1)
+
+
+def newest_start(error):
+    return int(error.split("stopped after step ")[1].split(";")[0])
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing(folder, tmp_path):
+    settings = {
+        "max_steps": 40, "validation_steps": 5, "checkpointing_steps": 2, "logging_steps": 3, "num_workers": 1,
+        "ema": True, "resume": "auto",
+    }  # fmt: skip
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert finish(start(*flags(folder, whole, **{**settings, "num_workers": 0})))[0] == 0
+    chance, reached, killed = random.Random(5), 0, 0
+    while killed < 10:
+        process = start(*flags(folder, part, **settings))
+        wait_for_step(part, min(reached + 1, 36), process)
+        time.sleep(chance.uniform(0, 0.6))  # a step, a validation and a checkpoint take some tenths of a second
+        if process.poll() is not None:
+            assert finish(process)[0] == 0  # it had reached the end: once more from an older checkpoint
+            for name in ("step_40", "step_38"):
+                (part / "checkpoints" / name / "COMPLETE").unlink(missing_ok=True)
+            reached = newest(part)
+            continue
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        killed += 1
+        assert newest(part) >= reached, "a checkpoint was lost"
+        reached = newest(part)
+    code, output = finish(start(*flags(folder, part, **settings)))
+    assert code == 0, output
+    assert_same_end(part, whole)
+    assert not list(part.rglob("*partial*"))
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_signals_every_process_finds_a_checkpoint_in_seconds(folder, tmp_path):
+    run = tmp_path / "run"
+    settings = {"max_steps": 100_000, "validation_steps": 7, "checkpointing_steps": 100_000, "num_workers": 2}
+    process = start(*flags(folder, run, **settings))
+    wait_for_step(run, 5, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, output = finish(process, timeout=20)
+    assert code == EXIT_INTERRUPTED, output
+    assert newest(run) >= 5
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_the_same_step_when_one_is_told(folder, tmp_path):
+    """...and the run goes on on one process, with the batches the two had."""
+    run = tmp_path / "run"
+    settings = {"batch_size": 2, "max_steps": 100_000, "validation_steps": 100_000, "checkpointing_steps": 100_000}
+    process = start(*flags(folder, run, **settings), launcher=torchrun(29617))
+    wait_for_step(run, 3, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(children.split()[-1]), signal.SIGTERM)  # the second process only
+    code, output = finish(process, timeout=60)
+    assert code != 0  # torchrun's own code
+    stopped = newest(run)
+    assert stopped >= 3, output
+    assert output.count(f"stopped after step {stopped};") == 2
+    settings = {**settings, "batch_size": 4, "max_steps": stopped + 2, "checkpointing_steps": 2}
+    code, output = finish(start(*flags(folder, run, **settings, resume="auto")))
+    assert code == 0, output
+    assert "2 x 1 batches x 2 processes and are 4 x 1 batches x 1 processes" in output
+    assert f"max_steps was 100000 and is {stopped + 2}" in output
+    code, output = finish(start(*flags(folder, run, **{**settings, "batch_size": 3}, resume="auto")))
+    assert (code, "--batch_size 4 would" in output) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_others_with_its_message(folder, tmp_path):
+    for path in (folder / "train/images").iterdir():
+        path.write_bytes(b"no picture") if path.stem == "3" else None
+    settings = {"batch_size": 2, "max_steps": 100_000, "num_workers": 1, "checkpointing_steps": 100_000}
+    process = start(*flags(folder, tmp_path / "run", **settings), launcher=torchrun(29619))
+    code, output = finish(process, timeout=90)
+    assert code != 0
+    assert "3.jpg cannot be read" in output
+    assert subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout == ""
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_a_sentence_and_the_last_checkpoint_whole(folder, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # of a size that holds one checkpoint with its models, but not another
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=420m", "tmpfs", disk], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mount.stderr.strip()}")
+    try:
+        settings = {"max_steps": 8, "checkpointing_steps": 2, "validation_steps": 100, "checkpoints_kept": 5}
+        code, output = finish(start(*flags(folder, disk / "run", **settings)))
+        sentence = output.strip().splitlines()[-1]
+        assert code == 2, output
+        assert sentence.startswith("error: "), output
+        assert "Traceback" not in output
+        assert "make room" in sentence
+        step = newest(disk / "run")
+        assert step > 0
+        assert find_checkpoint(disk / "run", "auto").name == f"step_{step}"
+        assert not list(disk.rglob("*.partial"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_after_the_fiftieth_step(tmp_path):
+    run = tmp_path / "run"
+    config = ["--config", ROOT / "configs/quickstart.yaml", "--output_dir", run, "--report_to", "none"]
+    steps = ["--max_steps", 200, "--logging_steps", 5, "--checkpointing_steps", 50, "--validation_steps", 200]
+    code, output = finish(start(*config, *steps))
+    assert code == 0, output
+    used = {entry["step"]: entry["used_mb"] for entry in log(run) if "used_mb" in entry}
+    early, late = (statistics.median(used[step] for step in range(first, first + 50, 5)) for first in (55, 150))
+    assert late - early < 0.01 * early, used

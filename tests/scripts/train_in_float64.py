@@ -1,0 +1,35 @@
+"""Run scripts/train.py in float64 with fixed normalisation, so that its sums can be compared to the last digits."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from msctr_hf.data.augmentation import TrainingAugmentation
+from msctr_hf.training import loop
+from msctr_hf.training.network import build_network, freeze
+
+augment = TrainingAugmentation.__call__
+
+
+def in_float64(self, *sample):
+    pixel_values, labels = augment(self, *sample)
+    return pixel_values.double(), labels
+
+
+def with_fixed_norms(*arguments):
+    model = build_network(*arguments).double()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            freeze(module)
+    return model
+
+
+TrainingAugmentation.__call__ = in_float64
+loop.build_network = with_fixed_norms
+torch.set_default_dtype(torch.float64)
+script = Path(__file__).parents[2] / "scripts/train.py"
+sys.argv[0] = str(script)
+runpy.run_path(str(script), run_name="__main__")

@@ -1,0 +1,26 @@
+"""A run of scripts/train.py on a few small pictures."""
+
+from conftest import ROOT
+
+
+def flags(folder, output_dir, **changes):
+    settings = {
+        "config": ROOT / "configs/quickstart.yaml",
+        "dataset": "folder",
+        "data_dir": folder,
+        "output_dir": output_dir,
+        "crop_size": "32 32",
+        "hidden_size": 8,
+        "auxiliary_hidden_size": 8,
+        "projection_dim": 8,
+        "class_weights": "[1,1,1]",
+        "batch_size": 2,
+        "max_steps": 4,
+        "validation_steps": 2,
+        "checkpointing_steps": 2,
+        "logging_steps": 1,
+        "num_workers": 0,
+        "report_to": "none",
+        **changes,
+    }
+    return [word for key, value in settings.items() if value is not None for word in (f"--{key}", *str(value).split())]

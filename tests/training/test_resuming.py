@@ -1,0 +1,51 @@
+import pytest
+
+from msctr_hf.training.checkpointing import Progress
+from msctr_hf.training.resuming import compare_settings, move_to_the_same_picture, splits_as_before
+from msctr_hf.training.run_folder import write_json
+
+SETTINGS = {
+    "learning_rate": 0.1, "max_steps": 10, "data_dir": "a", "num_workers": 0, "batch_size": 4,
+    "gradient_accumulation_steps": 1, "num_processes": 2, "streaming": False, "dropout": None,
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    write_json(tmp_path / "settings.json", SETTINGS)
+    return tmp_path
+
+
+def test_where_things_lie_may_differ(checkpoint):
+    assert compare_settings(checkpoint, {**SETTINGS, "data_dir": "b", "num_workers": 8}) == []
+
+
+def test_a_longer_schedule_is_told(checkpoint):
+    (note,) = compare_settings(checkpoint, {**SETTINGS, "max_steps": 20})
+    assert note == "max_steps was 10 and is 20 from here on."
+
+
+def test_another_run_is_refused_with_every_difference(checkpoint):
+    with pytest.raises(ValueError, match="contrastive_mode was None and is 'ms'; learning_rate was 0.1 and is 0.2"):
+        compare_settings(checkpoint, {**SETTINGS, "learning_rate": 0.2, "contrastive_mode": "ms"})
+
+
+def test_a_step_may_be_split_in_another_way(checkpoint):
+    settings = {**SETTINGS, "num_processes": 1, "batch_size": 8}
+    (note,) = compare_settings(checkpoint, settings)
+    assert "4 x 1 batches x 2 processes and are 8 x 1 batches x 1 processes" in note
+    assert not splits_as_before(checkpoint, settings)
+    progress = Progress(step=3, batches_in_epoch=3)  # 3 x 4 x 2 pictures
+    move_to_the_same_picture(progress, checkpoint, {**SETTINGS, "num_processes": 1, "batch_size": 2})
+    assert progress.batches_in_epoch == 12
+
+
+def test_a_step_of_other_size_is_refused_with_the_batch_size_that_would_do(checkpoint):
+    with pytest.raises(ValueError, match=r"= 8 pictures and would see .* = 4; .* --batch_size 8 would"):
+        compare_settings(checkpoint, {**SETTINGS, "num_processes": 1})
+
+
+def test_a_stream_keeps_its_processes(checkpoint):
+    write_json(checkpoint / "settings.json", {**SETTINGS, "streaming": True})
+    with pytest.raises(ValueError, match="a stream"):
+        compare_settings(checkpoint, {**SETTINGS, "num_processes": 1, "batch_size": 8, "streaming": True})

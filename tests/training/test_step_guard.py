@@ -1,0 +1,107 @@
+"""Steps that are not finite change nothing; every other step is what it would have been."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from msctr_hf.data.batches import _encode
+from msctr_hf.training.step_guard import StepGuard
+
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, fused=True),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.01, fused=True),
+    "not fused": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.01),
+}
+
+
+class Trained:
+    """A small network with statistics, trained on given batches."""
+
+    def __init__(self, optimizer, pictures):
+        torch.manual_seed(0)
+        self.accelerator = Accelerator(cpu=True)
+        self.network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+        self.average = ModelEmaV3(self.network, decay=0.5, exclude_buffers=True)
+        model, self.optimizer = self.accelerator.prepare(
+            self.network, OPTIMIZERS[optimizer](self.network.parameters())
+        )
+        self.guard = StepGuard(self.accelerator, self.optimizer, self.network, self.average.module)
+        self.verdicts = []
+        for step, (name, batch) in enumerate(pictures, 1):
+            self.guard.before_forward()
+            loss = model(batch).square().mean()
+            self.accelerator.backward(loss)
+            self.guard.add_batch({"loss": loss.detach()}, _encode(name)[None])
+            norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
+            self.guard.update(step, norm, stop=step == 2)
+            self.optimizer.zero_grad()
+            self.average.update(self.network)
+            self.verdicts += self.guard.verdicts(of_all=False)
+        self.verdicts += self.guard.verdicts(of_all=True)
+
+
+def batch(seed):
+    return torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items() if value.is_floating_point()}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("spoilt", [[0], [2], [0, 1], [2, 3, 4]])
+def test_a_faulty_batch_is_as_if_it_had_not_been(optimizer, spoilt):
+    pictures = [(f"city/{n}", batch(n)) for n in range(6)]
+    for n in spoilt:
+        pictures[n][1][0, 0, 0, 0] = float("nan") if n % 2 else float("inf")
+    trained = Trained(optimizer, pictures)
+    without = Trained(optimizer, [picture for n, picture in enumerate(pictures) if n not in spoilt])
+    weights = dict(trained.network.named_parameters())
+    for name, expected in without.network.named_parameters():
+        assert torch.equal(weights[name], expected), name
+    for module in (trained.network, trained.average.module):  # statistics that saw a faulty batch go back
+        assert all(value.isfinite().all() for value in state(module).values())
+    faulty = [verdict for verdict in trained.verdicts if verdict.faulty]
+    assert [verdict.step - 1 for verdict in faulty] == spoilt
+    assert [verdict.faulty.pictures for verdict in faulty] == [[f"city/{n}"] for n in spoilt]
+    assert all(verdict.faulty.terms == ["loss"] for verdict in faulty)
+
+
+def test_statistics_go_back_to_those_before_the_faulty_batch():
+    pictures = [(str(n), batch(n)) for n in range(3)]
+    pictures[2][1][:] = float("nan")
+    trained, before = (Trained("sgd", pictures[:end]) for end in (3, 2))
+    for name, expected in state(before.network).items():
+        assert torch.equal(state(trained.network)[name], expected), name
+
+
+def test_every_step_gets_its_verdict_one_step_later():
+    pictures = [(str(n), batch(n)) for n in range(4)]
+    verdicts = Trained("adamw", pictures).verdicts
+    assert [verdict.step for verdict in verdicts] == [1, 2, 3, 4]
+    assert [verdict.stop for verdict in verdicts] == [False, True, False, False]
+    assert not any(verdict.faulty for verdict in verdicts)
+
+
+def test_the_gradient_alone_may_be_at_fault():
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    accelerator, layer = Accelerator(cpu=True), nn.Linear(1, 1)
+    model, optimizer = accelerator.prepare(layer, OPTIMIZERS["sgd"](layer.parameters()))
+    guard, before = StepGuard(accelerator, optimizer, layer), layer.weight.detach().clone()
+    loss = Spoilt.apply(model(torch.ones(1, 1))).square().sum()
+    accelerator.backward(loss)
+    guard.add_batch({"loss": loss.detach()}, _encode("a")[None])
+    guard.update(1, accelerator.clip_grad_norm_(model.parameters(), 1.0), stop=False)
+    (verdict,) = guard.verdicts(of_all=True)
+    assert verdict.faulty.terms == ["gradient"]
+    assert torch.equal(layer.weight, before)
