@@ -23,6 +23,7 @@ from .data.saved_source import Copy
 from .data.specs import DatasetSpec
 from .models.configuration_msctr import MsctrConfig
 
+_TRACKERS = {"none", "tensorboard", "wandb", "trackio"}
 # Set from the data set or from `backbone`, not by hand.
 _CONFIG_FIELDS_WITHOUT_FLAG = {"backbone_config", "palette", "semantic_loss_ignore_index"}
 
@@ -200,7 +201,7 @@ class TrainingArguments:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("learning_rate", "weight_decay", "warmup_steps"):
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "poly_power"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be at least 0 and finite, got {getattr(self, name)}.")
         if not 0 <= self.ema_decay < 1:
@@ -209,9 +210,11 @@ class TrainingArguments:
             raise ValueError(f"--max_grad_norm must be above 0, got {self.max_grad_norm}.")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"--adam_betas needs two values from 0 to below 1, got {self.adam_betas}.")
-        known = {"none", "tensorboard", "wandb", "trackio"}
-        if unknown := sorted(set(self.report_to) - known):
-            raise ValueError(f"--report_to: {unknown} is unknown; choose from {sorted(known)}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must lie from 0 to 2**32 - 1, got {self.seed}.")
+        for name in self.report_to:
+            if name not in _TRACKERS:
+                raise ValueError(f"--report_to: {name} is unknown; choose from {sorted(_TRACKERS)}.")
 
 
 @dataclass(kw_only=True)
@@ -329,7 +332,11 @@ def parse_arguments(
     config_path = finder.parse_known_args(argv)[0].config
     if config_path is not None:
         argv = _read_yaml_as_flags(parser, config_path) + argv
-    *parsed, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    *parsed, rest, unknown = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}.{_hint(parser, unknown[0].lstrip('-'), '--{}')}")
     if not with_config_fields:
         return tuple(parsed)
     given = {name: getattr(rest, name) for name in config_fields if getattr(rest, name) is not None}
@@ -353,6 +360,9 @@ def _last_sentence(error: Exception) -> str:
     text = str(error).strip()
     if text.startswith("Caught "):
         text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    if isinstance(error, StrictDataclassError):
+        text = re.sub(r"^Validation error for field '(\w+)':\s+\w+: Field '\w+'", r"`\1`", text)
+        text = text.split(". Errors:")[0]
     return " ".join(text.split())
 
 
@@ -384,12 +394,15 @@ def _read_yaml_as_flags(parser: argparse.ArgumentParser, path: Path) -> list[str
     flags: list[str] = []
     for key, value in values.items():
         if key not in actions or key in ("config", "help"):
-            close = difflib.get_close_matches(str(key), actions, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else " See --help for all settings."
-            parser.error(f"{path}: unknown key `{key}`.{hint}")
+            parser.error(f"{path}: unknown key `{key}`.{_hint(parser, str(key), '`{}`')}")
         if value is not None:
             flags += [f"--{key}", *_as_words(value, many=actions[key].nargs in ("+", "*"))]
     return flags
+
+
+def _hint(parser: argparse.ArgumentParser, name: str, quoted: str) -> str:
+    close = difflib.get_close_matches(name, [action.dest for action in parser._actions], n=1)
+    return f" Did you mean {quoted.format(close[0])}?" if close else " See --help for all settings."
 
 
 def _as_words(value: Any, many: bool) -> list[str]:

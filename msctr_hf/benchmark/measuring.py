@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from ..training.description import processor_name
+
 Step = Callable[[], Any]
 
 
@@ -103,18 +105,11 @@ def _peak_kilobytes() -> float:
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What the figures depend on."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def compare(seconds: dict[str, float], memory: dict[str, float] | None = None) -> dict[str, Any]:

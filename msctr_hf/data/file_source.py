@@ -173,6 +173,12 @@ def _read_names(path: Path) -> list[str]:
     return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
 
+def _below(folder: Path, path: str) -> Path:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"--corrections: {path} must be a path below {folder}.")
+    return folder / path
+
+
 def _correct(
     rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
 ) -> Iterator[tuple[str, Path, Path]]:
@@ -189,7 +195,7 @@ def _correct(
         if image_id not in label_of:
             yield image_id, image, label
         elif label_of[image_id]:
-            path = (data_dir or Path()) / label_of[image_id]
+            path = _below(data_dir or Path(), label_of[image_id])
             if not path.is_file():
                 raise ValueError(f"--corrections: the label {path} of {image_id} does not exist.")
             yield image_id, image, path

@@ -12,7 +12,7 @@ from .file_source import FileSource
 from .folder_spec import FOLDER, read_folder_spec
 from .labels import IGNORE_INDEX, Color
 from .predecoded import holds_predecoded, index_predecoded
-from .reading import Reader, attach
+from .reading import Reader, ReadSamples, attach
 from .saved_source import Copy, index_copy, is_a_copy
 from .specs import DATASETS, DatasetSpec
 
@@ -97,7 +97,7 @@ def index_split(
     if is_predecoded:
         return index_predecoded(spec, split, data_dir)
     if from_copy:
-        return index_copy(copy, split, data_dir), spec.source.reader(spec)
+        return index_copy(copy, split, data_dir), ReadSamples(spec.mapping, embedded=True)
     if copy.streaming:
         raise ValueError("--streaming reads parquet files or a Hub id; pictures in folders need no copy anyway.")
     return spec.source.index(spec, split, data_dir, corrections), spec.source.reader(spec)

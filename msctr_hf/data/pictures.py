@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .labels import LabelMapping
 
@@ -143,6 +143,7 @@ def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
     """
     label = _with_bytes(label)
     data = label["bytes"]
+    _refuse_bomb(data, _name(label))
     if pyspng is not None and not by_color and _png_kind(data) == _8_BIT_GREY and not _is_interlaced(data):
         return _named(_name(label), lambda: pyspng.load(data))
     picture = _open(label)
@@ -196,6 +197,15 @@ def _as_jpeg(file: Any, size: tuple[int, int]) -> ArrayPicture | None:
 def _png_kind(data: bytes) -> bytes | None:
     """Bit depth and colour type of a PNG."""
     return data[24:26] if data.startswith(_PNG_SIGNATURE) and len(data) > _IHDR_END else None
+
+
+def _refuse_bomb(data: bytes, name: str) -> None:
+    """Pillow's own limit, for PNGs that other decoders would read."""
+    if _png_kind(data) is not None:
+        width, height = struct.unpack(">II", data[16:24])
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and width * height > 2 * limit:
+            raise ValueError(f"{name} would be {width}x{height} pixels, more than {2 * limit}; it is not decoded.")
 
 
 def _is_interlaced(png: bytes) -> bool:
@@ -254,5 +264,7 @@ def _named(name: str, decode: Callable[[], Decoded]) -> Decoded:
         return decode()
     except FileNotFoundError:
         raise ValueError(f"There is no file {name}.") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} cannot be read as a picture: its format is unknown.") from None
     except Exception as error:  # decoders raise a dozen kinds for broken files
         raise ValueError(f"{name} cannot be read as a picture: {error}") from None

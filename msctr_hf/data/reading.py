@@ -35,14 +35,19 @@ class ReadSamples:
         mapping (`LabelMapping`): Raw label values -> train ids.
         partly (`bool`): Give pictures that are decoded as far as is asked for.
         with_images (`bool`): Whether pictures are read at all.
+        embedded (`bool`): Refuse rows with the path of a file instead of the file: a foreign copy must not choose
+            which files of this machine are read.
     """
 
     mapping: LabelMapping
     partly: bool = False
     with_images: bool = True
+    embedded: bool = False
 
     def __call__(self, batch: Batch) -> Batch:
         """Samples: RGB picture, train ids (mode L), id."""
+        if self.embedded:
+            _refuse_paths(batch)
         if not self.with_images:
             labels = [read_labels(file, self.mapping) for file in batch["label"]]
             return {"label": labels, "image_id": batch["image_id"]}
@@ -63,6 +68,16 @@ class ReadSamples:
     def labels_only(self) -> ReadSamples:
         """Leave pictures alone."""
         return replace(self, with_images=False)
+
+
+def _refuse_paths(batch: Batch) -> None:
+    for column in ("image", "label"):
+        for file, image_id in zip(batch[column], batch["image_id"], strict=True):
+            if not file.get("bytes"):
+                raise ValueError(
+                    f"The copy holds no {column} of {image_id}, only the path {file.get('path')}, which is not "
+                    "followed; write it with the files themselves (scripts/prepare_dataset.py, or save_to_disk)."
+                )
 
 
 def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -139,6 +140,10 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"There is no file {path}.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _unwrap(torch.load(path, weights_only=True))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, or is damaged; nothing of it was run. Save a state dict as safetensors."
+        ) from error
     except Exception as error:  # a dozen kinds for broken files and foreign pickles
         raise ValueError(f"{path} is no readable state dict ({_brief(error)}).") from error
     return state

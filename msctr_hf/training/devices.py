@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ _LISTED = 25
 def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     """Accelerate for this process, with the trackers of the run."""
     trackers = [name for name in arguments.report_to if name != "none"]
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"--report_to {name} needs the package: pip install {name}, or --report_to none.")
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,

@@ -142,10 +142,10 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self.checkpoint is not None:
             self._go_on_from(self.checkpoint)
-        if self.accelerator.is_main_process:
-            write_run_file(self.output_dir, describe_run(self.settings, self.accelerator, self.progress.step))
-            write_config(self.output_dir, self.settings)
-        self.accelerator.wait_for_everyone()
+        try:
+            together(self.accelerator, self._describe)
+        except OSError as error:
+            raise OSError(f"--output_dir: {self.output_dir} cannot be written ({error}).") from error
         self.log = RunLog(self.accelerator, self.output_dir, self.settings, self.progress.step)
         for line in [*describe_start(self), *self.notes]:
             self.accelerator.print(line)
@@ -158,6 +158,11 @@ class Run:
         finally:
             self.accelerator.end_training()
         return self.progress.best_results
+
+    def _describe(self) -> None:
+        if self.accelerator.is_main_process:
+            write_run_file(self.output_dir, describe_run(self.settings, self.accelerator, self.progress.step))
+            write_config(self.output_dir, self.settings)
 
     def _go_on_from(self, checkpoint: Path) -> None:
         self.accelerator.load_state(str(checkpoint))

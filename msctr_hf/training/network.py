@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import convert_sync_batchnorm
 from torch import nn
@@ -155,9 +156,12 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             **settings,
         }
     )
-    model, info = MsctrForSemanticSegmentation.from_pretrained(
-        path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-    )
+    try:
+        model, info = MsctrForSemanticSegmentation.from_pretrained(
+            path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"--model_name_or_path: {path} cannot be loaded: {str(error).splitlines()[0]}") from error
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     # what may start anew: classifiers of other classes, and heads that only training has
     new = [key for key in mismatched if ".classifier." not in key and not key.startswith("projection_head.")]

@@ -6,6 +6,7 @@ handed over. What must not be lost by then, the statistics of normalisation laye
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ class StepGuard:
         )
         if self.skips_on_device:
             _start_momentum(inner)
-        self.statistics = [[buffer for buffer in model.buffers() if buffer.is_floating_point()] for model in models]
+        # sorted: one kernel copies what is of one type
+        self.statistics = [sorted(model.buffers(), key=lambda buffer: str(buffer.dtype)) for model in models]
         # of this step and of the one before
         self._copies = deque([[torch.empty_like(buffer) for buffer in self.statistics[0]] for _ in range(2)])
         self._sent: deque[_Sent] = deque()
@@ -149,8 +151,9 @@ class StepGuard:
 
 @torch.no_grad()
 def _copy(to: list[torch.Tensor], source: list[torch.Tensor]) -> None:
-    if to:
-        torch._foreach_copy_(to, source)
+    for _, group in itertools.groupby(range(len(to)), key=lambda index: to[index].dtype):
+        indices = list(group)
+        torch._foreach_copy_([to[index] for index in indices], [source[index] for index in indices])
 
 
 def _to_host(flags: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -102,15 +102,22 @@ def _rehearse(
         if run.accelerator.is_main_process:
             last = [line for line in read_log(folder) if "images_per_second" in line][-1]
             pictures = arguments.batch_size * arguments.gradient_accumulation_steps * run.accelerator.num_processes
-            hours = arguments.max_steps * pictures / last["images_per_second"] / 3600
+            seconds = arguments.max_steps * pictures / last["images_per_second"]
             print(
                 f"dry run: training, validation, saving and loading work; {last['used_mb']:.0f} MB in use, "
                 f"{last['images_per_second']:.1f} pictures a second, so {arguments.max_steps} steps take about "
-                f"{hours:.1f} hours without validation"
+                f"{_in_words(seconds)} without validation"
             )
     finally:
         if PartialState().is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_words(seconds: float) -> str:
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def print_results(results: dict[str, Any], output_dir: str | Path) -> None:

@@ -5,14 +5,19 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from layouts import write_folder, write_labels
+from layouts import write_folder
+from PIL import Image
 from safetensors.torch import load_file
 from small_run import flags
 
 from msctr_hf import MsctrForSemanticSegmentation
+from msctr_hf.data.augmentation import TrainingAugmentation
+from msctr_hf.training import loop
+from msctr_hf.training.checkpointing import find_checkpoint
 
 
 @pytest.fixture
@@ -113,86 +118,6 @@ def test_trains_and_scores_on_a_parquet_copy(run_script, folder, tmp_path, strea
     assert scores[0] == scores[1]
 
 
-def other_labels(folder):
-    for path in (folder / "train/labels").iterdir():
-        write_labels(path, torch.full((40, 56), 9, dtype=torch.uint8).numpy())
-
-
-def smaller_labels(folder):
-    for path in (folder / "train/labels").iterdir():
-        write_labels(path, torch.zeros(20, 56, dtype=torch.uint8).numpy())
-
-
-def broken_pictures(folder):
-    for path in (folder / "train/images").iterdir():
-        path.write_bytes(b"no picture")
-
-
-@pytest.mark.parametrize(
-    ("damage", "changes", "message"),
-    [
-        (None, {"data_dir": "/no/such/folder"}, "no/such/folder"),
-        (lambda folder: (folder / "train/labels/0.png").unlink(), {}, "no label"),
-        (smaller_labels, {}, "same size"),
-        (other_labels, {}, "label values [9]"),
-        (broken_pictures, {}, "cannot be read"),
-        (broken_pictures, {"num_workers": 1}, "cannot be read"),
-        (None, {"contrastive_temprature": 0.1}, "contrastive_temprature"),
-        (None, {"max_steps": "many"}, "max_steps"),
-        (None, {"hidden_size": "wide"}, "hidden_size"),
-        (None, {"contrastive_mode": "all"}, "contrastive_mode"),
-        (None, {"dataset": "cityscape"}, "There is no data set 'cityscape'"),
-        (None, {"backbone": "resnet1"}, "resnet1"),
-        (None, {"backbone_weights": "/no/file.pth"}, "no file /no/file.pth"),
-        (None, {"backbone_weights": "hub"}, "--backbone_weights FILE"),
-        (None, {"batch_size": 100}, "lower --batch_size"),
-        (None, {"crop_size": "32"}, "crop_size"),
-        (None, {"report_to": "paper"}, "tensorboard"),
-        (None, {"model_name_or_path": "/no/model"}, "/no/model"),
-        (None, {"resume": "/no/checkpoint"}, "no complete checkpoint"),
-        (None, {"config": "/no/config.yaml"}, "no file /no/config.yaml"),
-        (None, {"id_map": "seven"}, "--id_map must look like"),
-        (None, {"streaming": True}, "--streaming reads parquet"),
-        (None, {"repeat_factor_threshold": 2}, "repeat_factor_threshold"),
-        (None, {"corrections": "/no/corrections.csv"}, "--corrections"),
-    ],
-)
-def test_wrong_input_gets_one_sentence_and_leaves_nothing(run_script, folder, tmp_path, damage, changes, message):
-    if damage:
-        damage(folder)
-    code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **changes))
-    assert code == 2
-    last_line = error.strip().splitlines()[-1]
-    assert message in last_line
-    assert "Traceback" not in error
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("max_stepz: 3", "unknown key `max_stepz`. Did you mean `max_steps`?"),
-        ("max_steps: [1, 2]", "max_steps"),
-        ("- a", "key: value"),
-        ("a: [", "no valid YAML"),
-    ],
-)
-def test_faulty_configuration_file_gets_one_sentence(run_script, tmp_path, content, message):
-    (tmp_path / "config.yaml").write_text(content)
-    code, _, error = run_script("train.py", "--config", tmp_path / "config.yaml")
-    assert code == 2
-    assert message in error.strip().splitlines()[-1]
-
-
-def test_weights_that_do_not_fit_leave_nothing(run_script, folder, tmp_path):
-    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "weights.pth")
-    code, _, error = run_script(
-        "train.py", *flags(folder, tmp_path / "run", backbone_weights=tmp_path / "weights.pth")
-    )
-    assert (code, "does not fit" in error) == (2, True)
-    assert not (tmp_path / "run").exists()
-
-
 def test_folder_of_another_run_is_kept(run_script, folder, tmp_path):
     run = tmp_path / "run"
     assert run_script("train.py", *flags(folder, run, max_steps=1))[0] == 0
@@ -227,3 +152,127 @@ def test_two_processes_train_and_score_as_one(folder, tmp_path):
     )
     for name in ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"):
         assert in_training[name] == one[name] == two[name]
+
+
+def spoil(monkeypatch, spoilt):
+    """Let augmentation give pictures that are not numbers, where `spoilt(image)` says so."""
+    augment = TrainingAugmentation.__call__
+
+    def spoiling(self, image, label, random):
+        pixel_values, labels = augment(self, image, label, random)
+        return pixel_values * (float("nan") if spoilt(image) else 1), labels
+
+    monkeypatch.setattr(TrainingAugmentation, "__call__", spoiling)
+
+
+def first_of(folder):
+    picture = np.asarray(Image.open(folder / "train/images/0.jpg"))
+    return lambda image: np.array_equal(image.region(slice(None), slice(None)), picture)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_picture_that_is_not_finite_is_named_and_changes_nothing(run_script, folder, tmp_path, monkeypatch, ema):
+    spoil(monkeypatch, first_of(folder))
+    code, out, error = run_script("train.py", *flags(folder, tmp_path / "run", max_steps=6, ema=ema))
+    assert code == 0, error
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    skipped = [entry for entry in log if "skipped" in entry]
+    assert len(skipped) == 2  # once in either epoch
+    for entry in skipped:
+        assert "0" in entry["pictures"]
+        assert len(entry["pictures"]) == 2
+        assert "loss" in entry["not_finite"]
+    assert "was skipped, not finite: " in out
+    assert log[-1].get("skipped_steps", log[-2].get("skipped_steps")) == 2
+    for saved in ("last", "."):
+        state = load_file(tmp_path / "run" / saved / "model.safetensors")
+        assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_too_many_faulty_steps_in_a_row_end_the_run_with_a_report(run_script, folder, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
+    expected = load_file(run / "last/model.safetensors")
+    spoil(monkeypatch, lambda image: True)
+    code, _, error = run_script("train.py", *flags(folder, run, max_steps=50, resume="auto", max_skipped_steps=4))
+    assert code == 2
+    assert "4 steps in a row were skipped, up to step 6: " in error.strip().splitlines()[-1]
+    report = json.loads((run / "not_finite.json").read_text())
+    assert report["step"] == 6
+    assert len(report["pictures"]) == 2
+    checkpoint = load_file(find_checkpoint(run, "auto") / "model.safetensors")
+    assert all(torch.equal(checkpoint[name], value) for name, value in expected.items())
+
+
+def test_a_run_that_contrasts_nothing_says_so(run_script, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "STEPS_WITHOUT_ANCHORS", 3)
+    with pytest.warns(UserWarning, match="Nothing was contrasted in 3 batches"):
+        run_script("train.py", *flags(folder, tmp_path / "run", contrastive_min_anchors_per_class=10_000))
+
+
+def test_dry_run_does_everything_and_leaves_nothing(run_script, folder, tmp_path):
+    code, out, error = run_script("train.py", *flags(folder, tmp_path / "runs/run", max_steps=1000, dry_run=True))
+    assert code == 0, error
+    assert "dry run: training, validation, saving and loading work" in out
+    assert "1000 steps take about" in out
+    assert not any(tmp_path.glob("runs/*")), list(tmp_path.rglob("*"))
+    assert not any(tmp_path.glob("runs/.*"))
+
+
+def test_profile_leaves_a_trace(run_script, folder, tmp_path):
+    settings = {"profile": True, "max_steps": 11, "validation_steps": 11, "checkpointing_steps": 11}
+    assert run_script("train.py", *flags(folder, tmp_path / "run", **settings))[0] == 0
+    trace = json.loads((tmp_path / "run/profile/trace_0.json").read_text())
+    assert any("conv" in event.get("name", "") for event in trace["traceEvents"])
+    assert "aten::" in (tmp_path / "run/profile/operators_0.txt").read_text()
+
+
+def test_the_average_is_what_is_validated_and_saved(run_script, folder, tmp_path):
+    runs = {"plain": {}, "without_memory": {"ema": True, "ema_decay": 0.0}, "averaged": {"ema": True}}
+    weights = {}
+    for name, settings in runs.items():
+        assert run_script("train.py", *flags(folder, tmp_path / name, max_steps=6, **settings))[0] == 0
+        weights[name] = load_file(tmp_path / name / "last/model.safetensors")
+    key = "decode_head.classifier.weight"
+    assert torch.equal(weights["plain"][key], weights["without_memory"][key])
+    assert not torch.equal(weights["plain"][key], weights["averaged"][key])
+    buffers = [name for name in weights["plain"] if name.endswith("running_mean")]
+    assert buffers
+    assert all(torch.equal(weights["plain"][name], weights["averaged"][name]) for name in buffers)  # copied
+
+
+def test_a_run_describes_itself_and_its_config_starts_it_again(run_script, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_averysecrettoken")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    first, second = tmp_path / "first", tmp_path / "second"
+    settings = {"max_steps": 2, "contrastive_cross_scale_pairs": "[[0,3]]", "contrastive_cross_scale_weights": "[0.5]"}
+    assert run_script("train.py", *flags(folder, first, **settings, dataset_revision="hf_averysecrettoken"))[0] == 0
+    run = json.loads((first / "run.json").read_text())
+    assert "--dataset_revision ***" in run["command"]
+    assert run["environment"]["SLURM_JOB_ID"] == "17"
+    assert {"git_commit", "git_changes", "versions", "device", "started"} <= set(run)
+    for path in first.rglob("*"):
+        assert not path.is_file() or b"averysecret" not in path.read_bytes(), path
+    assert run_script("train.py", "--config", first / "config.yaml", "--output_dir", second)[0] == 0
+    weights, expected = (load_file(each / "last/model.safetensors") for each in (second, first))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_replaced_run_comes_back_if_the_new_one_fails(run_script, folder, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
+    before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for path in (folder / "train/images").iterdir():
+        path.write_bytes(b"no picture")
+    code, _, error = run_script("train.py", *flags(folder, run, overwrite_output_dir=True))
+    assert (code, "cannot be read" in error) == (2, True)
+    assert {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_another_run_is_refused(run_script, folder, tmp_path):
+    run = tmp_path / "run"
+    assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
+    code, _, error = run_script("train.py", *flags(folder, run, max_steps=4, resume="auto", seed=1, hidden_size=16))
+    assert (code, "hidden_size was 8 and is 16; seed was 0 and is 1" in error) == (2, True)
+    code, out, _ = run_script("train.py", *flags(folder, run, max_steps=4, resume="auto"))
+    assert (code, "max_steps was 2 and is 4 from here on" in out) == (0, True)

@@ -47,7 +47,7 @@ def batch(seed):
 
 
 def state(module):
-    return {name: value.clone() for name, value in module.state_dict().items() if value.is_floating_point()}
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -105,3 +105,26 @@ def test_the_gradient_alone_may_be_at_fault():
     (verdict,) = guard.verdicts(of_all=True)
     assert verdict.faulty.terms == ["gradient"]
     assert torch.equal(layer.weight, before)
+
+
+def test_an_overflow_in_half_precision_is_skipped_and_lowers_the_scale():
+    accelerator, layer = Accelerator(cpu=True), nn.Linear(1, 1)
+    model, optimizer = accelerator.prepare(layer, OPTIMIZERS["sgd"](layer.parameters()))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # Accelerate makes one for GPUs only
+    accelerator.scaler = optimizer.scaler = scaler
+    optimizer._accelerate_step_called = False
+    optimizer._optimizer_original_step_method = optimizer.optimizer.step
+    optimizer._optimizer_patched_step_method = optimizer.optimizer.step
+    guard, before, verdicts = StepGuard(accelerator, optimizer, layer), layer.weight.detach().clone(), []
+    for step, factor in enumerate((float("inf"), 1.0), 1):
+        loss = (model(torch.ones(1, 1)) * factor).sum()
+        accelerator.backward(loss)
+        guard.add_batch({"loss": loss.detach()}, _encode(str(step))[None])
+        guard.update(step, None, stop=False)
+        optimizer.zero_grad()
+        verdicts += guard.verdicts(of_all=True)
+        if step == 1:
+            assert torch.equal(layer.weight, before)
+            assert scaler.get_scale() == 2.0
+    assert not torch.equal(layer.weight, before)
+    assert [bool(verdict.faulty) for verdict in verdicts] == [True, False]

@@ -1,0 +1,283 @@
+"""Whatever is wrong with the input of a run gets one sentence and exit code 2, and nothing is left or lost."""
+
+import os
+import pickle
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+import yaml
+from layouts import write_folder, write_labels
+from PIL import Image
+from small_run import flags
+
+FLAGS = [
+    ({"batch_size": 0}, "--batch_size must be at least 1, got 0."),
+    ({"batch_size": 1}, "a normalisation layer sees a single value per channel; use --batch_size 2 or more."),
+    ({"batch_size": 100}, "6 training pictures do not fill one batch of 100 on 1 process(es); lower --batch_size."),
+    ({"max_steps": 0}, "--max_steps must be at least 1, got 0."),
+    ({"max_steps": "many"}, "invalid int value: 'many'"),
+    ({"learning_rate": -1}, "--learning_rate must be at least 0 and finite, got -1.0."),
+    ({"learning_rate": "nan"}, "--learning_rate must be at least 0 and finite, got nan."),
+    ({"optimizer": "lion"}, "invalid choice: 'lion' (choose from 'sgd', 'adam', 'adamw')"),
+    ({"adam_betas": "0.9"}, "--adam_betas needs two values from 0 to below 1, got [0.9]."),
+    ({"schedule": "cosine"}, "invalid choice: 'cosine' (choose from 'poly', 'exponential', 'constant')"),
+    ({"poly_power": -1}, "--poly_power must be at least 0 and finite, got -1.0."),
+    ({"max_grad_norm": 0}, "--max_grad_norm must be above 0, got 0.0."),
+    ({"ema_decay": 1.5}, "--ema_decay lies from 0 to below 1, got 1.5."),
+    ({"mixed_precision": "fp8"}, "invalid choice: 'fp8' (choose from 'no', 'fp16', 'bf16')"),
+    ({"seed": -1}, "--seed must lie from 0 to 2**32 - 1, got -1."),
+    ({"checkpoints_kept": 0}, "--checkpoints_kept must be at least 1, got 0."),
+    (
+        {"report_to": "paper"},
+        "--report_to: paper is unknown; choose from ['none', 'tensorboard', 'trackio'",
+    ),
+    ({"crop_size": "32"}, "--crop_size needs two positive values, got [32]."),
+    ({"scale_range": "2 0.5"}, "--scale_range goes from the smallest to the largest value, got [2.0, 0.5]."),
+    ({"flip_probability": 2}, "--flip_probability lies between 0 and 1, got 2.0."),
+    ({"num_workers": -1}, "--num_workers must be at least 0, got -1."),
+    ({"size_divisor": 0}, "--size_divisor must be at least 1, got 0."),
+    ({"repeat_factor_threshold": 2}, "--repeat_factor_threshold must lie between 0 and 1, got 2.0."),
+    ({"num_steps": 3}, "unknown argument --num_steps. Did you mean --max_steps?"),
+    ({"contrastive_temprature": 0.1}, "Did you mean --contrastive_temperature?"),
+    ({"config": "/no/config.yaml"}, "there is no file /no/config.yaml."),
+    ({"id_map": "seven"}, "--id_map must look like '{7: 0, 8: 1}', got 'seven'."),
+]
+NETWORKS = [
+    ({"backbone": "resnet1"}, "timm has no backbone 'resnet1'; similar names:"),
+    ({"backbone": "microsoft/none"}, "The configuration of microsoft/none cannot be had from the Hub"),
+    ({"backbone_config": "{"}, "--backbone_config is no valid JSON"),
+    ({"output_stride": 8, "backbone": "hrnet_w18"}, "--output_stride 8: hrnet_w18 cannot be dilated."),
+    ({"backbone_weights": "/no/file.pth"}, "--backbone_weights: there is no file /no/file.pth"),
+    ({"backbone_weights": "hub"}, "use --backbone_weights FILE"),
+    ({"model_name_or_path": "/no/model"}, "--model_name_or_path: /no/model cannot be loaded"),
+    (
+        {"decode_head": "segformer"},
+        "`decode_head` expected one of ('fcn', 'deeplabv3', 'ocr', 'upernet'), got",
+    ),
+    ({"contrastive_mode": "all"}, "`contrastive_mode` expected one of ('ce', 'ms', 'ms_cs'), got all"),
+    ({"contrastive_temperature": 0}, "`contrastive_temperature` must be at least 0.01, got 0."),
+    ({"contrastive_scale_weights": "[1]"}, "must have one entry per projected stage [1, 2, 3, 4], got [1]."),
+    ({"contrastive_cross_scale_pairs": "[[0,9]]"}, "must pair two different positions below 4, got [0, 9]."),
+    ({"projection_stages": "[7]"}, "`projection_stages` asks for [7], but the backbone gives stages 1 to 4."),
+    ({"class_weights": "[1,1]"}, "`class_weights` must have one entry per class: 3, got 2."),
+    ({"hidden_size": "wide"}, "`hidden_size` with value 'wide' doesn't match any type"),
+    ({"dropout": 2}, "`dropout` must lie in [0, 1), got 2."),
+]
+PLACES = [
+    ({"data_dir": "/no/such/folder"}, "There is no file /no/such/folder/dataset.yaml"),
+    ({"dataset": "cityscape"}, "There is no data set 'cityscape'; known are"),
+    ({"train_split": "training"}, "folder has the splits ['train', 'validation'], not 'training'."),
+    ({"streaming": True}, "--streaming reads parquet files or a Hub id"),
+    ({"dataset_name": "/no/copy"}, "--dataset_name: /no/copy cannot be read"),
+    ({"corrections": "/no/corrections.csv"}, "--corrections: /no/corrections.csv cannot be read"),
+    ({"resume": "/no/checkpoint"}, "--resume: /no/checkpoint is no complete checkpoint"),
+    ({"output_dir": "/proc/run"}, "--output_dir: /proc/run cannot be written"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "data", num_train=6, num_validation=3)
+
+
+@pytest.fixture
+def refused(run_script, folder, tmp_path):
+    """The sentence that a run gets; it has left nothing."""
+
+    def run(**changes):
+        output = changes.pop("output_dir", tmp_path / "run")
+        code, _, error = run_script("train.py", *flags(folder, output, **changes))
+        assert code == 2, error
+        assert "Traceback" not in error
+        sentence = error.strip().splitlines()[-1]
+        assert "error: " in sentence
+        assert not (tmp_path / "run").exists()
+        return sentence
+
+    return run
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [*FLAGS, *NETWORKS, *PLACES], ids=str)
+def test_wrong_setting(refused, changes, sentence):
+    assert sentence in refused(**changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("max_stepz: 3", "unknown key `max_stepz`. Did you mean `max_steps`?"),
+        ("max_steps: [1, 2]", "max_steps"),
+        ("- a", "must hold `key: value` lines."),
+        ("a: [", "is no valid YAML"),
+        ("max_steps: !!python/object/apply:os.system ['true']", "is no valid YAML"),
+    ],
+)
+def test_wrong_configuration_file(refused, tmp_path, content, sentence):
+    (tmp_path / "config.yaml").write_text(content)
+    assert sentence in refused(config=tmp_path / "config.yaml")
+
+
+def png_header_of(path, width, height):
+    """A PNG of some bytes that claims to be a huge picture."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(1000))
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (header, data)]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def for_all(pattern, change):
+    def damage(folder):
+        for path in folder.glob(pattern):
+            change(path)
+
+    return damage
+
+
+def describe(**changes):
+    def damage(folder):
+        path = folder / "dataset.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+
+    return damage
+
+
+def labels(values, shape=(40, 56), dtype=np.uint8):
+    return lambda path: write_labels(path, np.full(shape, values, dtype))
+
+
+OUTSIDE = {"train": {"images": "../elsewhere", "labels": "train/labels"}}
+FILES = {
+    "label missing": (lambda folder: (folder / "train/labels/0.png").unlink(), "1 of 6 pictures of train"),
+    "label of other size": (for_all("train/labels/*", labels(0, (20, 56))), "they must have the same size."),
+    "unknown label value": (for_all("train/labels/*", labels(9)), "label values [9]"),
+    "label as colours": (
+        for_all("train/labels/*", lambda path: Image.new("RGB", (56, 40)).save(path)), "but the file has the mode RGB."
+    ),
+    "broken picture": (for_all("train/images/*", lambda path: path.write_bytes(b"none")), "its format is unknown."),
+    "cut picture": (
+        for_all("train/images/*", lambda path: path.write_bytes(path.read_bytes()[:400])), "cannot be read"
+    ),
+    "empty picture": (for_all("train/images/*", lambda path: path.write_bytes(b"")), "cannot be read as a picture"),
+    "huge label": (
+        for_all("train/labels/*", lambda path: png_header_of(path, 100_000, 100_000)), "100000x100000 pixels, more"
+    ),
+    "huge picture": (
+        for_all("train/images/*", lambda path: png_header_of(path, 100_000, 100_000)), "exceeds limit of"
+    ),
+    "no pictures": (for_all("train/images/*", lambda path: path.unlink()), "hold(s) no picture"),
+    "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "There is no folder"),
+    "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "There is no file"),
+    "description is no YAML": (lambda folder: (folder / "dataset.yaml").write_text("a: ["), "is no valid YAML"),
+    "unknown key": (describe(klasses=["a", "b"]), "unknown keys ['klasses']"),
+    "one class": (describe(classes=["a"]), "must list the names of two classes or more"),
+    "values of no class": (describe(label_values={0: "sky", 1: "sea"}), "names the class 'sea'"),
+    "path leaves the folder": (describe(splits=OUTSIDE), "../elsewhere must lie in the folder of the data set."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_wrong_file(refused, folder, case):
+    damage, sentence = FILES[case]
+    damage(folder)
+    assert sentence in refused()
+
+
+def test_wrong_file_in_a_worker(refused, folder):
+    FILES["broken picture"][0](folder)
+    assert refused(num_workers=1).endswith("its format is unknown.")
+
+
+def test_corrections_that_leave_the_folder(refused, tmp_path):
+    (tmp_path / "corrections.csv").write_text("image_id,label\n0,../../etc/passwd\n")
+    assert "../../etc/passwd must be a path below" in refused(corrections=tmp_path / "corrections.csv")
+
+
+def test_a_copy_does_not_choose_files_of_this_machine(refused, folder, tmp_path):
+    rows = {"image": [], "label": [], "image_id": []}
+    for number in range(6):
+        rows["image"].append({"bytes": None, "path": str(folder / f"train/images/{number}.jpg")})
+        rows["label"].append({"bytes": (folder / f"train/labels/{number}.png").read_bytes(), "path": None})
+        rows["image_id"].append(str(number))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for split in ("train", "validation"):
+        pyarrow.parquet.write_table(pyarrow.table(rows), copy / f"{split}-00000.parquet")
+    assert "which is not followed" in refused(dataset_name=copy)
+
+
+class Foreign:
+    """What a malicious pickle does when it is loaded."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (lambda path: path.write_bytes(b"junk"), "is no readable state dict"),
+        (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "does not fit"),
+        (
+            lambda path: torch.save({"a": Foreign()}, path),
+            "holds more than tensors, or is damaged; nothing of",
+        ),
+        (lambda path: path.write_bytes(pickle.dumps(Foreign())), "holds more than tensors, or is damaged"),
+        (lambda path: path.mkdir(), "There is no file"),
+    ],
+    ids=["junk", "other network", "foreign code", "plain pickle", "folder"],
+)
+def test_wrong_weights(refused, tmp_path, monkeypatch, write, sentence):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "weights.pth")
+    assert sentence in refused(backbone_weights=tmp_path / "weights.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of four steps with its data."""
+    root = tmp_path_factory.mktemp("trained")
+    return root / "run", write_folder(root / "data", num_train=6, num_validation=3)
+
+
+@pytest.fixture
+def run_of_four_steps(trained, run_script, tmp_path):
+    original, data = trained
+    if not original.exists():
+        assert run_script("train.py", *flags(data, original))[0] == 0
+    shutil.copytree(original, tmp_path / "run")
+    return tmp_path / "run", data
+
+
+CHECKPOINTS = [
+    ({"resume": "checkpoints/step_4"}, ["step_4/model.safetensors"], "model.safetensors is not as it was written"),
+    ({"resume": "checkpoints/step_4"}, ["step_4/COMPLETE"], "COMPLETE cannot be read"),
+    ({"resume": "auto"}, ["step_4/optimizer.bin", "step_2/optimizer.bin"], "and there is no older one"),
+    ({"resume": "auto", "learning_rate": 1}, [], "of a run with other settings: learning_rate was 0.001 and is 1.0."),
+    ({"resume": "auto", "seed": 1, "hidden_size": 16}, [], "hidden_size was 8 and is 16; seed was 0 and is 1."),
+    ({"resume": "auto", "batch_size": 3}, [], "they must stay as many. --batch_size 2 would."),
+    ({}, [], "holds another run; choose another folder, continue it with --resume auto, or replace it"),
+    ({"resume": "last"}, [], "is no complete checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("changes", "damaged", "sentence"), CHECKPOINTS, ids=str)
+def test_wrong_checkpoint(run_script, run_of_four_steps, changes, damaged, sentence):
+    run, data = run_of_four_steps
+    for name in damaged:
+        path = run / "checkpoints" / name
+        path.write_bytes(path.read_bytes()[:-9])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    if changes.get("resume") not in (None, "auto"):
+        changes = {**changes, "resume": run / changes["resume"]}
+    code, _, error = run_script("train.py", *flags(data, run, **{"max_steps": 6, **changes}))
+    assert code == 2, error
+    assert sentence in error.strip().splitlines()[-1]
+    assert "Traceback" not in error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
