@@ -26,6 +26,7 @@ import torch
 from msctr_hf.arguments import exit_with_a_sentence
 from msctr_hf.benchmark import contrast, data, evaluation
 from msctr_hf.benchmark.measuring import describe_machine, markdown_table, misses_target
+from msctr_hf.benchmark.step import Setting, training_step
 from msctr_hf.training.description import git_commit
 from msctr_hf.training.run_folder import write_json
 
@@ -93,14 +94,15 @@ def parser() -> argparse.ArgumentParser:
     add("metric", "mean IoU beside the stock metric of evaluate", lambda o, device: evaluation.metric(
         o.repetitions, device))  # fmt: skip
 
-    step = add("step", "a training step with and without contrast", lambda o, device: contrast.training_step(
-        o.config, o.batch_size, o.crop_size, device, precision=PRECISIONS[o.mixed_precision],
-        compile_network=o.compile, repetitions=o.repetitions))  # fmt: skip
+    step = add("step", "a training step with and without contrast", lambda o, device: training_step(
+        o.config, Setting(o.batch_size, o.crop_size, device, PRECISIONS[o.mixed_precision], o.compile,
+                          o.channels_last), o.repetitions))  # fmt: skip
     step.add_argument("--config", required=True, help="YAML file of the network")
     step.add_argument("--batch_size", type=_positive, default=2, help="images (2)")
     step.add_argument("--crop_size", type=_positive, nargs=2, default=[512, 1024], help="pixels (512 1024)")
     step.add_argument("--mixed_precision", choices=PRECISIONS, default="no", help="no, bf16 or fp16 (no)")
     step.add_argument("--compile", action="store_true", help="torch.compile the network")
+    step.add_argument("--channels_last", action="store_true", help="channels last in memory")
     return whole
 
 

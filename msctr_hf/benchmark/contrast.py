@@ -1,4 +1,4 @@
-"""Benchmarks of the contrastive objective and of what it adds to a training step.
+"""Benchmarks of the contrastive objective.
 
 Every function returns rows of a table: time and memory of both ways, their ratio, and the ratio to reach where one
 is promised for a single CPU thread.
@@ -7,18 +7,14 @@ is promised for a single CPU thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from ..data.loading import get_dataset_spec
 from ..models.anchor_sampling import sample_anchors
 from ..models.contrastive_loss import MultiScaleContrastiveLoss
 from ..models.info_nce import info_nce_loss
 from ..models.projection_head import StageProjection
-from ..training.network import build_network
 from .measuring import Step, compare, median_seconds, peak_megabytes, promise
 from .reference import dense_info_nce_loss, dense_multi_scale_loss, sample_pair_by_pair
 
@@ -126,84 +122,6 @@ def projection(batch_size: int, repetitions: int | None, device: torch.device) -
         rows.append({"channels": channels, "stride": stride, "images": batch_size} | compare(seconds))
         promise(rows[-1], device, speed=PROJECTION_TARGETS.get((channels, stride)))
     return rows
-
-
-def training_step(
-    config: str,
-    batch_size: int,
-    crop_size: Sequence[int],
-    device: torch.device,
-    *,
-    precision: torch.dtype | None,
-    compile_network: bool,
-    repetitions: int | None,
-) -> list[dict]:
-    """A whole training step (forward, backward, SGD) in the modes `ce`, `ms` and `ms_cs`, beside that of `ce`.
-
-    Args:
-        config (`str`): YAML file of a network, from random weights.
-        batch_size (`int`): Images.
-        crop_size (`Sequence[int]`): Height and width, pixels.
-        device (`torch.device`): Where to run.
-        precision (`torch.dtype`, *optional*): Of autocast.
-        compile_network (`bool`): Whether to compile the network; memory is not measured then.
-        repetitions (`int`, *optional*): Steps measured; 3 by default.
-    """
-    model_arguments, data_arguments, _, settings = parse_arguments(
-        [ModelArguments, DataArguments, TrainingArguments],
-        ["--config", config, "--backbone_weights", "none"],
-        with_config_fields=True,
-    )
-    recipe = (model_arguments, data_arguments, settings)
-    options = (batch_size, crop_size, device, precision, compile_network)
-    small = (2, (64, 64), device, precision, False)
-    memory, steps = {}, {}
-    for mode in ("ce", "ms", "ms_cs"):
-        if not compile_network:
-            memory[mode] = peak_megabytes(network_step, (recipe, mode, *options), (recipe, mode, *small), device)
-        steps[mode] = network_step(recipe, mode, *options)
-    seconds = median_seconds(steps, repetitions or 3, device)
-    return [
-        {
-            "mode": mode,
-            "images": batch_size,
-            "ms": 1000 * seconds[mode],
-            "time beside ce": seconds[mode] / seconds["ce"],
-            "MB": memory.get(mode),
-            "memory beside ce": memory[mode] / memory["ce"] if memory else None,
-        }
-        for mode in steps
-    ]
-
-
-def network_step(
-    recipe: tuple[ModelArguments, DataArguments, dict[str, Any]],
-    mode: str,
-    batch_size: int,
-    crop_size: Sequence[int],
-    device: torch.device,
-    precision: torch.dtype | None,
-    compile_network: bool,
-) -> Step:
-    """One optimiser step of a network on random pictures."""
-    torch.manual_seed(0)
-    model_arguments, data_arguments, settings = recipe
-    settings = {**settings, "contrastive_mode": mode}
-    spec = get_dataset_spec(data_arguments.dataset, data_arguments.data_dir)
-    network = build_network(model_arguments, settings, spec).to(device).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
-    pixel_values = torch.randn(batch_size, 3, *crop_size, device=device)
-    labels = blob_labels(batch_size, crop_size, device, network.config.num_labels)
-    model = torch.compile(network) if compile_network else network
-
-    def step() -> None:
-        with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-            output = model(pixel_values, labels=labels)
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def blob_labels(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +54,33 @@ def data(repetitions: int | None, device: torch.device) -> list[dict]:
     return rows
 
 
+def seconds_per_crop(folder: Path, crop: Sequence[int], repetitions: int) -> float:
+    """What one worker needs for a training crop from a PNG as Cityscapes has them."""
+    case = {**CASES["PNG as Cityscapes"], "crop": tuple(crop)}
+    _write_pictures(folder, case)
+    crops = _crops(folder, case)
+    return median_seconds({"crops": _over_draws(crops)}, repetitions, torch.device("cpu"))["crops"] / DRAWS
+
+
+def _crops(folder: Path, case: dict[str, Any]) -> Callable[[int], Any]:
+    samples = AugmentedDataset(
+        load_segmentation_dataset("folder", "train", folder), TrainingAugmentation(case["crop"], MEAN, STD), seed=0
+    )
+    return lambda draw: samples[0, draw % SAMPLES, draw]
+
+
 def _ways(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[int], Any]]:
     """Functions that make the sample of a draw."""
     _write_pictures(folder, case)
-    augmentation = TrainingAugmentation(case["crop"], MEAN, STD)
     files = load_segmentation_dataset("folder", "train", folder)
     copy = folder / "copy"
     for _ in write_predecoded(files, get_dataset_spec("folder", folder), "train", copy):
         pass
     (copy / "dataset.yaml").write_text((folder / "dataset.yaml").read_text())
-    ours = {
-        way: AugmentedDataset(load_segmentation_dataset("folder", "train", where), augmentation, seed=0)
-        for way, where in (("files", folder), ("pre-decoded", copy))
-    }
     return {
         "released": lambda draw: released_order(folder, case["suffix"], draw, case["crop"]),
-        "files": lambda draw: ours["files"][0, draw % SAMPLES, draw],
-        "pre-decoded": lambda draw: ours["pre-decoded"][0, draw % SAMPLES, draw],
+        "files": _crops(folder, case),
+        "pre-decoded": _crops(copy, case),
     }
 
 

@@ -39,15 +39,17 @@ def median_seconds(steps: Mapping[str, Step], repetitions: int, device: torch.de
 
 
 def _seconds(step: Step, device: torch.device) -> float:
-    if device.type == "cpu":
-        start = time.process_time()
-        step()
-        return time.process_time() - start
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = clock(device)
     step()
+    return clock(device) - start
+
+
+def clock(device: torch.device) -> float:
+    """Seconds of this process on a CPU; of the wall, when all work is done, on a GPU."""
+    if device.type == "cpu":
+        return time.process_time()
     torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter()
 
 
 def peak_megabytes(build: Callable[..., Step], arguments: Sequence, warm_up: Sequence, device: torch.device) -> float:

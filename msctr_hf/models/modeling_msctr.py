@@ -146,6 +146,9 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         )
         return output.to_tuple() if return_dict is False else output
 
+    def get_input_embeddings(self) -> None:
+        """There are none; libraries that shard or adapt models ask."""
+
     def _decode(self, feature_maps):
         """Stage maps -> logits, auxiliary logits or `None`, UPerNet's pyramid or `None`."""
         config = self.config

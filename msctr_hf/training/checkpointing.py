@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
@@ -23,6 +24,7 @@ from .run_folder import CHECKPOINTS, read_json, replace_file, sync, write_json
 
 MARKER = "COMPLETE"
 SETTINGS_FILE = "settings.json"
+_SHARED_FILE = "states.pt"
 _PARTIAL = ".partial"
 WriteErrors = (OSError, RuntimeError, SafetensorError)  # of Python, of torch.save, of safetensors
 
@@ -40,17 +42,60 @@ class Progress:
     skipped_steps: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """For Accelerate's checkpoints."""
+        """For checkpoints."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From Accelerate's checkpoints."""
+        """From checkpoints."""
         for name, value in state.items():
             setattr(self, name, value)
 
 
+class Stateful(Protocol):
+    """Anything whose state goes into a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Take a state over."""
+
+
+@dataclass(frozen=True)
+class States:
+    """What a checkpoint holds beside network, optimiser and random numbers, which Accelerate knows.
+
+    Accelerate would keep these too, but reads them back as pickles that may run code.
+
+    Args:
+        shared (`dict[str, Stateful]`): The same in every process.
+        own (`dict[str, Stateful]`): Of every process.
+    """
+
+    shared: dict[str, Stateful]
+    own: dict[str, Stateful]
+
+    def save(self, folder: Path, accelerator: Accelerator) -> None:
+        """Write those of this process; the first one also writes the shared ones."""
+        torch.save({name: one.state_dict() for name, one in self.own.items()}, folder / _own_file(accelerator))
+        if accelerator.is_main_process:
+            torch.save({name: one.state_dict() for name, one in self.shared.items()}, folder / _SHARED_FILE)
+
+    def load(self, folder: Path, accelerator: Accelerator, *, own: bool) -> None:
+        """Read them back; without those of every process where there were others."""
+        files = [(_SHARED_FILE, self.shared), *([(_own_file(accelerator), self.own)] if own else [])]
+        for name, states in files:
+            saved = torch.load(folder / name, map_location="cpu", weights_only=True)
+            for key, one in states.items():
+                one.load_state_dict(saved[key])
+
+
+def _own_file(accelerator: Accelerator) -> str:
+    return f"states_{accelerator.process_index}.pt"
+
+
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: Path, step: int, settings: dict[str, Any], *, keep: int
+    accelerator: Accelerator, output_dir: Path, step: int, states: States, settings: dict[str, Any], *, keep: int
 ) -> None:
     """Save the states of model, optimiser, schedule, random numbers and progress, together with all processes.
 
@@ -61,6 +106,7 @@ def save_checkpoint(
         accelerator (`Accelerator`): Knows everything that has a state.
         output_dir (`Path`): Folder of the run, seen by all processes.
         step (`int`): Names the checkpoint.
+        states (`States`): What is saved beside what Accelerate knows.
         settings (`dict`): Kept with it, to be compared when a run goes on.
         keep (`int`): How many checkpoints stay.
 
@@ -72,33 +118,38 @@ def save_checkpoint(
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    try:
-        together(accelerator, lambda: _save_state(accelerator, partial))
+    older = newest_step(output_dir)
+    advice = f"go on from step {older} with --resume auto" if older else "start again"
+    what = f"The checkpoint of step {step} in {folder.parent}"
+
+    def save_state() -> None:
+        partial.mkdir(parents=True, exist_ok=True)  # Accelerate only logs where it cannot
+        accelerator.save_state(str(partial))
+        states.save(partial, accelerator)
+
+    def complete() -> None:
         if accelerator.is_main_process:
             write_json(partial / SETTINGS_FILE, settings)
-        together(accelerator, lambda: _complete(partial, folder, step) if accelerator.is_main_process else None)
-    except OSError as error:
+            _complete(partial, folder, step)
+
+    try:
+        together(accelerator, save_state, what, advice)
+        together(accelerator, complete, what, advice)
+    except OSError:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-        older = newest_step(output_dir)
-        raise OSError(
-            f"The checkpoint of step {step} could not be written to {folder.parent} ({error}); make room there, "
-            + (f"then go on from step {older} with --resume auto." if older else "then start again.")
-        ) from error
+        raise
     if accelerator.is_main_process:
         _rotate(folder.parent, step, keep)
 
 
-def _save_state(accelerator: Accelerator, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)  # Accelerate only logs where it cannot
-    accelerator.save_state(str(folder))
-
-
-def together(accelerator: Accelerator, write: Callable[[], None]) -> None:
+def together(
+    accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "go on with --resume auto"
+) -> None:
     """Let every process write; where one cannot, all of them raise its error.
 
     Raises:
-        OSError: With the message of the first process that failed.
+        OSError: With what could not be written, why, and what to do then.
     """
     message = None
     try:
@@ -107,7 +158,7 @@ def together(accelerator: Accelerator, write: Callable[[], None]) -> None:
         message = " ".join(str(error).split())[:300] or type(error).__name__
     failures = [text for text in gather_object([message]) if text is not None]
     if failures:
-        raise OSError(failures[0])
+        raise OSError(f"{what} could not be written ({failures[0]}); make room there, then {advice}.")
 
 
 def _complete(partial: Path, folder: Path, step: int) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import ProfileKwargs
+from accelerate.utils import DistributedType, ProfileKwargs
+from torch import nn
 
 from ..arguments import TrainingArguments
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 from .network import synchronize_batch_norms
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimisers torch has in fused form
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # which spread weights, gradients or states
 _SKIPPED, _WARM_UP, _TRACED = 5, 2, 3  # steps of a profile
 _LISTED = 25
 
@@ -50,6 +52,11 @@ def lay_out(
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = synchronize_batch_norms(model)
     return model
+
+
+def full_state_dict(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """Weights that are spread over processes, for the first one to save; all have to call. `None` if they are not."""
+    return accelerator.get_state_dict(model) if accelerator.distributed_type in SHARDED else None
 
 
 def used_megabytes(device: torch.device) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -33,7 +33,8 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.came = True
-        print(f"\n{signal.Signals(number).name}: saving a checkpoint; once more ends at once", file=sys.stderr)
+        # not print: the signal may have come while something was being printed
+        os.write(2, f"\n{signal.Signals(number).name}: saving a checkpoint; once more ends at once\n".encode())
         self._give_back()
 
     def _give_back(self) -> None:

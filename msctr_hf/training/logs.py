@@ -90,8 +90,14 @@ class RunLog:
         if numbers:
             self.accelerator.log(numbers, step=step)
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise OSError(
+                    f"{self.path} could not be written ({reason}); make room there, then go on with --resume auto."
+                ) from error
 
     def show(self, name: str, picture: Image.Image, step: int) -> None:
         """Give a picture to the trackers that take pictures."""

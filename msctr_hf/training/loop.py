@@ -14,12 +14,21 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from ..arguments import DataArguments, ModelArguments, TrainingArguments
-from .checkpointing import Progress, find_checkpoint, save_checkpoint, together
+from .checkpointing import Progress, States, find_checkpoint, save_checkpoint, together
 from .description import describe_run, describe_start, without_secrets
-from .devices import FUSED_DEVICES, build_accelerator, lay_out, traced, used_megabytes
+from .devices import (
+    FUSED_DEVICES,
+    SHARDED,
+    build_accelerator,
+    full_state_dict,
+    lay_out,
+    traced,
+    used_megabytes,
+)
 from .interruption import Interrupted, StopRequest
 from .logs import RunLog, RunningMeans
 from .network import build_image_processor, build_network, image_processor_options
@@ -36,8 +45,8 @@ from .run_folder import (
     write_json,
     write_run_file,
 )
-from .step_guard import SHARDED, StepGuard, Verdict
-from .training_data import build_loader
+from .step_guard import StepGuard, Verdict
+from .training_data import build_loader, without_drawing_at_the_start
 from .validation import Validation
 
 STEPS_WITHOUT_ANCHORS = 100  # in a row, before a warning
@@ -87,10 +96,14 @@ class Run:
         self.schedule = build_schedule(optimizer, arguments, self.steps_per_epoch)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(self.network, optimizer, loader)
         self.network = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        averages = [] if self.average is None else [self.average]
-        self.guard = StepGuard(self.accelerator, self.optimizer, self.network, *(each.module for each in averages))
+        averages = {} if self.average is None else {"average": self.average}
+        self.guard = StepGuard(
+            self.accelerator, self.optimizer, self.network, *(each.module for each in averages.values())
+        )
         self.progress, self.means = Progress(), RunningMeans()
-        self.accelerator.register_for_checkpointing(self.schedule, self.progress, self.means, *averages)
+        self.states = States(
+            shared={"schedule": self.schedule, "progress": self.progress, **averages}, own={"means": self.means}
+        )
         self.image_processor = image_processor
         self.train_set = train_set
         self.validation = Validation(
@@ -141,11 +154,8 @@ class Run:
             set_aside(self.output_dir)
         self.accelerator.wait_for_everyone()
         if self.checkpoint is not None:
-            self._go_on_from(self.checkpoint)
-        try:
-            together(self.accelerator, self._describe)
-        except OSError as error:
-            raise OSError(f"--output_dir: {self.output_dir} cannot be written ({error}).") from error
+            self.go_on_from(self.checkpoint)
+        together(self.accelerator, self._describe, f"--output_dir: {self.output_dir}", "start again")
         self.log = RunLog(self.accelerator, self.output_dir, self.settings, self.progress.step)
         for line in [*describe_start(self), *self.notes]:
             self.accelerator.print(line)
@@ -164,10 +174,13 @@ class Run:
             write_run_file(self.output_dir, describe_run(self.settings, self.accelerator, self.progress.step))
             write_config(self.output_dir, self.settings)
 
-    def _go_on_from(self, checkpoint: Path) -> None:
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Take over the state of everything."""
+        same_split = splits_as_before(checkpoint, self._kept_settings())
         self.accelerator.load_state(str(checkpoint))
+        self.states.load(checkpoint, self.accelerator, own=same_split)
         self.saved_step = self.progress.step
-        if not splits_as_before(checkpoint, self._kept_settings()):
+        if not same_split:
             move_to_the_same_picture(self.progress, checkpoint, self._kept_settings())
             set_seed(self.arguments.seed + self.progress.step, device_specific=True)
         if self.accelerator.is_main_process and self.progress.best_results:
@@ -209,7 +222,7 @@ class Run:
             if self.progress.batches_in_epoch:
                 batches = self.accelerator.skip_first_batches(self.loader, self.progress.batches_in_epoch)
             batches.set_epoch(self.progress.epoch)  # a loader that skips would count epochs from 0
-            for batch in batches:
+            for batch in without_drawing_at_the_start(batches):
                 self.progress.batches_in_epoch += 1
                 with self.accelerator.accumulate(self.model):
                     self._forward_and_backward(batch)
@@ -235,6 +248,8 @@ class Run:
     def _update(self) -> None:
         largest = float("inf") if self.arguments.max_grad_norm is None else self.arguments.max_grad_norm
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
         self.progress.step += 1
         self.guard.update(self.progress.step, grad_norm, stop=self.stop.came)
         self.learning_rate = self.schedule.get_last_lr()[-1]
@@ -329,20 +344,20 @@ class Run:
     def _save_if_due(self) -> None:
         if self._is_due(self.arguments.checkpointing_steps):
             self._save()
-            together(self.accelerator, self._save_last)
+            weights = full_state_dict(self.accelerator, self.best_network)
+            together(self.accelerator, lambda: self._save_last(weights), f"The last model in {self.output_dir}")
 
     def _save(self) -> None:
         """A checkpoint, unless this step has one."""
         step = self.progress.step
         if self.saved_step == step:
             return
-        save_checkpoint(
-            self.accelerator, self.output_dir, step, self._kept_settings(), keep=self.arguments.checkpoints_kept
-        )
+        kept = self.arguments.checkpoints_kept
+        save_checkpoint(self.accelerator, self.output_dir, step, self.states, self._kept_settings(), keep=kept)
         self.saved_step = step
         if self.accelerator.is_main_process:
             forget_what_was_set_aside(self.output_dir)
 
-    def _save_last(self) -> None:
+    def _save_last(self, weights: dict[str, torch.Tensor] | None) -> None:
         if self.accelerator.is_main_process:
-            save_model(self.best_network, self.image_processor, self.output_dir / LAST)
+            save_model(self.best_network, self.image_processor, self.output_dir / LAST, weights)

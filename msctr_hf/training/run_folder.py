@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from PIL import Image
 from torch import nn
@@ -96,12 +97,20 @@ def forget_what_was_set_aside(output_dir: Path) -> None:
     shutil.rmtree(output_dir / _REPLACED, ignore_errors=True)
 
 
-def save_model(model: nn.Module, image_processor: MsctrImageProcessor, folder: Path) -> None:
-    """Write a `from_pretrained` folder; its files replace older ones when all of them are written."""
+def save_model(
+    model: nn.Module,
+    image_processor: MsctrImageProcessor,
+    folder: Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a `from_pretrained` folder; its files replace older ones when all of them are written.
+
+    `state_dict` holds the weights where they are not in `model` itself.
+    """
     partial = folder / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=state_dict)
         image_processor.save_pretrained(partial)
         for path in sorted(partial.iterdir()):
             sync(path)

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch import nn
 
 from ..data.batches import image_ids
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+from .devices import SHARDED
 
 
 class Faulty(NamedTuple):

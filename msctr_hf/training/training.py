@@ -98,7 +98,7 @@ def _rehearse(
         with StopRequest() as stop:
             run = Run(model_arguments, data_arguments, short, settings, stop, pictures=REHEARSED_PICTURES)
             run.go()
-            run.accelerator.load_state(str(find_checkpoint(folder, "auto")))
+            run.go_on_from(find_checkpoint(folder, "auto"))
         if run.accelerator.is_main_process:
             last = [line for line in read_log(folder) if "images_per_second" in line][-1]
             pictures = arguments.batch_size * arguments.gradient_accumulation_steps * run.accelerator.num_processes

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
@@ -14,6 +17,8 @@ from ..data.augmentation import TrainingAugmentation
 from ..data.batches import training_loader
 from ..data.repeat_factors import classes_present, repeat_factors
 from ..models.image_processing_msctr import MsctrImageProcessor
+
+Batch = TypeVar("Batch")
 
 
 def build_loader(
@@ -50,6 +55,17 @@ def build_loader(
             f"{accelerator.num_processes} process(es); lower --batch_size."
         )
     return loader, max(1, batches // arguments.gradient_accumulation_steps)
+
+
+def without_drawing_at_the_start(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches; a loader of a stream, as Accelerate makes it, draws from the numbers that training draws from.
+
+    A run that goes on starts an epoch once more: it must not draw once more.
+    """
+    iterator = iter(batches)
+    with torch.random.fork_rng(devices=[]):
+        first = list(itertools.islice(iterator, 1))
+    return itertools.chain(first, iterator)
 
 
 def num_pictures(dataset: Dataset | IterableDataset) -> int | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from datasets import Dataset, IterableDataset
@@ -21,6 +22,7 @@ from ..evaluation.scoring import score_dataset
 from ..evaluation.visualization import contact_sheet
 from ..models.image_processing_msctr import MsctrImageProcessor
 from .checkpointing import Progress, together
+from .devices import full_state_dict
 from .logs import RunLog
 from .run_folder import PREDICTIONS_FILE, RESULTS_FILE, save_model, save_picture, write_json
 from .training_data import num_pictures
@@ -75,12 +77,19 @@ class Validation:
         if mean_iou > progress.best_mean_iou:
             progress.best_mean_iou = mean_iou
             progress.best_results = {"step": progress.step, **results}
-            together(self.accelerator, lambda: self._save_best(model, progress, sheet))
+            weights = full_state_dict(self.accelerator, model)
+            together(
+                self.accelerator,
+                lambda: self._save_best(model, weights, progress, sheet),
+                f"The best model in {self.output_dir}",
+            )
         return True
 
-    def _save_best(self, model: nn.Module, progress: Progress, sheet: Image.Image | None) -> None:
+    def _save_best(
+        self, model: nn.Module, weights: dict[str, torch.Tensor] | None, progress: Progress, sheet: Image.Image | None
+    ) -> None:
         if self.accelerator.is_main_process:
-            save_model(model, self.image_processor, self.output_dir)
+            save_model(model, self.image_processor, self.output_dir, weights)
             write_json(self.output_dir / RESULTS_FILE, progress.best_results)
             if sheet is not None:
                 save_picture(sheet, self.output_dir / PREDICTIONS_FILE)

@@ -77,7 +77,7 @@ PLACES = [
     ({"dataset_name": "/no/copy"}, "--dataset_name: /no/copy cannot be read"),
     ({"corrections": "/no/corrections.csv"}, "--corrections: /no/corrections.csv cannot be read"),
     ({"resume": "/no/checkpoint"}, "--resume: /no/checkpoint is no complete checkpoint"),
-    ({"output_dir": "/proc/run"}, "--output_dir: /proc/run cannot be written"),
+    ({"output_dir": "/proc/run"}, "--output_dir: /proc/run could not be written"),
 ]
 
 

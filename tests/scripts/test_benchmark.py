@@ -41,6 +41,11 @@ def test_training_step_is_measured_in_all_modes(run_script, tmp_path):
     rows = json.loads((tmp_path / "f.json").read_text())["rows"]
     assert [row["mode"] for row in rows] == ["ce", "ms", "ms_cs"]
     assert rows[0]["time beside ce"] == 1
+    for row in rows:
+        phases = [row[f"{phase} ms"] for phase in ("forward", "loss", "backward", "optimiser")]
+        assert sum(phases) == pytest.approx(row["step ms"])
+        assert row["images/s"] == pytest.approx(2000 / row["step ms"])
+        assert row["data ms"] > 0
 
 
 def test_missing_gpu_and_missing_configuration_get_a_sentence(run_script, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 from layouts import write_folder, write_labels
 from PIL import Image
@@ -55,3 +56,26 @@ def test_two_processes_train_the_network_of_one(folder, tmp_path, mode):
         torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(split_losses, losses, rtol=1e-5, atol=0)
     assert losses[-1] < 0.9 * losses[0]  # it has learnt
+
+
+@pytest.mark.slow
+def test_sharded_training_gives_the_weights_of_whole_networks_and_goes_on(folder, tmp_path):
+    settings = {"batch_size": 2, "crop_size": "64 64", "max_steps": 6, "class_weights": "[1,1]", "validation_steps": 6}
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+    config = yaml.safe_load((ROOT / "configs/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
+    fsdp |= {name.upper(): str(value) for name, value in config.items()}
+
+    def train(run, script, environment, **changes):
+        command = [sys.executable, *TORCHRUN, script, *flags(folder, run, **{**settings, **changes})]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300)
+        return load_file(run / "last/model.safetensors")
+
+    whole = train(tmp_path / "whole", ROOT / "scripts/train.py", {"ACCELERATE_USE_CPU": "true"})
+    as_on_gpus = HERE / "train_on_cpus_as_if_on_gpus.py"
+    train(tmp_path / "sharded", as_on_gpus, fsdp, max_steps=4, validation_steps=100)
+    assert list(tmp_path.glob("sharded/checkpoints/step_4/**/*.distcp"))
+    sharded = train(tmp_path / "sharded", as_on_gpus, fsdp, resume="auto")
+    assert set(sharded) == set(whole)
+    for name, weights in whole.items():
+        torch.testing.assert_close(sharded[name], weights, rtol=1e-3, atol=1e-4)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from small_run import flags
 
 from msctr_hf.training.checkpointing import find_checkpoint
 from msctr_hf.training.interruption import EXIT_INTERRUPTED
+from msctr_hf.training.validation import Validation
 
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
@@ -116,6 +118,38 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(run_script, folder, t
 
 def newest_start(error):
     return int(error.split("stopped after step ")[1].split(";")[0])
+
+
+def test_a_validation_that_was_interrupted_is_made_up_for(run_script, folder, tmp_path, monkeypatch):
+    settings = {"max_steps": 6, "validation_steps": 3, "checkpointing_steps": 100}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert run_script("train.py", *flags(folder, whole, **settings))[0] == 0
+    validate = Validation.run
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "run", interrupted)
+        assert run_script("train.py", *flags(folder, part, **settings))[0] == EXIT_INTERRUPTED
+    assert newest(part) == 3
+    assert not (part / "results.json").exists()
+    assert run_script("train.py", *flags(folder, part, **settings, resume="auto"))[0] == 0
+    assert_same_end(part, whole)
+
+
+def test_a_stream_goes_on_where_it_stopped(run_script, folder, tmp_path):
+    copy = tmp_path / "copy"
+    options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--output_dir", copy]
+    assert run_script("prepare_dataset.py", *options)[0] == 0
+    settings = {"max_steps": 7, "checkpointing_steps": 4, "validation_steps": 7, "streaming": True}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert run_script("train.py", *flags(copy, whole, **settings))[0] == 0
+    shutil.copytree(whole / "checkpoints/step_4", part / "checkpoints/step_4")
+    assert run_script("train.py", *flags(copy, part, **settings, resume="auto"))[0] == 0
+    weights, expected = (load_file(run / "last/model.safetensors") for run in (part, whole))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """Checkpoints are whole or not there."""
 
+import contextlib
 import json
+import os
+import pickle
 
 import pytest
 import torch
 from accelerate import Accelerator
 
 from msctr_hf.training import checkpointing
-from msctr_hf.training.checkpointing import Progress, find_checkpoint, find_fault, save_checkpoint
+from msctr_hf.training.checkpointing import Progress, States, find_checkpoint, find_fault, save_checkpoint
 
 SETTINGS = {"seed": 0}
 
@@ -17,10 +20,32 @@ def accelerator():
     accelerator = Accelerator(cpu=True)
     model = accelerator.prepare(torch.nn.Linear(2, 2))
     progress = Progress(step=3)
-    accelerator.register_for_checkpointing(progress)
     accelerator.progress, accelerator.network = progress, model
+    accelerator.states = States(shared={"progress": progress}, own={})
     yield accelerator
     accelerator.free_memory()
+
+
+class Foreign:
+    """What a malicious pickle does when it is loaded."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("name", ["states.pt", "states_0.pt", "optimizer.bin", "random_states_0.pkl"])
+def test_a_foreign_checkpoint_runs_no_code(accelerator, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    optimizer = accelerator.prepare(torch.optim.SGD(accelerator.network.parameters()))
+    save_checkpoint(accelerator, tmp_path, 3, accelerator.states, SETTINGS, keep=2)
+    assert optimizer is not None
+    checkpoint = tmp_path / "checkpoints/step_3"
+    assert (checkpoint / name).exists()
+    torch.save({"progress": Foreign()}, checkpoint / name)
+    with contextlib.suppress(pickle.UnpicklingError):
+        accelerator.load_state(str(checkpoint))
+        accelerator.states.load(checkpoint, accelerator, own=True)
+    assert not (tmp_path / "ran").exists()
 
 
 def names(folder):
@@ -30,12 +55,14 @@ def names(folder):
 def test_what_was_saved_comes_back(accelerator, tmp_path):
     accelerator.progress.best_results = {"mean_iou": 0.5, "per_category_iou": {"a": None}}
     weight = accelerator.network.weight.detach().clone()
-    save_checkpoint(accelerator, tmp_path, 3, SETTINGS, keep=2)
+    save_checkpoint(accelerator, tmp_path, 3, accelerator.states, SETTINGS, keep=2)
     accelerator.progress.step = 9
     accelerator.progress.best_results = {}
     with torch.no_grad():
         accelerator.network.weight.zero_()
-    accelerator.load_state(str(find_checkpoint(tmp_path, "auto")))
+    checkpoint = find_checkpoint(tmp_path, "auto")
+    accelerator.load_state(str(checkpoint))
+    accelerator.states.load(checkpoint, accelerator, own=True)
     assert accelerator.progress.step == 3
     assert accelerator.progress.best_results == {"mean_iou": 0.5, "per_category_iou": {"a": None}}
     assert torch.equal(accelerator.network.weight, weight)
@@ -43,11 +70,11 @@ def test_what_was_saved_comes_back(accelerator, tmp_path):
 
 def test_the_newest_are_kept_and_leftovers_go(accelerator, tmp_path):
     for step in (2, 10, 9):  # 9: the run went back to an older checkpoint
-        save_checkpoint(accelerator, tmp_path, step, SETTINGS, keep=2)
+        save_checkpoint(accelerator, tmp_path, step, accelerator.states, SETTINGS, keep=2)
     assert names(tmp_path) == ["step_2", "step_9"]
     (tmp_path / "checkpoints/.step_11.partial").mkdir()
     (tmp_path / "checkpoints/step_10").mkdir()  # no marker: never completed
-    save_checkpoint(accelerator, tmp_path, 12, SETTINGS, keep=2)
+    save_checkpoint(accelerator, tmp_path, 12, accelerator.states, SETTINGS, keep=2)
     assert names(tmp_path) == ["step_12", "step_9"]
 
 
@@ -66,7 +93,7 @@ def flip_a_bit(path):
     [
         ("model.safetensors", cut_short, "model.safetensors is not as it was written"),
         ("model.safetensors", flip_a_bit, "model.safetensors is not as it was written"),
-        ("custom_checkpoint_0.pkl", lambda path: path.unlink(), "custom_checkpoint_0.pkl is missing"),
+        ("states.pt", lambda path: path.unlink(), "states.pt is missing"),
         ("COMPLETE", lambda path: path.write_text(""), "COMPLETE cannot be read"),
         ("COMPLETE", lambda path: path.write_text("[1]"), "COMPLETE cannot be read"),
         ("COMPLETE", lambda path: path.unlink(), "is no complete checkpoint"),
@@ -74,7 +101,7 @@ def flip_a_bit(path):
 )
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(accelerator, tmp_path, name, damage, sentence):
     for step in (1, 2):
-        save_checkpoint(accelerator, tmp_path, step, SETTINGS, keep=2)
+        save_checkpoint(accelerator, tmp_path, step, accelerator.states, SETTINGS, keep=2)
     folder = tmp_path / "checkpoints"
     assert find_checkpoint(tmp_path, "auto") == folder / "step_2"
     damage(folder / "step_2" / name)
@@ -99,14 +126,14 @@ def test_nothing_to_go_on_from_starts_anew(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
 def test_a_failed_write_leaves_the_one_before_and_nothing_else(accelerator, tmp_path, monkeypatch, error):
-    save_checkpoint(accelerator, tmp_path, 1, SETTINGS, keep=1)
+    save_checkpoint(accelerator, tmp_path, 1, accelerator.states, SETTINGS, keep=1)
 
     def fail(*args):
         raise error
 
     monkeypatch.setattr(checkpointing, "_complete", fail)
-    with pytest.raises(OSError, match="step 2 could not be written .* go on from step 1 with --resume auto"):
-        save_checkpoint(accelerator, tmp_path, 2, SETTINGS, keep=1)
+    with pytest.raises(OSError, match="step 2 in .* could not be written .* go on from step 1 with --resume auto"):
+        save_checkpoint(accelerator, tmp_path, 2, accelerator.states, SETTINGS, keep=1)
     assert names(tmp_path) == ["step_1"]
     assert find_fault(tmp_path / "checkpoints/step_1") is None
 
@@ -119,7 +146,9 @@ def test_the_marker_comes_last_and_lists_everything(accelerator, tmp_path, monke
         path.write_text(text)
 
     monkeypatch.setattr(checkpointing, "replace_file", replace_file)
-    save_checkpoint(accelerator, tmp_path, 1, SETTINGS, keep=1)
+    save_checkpoint(accelerator, tmp_path, 1, accelerator.states, SETTINGS, keep=1)
     marker = json.loads((tmp_path / "checkpoints/step_1/COMPLETE").read_text())
     assert seen == [sorted(marker["files"])]
-    assert {"model.safetensors", "settings.json", "random_states_0.pkl"} <= set(marker["files"])
+    assert {"model.safetensors", "settings.json", "random_states_0.pkl", "states.pt", "states_0.pt"} <= set(
+        marker["files"]
+    )

@@ -4,6 +4,8 @@ import gc
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from conftest import ROOT
 
 from msctr_hf.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
@@ -11,7 +13,7 @@ from msctr_hf.data.specs import DATASETS
 from msctr_hf.training.network import build_image_processor, build_network, image_processor_options
 from msctr_hf.training.optimization import build_optimizer
 
-CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("**/*.yaml") if path.parent.name != "accelerate")
 PUBLISHED = {
     "cityscapes": (19, "hrnet_w48 hrnet_w18 deeplabv3_resnet50 deeplabv3_resnet101 ocrnet_hrnet_w48 ocrnet_resnet101"
                        " upernet_swin_tiny upernet_resnet101"),
@@ -72,3 +74,13 @@ def test_ablation_is_one_flag(mode):
 def test_header_gives_the_command(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"scripts/train.py --config {path.relative_to(ROOT).as_posix()}" in line for line in header)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_takes_its_configurations(path):
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    launcher = launch_command_parser().parse_args(["--config_file", str(path), "scripts/train.py"])
+    arguments, _, _ = _validate_launch_command(launcher)
+    assert arguments.num_processes == config.num_processes == 4
+    kind = {"ddp": arguments.multi_gpu, "fsdp2": arguments.use_fsdp, "deepspeed_zero2": arguments.use_deepspeed}
+    assert kind[path.stem]

@@ -1,0 +1,20 @@
+#!/bin/bash
+# Two machines with four GPUs each under Slurm, one process a GPU; requeued when time is up, goes on where it stopped.
+# Tried without Slurm: the variables below with two CPU processes. sbatch configs/accelerate/slurm.sh --config FILE ...
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=12:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=29500 ACCELERATE_MIXED_PRECISION=bf16
+
+srun bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+              export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
+              exec python scripts/train.py --resume auto "$@"' bash "$@"
+
+[ $? -eq 75 ] && scontrol requeue "$SLURM_JOB_ID" # 75: stopped by a signal, with a checkpoint

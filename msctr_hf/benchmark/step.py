@@ -1,0 +1,146 @@
+"""Benchmark of a whole training step: where its time goes, and what the contrast adds."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from ..data.loading import get_dataset_spec
+from ..training.devices import FUSED_DEVICES
+from ..training.network import build_network
+from ..training.optimization import build_optimizer
+from .contrast import blob_labels
+from .data import seconds_per_crop
+from .measuring import Step, clock, peak_megabytes
+
+MODES = ("ce", "ms", "ms_cs")
+PHASES = ("forward", "loss", "backward", "optimiser")
+
+
+class Setting(NamedTuple):
+    """How a step is run."""
+
+    batch_size: int
+    crop_size: Sequence[int]
+    device: torch.device
+    precision: torch.dtype | None = None
+    compile: bool = False
+    channels_last: bool = False
+
+
+def training_step(config: str, setting: Setting, repetitions: int | None) -> list[dict]:
+    """Time of every phase of a step in the modes `ce`, `ms` and `ms_cs`, beside the whole step of `ce`.
+
+    `data` is what one worker needs to make the batch from PNGs of 1024x2048, beside the step. `loss` is what comes
+    after the logits: cross entropy, projection, sampling, contrast; a compiled network counts it as `forward`.
+
+    Args:
+        config (`str`): YAML file of a network, from random weights.
+        setting (`Setting`): Pictures, device, precision.
+        repetitions (`int`, *optional*): Steps measured; 3 by default.
+    """
+    recipe = parse_arguments(
+        [ModelArguments, DataArguments, TrainingArguments],
+        ["--config", config, "--backbone_weights", "none"],
+        with_config_fields=True,
+    )
+    small = setting._replace(batch_size=2, crop_size=(64, 64))
+    memory: dict[str, float] = {}
+    steps: dict[str, TrainingStep] = {}
+    for mode in MODES:
+        if not setting.compile:
+            arguments = ((recipe, mode, setting), (recipe, mode, small))
+            memory[mode] = peak_megabytes(whole_step, *arguments, setting.device)
+        steps[mode] = TrainingStep(recipe, mode, setting)
+    rounds = [{mode: step.run() for mode, step in steps.items()} for _ in range((repetitions or 3) + 1)][1:]
+    with tempfile.TemporaryDirectory() as folder:
+        data = setting.batch_size * seconds_per_crop(Path(folder), setting.crop_size, repetitions or 3)
+    seconds = {
+        mode: {phase: statistics.median(each[mode][phase] for each in rounds) for phase in PHASES} for mode in MODES
+    }
+    return [_row(mode, setting, data, seconds, memory) for mode in MODES]
+
+
+def _row(
+    mode: str, setting: Setting, data: float, seconds: dict[str, dict[str, float]], memory: dict[str, float]
+) -> dict[str, Any]:
+    whole, of_ce = sum(seconds[mode].values()), sum(seconds["ce"].values())
+    return {
+        "mode": mode,
+        "images": setting.batch_size,
+        "data ms": 1000 * data,
+        **{f"{phase} ms": 1000 * time for phase, time in seconds[mode].items()},
+        "step ms": 1000 * whole,
+        "images/s": setting.batch_size / whole,
+        "time beside ce": whole / of_ce,
+        "MB": memory.get(mode),
+        "memory beside ce": memory[mode] / memory["ce"] if memory else None,
+    }
+
+
+class TrainingStep:
+    """One network with its optimiser and a batch of random pictures."""
+
+    def __init__(self, recipe: tuple, mode: str, setting: Setting):
+        torch.manual_seed(0)
+        model_arguments, data_arguments, arguments, settings = recipe
+        spec = get_dataset_spec(data_arguments.dataset, data_arguments.data_dir)
+        device, size = setting.device, setting.crop_size
+        network = build_network(model_arguments, {**settings, "contrastive_mode": mode}, spec).to(device).train()
+        layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+        network = network.to(memory_format=layout)
+        self.optimizer = build_optimizer(network, arguments, fused=device.type in FUSED_DEVICES)
+        pictures = torch.randn(setting.batch_size, 3, *size, device=device)
+        self.pixel_values = pictures.contiguous(memory_format=layout)
+        self.labels = blob_labels(setting.batch_size, size, device, network.config.num_labels)
+        self.logits_at = 0.0
+        if setting.compile:
+            self.model = torch.compile(network)
+        else:
+            self.model = network
+            network.decode_head.register_forward_hook(self._note_the_time)  # the last before the loss
+        self.setting = setting
+
+    def _note_the_time(self, *_: Any) -> None:
+        self.logits_at = clock(self.setting.device)
+
+    def forward(self) -> torch.Tensor:
+        """The loss."""
+        precision = self.setting.precision
+        with torch.autocast(self.setting.device.type, dtype=precision, enabled=precision is not None):
+            return self.model(self.pixel_values, labels=self.labels).loss
+
+    def update(self) -> None:
+        """Step of the optimiser."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def run(self) -> dict[str, float]:
+        """One step; seconds of its phases."""
+        device = self.setting.device
+        start = clock(device)
+        loss = self.forward()
+        end_of_forward = clock(device)
+        loss.backward()
+        end_of_backward = clock(device)
+        self.update()
+        logits_at = self.logits_at or end_of_forward
+        times = (start, logits_at, end_of_forward, end_of_backward, clock(device))
+        return {phase: end - begin for phase, begin, end in zip(PHASES, times, times[1:], strict=False)}
+
+
+def whole_step(recipe: tuple, mode: str, setting: Setting) -> Step:
+    """Forward, backward, update."""
+    step = TrainingStep(recipe, mode, setting)
+
+    def run() -> None:
+        step.forward().backward()
+        step.update()
+
+    return run
