@@ -24,7 +24,7 @@ from msctr_hf.arguments import (
     parse_arguments,
 )
 from msctr_hf.training.interruption import EXIT_INTERRUPTED, Interrupted
-from msctr_hf.training.training import print_results, train
+from msctr_hf.training.train import print_results, train
 
 
 def main() -> None:

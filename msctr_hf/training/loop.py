@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import time
 import warnings
 from collections.abc import Iterator
@@ -177,8 +178,11 @@ class Run:
     def go_on_from(self, checkpoint: Path) -> None:
         """Take over the state of everything."""
         same_split = splits_as_before(checkpoint, self._kept_settings())
-        self.accelerator.load_state(str(checkpoint))
-        self.states.load(checkpoint, self.accelerator, own=same_split)
+        try:
+            self.accelerator.load_state(str(checkpoint))
+            self.states.load(checkpoint, self.accelerator, own=same_split)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"--resume: {checkpoint} holds more than tensors; nothing of it was run.") from error
         self.saved_step = self.progress.step
         if not same_split:
             move_to_the_same_picture(self.progress, checkpoint, self._kept_settings())

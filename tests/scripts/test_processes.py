@@ -1,7 +1,7 @@
 """A batch that is split over processes trains the network that it trains on one."""
 
-import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_run import flags
 
+from msctr_hf.training.run_folder import read_log
+
 HERE = ROOT / "tests/scripts"
+CPU = {"ACCELERATE_USE_CPU": "true"}
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29623"]
 
 
@@ -33,12 +36,19 @@ def folder(tmp_path):
     return folder
 
 
-def train(folder, run, launcher, **settings):
-    command = [sys.executable, *launcher, HERE / "train_in_float64.py", *flags(folder, run, **settings)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+def run_script(folder, run, script, environment, **settings):
+    """Two processes of a script; its last weights."""
+    command = [sys.executable, *TORCHRUN, script, *flags(folder, run, **settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return load_file(run / "last/model.safetensors"), [entry["loss"] for entry in log if "loss" in entry]
+    return load_file(run / "last/model.safetensors")
+
+
+def train_in_float64(folder, run, launcher, **settings):
+    command = [sys.executable, *launcher, HERE / "train_in_float64.py", *flags(folder, run, **settings)]
+    environment = {**os.environ, **CPU, "OMP_NUM_THREADS": "1"}
+    subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300)
+    return load_file(run / "last/model.safetensors"), [entry["loss"] for entry in read_log(run) if "loss" in entry]
 
 
 @pytest.mark.slow
@@ -50,12 +60,29 @@ def test_two_processes_train_the_network_of_one(folder, tmp_path, mode):
         "warmup_steps": 0, "dropout": 0.0, "class_weights": "[1,1]", "crop_size": "64 64", "scale_range": "1 1",
         "aspect_range": "1 1", "max_class_share": 1.0, "max_steps": 8, "validation_steps": 8,
     }  # fmt: skip
-    one, losses = train(folder, tmp_path / "one", [], batch_size=4, **settings)
-    two, split_losses = train(folder, tmp_path / "two", TORCHRUN, batch_size=2, **settings)
+    one, losses = train_in_float64(folder, tmp_path / "one", [], batch_size=4, **settings)
+    two, split_losses = train_in_float64(folder, tmp_path / "two", TORCHRUN, batch_size=2, **settings)
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(split_losses, losses, rtol=1e-5, atol=0)
     assert losses[-1] < 0.9 * losses[0]  # it has learnt
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_data_and_the_rates_of_an_uninterrupted_run(folder, tmp_path):
+    settings = {
+        "batch_size": 2, "crop_size": "64 64", "class_weights": "[1,1]", "max_steps": 7, "checkpointing_steps": 3,
+        "checkpoints_kept": 9, "gradient_accumulation_steps": 2, "validation_steps": 7,
+    }  # fmt: skip
+    whole = run_script(folder, tmp_path / "whole", ROOT / "scripts/train.py", CPU, **settings)
+    shutil.copytree(tmp_path / "whole/checkpoints/step_3", tmp_path / "part/checkpoints/step_3")
+    part = run_script(folder, tmp_path / "part", ROOT / "scripts/train.py", CPU, **settings, resume="auto")
+    for name, weights in whole.items():
+        torch.testing.assert_close(part[name], weights, rtol=1e-5, atol=1e-7)
+    logs = [read_log(tmp_path / run) for run in ("whole", "part")]
+    expected, continued = ([entry for entry in log if "loss" in entry and entry["step"] > 3] for log in logs)
+    for name in ("step", "learning_rate", "loss", "contrastive/stage_1/anchors"):
+        assert [entry[name] for entry in continued] == pytest.approx([entry[name] for entry in expected], rel=1e-6)
 
 
 @pytest.mark.slow
@@ -65,17 +92,11 @@ def test_sharded_training_gives_the_weights_of_whole_networks_and_goes_on(folder
     config = yaml.safe_load((ROOT / "configs/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
     fsdp |= {name.upper(): str(value) for name, value in config.items()}
 
-    def train(run, script, environment, **changes):
-        command = [sys.executable, *TORCHRUN, script, *flags(folder, run, **{**settings, **changes})]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300)
-        return load_file(run / "last/model.safetensors")
-
-    whole = train(tmp_path / "whole", ROOT / "scripts/train.py", {"ACCELERATE_USE_CPU": "true"})
-    as_on_gpus = HERE / "train_on_cpus_as_if_on_gpus.py"
-    train(tmp_path / "sharded", as_on_gpus, fsdp, max_steps=4, validation_steps=100)
-    assert list(tmp_path.glob("sharded/checkpoints/step_4/**/*.distcp"))
-    sharded = train(tmp_path / "sharded", as_on_gpus, fsdp, resume="auto")
+    whole = run_script(folder, tmp_path / "whole", ROOT / "scripts/train.py", CPU, **settings)
+    as_on_gpus, run = HERE / "train_on_cpus_as_if_on_gpus.py", tmp_path / "sharded"
+    run_script(folder, run, as_on_gpus, fsdp, **{**settings, "max_steps": 4, "validation_steps": 100})
+    assert list(run.glob("checkpoints/step_4/**/*.distcp"))
+    sharded = run_script(folder, run, as_on_gpus, fsdp, **settings, resume="auto")
     assert set(sharded) == set(whole)
     for name, weights in whole.items():
         torch.testing.assert_close(sharded[name], weights, rtol=1e-3, atol=1e-4)

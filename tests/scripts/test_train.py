@@ -80,11 +80,19 @@ def test_starts_from_a_saved_model_with_other_classes(run_script, folder, tmp_pa
     [
         {"contrastive_mode": "ce", "mixed_precision": "bf16"},
         {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "max_steps": 2},
+        {"channels_last": True, "mixed_precision": "bf16", "ema": True, "tf32": True},
         {"freeze_backbone": True, "optimizer": "sgd", "schedule": "constant"},
         {"activation_checkpointing": True, "backbone_learning_rate_factor": 0.1},
         {"repeat_factor_threshold": 0.9, "train_split": "train+validation", "batch_size": 9},
     ],
-    ids=["bf16 ce", "accumulation and clipping", "frozen", "checkpointing", "repeat factors and two splits"],
+    ids=[
+        "bf16 ce",
+        "accumulation and clipping",
+        "channels last",
+        "frozen",
+        "checkpointing",
+        "repeat factors and two splits",
+    ],
 )
 def test_options_train(run_script, folder, tmp_path, changes):
     code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **{"max_steps": 1, **changes}))
