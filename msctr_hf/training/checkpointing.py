@@ -26,7 +26,7 @@ MARKER = "COMPLETE"
 SETTINGS_FILE = "settings.json"
 _SHARED_FILE = "states.pt"
 _PARTIAL = ".partial"
-WriteErrors = (OSError, RuntimeError, SafetensorError)  # of Python, of torch.save, of safetensors
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of Python, of torch.save, of safetensors
 
 
 @dataclass
@@ -154,7 +154,7 @@ def together(
     message = None
     try:
         write()
-    except WriteErrors as error:
+    except WRITE_ERRORS as error:
         message = " ".join(str(error).split())[:300] or type(error).__name__
     failures = [text for text in gather_object([message]) if text is not None]
     if failures:

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -257,9 +256,10 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_last_checkpoint_whole(
 def test_memory_does_not_grow_after_the_fiftieth_step(tmp_path):
     run = tmp_path / "run"
     config = ["--config", ROOT / "configs/quickstart.yaml", "--output_dir", run, "--report_to", "none"]
-    steps = ["--max_steps", 200, "--logging_steps", 5, "--checkpointing_steps", 50, "--validation_steps", 200]
+    steps = ["--max_steps", 200, "--logging_steps", 1, "--checkpointing_steps", 50, "--validation_steps", 200]
     code, output = finish(start(*config, *steps))
     assert code == 0, output
     used = {entry["step"]: entry["used_mb"] for entry in log(run) if "used_mb" in entry}
-    early, late = (statistics.median(used[step] for step in range(first, first + 50, 5)) for first in (55, 150))
-    assert late - early < 0.01 * early, used
+    # what stays: what a step needs for a moment, some 100 MB, may or may not have been given back when it is looked at
+    early, late = (min(used[step] for step in range(first, first + 50)) for first in (51, 151))
+    assert late - early < 0.005 * early, used
