@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +143,8 @@ def read_log(output_dir: Path) -> list[dict[str, Any]]:
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write or replace a PNG."""
-    partial = path.with_name(f"{_PARTIAL}_{path.name}")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    with _written_whole(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -159,11 +160,21 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Write or replace a text file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{_PARTIAL}_{path.name}")
-    partial.write_text(text)
-    sync(partial)
-    partial.replace(path)
+    with _written_whole(path) as partial:
+        partial.write_text(text)
     sync(path.parent)
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """Where to write: takes the place of `path` when all of it is on the disk, and goes away if it cannot be."""
+    partial = path.with_name(f"{_PARTIAL}_{path.name}")
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -1,0 +1,22 @@
+from accelerate import Accelerator
+
+from msctr_hf.training.description import describe_run, without_secrets
+
+
+def test_tokens_are_hidden_wherever_they_stand(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    value = {"a": ["x hf_abcdefghij y", ("0123456789abcdef", 3)], "hf_abcdefghij": None}
+    assert without_secrets(value) == {"a": ["x *** y", ["***", 3]], "***": None}
+
+
+def test_ordinary_words_stay():
+    value = {"dataset": "half_scenes", "tokens": "hf_", "path": "/data/hf_x"}
+    assert without_secrets(value) == value
+
+
+def test_a_description_holds_no_token_of_the_environment(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_averysecrettoken")
+    monkeypatch.setenv("ACCELERATE_NOTE", "hf_averysecrettoken")
+    description = describe_run({"dataset_name": "https://u:hf_averysecrettoken@host"}, Accelerator(cpu=True), 0)
+    assert "averysecret" not in str(description)
+    assert description["environment"]["ACCELERATE_NOTE"] == "***"

@@ -1,0 +1,28 @@
+import os
+import signal
+
+import pytest
+
+from msctr_hf.training.interruption import StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_remembered_and_the_second_acts_as_usual(number, capfd):
+    class Usual(Exception):
+        pass
+
+    def act(*_):
+        raise Usual
+
+    before = signal.signal(number, act)
+    try:
+        with StopRequest() as stop:
+            assert not stop.came
+            os.kill(os.getpid(), number)
+            assert stop.came
+            assert f"{number.name}: saving a checkpoint" in capfd.readouterr().err
+            with pytest.raises(Usual):
+                os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is act
+    finally:
+        signal.signal(number, before)
