@@ -1,3 +1,16 @@
+# Copyright 2026 the authors of msctr_hf
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configuration of a segmentation network trained with multi-scale and cross-scale contrast."""
 
 import difflib
@@ -63,6 +76,7 @@ _KEYS_OF_TRANSFORMERS = {
 
 
 # Types are checked at run time: no `from __future__ import annotations` here, it would switch that off.
+# trf-ignore: TRF057 written out: what travels to the Hub must not depend on a docstring generator of one release
 @strict
 class MsctrConfig(PreTrainedConfig):
     """Everything needed to build the network and its training objective.
@@ -224,5 +238,7 @@ def _materialise_backbone_config(backbone_config: dict | PreTrainedConfig | None
         )
     return CONFIG_MAPPING[model_type].from_dict(options)
 
+
+MsctrConfig.register_for_auto_class()
 
 __all__ = ["MsctrConfig"]

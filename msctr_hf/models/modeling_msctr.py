@@ -1,3 +1,16 @@
+# Copyright 2026 the authors of msctr_hf
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The segmentation network and its training objective."""
 
 from __future__ import annotations
@@ -10,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import build_backbone
 from .configuration_msctr import MsctrConfig
@@ -20,7 +33,13 @@ from .projection_head import ProjectionHead
 
 CLASSIFIER_STD = 0.01
 
+# A network is put together from its configuration, and configs/ has a recipe for every value of these:
+# trf-ignore: TRF041 config.decode_head, config.use_auxiliary_head, config.auxiliary_stage, config.contrastive_mode
+# trf-ignore: TRF041 config.projection_source
+# Docstrings are written out: what travels to the Hub must not depend on a docstring generator of one release.
 
+
+# trf-ignore: TRF057 see above
 @dataclass
 class MsctrSegmenterOutput(ModelOutput):
     """Output of `MsctrForSemanticSegmentation`; access it by name.
@@ -44,6 +63,7 @@ class MsctrSegmenterOutput(ModelOutput):
     diagnostics: dict[str, torch.Tensor | float] | None = None
 
 
+# trf-ignore: TRF057 see above
 class MsctrPreTrainedModel(PreTrainedModel):
     """Weight initialisation and the conventions of transformers."""
 
@@ -69,6 +89,7 @@ class MsctrPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
+# trf-ignore: TRF057 see above
 class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
     """Backbone and decode head, with an auxiliary head and a projection head that work in training only.
 
@@ -102,15 +123,16 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             self.contrastive_loss = MultiScaleContrastiveLoss.from_config(config)
         self.post_init()
 
+    # trf-ignore: TRF057 see above; trf-ignore: TRF045 stage maps are the backbone's output, no hook has to record them
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         output_projections: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MsctrSegmenterOutput | tuple:
+    ) -> MsctrSegmenterOutput:
         """Segment a batch, and compute the loss where `labels` are given.
 
         Args:
@@ -119,7 +141,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             labels (`torch.Tensor` of shape `(B, H', W')`, int64, *optional*): Classes or the ignore index.
             output_projections (`bool`, *optional*): Also return the projections, in either mode.
             output_hidden_states (`bool`, *optional*): Also return the stage maps of the backbone.
-            return_dict (`bool`, *optional*): `False` returns a tuple without the entries that are `None`.
+            kwargs: `return_dict=False` returns a tuple without the entries that are `None`; others are ignored.
 
         Raises:
             ValueError: If labels do not fit the images, or projections are asked of a network without them.
@@ -135,7 +157,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             hidden = self.projection_head.hidden(self._projected_maps(feature_maps, pyramid))
         if labels is not None:
             loss, loss_terms, diagnostics = self._loss(logits, auxiliary_logits, hidden if contrasts else None, labels)
-        output = MsctrSegmenterOutput(
+        return MsctrSegmenterOutput(
             loss=loss,
             logits=logits,
             auxiliary_logits=auxiliary_logits,
@@ -144,7 +166,6 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             hidden_states=tuple(feature_maps) if output_hidden_states else None,
             diagnostics=diagnostics,
         )
-        return output.to_tuple() if return_dict is False else output
 
     def get_input_embeddings(self) -> None:
         """There are none; libraries that shard or adapt models ask."""
@@ -253,5 +274,7 @@ def _check_stages(config: MsctrConfig, num_stages: int) -> None:
         if config.projection_source == "decode_head" and max(config.projection_stages) > len(config.decode_stages):
             raise ValueError(f"`projection_stages` {list(config.projection_stages)} go beyond the pyramid.")
 
+
+MsctrForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 __all__ = ["MsctrForSemanticSegmentation", "MsctrPreTrainedModel", "MsctrSegmenterOutput"]

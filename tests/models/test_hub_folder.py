@@ -1,0 +1,134 @@
+"""What `save_pretrained` writes is enough: it loads, predicts and trains where the package is not installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SWIN_TINY, TIMM_TINY
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+import msctr_hf
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+
+COMMIT = "0123456789" * 4
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "msctr_hf":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+name, results, again = sys.argv[1:]
+model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules"), type(model)
+processors = [
+    AutoImageProcessor.from_pretrained(name, trust_remote_code=True, backend=backend)
+    for backend in ("torchvision", "pil")
+]
+assert [type(each).__name__ for each in processors] == ["MsctrImageProcessor", "MsctrImageProcessorPil"], processors
+picture = Image.open(results + "/picture.png")
+prepared = [each(picture, return_tensors="pt")["pixel_values"] for each in processors]
+torch.testing.assert_close(*prepared)
+with torch.no_grad():
+    logits = model(pixel_values=prepared[0]).logits
+
+labels = torch.arange(5).repeat_interleave(16)[None, None, :].expand(2, 64, -1)
+model.train()
+output = model(pixel_values=prepared[0].expand(2, -1, -1, -1), labels=labels)
+output.loss.backward()
+assert all(parameter.grad is not None for parameter in model.parameters())
+torch.save({"logits": logits, "terms": sorted(output.loss_terms)}, results + "/results.pt")
+
+model = AutoModelForSemanticSegmentation.from_pretrained(
+    name, trust_remote_code=True, num_labels=3, id2label={0: "a", 1: "b", 2: "c"}, ignore_mismatched_sizes=True
+)
+assert model.eval()(pixel_values=prepared[0]).logits.shape[1] == 3
+model.save_pretrained(again)
+processors[0].save_pretrained(again)
+AutoModelForSemanticSegmentation.from_pretrained(again, trust_remote_code=True)
+AutoImageProcessor.from_pretrained(again, trust_remote_code=True, backend="pil")
+"""
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_config):
+    """A folder with a network and its image processor, and the network."""
+
+    def save(**options):
+        model = MsctrForSemanticSegmentation(tiny_config(**options)).eval()
+        folder = tmp_path / "network"
+        model.save_pretrained(folder)
+        MsctrImageProcessor(size_divisor=32).save_pretrained(folder)
+        return folder, model
+
+    return save
+
+
+def run_without_the_package(name, folder, hub_cache):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(folder / "picture.png")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, name, str(folder), str(folder / "again")],
+        env=environment,
+        cwd=folder,  # not the folder of the package
+        check=True,
+    )
+    return picture, torch.load(folder / "results.pt")
+
+
+@pytest.mark.parametrize(
+    "options", [{"backbone": TIMM_TINY}, {"backbone": SWIN_TINY, "decode_head": "ocr"}], ids=["timm", "transformers"]
+)
+@pytest.mark.parametrize("layout", ["folder", "hub cache"])
+def test_loads_predicts_and_trains_without_the_package(saved, tmp_path, options, layout):
+    folder, model = saved(**options)
+    name, hub_cache = str(folder), tmp_path / "hf"
+    if layout == "hub cache":
+        repository = hub_cache / "hub/models--someone--network"
+        shutil.copytree(folder, repository / "snapshots" / COMMIT)
+        (repository / "refs").mkdir()
+        (repository / "refs/main").write_text(COMMIT)
+        name = "someone/network"
+    picture, results = run_without_the_package(name, tmp_path, hub_cache)
+    with torch.no_grad():
+        expected = model(**MsctrImageProcessor(size_divisor=32)(picture, return_tensors="pt")).logits
+    torch.testing.assert_close(results["logits"], expected, rtol=1e-4, atol=1e-5)
+    assert {"cross_entropy", "contrastive/stage_1", "contrastive/stage_1_to_stage_4"} <= set(results["terms"])
+
+
+def test_with_the_package_no_flag_is_needed_and_its_own_code_is_used(saved):
+    folder, _ = saved()
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert type(model) is MsctrForSemanticSegmentation
+    assert type(AutoImageProcessor.from_pretrained(folder)) is MsctrImageProcessor
+
+
+def test_code_in_the_folder_states_its_licence(saved):
+    folder, _ = saved()
+    code = list(folder.glob("*.py"))
+    assert len(code) > 5
+    assert all("Apache License" in path.read_text() for path in code)
+
+
+def test_the_linter_of_transformers_finds_nothing():
+    linter = Path(sys.executable).with_name("mlinter")
+    models = Path(msctr_hf.__file__).parent / "models"
+    run = subprocess.run(
+        [linter, "--no-progress", "--no-cache", "--enable-all-trf-rules", models], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
