@@ -8,6 +8,7 @@ from .evaluation.mean_iou import MeanIoU
 from .models.anchor_sampling import Anchors, sample_anchors
 from .models.backbone_weights import load_backbone_weights
 from .models.configuration_msctr import MsctrConfig
+from .models.contrastive_adapter import ContrastiveAdapter
 from .models.contrastive_loss import MultiScaleContrastiveLoss
 from .models.image_processing_msctr import MsctrImageProcessor, MsctrImageProcessorPil
 from .models.info_nce import info_nce_loss
@@ -23,6 +24,7 @@ AutoImageProcessor.register(
 
 __all__ = [
     "Anchors",
+    "ContrastiveAdapter",
     "MeanIoU",
     "MsctrConfig",
     "MsctrForSemanticSegmentation",

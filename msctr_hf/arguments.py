@@ -46,8 +46,16 @@ class ModelArguments:
     backbone_config: str | None = _help("JSON of a transformers backbone configuration; `backbone` names its weights.")
     backbone_weights: str = _help("Initial weights of the backbone: 'hub', 'none' or a local file.", "hub")
     model_name_or_path: str | None = _help("Start from this saved model instead; its classes may differ.")
+    contrastive_adapter: bool = _help(
+        "The saved model is any semantic segmentation model of transformers; add the contrastive objective to it.",
+        False,
+    )
     freeze_backbone: bool = _help("Train the heads only; the backbone keeps its statistics too.", False)
     activation_checkpointing: bool = _help("Recompute activations of the backbone to save memory.", False)
+
+    def __post_init__(self):
+        if self.contrastive_adapter and self.model_name_or_path is None:
+            raise ValueError("--contrastive_adapter needs a model to adapt: --model_name_or_path FOLDER or Hub id.")
 
 
 @dataclass(kw_only=True)

@@ -74,7 +74,7 @@ def _load_timm_file(model: MsctrForSemanticSegmentation, path: Path) -> None:
 def _copy_timm_state(model: MsctrForSemanticSegmentation, state: dict[str, torch.Tensor], source: str) -> None:
     """Copy by name; timm's feature extractors write `stages_0` where its classifiers write `stages.0`."""
     name = model.config.backbone_config.backbone
-    network = model.backbone._backbone
+    network = getattr(model.backbone._backbone, "model", model.backbone._backbone)  # timm wraps plain transformers
     given = {_plain(key): value for key, value in state.items()}
     wanted = {_plain(key): value for key, value in network.state_dict(keep_vars=True).items()}
     counters = {key for key in wanted if key.endswith("num.batches.tracked")}

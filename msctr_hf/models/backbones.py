@@ -113,15 +113,26 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
         `nn.Module`: called with `pixel_values` (B, 3, H, W), its output has `feature_maps`: a tuple of
         (B, C_s, h_s, w_s), finest first. `.channels` lists the C_s.
     """
-    if config.model_type == "timm_backbone":
-        return MsctrTimmBackbone(config)
-    backbone = AutoBackbone.from_config(config)
-    _drop_unused_norm(backbone)
+    backbone = MsctrTimmBackbone(config) if config.model_type == "timm_backbone" else AutoBackbone.from_config(config)
+    _drop_what_no_stage_map_passes(backbone)
     return backbone
 
 
-def _drop_unused_norm(backbone: nn.Module) -> None:
-    """Remove Swin's norm behind the last stage, which no stage map passes: without a gradient it would stall DDP."""
+def works_at_one_stride(backbone: nn.Module) -> bool:
+    """Whether all maps of a backbone have one stride, as those of plain vision transformers."""
+    if isinstance(backbone, MsctrTimmBackbone):
+        network = backbone._backbone
+        splits_into_patches = hasattr(getattr(network, "model", None), "patch_embed")
+        return splits_into_patches and len(set(network.feature_info.reduction())) == 1
+    config = backbone.config
+    return hasattr(config, "patch_size") and hasattr(config, "hidden_size") and not hasattr(config, "depths")
+
+
+def _drop_what_no_stage_map_passes(backbone: nn.Module) -> None:
+    """Swin's last norm, and the tokens of masked pre-training: parameters without a gradient would stall DDP."""
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("mask_token"):
+            parameter.requires_grad_(False)  # stays, for the weights' sake
     for network in ("swin", "swinv2"):
         if hasattr(getattr(backbone, network, None), "layernorm"):
             getattr(backbone, network).layernorm = nn.Identity()

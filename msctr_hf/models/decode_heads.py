@@ -49,6 +49,24 @@ def resize(features: torch.Tensor, size: Sequence[int], align_corners: bool) -> 
     return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
+def average_cells(features: torch.Tensor, cells: int) -> torch.Tensor:
+    """Means over a grid of `cells` x `cells`: (B, C, h, w) -> (B, C, cells, cells), as `F.adaptive_avg_pool2d`.
+
+    As two matrix products, because pooling exports to ONNX with the sizes of the example frozen into it.
+    """
+    rows, columns = (_averaging_matrix(side, cells, features) for side in features.shape[-2:])
+    return rows @ features @ columns.transpose(0, 1)
+
+
+def _averaging_matrix(side: int, cells: int, like: torch.Tensor) -> torch.Tensor:
+    """(cells, side): row i averages the pixels from floor(i side / cells) to ceil((i + 1) side / cells)."""
+    pixels = torch.arange(side, device=like.device)
+    cell = torch.arange(cells, device=like.device)[:, None]
+    first, end = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
+    inside = (pixels >= first) & (pixels < end)
+    return inside.to(like.dtype) / (end - first).to(like.dtype)
+
+
 def concatenate_stages(feature_maps: Sequence[torch.Tensor], align_corners: bool) -> torch.Tensor:
     """Bring stage maps to the size of the first and concatenate them: (B, sum of C_s, h_1, w_1)."""
     size = feature_maps[0].shape[-2:]
@@ -190,7 +208,7 @@ class UperNetHead(nn.Module):
     def _pool_pyramid(self, features: torch.Tensor) -> torch.Tensor:
         size = features.shape[-2:]
         pooled = [
-            conv(resize(F.adaptive_avg_pool2d(features, cells), size, align_corners=False))
+            conv(resize(average_cells(features, cells), size, align_corners=False))
             for conv, cells in zip(self.pyramid_pooling, POOL_SIZES, strict=True)
         ]
         return self.pyramid_pooling_fuse(torch.cat([features, *pooled], dim=1))

@@ -25,10 +25,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import build_backbone
+from .backbones import build_backbone, works_at_one_stride
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
 from .decode_heads import DECODE_HEADS, AuxiliaryHead, Classifier, concatenate_stages, resize
+from .feature_pyramid import SimpleFeaturePyramid
 from .projection_head import ProjectionHead
 
 CLASSIFIER_STD = 0.01
@@ -78,15 +79,22 @@ class MsctrPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Conv2d):
-            super()._init_weights(module)
-            return
-        if isinstance(module, Classifier):
-            init.normal_(module.weight, std=CLASSIFIER_STD)
+        if isinstance(module, nn.Conv2d):
+            initialise_convolution(module)
         else:
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if module.bias is not None:
-            init.zeros_(module.bias)
+            super()._init_weights(module)
+
+
+def initialise_convolution(module: nn.Module) -> None:
+    """Initial weights of a convolution that a norm follows, or of a classifier; other modules stay as they are."""
+    if not isinstance(module, nn.Conv2d):
+        return
+    if isinstance(module, Classifier):
+        init.normal_(module.weight, std=CLASSIFIER_STD)
+    else:
+        init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if module.bias is not None:
+        init.zeros_(module.bias)
 
 
 # trf-ignore: TRF057 see above
@@ -103,6 +111,10 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
         channels: list[int] = list(self.backbone.channels)  # type: ignore[arg-type]
+        self.feature_pyramid = None
+        if works_at_one_stride(self.backbone):
+            self.feature_pyramid = SimpleFeaturePyramid(channels)
+            channels = self.feature_pyramid.channels
         _check_stages(config, len(channels))
         decode_channels = [channels[stage - 1] for stage in config.decode_stages]
         self.decode_head = _build_decode_head(config, decode_channels)
@@ -149,6 +161,8 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         if output_projections and self.projection_head is None:
             raise ValueError("This network has no projection head: it was configured with contrastive_mode='ce'.")
         feature_maps = self.backbone(pixel_values).feature_maps
+        if self.feature_pyramid is not None:
+            feature_maps = self.feature_pyramid(feature_maps)
         logits, auxiliary_logits, pyramid = self._decode(feature_maps)
 
         hidden, loss, loss_terms, diagnostics = None, None, None, None

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..models.contrastive_adapter import ContrastiveAdapter
 from .training_data import num_pictures
 
 if TYPE_CHECKING:
@@ -90,14 +91,13 @@ def _version(package: str) -> str | None:
 
 def describe_start(run: Run) -> list[str]:
     """Lines to read before the first step: network, data, batch, schedule, device, folder."""
-    arguments, accelerator, config = run.arguments, run.accelerator, run.network.config
+    arguments, accelerator = run.arguments, run.accelerator
     always, in_training = _count_parameters(run.network)
     batch = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
     pictures = num_pictures(run.train_set)
     epochs = "" if run.steps_per_epoch is None else f", {arguments.max_steps / run.steps_per_epoch:.1f} epochs"
     lines = [
-        f"network   {config.decode_head} on {run.settings['backbone']}, {config.contrastive_mode}: "
-        f"{always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training",
+        f"network   {_architecture(run)}: {always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training",
         f"data      {run.spec.name}, {len(run.spec.classes)} classes: {pictures or 'streamed'} training and "
         f"{num_pictures(run.validation.dataset) or 'streamed'} validation pictures",
         f"batch     {batch} = {arguments.batch_size} pictures x {arguments.gradient_accumulation_steps} batches x "
@@ -109,6 +109,14 @@ def describe_start(run: Run) -> list[str]:
         f"folder    {run.output_dir}",
     ]
     return lines if run.checkpoint is None else [*lines, f"goes on   from step {run.progress.step}, {run.checkpoint}"]
+
+
+def _architecture(run: Run) -> str:
+    network = run.network
+    if isinstance(network, ContrastiveAdapter):
+        kind, mode = network.config.model_type, network.objective.contrastive_mode
+        return f"{run.settings['model_name_or_path']} ({kind}), {mode}"
+    return f"{network.config.decode_head} on {run.settings['backbone']}, {network.config.contrastive_mode}"
 
 
 def _device_name() -> str:
@@ -128,6 +136,7 @@ def processor_name() -> str:
 def _count_parameters(model: nn.Module) -> tuple[int, int]:
     """Parameters of a prediction, and those that work in training only."""
     # object regions are weighted by the auxiliary logits
-    prefixes = ("projection_head.",) if model.config.decode_head == "ocr" else ("projection_head.", "auxiliary_head.")
+    needs_auxiliary = getattr(model.config, "decode_head", None) == "ocr"
+    prefixes = ("projection_head.",) if needs_auxiliary else ("projection_head.", "auxiliary_head.")
     for_training = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(prefixes))
     return sum(parameter.numel() for parameter in model.parameters()) - for_training, for_training

@@ -10,11 +10,10 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedType, ProfileKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProfileKwargs
 from torch import nn
 
 from ..arguments import TrainingArguments
-from ..models.modeling_msctr import MsctrForSemanticSegmentation
 from .network import synchronize_batch_norms
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimisers torch has in fused form
@@ -23,8 +22,11 @@ _SKIPPED, _WARM_UP, _TRACED = 5, 2, 3  # steps of a profile
 _LISTED = 25
 
 
-def build_accelerator(arguments: TrainingArguments) -> Accelerator:
-    """Accelerate for this process, with the trackers of the run."""
+def build_accelerator(arguments: TrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
+    """Accelerate for this process, with the trackers of the run.
+
+    `find_unused_parameters` lets processes go together where a network has parameters that get no gradient.
+    """
     trackers = [name for name in arguments.report_to if name != "none"]
     for name in trackers:
         if importlib.util.find_spec(name) is None:
@@ -37,15 +39,14 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         dynamo_backend="inductor" if arguments.compile else None,
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
     )
     if arguments.tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     return accelerator
 
 
-def lay_out(
-    model: MsctrForSemanticSegmentation, arguments: TrainingArguments, accelerator: Accelerator
-) -> MsctrForSemanticSegmentation:
+def lay_out(model: nn.Module, arguments: TrainingArguments, accelerator: Accelerator) -> nn.Module:
     """The network as this machine likes it: memory format, statistics shared between GPUs."""
     if arguments.channels_last:
         model = model.to(memory_format=torch.channels_last)

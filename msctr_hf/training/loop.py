@@ -32,7 +32,7 @@ from .devices import (
 )
 from .interruption import Interrupted, StopRequest
 from .logs import RunLog, RunningMeans
-from .network import build_image_processor, build_network, image_processor_options
+from .network import build_network, choose_image_processor
 from .optimization import build_optimizer, build_schedule
 from .resuming import compare_settings, move_to_the_same_picture, splits_as_before
 from .run_folder import (
@@ -78,7 +78,9 @@ class Run:
         self.spec = data_arguments.spec
         train_set = data_arguments.load(data_arguments.train_split)
         validation_set = data_arguments.load("validation")
-        self.accelerator = build_accelerator(arguments)
+        # DPT, MobileNetV2 and others have parameters that no prediction needs; our own networks have none
+        adapted = model_arguments.contrastive_adapter
+        self.accelerator = build_accelerator(arguments, find_unused_parameters=adapted)
         given = {**asdict(model_arguments), **asdict(data_arguments), **asdict(arguments), **settings}
         self.settings = json.loads(json.dumps(without_secrets(given)))
         self.checkpoint = self._find_checkpoint()
@@ -87,7 +89,7 @@ class Run:
         set_seed(arguments.seed)
         with self.accelerator.local_main_process_first():  # one download of weights per machine
             network = build_network(model_arguments, settings, self.spec)
-        image_processor = build_image_processor(network, **image_processor_options(data_arguments))
+            image_processor = choose_image_processor(network, model_arguments, data_arguments)
         loader, self.steps_per_epoch = build_loader(
             train_set, data_arguments, arguments, image_processor, self.accelerator
         )

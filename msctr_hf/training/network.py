@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -17,8 +18,10 @@ from ..data.labels import IGNORE_INDEX
 from ..data.specs import DatasetSpec
 from ..models.backbone_weights import load_backbone_weights
 from ..models.configuration_msctr import MsctrConfig
+from ..models.contrastive_adapter import ContrastiveAdapter
 from ..models.image_processing_msctr import MsctrImageProcessor
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
+from .adapted_network import adapt_saved, image_processor_of_saved, saved_kind
 
 
 def build_config(arguments: ModelArguments, settings: dict[str, Any], spec: DatasetSpec) -> MsctrConfig:
@@ -44,23 +47,37 @@ def build_config(arguments: ModelArguments, settings: dict[str, Any], spec: Data
 
 def build_network(
     arguments: ModelArguments, settings: dict[str, Any], spec: DatasetSpec
-) -> MsctrForSemanticSegmentation:
+) -> MsctrForSemanticSegmentation | ContrastiveAdapter:
     """Build a network and give it its initial weights: the backbone's, or those of a saved model.
 
     Raises:
         ValueError: If settings or weights do not fit.
     """
-    if arguments.model_name_or_path is not None:
+    model: MsctrForSemanticSegmentation | ContrastiveAdapter
+    if arguments.contrastive_adapter:
+        model = adapt_saved(arguments.model_name_or_path, settings, spec)
+    elif arguments.model_name_or_path is not None:
         model = _start_from_saved(arguments.model_name_or_path, settings, spec)
     else:
         model = MsctrForSemanticSegmentation(build_config(arguments, settings, spec))
         load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
     if arguments.activation_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        inner = model.model if isinstance(model, ContrastiveAdapter) else model
+        enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
         enable()
     if arguments.freeze_backbone:
         freeze(model.backbone)
     return model
+
+
+def choose_image_processor(
+    model: MsctrForSemanticSegmentation | ContrastiveAdapter, arguments: ModelArguments, data_arguments: DataArguments
+) -> Any:
+    """What prepares pictures for a network and is saved with it; an adapted model keeps its own."""
+    options = image_processor_options(data_arguments)
+    if isinstance(model, ContrastiveAdapter):
+        return image_processor_of_saved(arguments.model_name_or_path, options)
+    return build_image_processor(model, **options)
 
 
 def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -> MsctrImageProcessor:
@@ -81,7 +98,7 @@ def image_processor_options(arguments: DataArguments) -> dict[str, Any]:
     return {**resize, "size_divisor": arguments.size_divisor, "padding_mode": arguments.padding_mode}
 
 
-def synchronize_batch_norms(model: MsctrForSemanticSegmentation) -> MsctrForSemanticSegmentation:
+def synchronize_batch_norms(model: nn.Module) -> nn.Module:
     """Let all processes share the statistics of every BatchNorm.
 
     timm's conversion keeps the activations that are part of its norms; torch's own would drop them.
@@ -98,7 +115,7 @@ def freeze(module: nn.Module) -> None:
 
 def _backbone_config(arguments: ModelArguments) -> dict[str, Any]:
     from_timm = arguments.backbone_config is None and "/" not in arguments.backbone
-    if arguments.output_stride is not None and (not from_timm or arguments.backbone.startswith("hrnet")):
+    if arguments.output_stride is not None and (not from_timm or arguments.backbone.startswith(("hrnet", "vit_"))):
         raise ValueError(f"--output_stride {arguments.output_stride}: {arguments.backbone} cannot be dilated.")
     if arguments.backbone_config is not None:
         try:
@@ -113,18 +130,28 @@ def _backbone_config(arguments: ModelArguments) -> dict[str, Any]:
     options: dict[str, Any] = {"output_stride": arguments.output_stride}
     if arguments.backbone.startswith("hrnet"):
         options = {"timm_kwargs": {"feature_location": ""}}  # the raw branches
+    if arguments.backbone.startswith("swin"):
+        options = {"timm_kwargs": {"strict_img_size": False}}  # any size
+    return {"model_type": "timm_backbone", "backbone": arguments.backbone, **_timm_stages(arguments.backbone, options)}
+
+
+def _timm_stages(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The maps at strides 4 to 32 among a timm network's features; of a plain transformer four blocks, any size."""
+    network = timm.create_model(name, features_only=True)
+    strides = network.feature_info.reduction()
+    if len(set(strides)) > 1:
+        return {"out_indices": [index for index, stride in enumerate(strides) if stride >= 4], **options}
+    if not hasattr(network.model, "dynamic_img_size"):
+        raise ValueError(f"{name} takes pictures of one size only in timm; use a Hub id of transformers instead.")
     return {
-        "model_type": "timm_backbone",
-        "backbone": arguments.backbone,
-        "out_indices": _indices_of_the_stages(arguments.backbone),
-        **options,
+        "out_indices": _evenly_spaced(range(len(network.model.blocks))),
+        "timm_kwargs": {"dynamic_img_size": True, "dynamic_img_pad": True},
     }
 
 
-def _indices_of_the_stages(name: str) -> list[int]:
-    """Positions of the maps at strides 4 to 32 among a timm network's features."""
-    reductions = timm.create_model(name, features_only=True).feature_info.reduction()
-    return [index for index, stride in enumerate(reductions) if stride >= 4]
+def _evenly_spaced(blocks: Sequence) -> list:
+    """The ends of the four quarters."""
+    return [blocks[len(blocks) * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
 
 
 def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
@@ -136,15 +163,17 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
             "as `backbone_config`."
         ) from error
     stages = [name for name in config.stage_names if name.startswith("stage")]
-    return {**config.to_dict(), "out_features": stages}
+    return {**config.to_dict(), "out_features": stages if hasattr(config, "depths") else _evenly_spaced(stages)}
 
 
 def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> MsctrForSemanticSegmentation:
     """A saved model with the classes of this data set: classifiers of other classes start anew."""
-    try:
-        config = MsctrConfig.from_pretrained(path)
-    except OSError as error:
-        raise ValueError(f"--model_name_or_path: {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+    kind = saved_kind(path)
+    if kind != MsctrConfig.model_type:
+        raise ValueError(
+            f"--model_name_or_path: {path} holds a {kind}; add --contrastive_adapter true to train it with contrast."
+        )
+    config = MsctrConfig.from_pretrained(path)
     same_classes = list(config.id2label.values()) == list(spec.classes)
     config = MsctrConfig.from_dict(
         {

@@ -18,7 +18,7 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments, fused: bool 
     """SGD, Adam or AdamW over the trainable parameters, grouped by learning rate and weight decay.
 
     Args:
-        model (`nn.Module`): Parameters under `backbone.` take the backbone's rate.
+        model (`nn.Module`): Parameters of its `backbone` take the backbone's rate.
         arguments (`TrainingArguments`): Rates, decay, and which parameters go without it.
         fused (`bool`): Whether the device has the fused form; CPUs, NVIDIA and AMD GPUs, Apple's and Intel's do.
     """
@@ -33,13 +33,14 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments, fused: bool 
 
 def parameter_groups(model: nn.Module, arguments: TrainingArguments) -> list[dict]:
     """Parameters by (backbone or not, decay or not); empty groups are left out."""
+    backbone = set(model.backbone.parameters())
     in_norms = set(_parameters_of_norms(model)) if NORMS in arguments.no_decay else set()
     name_parts = [part for part in arguments.no_decay if part != NORMS]
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter not in in_norms and not any(part in name for part in name_parts)
-            groups.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+            groups.setdefault((parameter in backbone, decays), []).append(parameter)
     return [
         {
             "params": parameters,

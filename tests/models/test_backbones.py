@@ -4,7 +4,45 @@ import torch
 import torch.nn.functional as F
 from transformers import TimmBackboneConfig
 
+from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.models.backbones import build_backbone
+
+FOUR_STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+PYRAMID = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], **FOUR_STAGES}
+PLAIN = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64, **FOUR_STAGES}
+BACKBONES = {
+    "convnext": PYRAMID,
+    "convnextv2": PYRAMID,
+    "dinov3_convnext": PYRAMID,
+    "pvt_v2": {**PYRAMID, "num_attention_heads": [1, 2, 2, 4]},
+    "resnet": {**PYRAMID, "embedding_size": 8, "layer_type": "basic"},
+    "swinv2": {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, **FOUR_STAGES},
+    "dinov2": {key: value for key, value in PLAIN.items() if key != "intermediate_size"} | {"image_size": 56},
+    "dinov2_with_registers": {key: value for key, value in PLAIN.items() if key != "intermediate_size"},
+    "dinov3_vit": PLAIN,
+    "beit": {**PLAIN, "image_size": 64},
+    "vitdet": {key: value for key, value in PLAIN.items() if key != "intermediate_size"} | {"image_size": 64},
+}
+
+
+@pytest.mark.parametrize("head", ["upernet", "fcn"])
+@pytest.mark.parametrize("model_type", BACKBONES)
+def test_backbones_of_transformers_work_by_configuration_alone(tiny_config, tmp_path, model_type, head):
+    config = tiny_config(head, backbone={"model_type": model_type, **BACKBONES[model_type]})
+    model = MsctrForSemanticSegmentation(config).train()
+    labels = torch.randint(0, 5, (2, 75, 130))
+    output = model(pixel_values=torch.randn(2, 3, 75, 130), labels=labels, output_hidden_states=True)
+    heights = [stage.shape[2] for stage in output.hidden_states]
+    assert 16 <= heights[0] <= 20  # whatever the patches, the finest map has a stride of about 4
+    assert all(1.5 < fine / coarse < 2.3 for fine, coarse in zip(heights, heights[1:], strict=False))
+    output.loss.backward()  # a parameter without a gradient would stall several processes
+    assert [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None] == []
+
+    model.eval().save_pretrained(tmp_path)
+    loaded = MsctrForSemanticSegmentation.from_pretrained(tmp_path)
+    pixel_values = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values).logits, loaded(pixel_values).logits)
 
 
 def hrnet():

@@ -1,0 +1,231 @@
+# Copyright 2026 the authors of msctr_hf
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+"""The contrastive objective on any semantic segmentation model of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .configuration_msctr import MsctrConfig
+from .contrastive_loss import MultiScaleContrastiveLoss
+from .modeling_msctr import MsctrSegmenterOutput, initialise_convolution
+from .projection_head import ProjectionHead
+
+MOST_STAGES = 4
+_DEFAULT_IMAGE_SIZE = 224
+_SETTINGS = ("projection_dim", "projection_stages", "contrastive_")
+
+
+class ContrastiveAdapter(nn.Module):
+    """Adds projection heads and the contrastive terms to a model while it trains; `adapter.model` stays what it was.
+
+    In training mode with `labels`, `loss` is the model's own loss plus the weighted contrastive loss; in evaluation
+    mode the model runs as it is. The model's own loss is NaN where a batch has ignored pixels only.
+
+    ```python
+    model = AutoModelForSemanticSegmentation.from_pretrained("nvidia/mit-b0", num_labels=19)
+    adapter = ContrastiveAdapter(model, contrastive_mode="ms_cs")
+    adapter(pixel_values=pixel_values, labels=labels).loss.backward()
+    adapter.save_pretrained("segformer")  # what model.save_pretrained writes
+    ```
+
+    Args:
+        model (`PreTrainedModel`): SegFormer, DPT, BEiT, UPerNet, MobileViT, ...: whatever returns `hidden_states`, as
+            maps (B, C, h, w) or as patch tokens (B, tokens, C).
+        layers (`Sequence[int]`, *optional*): Positions in `hidden_states` of the stages, finest first. By default the
+            last map of each of the four coarsest resolutions; of tokens four layers, evenly spaced.
+        settings: `contrastive_...`, `projection_dim` and `projection_stages` as in `MsctrConfig`; stages are
+            positions in `layers`, from 1.
+
+    Raises:
+        ValueError: If the model returns no hidden states, or a setting is none of the objective's.
+    """
+
+    accepts_loss_kwargs = False  # the contrastive loss is that of this batch
+
+    def __init__(self, model: PreTrainedModel, *, layers: Sequence[int] | None = None, **settings: Any):
+        super().__init__()
+        for name in settings:
+            if not name.startswith(_SETTINGS):
+                raise ValueError(
+                    f"`{name}` is no setting of the contrastive objective; a model that is adapted keeps its own."
+                )
+        self.model = model
+        shapes = _shapes_of_hidden_states(model)
+        self.layers = _default_layers(shapes) if layers is None else list(layers)
+        if not self.layers or not all(0 <= layer < len(shapes) for layer in self.layers):
+            raise ValueError(f"`layers` must be positions among {len(shapes)} hidden states, got {self.layers}.")
+        settings = {"projection_stages": list(range(1, len(self.layers) + 1)), **settings}
+        self.objective = MsctrConfig(
+            id2label=model.config.id2label,
+            label2id=model.config.label2id,
+            semantic_loss_ignore_index=_ignore_index(model.config),
+            **settings,
+        )
+        if max(self.objective.projection_stages) > len(self.layers):
+            raise ValueError(
+                f"`projection_stages` {list(self.objective.projection_stages)} go beyond {len(self.layers)} stages."
+            )
+        self.projection_head = None
+        self.contrastive_loss = None
+        if self.objective.contrastive_mode != "ce":
+            channels = [_channels(shapes[self._layer(stage)]) for stage in self.objective.projection_stages]
+            # without touching the random numbers, so that one seed starts all modes from the same network
+            with torch.random.fork_rng(devices=[]):
+                self.projection_head = ProjectionHead(channels, self.objective.projection_dim)
+                self.projection_head.apply(initialise_convolution)
+            parameter = next(model.parameters())
+            self.projection_head.to(parameter.device, parameter.dtype)
+            self.contrastive_loss = MultiScaleContrastiveLoss.from_config(self.objective)
+
+    @property
+    def config(self) -> Any:
+        """That of the model."""
+        return self.model.config
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The part of the model that was trained before."""
+        return getattr(self.model, "backbone", self.model.base_model)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_projections: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> MsctrSegmenterOutput:
+        """Segment a batch, and compute the objective where `labels` are given; as `MsctrForSemanticSegmentation`.
+
+        `loss_terms` holds the model's own loss as `segmentation`, and every contrastive term.
+        """
+        if output_projections and self.projection_head is None:
+            raise ValueError("There is no projection head: the adapter was made with contrastive_mode='ce'.")
+        contrasts = labels is not None and self.training and self.contrastive_loss is not None
+        needs_maps = contrasts or bool(output_projections)
+        output = self.model(
+            pixel_values=pixel_values,
+            labels=labels,
+            output_hidden_states=needs_maps or output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        loss, terms, diagnostics, hidden = output.loss, None, None, None
+        if loss is not None:
+            terms = {"segmentation": loss.detach()}
+        if needs_maps:
+            hidden = self.projection_head.hidden(self._maps(output.hidden_states, pixel_values.shape[-2:]))
+        if contrasts:
+            contrast = self.contrastive_loss.contrast(hidden, labels, project=self.projection_head.row_projections)
+            loss = loss + self.objective.contrastive_loss_weight * contrast.loss
+            terms, diagnostics = {**terms, **contrast.terms}, contrast.diagnostics
+        return MsctrSegmenterOutput(
+            loss=loss,
+            logits=output.logits,
+            projections=self.projection_head.project(hidden) if output_projections else None,
+            loss_terms=terms,
+            hidden_states=output.hidden_states if output_hidden_states else None,
+            diagnostics=diagnostics,
+        )
+
+    def save_pretrained(
+        self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Save the model alone, as its own `save_pretrained` does; `state_dict` is one of the adapter."""
+        if state_dict is not None:
+            own = "model."
+            state_dict = {key.removeprefix(own): value for key, value in state_dict.items() if key.startswith(own)}
+        self.model.save_pretrained(folder, state_dict=state_dict, **kwargs)
+
+    def _layer(self, stage: int) -> int:
+        return self.layers[stage - 1]
+
+    def _maps(self, hidden_states: Sequence[torch.Tensor], size: Sequence[int]) -> list[torch.Tensor]:
+        """The projected stages as maps (B, C, h, w)."""
+        stages = [hidden_states[self._layer(stage)] for stage in self.objective.projection_stages]
+        return [stage if stage.ndim == 4 else _map_of_patches(stage, size, self.model.config) for stage in stages]
+
+
+def _shapes_of_hidden_states(model: PreTrainedModel) -> list[torch.Size]:
+    """Shapes of the hidden states of one picture; statistics of norms stay untouched."""
+    parameter = next(model.parameters())
+    picture = torch.zeros((1, 3, *_image_size(model.config)), device=parameter.device, dtype=parameter.dtype)
+    with _evaluation_mode(model), torch.no_grad():
+        hidden_states = model(pixel_values=picture, output_hidden_states=True, return_dict=True).hidden_states
+    shapes = [state.shape for state in hidden_states or ()]
+    if not shapes or any(len(shape) not in (3, 4) for shape in shapes):
+        raise ValueError(f"{type(model).__name__} returns no hidden states that could be contrasted.")
+    return shapes
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module):
+    """Every part of the model gets its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _default_layers(shapes: Sequence[torch.Size]) -> list[int]:
+    if any(len(shape) == 3 for shape in shapes):
+        last = len(shapes) - 1  # the first are the embeddings
+        return sorted({max(1, last * quarter // MOST_STAGES) for quarter in range(1, MOST_STAGES + 1)})
+    last_of_resolution = {tuple(shape[-2:]): layer for layer, shape in enumerate(shapes)}
+    finest_first = sorted(last_of_resolution.items(), key=lambda entry: entry[0], reverse=True)
+    return [layer for _, layer in finest_first[-MOST_STAGES:]]
+
+
+def _map_of_patches(tokens: torch.Tensor, size: Sequence[int], config: Any) -> torch.Tensor:
+    """(B, tokens, C) -> (B, C, h, w); class and register tokens come first and are left out."""
+    height, width = (side // patch for side, patch in zip(size, _pair(_patch_size(config)), strict=True))
+    others = tokens.shape[1] - height * width
+    if others < 0:
+        raise ValueError(f"{tokens.shape[1]} tokens are too few for {height} x {width} patches of this model.")
+    return tokens[:, others:].transpose(1, 2).unflatten(2, (height, width))
+
+
+def _channels(shape: torch.Size) -> int:
+    return shape[1] if len(shape) == 4 else shape[2]
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    for part in (config, getattr(config, "backbone_config", None)):
+        if getattr(part, "image_size", None):
+            return _pair(part.image_size)
+    return _pair(_DEFAULT_IMAGE_SIZE)
+
+
+def _patch_size(config: Any) -> Any:
+    backbone_config = getattr(config, "backbone_config", None)
+    return getattr(backbone_config, "patch_size", None) or config.patch_size
+
+
+def _ignore_index(config: Any) -> int:
+    return getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", 255))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width

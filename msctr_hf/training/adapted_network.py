@@ -1,0 +1,69 @@
+"""Foreign networks: models of transformers that learn with the contrast around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from ..data.specs import DatasetSpec
+from ..models.configuration_msctr import MsctrConfig
+from ..models.contrastive_adapter import ContrastiveAdapter
+
+
+def saved_kind(path: str) -> str:
+    """`model_type` of a saved model.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    try:
+        return AutoConfig.from_pretrained(path).model_type
+    except (OSError, ValueError) as error:
+        raise _cannot_be_loaded(path, error) from error
+
+
+def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> ContrastiveAdapter:
+    """A saved model with the classes of a data set, and the contrast around it; other classes start anew.
+
+    Raises:
+        ValueError: If there is no such model, it does not segment, it is one of ours, or settings do not fit it.
+    """
+    if saved_kind(path) == MsctrConfig.model_type:
+        raise ValueError(f"--contrastive_adapter: {path} has the contrast built in; leave the flag out.")
+    try:
+        model = AutoModelForSemanticSegmentation.from_pretrained(
+            path,
+            id2label=spec.id2label,
+            label2id={name: label for label, name in spec.id2label.items()},
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _cannot_be_loaded(path, error) from error
+    return ContrastiveAdapter(model, **settings).train()
+
+
+def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
+    """The image processor a model came with; labels are train ids here, and a new shorter side replaces its size.
+
+    Raises:
+        ValueError: If there is none, or it cannot pad.
+    """
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _cannot_be_loaded(path, error) from error
+    if options["size_divisor"] > 1:
+        raise ValueError("--size_divisor: an adapted model keeps its own image processor; leave the flag out.")
+    if getattr(image_processor, "do_reduce_labels", False):
+        image_processor.do_reduce_labels = False
+    if options["do_resize"]:
+        image_processor.do_resize, image_processor.size = True, options["size"]
+    return image_processor
+
+
+def _cannot_be_loaded(path: str, error: Exception) -> ValueError:
+    return ValueError(f"--model_name_or_path: {path} cannot be loaded: {str(error).strip().splitlines()[0]}")

@@ -1,0 +1,153 @@
+import copy
+
+import pytest
+import torch
+from conftest import SWIN_TINY
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    BeitConfig,
+    BeitForSemanticSegmentation,
+    DPTConfig,
+    DPTForSemanticSegmentation,
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SwinConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from msctr_hf import ContrastiveAdapter, MultiScaleContrastiveLoss
+
+PLAIN = {
+    "num_labels": 5, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64,
+    "image_size": 64,
+}  # fmt: skip
+
+
+def segformer(**settings):
+    return SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, **settings))  # B0 by default
+
+
+def upernet():
+    backbone = SwinConfig(**{key: value for key, value in SWIN_TINY.items() if key != "model_type"})
+    config = UperNetConfig(
+        backbone_config=backbone, num_labels=5, hidden_size=16, auxiliary_channels=16, auxiliary_in_channels=48
+    )
+    return UperNetForSemanticSegmentation(config)
+
+
+def dpt():
+    config = DPTConfig(
+        **PLAIN, patch_size=16, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[16] * 4, fusion_hidden_size=16
+    )
+    return DPTForSemanticSegmentation(config)
+
+
+MODELS = {
+    "segformer": segformer,
+    "upernet": upernet,
+    "dpt": dpt,
+    "beit": lambda: BeitForSemanticSegmentation(BeitConfig(**PLAIN, out_indices=[1, 2, 3, 4])),
+    "mobilenet_v2": lambda: MobileNetV2ForSemanticSegmentation(MobileNetV2Config(num_labels=5, depth_multiplier=0.35)),
+}
+
+
+@pytest.fixture
+def batch():
+    labels = torch.randint(0, 5, (2, 4, 4)).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    labels[:, :3] = 255
+    return {"pixel_values": torch.randn(2, 3, 64, 64), "labels": labels}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ten_steps_on_a_model_of_transformers_keep_it_what_it_was(name, batch, tmp_path):
+    model = MODELS[name]()
+    before = copy.deepcopy(model.state_dict())
+    adapter = ContrastiveAdapter(model, projection_dim=8).train()
+    assert len(adapter.layers) == 4
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3)
+    for _ in range(10):
+        output = adapter(**batch)
+        assert len(output.loss_terms) == 1 + 4 + 2  # its own, four scales, two pairs
+        assert all(torch.isfinite(term) for term in output.loss_terms.values())
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert list(model.state_dict()) == list(before)
+    adapter.save_pretrained(tmp_path, state_dict=adapter.state_dict())
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    assert type(loaded) is type(model)
+    assert list(loaded.state_dict()) == list(before)
+    with torch.no_grad():
+        expected = model.eval()(batch["pixel_values"]).logits
+        torch.testing.assert_close(loaded(batch["pixel_values"]).logits, expected)
+        assert torch.equal(adapter.eval()(batch["pixel_values"]).logits, expected)
+
+
+def test_loss_is_that_of_the_model_and_of_the_objective_on_its_hidden_states(batch):
+    model = segformer(drop_path_rate=0.0, classifier_dropout_prob=0.0)
+    adapter = ContrastiveAdapter(model, contrastive_loss_weight=0.3).train()
+    for module in adapter.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0
+    own = model(**batch, output_hidden_states=True)
+    objective = MultiScaleContrastiveLoss.from_config(adapter.objective)
+    torch.manual_seed(1)
+    contrast, terms = objective(adapter.projection_head(own.hidden_states), batch["labels"])
+    torch.manual_seed(1)
+    output = adapter(**batch)
+    torch.testing.assert_close(output.loss, own.loss + 0.3 * contrast)
+    torch.testing.assert_close(output.loss_terms, {"segmentation": own.loss.detach(), **terms})
+
+
+def test_patch_tokens_become_the_map_they_came_from(batch):
+    adapter = ContrastiveAdapter(dpt(), projection_dim=8).eval()
+    with torch.no_grad():
+        tokens = adapter.model(batch["pixel_values"], output_hidden_states=True).hidden_states[2]
+        expected = adapter.projection_head.stages[1](tokens[:, 1:].reshape(2, 4, 4, 32).permute(0, 3, 1, 2))
+        projections = adapter(batch["pixel_values"], output_projections=True).projections
+    torch.testing.assert_close(projections[1], expected)
+
+
+def test_prediction_runs_the_model_alone(batch, monkeypatch):
+    adapter = ContrastiveAdapter(segformer()).eval()
+    monkeypatch.setattr(adapter.projection_head, "hidden", lambda maps: pytest.fail("projected in prediction"))
+    output = adapter(**batch)
+    assert set(output) == {"loss", "logits", "loss_terms"}
+    torch.testing.assert_close(output.loss, adapter.model(**batch).loss)
+
+
+def test_one_seed_starts_all_modes_alike_and_ce_projects_nothing():
+    starts = []
+    for mode in ("ce", "ms_cs"):
+        torch.manual_seed(0)
+        adapter = ContrastiveAdapter(segformer(), contrastive_mode=mode)
+        starts.append([torch.randn(3), *adapter.model.state_dict().values()])
+        assert (adapter.projection_head is None) == (mode == "ce")
+    assert all(torch.equal(*pair) for pair in zip(*starts, strict=True))
+
+
+def test_looking_at_hidden_states_leaves_modes_and_statistics_alone():
+    model = MODELS["mobilenet_v2"]().train()
+    model.mobilenet_v2.conv_stem.eval()
+    before = copy.deepcopy(model.state_dict())
+    ContrastiveAdapter(model)
+    assert model.training
+    assert not model.mobilenet_v2.conv_stem.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decode_head": "fcn"}, "`decode_head` is no setting of the contrastive objective"),
+        ({"contrastive_temprature": 0.2}, "Did you mean `contrastive_temperature`"),
+        ({"layers": [0, 9]}, "positions among 4 hidden states"),
+        ({"projection_stages": [1, 5]}, "go beyond 4 stages"),
+    ],
+)
+def test_faulty_settings_get_a_sentence(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ContrastiveAdapter(segformer(), **settings)
