@@ -1,10 +1,13 @@
 """Multi-scale and cross-scale contrastive learning for semantic segmentation, at home in Hugging Face."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .data.loading import load_segmentation_dataset
 from .evaluation.inference import predict_probabilities
 from .evaluation.mean_iou import MeanIoU
+from .evaluation.pipeline import TASK, SegmentationPipeline
 from .models.anchor_sampling import Anchors, sample_anchors
 from .models.backbone_weights import load_backbone_weights
 from .models.configuration_msctr import MsctrConfig
@@ -21,6 +24,11 @@ AutoModelForSemanticSegmentation.register(MsctrConfig, MsctrForSemanticSegmentat
 AutoImageProcessor.register(
     MsctrConfig, image_processor_classes={"torchvision": MsctrImageProcessor, "pil": MsctrImageProcessorPil}
 )
+# by which the stock pipeline knows what it supports
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[MsctrConfig.model_type] = MsctrForSemanticSegmentation.__name__
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, pipeline_class=SegmentationPipeline, pt_model=AutoModelForSemanticSegmentation, type="image"
+)
 
 __all__ = [
     "Anchors",
@@ -32,6 +40,7 @@ __all__ = [
     "MsctrImageProcessorPil",
     "MsctrSegmenterOutput",
     "MultiScaleContrastiveLoss",
+    "SegmentationPipeline",
     "info_nce_loss",
     "load_backbone_weights",
     "load_segmentation_dataset",

@@ -289,6 +289,23 @@ class PredictionArguments:
 
 
 @dataclass
+class ExportArguments:
+    """Which network is exported, and how."""
+
+    model: str = field(metadata={"help": "Saved folder or Hub id of any AutoModelForSemanticSegmentation."})
+    output_dir: str = _help("A new folder for the exported network.", "exported")
+    format: Literal["onnx", "torch"] = _help("ONNX, or a program of torch.export.", "onnx")
+    size_multiple: int = _help("Pictures have sides that are multiples of this; window transformers need 32.", 1)
+    fixed_size: list[int] | None = _help("Only this height and width; any by default.")
+
+    def __post_init__(self):
+        if self.size_multiple < 1:
+            raise ValueError(f"--size_multiple must be at least 1, got {self.size_multiple}.")
+        if self.fixed_size is not None and (len(self.fixed_size) != 2 or min(self.fixed_size) < 1):
+            raise ValueError(f"--fixed_size needs a height and a width, got {self.fixed_size}.")
+
+
+@dataclass
 class EvaluationArguments:
     """How a network is applied to pictures."""
 

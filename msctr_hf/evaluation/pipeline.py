@@ -1,0 +1,70 @@
+"""A pipeline of transformers with what the stock one lacks: sliding windows, scales, mirror images, overlays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from transformers import Pipeline
+from transformers.image_utils import load_image
+
+from ..data.specs import voc_palette
+from .predictor import Predictor, Protocol
+from .visualization import overlay
+
+TASK = "msctr-segmentation"
+_PROTOCOL = ("scales", "flip", "window_size", "window_stride")
+_OVERLAY = ("opacity", "legend")
+
+
+class SegmentationPipeline(Pipeline):
+    """Label pictures of any size with any semantic segmentation model.
+
+    ```python
+    segment = pipeline("msctr-segmentation", model="runs/hrnet", scales=(0.75, 1, 1.25), flip=True)
+    result = segment("street.jpg", window_size=(512, 1024), legend=True)
+    result["overlay"].show()
+    ```
+
+    Settings, here or in a call: `scales`, `flip`, `window_size`, `window_stride` as in `predict_probabilities`;
+    `opacity` of the colours, `legend` below the overlay.
+
+    A call takes a path, a URL, a PIL picture, or a list of these, and gives for each a dict: `labels` (H, W), uint8 or,
+    with more than 256 classes, int64; `areas`, the share of the picture of every class that occurs; `overlay`, a PIL
+    picture.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
+        unknown = sorted(set(settings) - {*_PROTOCOL, *_OVERLAY})
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is no setting of this pipeline: {', '.join((*_PROTOCOL, *_OVERLAY))}.")
+        protocol = {name: settings[name] for name in _PROTOCOL if name in settings}
+        return {}, protocol, {name: settings[name] for name in _OVERLAY if name in settings}
+
+    def preprocess(self, inputs: Any) -> dict[str, Any]:
+        """A picture, its path or URL -> RGB picture."""
+        return {"image": load_image(inputs)}
+
+    def _forward(self, model_inputs: dict[str, Any], **protocol: Any) -> dict[str, Any]:
+        predictor = Predictor(self.model, self.image_processor, Protocol(**protocol))
+        return {**model_inputs, "labels": next(predictor([model_inputs["image"]]))}
+
+    def postprocess(
+        self, model_outputs: dict[str, Any], opacity: float = 0.55, legend: bool = False
+    ) -> dict[str, Any]:
+        """Class map -> result as described above."""
+        image, labels = model_outputs["image"], model_outputs["labels"]
+        config = self.model.config
+        names = [config.id2label[label] for label in range(config.num_labels)]
+        palette = getattr(config, "palette", None) or voc_palette(len(names))
+        present, counts = np.unique(labels, return_counts=True)
+        return {
+            "labels": labels,
+            "areas": {names[label]: float(count / labels.size) for label, count in zip(present, counts, strict=True)},
+            "overlay": overlay(image, labels, palette, names if legend else None, opacity),
+        }

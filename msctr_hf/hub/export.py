@@ -1,0 +1,163 @@
+"""Networks for other runtimes: ONNX and torch.export, compared with the network itself before anything is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+LARGEST_DIFFERENCE = 1e-4  # of logits, relative to the largest where that is above 1
+_NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+FORMATS = tuple(_NEEDED)
+_MULTIPLES = ((8, 10), (6, 9), (11, 7))  # of the size multiple: example, small and large comparison
+
+Size = tuple[int, int]  # height, width
+
+
+class Comparison(NamedTuple):
+    """Exported network against the network itself, on one random batch.
+
+    Args:
+        batch (`int`): Pictures of the batch.
+        size (`tuple[int, int]`): Their height and width, in pixels.
+        difference (`float`): Largest absolute difference of the logits.
+        largest (`float`): Largest absolute logit.
+    """
+
+    batch: int
+    size: Size
+    difference: float
+    largest: float
+
+
+def export_network(
+    model: PreTrainedModel,
+    image_processor: Any,
+    output_dir: str | Path,
+    *,
+    format: str = "onnx",
+    size_multiple: int = 1,
+    fixed_size: Size | None = None,
+) -> list[Comparison]:
+    """Export a network with its image processor; batch, height and width stay free.
+
+    `transformers.exporters.ExportedModel.from_pretrained(output_dir)` runs the result, and so does any ONNX
+    runtime: input `pixel_values` (B, 3, H, W), output `logits`.
+
+    Args:
+        model (`PreTrainedModel`): In evaluation mode, on the CPU.
+        image_processor: Saved beside it.
+        output_dir (`str` or `Path`): A new folder.
+        format (`str`): `"onnx"`, or `"torch"` (a `torch.export` program).
+        size_multiple (`int`): Heights and widths are multiples of this. Window transformers pad by the size of the
+            picture, which an exported program cannot: 32.
+        fixed_size (`tuple[int, int]`, *optional*): Only this height and width, in pixels.
+
+    Returns:
+        `list[Comparison]`: with the network itself, at two sizes and batches that the export has not seen.
+
+    Raises:
+        ValueError: If a package is missing, the network cannot be exported, or the export differs; no folder is left.
+    """
+    output_dir = Path(output_dir)
+    missing = [name for name in _NEEDED[format] if importlib.util.find_spec(name) is None]
+    if missing or importlib.util.find_spec("transformers.exporters") is None:
+        raise ValueError("Exporting needs more packages: pip install 'msctr_hf[export]'.")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"--output_dir: {output_dir} is not empty; choose another folder.")
+    example, compared = _shapes(size_multiple, fixed_size)
+    with _quietly():
+        exported = _export(model, example, format, _free_sides(size_multiple, fixed_size))
+        comparisons = [_compare(model, exported, batch, size) for batch, size in compared]
+        for comparison in comparisons:
+            _refuse_difference(comparison)
+        partial = output_dir.with_name(f".{output_dir.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            exported.save_pretrained(partial)
+            image_processor.save_pretrained(partial)
+            partial.replace(output_dir)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return comparisons
+
+
+def _shapes(size_multiple: int, fixed_size: Size | None) -> tuple[Size, list[tuple[int, Size]]]:
+    """Height and width of the example, and (batch, size) of what is compared."""
+    if fixed_size is not None:
+        return fixed_size, [(1, fixed_size), (3, fixed_size)]
+    if size_multiple == 1:
+        return (224, 288), [(1, (160, 192)), (3, (195, 310))]
+    example, small, large = ((rows * size_multiple, columns * size_multiple) for rows, columns in _MULTIPLES)
+    return example, [(1, small), (3, large)]
+
+
+def _free_sides(size_multiple: int, fixed_size: Size | None) -> dict[int, Any]:
+    """Sides of `pixel_values` that may change."""
+    dim = torch.export.Dim
+    if fixed_size is not None:
+        return {0: dim("batch")}
+    if size_multiple == 1:
+        return {0: dim.AUTO, 2: dim.AUTO, 3: dim.AUTO}
+    return {0: dim("batch"), 2: size_multiple * dim("rows"), 3: size_multiple * dim("columns")}
+
+
+def _export(model: PreTrainedModel, size: Size, format: str, free_sides: dict[int, Any]) -> Any:
+    from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    exporter, config = (OnnxExporter, OnnxConfig) if format == "onnx" else (DynamoExporter, DynamoConfig)
+    inputs = {"pixel_values": torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))}
+    try:
+        return exporter().export(model, inputs, config(dynamic=True, dynamic_shapes={"pixel_values": free_sides}))
+    except Exception as error:  # a dozen kinds, from tracing, translating and optimising
+        raise ValueError(_advice(f"{type(model).__name__} cannot be exported", error)) from error
+
+
+def _compare(model: PreTrainedModel, exported: Any, batch: int, size: Size) -> Comparison:
+    pixel_values = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(pixel_values=pixel_values).logits
+        try:
+            logits = torch.as_tensor(exported(pixel_values=pixel_values)["logits"])
+        except Exception as error:
+            raise ValueError(_advice(f"The exported network fails at batch {batch}, size {size}", error)) from error
+    if logits.shape != expected.shape:
+        raise ValueError(_advice(f"The exported network gives {tuple(logits.shape)} for {tuple(expected.shape)}"))
+    return Comparison(batch, size, (logits - expected).abs().max().item(), expected.abs().max().item())
+
+
+def _refuse_difference(comparison: Comparison) -> None:
+    if not comparison.difference <= LARGEST_DIFFERENCE * max(1.0, comparison.largest):
+        raise ValueError(
+            _advice(f"The exported network differs by {comparison.difference:.2g} at size {comparison.size}")
+        )
+
+
+def _advice(what: str, error: Exception | None = None) -> str:
+    reason = f" ({str(error).strip().splitlines()[0][:160]})" if error is not None and str(error).strip() else ""
+    return f"{what}{reason}; try --size_multiple 32, or --fixed_size HEIGHT WIDTH."
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the exporters' progress and their remarks on operators of other networks."""
+    torch_logger = logging.getLogger("torch.onnx")
+    before, verbosity = torch_logger.level, transformers_logging.get_verbosity()
+    torch_logger.setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        torch_logger.setLevel(before)
+        transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.evaluation.predictor import Protocol, load_predictor
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_config):
+    MsctrForSemanticSegmentation(tiny_config(palette=[[50 * label] * 3 for label in range(5)])).save_pretrained(
+        tmp_path
+    )
+    MsctrImageProcessor(size_divisor=32).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+
+
+def test_settings_reach_the_prediction_where_the_pipeline_is_made_and_where_it_is_called(saved, picture):
+    settings = {"scales": (0.75, 1.0), "flip": True, "window_size": (48, 48), "window_stride": (32, 40)}
+    expected = next(load_predictor(saved, Protocol(**settings))([picture]))
+    made = pipeline("msctr-segmentation", model=saved, **settings)(picture)
+    called = pipeline("msctr-segmentation", model=saved)(picture, **settings)
+    assert np.array_equal(made["labels"], expected)
+    assert np.array_equal(called["labels"], expected)
+    assert not np.array_equal(pipeline("msctr-segmentation", model=saved)(picture)["labels"], expected)
+
+
+def test_areas_and_overlay_belong_to_the_labels(saved, picture):
+    result = pipeline("msctr-segmentation", model=saved)(picture, opacity=1.0)
+    for label in range(5):
+        assert result["areas"].get(f"class {label}", 0) == pytest.approx((result["labels"] == label).mean())
+    assert np.array_equal(np.array(result["overlay"])[..., 0], 50 * result["labels"])
+    assert pipeline("msctr-segmentation", model=saved)(picture, legend=True)["overlay"].height > picture.height
+
+
+def test_takes_paths_and_lists(saved, picture, tmp_path):
+    picture.save(tmp_path / "picture.png")
+    segment = pipeline("msctr-segmentation", model=saved)
+    results = segment([str(tmp_path / "picture.png"), picture])
+    assert np.array_equal(results[0]["labels"], results[1]["labels"])
+
+
+def test_an_unknown_setting_is_refused(saved):
+    with pytest.raises(ValueError, match="`scale` is no setting of this pipeline"):
+        pipeline("msctr-segmentation", model=saved, scale=2)
+
+
+def test_the_stock_pipeline_knows_the_model(saved, picture, caplog):
+    segments = pipeline("image-segmentation", model=saved)(picture)
+    assert "not supported" not in caplog.text
+    total = sum((np.array(segment["mask"]) > 0).astype(int) for segment in segments)
+    assert np.all(total == 1)

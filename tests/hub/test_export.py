@@ -1,0 +1,88 @@
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SWIN_TINY
+from transformers.exporters import ExportedModel
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.hub import export
+from msctr_hf.hub.export import export_network
+from msctr_hf.models.decode_heads import average_cells
+
+
+def network(config):
+    return MsctrForSemanticSegmentation(config).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decode_head", ["fcn", "deeplabv3", "ocr", "upernet"])
+def test_onnx_runs_as_the_network_at_batches_and_sizes_it_was_not_exported_with(tiny_config, tmp_path, decode_head):
+    model = network(tiny_config(decode_head))
+    comparisons = export_network(model, MsctrImageProcessor(), tmp_path / "exported")
+    assert [comparison.size for comparison in comparisons] == [(160, 192), (195, 310)]
+    assert all(comparison.difference < 1e-4 for comparison in comparisons)
+
+    session = onnxruntime.InferenceSession(tmp_path / "exported/model.onnx")  # nothing of transformers
+    names = [output.name for output in session.get_outputs()]
+    for shape in ((1, 3, 97, 131), (4, 3, 256, 64)):
+        pixel_values = torch.randn(shape)
+        logits = session.run(None, {"pixel_values": pixel_values.numpy()})[names.index("logits")]
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, model(pixel_values).logits.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_torch_program_loads_and_runs_as_the_network(tiny_config, tmp_path):
+    model = network(tiny_config())
+    export_network(model, MsctrImageProcessor(), tmp_path / "exported", format="torch")
+    pixel_values = torch.randn(1, 3, 97, 131)
+    logits = ExportedModel.from_pretrained(tmp_path / "exported")(pixel_values=pixel_values)["logits"]
+    torch.testing.assert_close(logits, model(pixel_values).logits.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_window_transformers_export_for_one_size(tiny_config, tmp_path):
+    model = network(tiny_config("fcn", backbone=SWIN_TINY))
+    comparisons = export_network(model, MsctrImageProcessor(), tmp_path / "exported", fixed_size=(64, 96))
+    assert [(comparison.batch, comparison.size) for comparison in comparisons] == [(1, (64, 96)), (3, (64, 96))]
+
+
+def test_an_export_that_differs_is_refused_and_leaves_nothing(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_compare", lambda *arguments: export.Comparison(1, (64, 96), 0.26, 1.0))
+    with pytest.raises(ValueError, match=r"differs by 0.26 at size \(64, 96\); try --size_multiple 32"):
+        export_network(network(tiny_config("fcn")), MsctrImageProcessor(), tmp_path / "exported", format="torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_cannot_be_exported_gets_a_sentence(tiny_config, tmp_path, monkeypatch):
+    model = network(tiny_config("fcn"))
+    monkeypatch.setattr(model, "_decode", lambda maps: maps[0].untraceable)
+    with pytest.raises(ValueError, match="cannot be exported"):
+        export_network(model, MsctrImageProcessor(), tmp_path / "exported", format="torch")
+
+
+def test_a_full_folder_is_left_alone(tiny_config, tmp_path):
+    (tmp_path / "mine").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        export_network(network(tiny_config()), MsctrImageProcessor(), tmp_path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 6), (7, 9), (16, 32)])
+@pytest.mark.parametrize("cells", [1, 2, 3, 6])
+def test_averaging_by_products_is_adaptive_pooling(size, cells):
+    features = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(average_cells(features, cells), F.adaptive_avg_pool2d(features, cells))
+
+
+def test_script_exports_and_shows_the_comparison(run_script, tiny_config, tmp_path):
+    network(tiny_config("fcn")).save_pretrained(tmp_path / "model")
+    MsctrImageProcessor().save_pretrained(tmp_path / "model")
+    arguments = ["--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--format", "torch"]
+    code, out, err = run_script("export.py", *arguments, "--fixed_size", "64", "96")
+    assert code == 0, err
+    assert out.splitlines()[1].split()[:3] == ["1", "64", "96"]
+    code, _, err = run_script("export.py", *arguments)
+    assert code == 2
+    assert "is not empty" in err

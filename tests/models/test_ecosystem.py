@@ -1,0 +1,80 @@
+"""The network among its neighbours: Trainer, PEFT, torch.compile."""
+
+import copy
+
+import pytest
+import torch
+from conftest import SWIN_TINY, TIMM_TINY
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from msctr_hf import MsctrForSemanticSegmentation
+
+PARTS_TRAINED = ["decode_head", "auxiliary_head", "projection_head"]
+
+
+def test_trainer_of_transformers_trains_and_evaluates_it(tiny_config, tiny_batch, tmp_path):
+    model = MsctrForSemanticSegmentation(tiny_config())
+    start = copy.deepcopy(model.state_dict())
+    pictures = [{key: value[0] for key, value in tiny_batch.items()}] * 8
+    arguments = TrainingArguments(
+        tmp_path, max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-3,
+        logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no", max_grad_norm=1e9,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=pictures, eval_dataset=pictures[:2])
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, start[name])]
+    for part in ("backbone", *PARTS_TRAINED):
+        assert any(name.startswith(part) for name in changed), part
+    model.eval()
+    with torch.no_grad():
+        expected = model(**{key: value[:1] for key, value in tiny_batch.items()}).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
+    trainer.save_model(tmp_path / "saved")
+    MsctrForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "targets"),
+    [(SWIN_TINY, r".*\.(q_proj|v_proj)"), (TIMM_TINY, r"backbone\..*\.conv\d")],
+    ids=["attention of Swin", "convolutions"],
+)
+def test_low_rank_adapters_train_and_come_back(tiny_config, tiny_batch, tmp_path, backbone, targets):
+    base = MsctrForSemanticSegmentation(tiny_config(backbone=backbone))
+    for module in base.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)  # timm starts the last of a block at 0: nothing would pass
+            module.momentum = 0.0  # adapters keep no statistics
+    model = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=targets, modules_to_save=PARTS_TRAINED))
+    model.train()
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-2)
+    for _ in range(3):
+        output = model(**tiny_batch)
+        assert "contrastive/stage_1_to_stage_4" in output.loss_terms
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    adapted = [each for name, each in model.named_parameters() if "lora_B" in name]
+    assert len(adapted) > 3
+    assert all(each.abs().max() > 0 for each in adapted)
+    trained = [name for name, each in model.named_parameters() if each.requires_grad]
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+    with torch.no_grad():
+        expected = model.eval()(tiny_batch["pixel_values"]).logits
+        torch.testing.assert_close(loaded(tiny_batch["pixel_values"]).logits, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decode_head", ["fcn", "deeplabv3", "ocr", "upernet"])
+def test_prediction_compiles_into_one_graph(tiny_config, tiny_batch, decode_head):
+    model = MsctrForSemanticSegmentation(tiny_config(decode_head)).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            compiled(tiny_batch["pixel_values"]).logits, model(tiny_batch["pixel_values"]).logits, rtol=1e-4, atol=1e-5
+        )
