@@ -225,6 +225,23 @@ class TrainingArguments:
                 raise ValueError(f"--report_to: {name} is unknown; choose from {sorted(_TRACKERS)}.")
 
 
+@dataclass
+class HubArguments:
+    """Where a model goes on the Hub."""
+
+    push_to_hub: bool = _help("Push every new best model, in the background.", False)
+    hub_model_id: str | None = _help("USER/NAME on the Hub; made if it does not exist.")
+    hub_private: bool = _help("Make it a private repository.", False)
+    hub_license: str | None = _help("Licence of the weights ('apache-2.0', 'cc-by-nc-4.0', ...); for the card.")
+    hub_pictures: bool | None = _help(
+        "Also publish predictions.png, which shows pictures of the data set; by default only of those that are free."
+    )
+
+    def __post_init__(self):
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("--push_to_hub needs --hub_model_id USER/NAME.")
+
+
 @dataclass(kw_only=True)
 class ScoringArguments(DatasetArguments):
     """Which network is scored on what."""

@@ -18,25 +18,31 @@ from transformers.utils import logging
 
 from msctr_hf.arguments import (
     DataArguments,
+    HubArguments,
     ModelArguments,
     TrainingArguments,
     exit_with_a_sentence,
     parse_arguments,
 )
+from msctr_hf.hub.publishing import Publisher, destination
 from msctr_hf.training.interruption import EXIT_INTERRUPTED, Interrupted
 from msctr_hf.training.train import print_results, train
 
 
 def main() -> None:
     logging.disable_progress_bar()
-    model_arguments, data_arguments, arguments, settings = parse_arguments(
-        [ModelArguments, DataArguments, TrainingArguments], description=__doc__, with_config_fields=True
+    model_arguments, data_arguments, arguments, hub_arguments, settings = parse_arguments(
+        [ModelArguments, DataArguments, TrainingArguments, HubArguments], description=__doc__, with_config_fields=True
     )
+    publisher = Publisher(data_arguments.spec, destination(hub_arguments) if hub_arguments.push_to_hub else None)
     try:
-        results = train(model_arguments, data_arguments, arguments, settings)
+        results = train(model_arguments, data_arguments, arguments, settings, publisher)
+        publisher.finish()
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    finally:
+        publisher.abandon()
     if results:
         print_results(results, arguments.output_dir)
 

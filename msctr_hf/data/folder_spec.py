@@ -13,11 +13,11 @@ from .specs import DatasetSpec, voc_palette
 
 FOLDER = "folder"
 DESCRIPTION = "dataset.yaml"
-_KEYS = {"classes", "label_values", "label_colors", "ignored", "palette", "groups", "splits"}
+_KEYS = {"classes", "label_values", "label_colors", "ignored", "palette", "groups", "splits", "license"}
 
 
 def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
-    """Read `dataset.yaml` of a folder: classes, label values or colours, ignored values, palette, splits.
+    """Read `dataset.yaml` of a folder: classes, label values or colours, ignored values, palette, splits, licence.
 
     Raises:
         ValueError: If the file is missing or faulty; the message says where.
@@ -44,6 +44,7 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
         label_values=_read_label_values(description, classes, path),
         ignored=frozenset(_raw_value(value, path) for value in description.get("ignored", [])),
         groups=_read_groups(description, classes, path),
+        license=str(description.get("license") or ""),
     )
 
 

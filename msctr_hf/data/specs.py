@@ -42,6 +42,7 @@ class DatasetSpec:
         submission (`Submission`, *optional*): Files for the official test server.
         homepage (`str`): Where to get it, or where to register.
         license (`str`): Under what terms, as its owners say.
+        shareable (`bool`): Whether its pictures may be shown to everyone.
     """
 
     name: str
@@ -54,6 +55,7 @@ class DatasetSpec:
     submission: Submission | None = None
     homepage: str = ""
     license: str = ""
+    shareable: bool = False
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -104,6 +106,7 @@ def _synthetic_scenes() -> DatasetSpec:
         SyntheticSource(),
         _identity(len(SYNTHETIC_CLASSES)),
         frozenset({IGNORE_INDEX}),
+        shareable=True,
     )
 
 

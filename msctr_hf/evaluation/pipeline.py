@@ -29,9 +29,9 @@ class SegmentationPipeline(Pipeline):
     Settings, here or in a call: `scales`, `flip`, `window_size`, `window_stride` as in `predict_probabilities`;
     `opacity` of the colours, `legend` below the overlay.
 
-    A call takes a path, a URL, a PIL picture, or a list of these, and gives for each a dict: `labels` (H, W), uint8 or,
-    with more than 256 classes, int64; `areas`, the share of the picture of every class that occurs; `overlay`, a PIL
-    picture.
+    A call takes a path, a URL, a PIL picture, or a list of these, and gives for each a dict: `labels` (H, W), uint8
+    or, with more than 256 classes, int64; `areas`, the share of the picture of every class that occurs; `overlay`, a
+    PIL picture.
     """
 
     _load_processor = False

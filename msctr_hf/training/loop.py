@@ -6,7 +6,7 @@ import json
 import pickle
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -61,6 +61,7 @@ class Run:
         settings (`dict`): Further settings of `MsctrConfig`.
         stop (`StopRequest`): Whether this process was told to stop.
         pictures (`int`, *optional*): Validate on so many pictures only.
+        publish (`Callable`, *optional*): Called by the first process with the folder of every new best model.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Run:
         settings: dict[str, Any],
         stop: StopRequest,
         pictures: int | None = None,
+        publish: Callable[[Path], None] | None = None,
     ):
         self.arguments = arguments
         self.stop = stop
@@ -116,7 +118,9 @@ class Run:
             image_processor,
             self.output_dir,
             data_arguments.num_workers,
+            publish,
         )
+        self.publish = publish
         self.saved_step = self.skipped_in_a_row = self.without_anchors = 0
         set_seed(arguments.seed, device_specific=True)  # every process draws its own anchors and dropout
 
@@ -170,6 +174,8 @@ class Run:
                 self._train_to_the_last_step()
         finally:
             self.accelerator.end_training()
+        if self.publish is not None and self.accelerator.is_main_process and self.progress.best_results:
+            self.publish(self.output_dir)  # once more: the best may be from before an interruption
         return self.progress.best_results
 
     def _describe(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ def train(
     data_arguments: DataArguments,
     arguments: TrainingArguments,
     settings: dict[str, Any],
+    publish: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Train a network, validate it, keep the best and the last.
 
     Args:
         model_arguments, data_arguments, arguments: What to train, on what and how.
         settings (`dict`): Further settings of `MsctrConfig`.
+        publish (`Callable`, *optional*): Called by the first process with the folder of every new best model.
 
     Returns:
         `dict`: results of the best model, as in `results.json`; empty after a dry run.
@@ -49,7 +52,7 @@ def train(
     was_empty = is_empty(output_dir)
     try:
         with StopRequest() as stop:
-            return Run(model_arguments, data_arguments, arguments, settings, stop).go()
+            return Run(model_arguments, data_arguments, arguments, settings, stop, publish=publish).go()
     except BaseException as error:
         if not holds_a_model(output_dir) and PartialState().is_main_process:
             if was_empty:

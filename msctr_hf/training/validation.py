@@ -41,6 +41,7 @@ class Validation:
         image_processor (`MsctrImageProcessor`): Prepares them, and is saved with the network.
         output_dir (`Path`): Where the best network goes.
         num_workers (`int`): Of the loader.
+        publish (`Callable`, *optional*): Called by the first process with the folder of every new best network.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Validation:
         image_processor: MsctrImageProcessor,
         output_dir: Path,
         num_workers: int,
+        publish: Callable[[Path], None] | None = None,
     ):
         self.accelerator = accelerator
         self.dataset = dataset
@@ -58,6 +60,7 @@ class Validation:
         self.image_processor = image_processor
         self.output_dir = output_dir
         self.num_workers = num_workers
+        self.publish = publish
 
     def run(self, model: nn.Module, progress: Progress, log: RunLog, should_stop: Callable[[], bool]) -> bool:
         """Score the network; `False` if a process was told to stop before the end, and nothing came of it."""
@@ -93,6 +96,8 @@ class Validation:
             write_json(self.output_dir / RESULTS_FILE, progress.best_results)
             if sheet is not None:
                 save_picture(sheet, self.output_dir / PREDICTIONS_FILE)
+            if self.publish is not None:
+                self.publish(self.output_dir)
 
     def _score(self, model: nn.Module, shown: list[tuple], should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         # from all over the set: neighbours are often frames of one video

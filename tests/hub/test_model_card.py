@@ -1,0 +1,140 @@
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from conftest import SWIN_TINY
+from huggingface_hub import ModelCard
+from PIL import Image
+from small_run import flags
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.hub.model_card import write_model_card
+from msctr_hf.training.run_folder import write_json
+
+SCORES = {"sky": 0.9, "road": 0.123456, "never seen": None}
+RESULTS = {
+    "step": 40, "mean_iou": 0.511728, "mean_accuracy": 0.6, "overall_accuracy": 0.7, "per_category_iou": SCORES,
+    "per_category_accuracy": SCORES,
+}  # fmt: skip
+RUN = {
+    "settings": {
+        "dataset": "cityscapes", "backbone": "hrnet_w48.ms_in1k", "backbone_weights": "hub", "max_steps": 40,
+        "seed": 3, "data_dir": "/home/someone/data", "output_dir": "/home/someone/runs",
+        "learning_rate": 0.01,
+    },
+    "num_processes": 4, "mixed_precision": "bf16", "device": "a very fast device", "versions": {"torch": "9.9"},
+    "git_commit": "0123abcd",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_config):
+    folder = tmp_path / "network"
+    model = MsctrForSemanticSegmentation(tiny_config("fcn", backbone=SWIN_TINY, contrastive_temperature=0.07))
+    model.save_pretrained(folder)
+    MsctrImageProcessor(size_divisor=32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_folder(folder):
+    write_json(folder / "results.json", RESULTS)
+    write_json(folder / "run.json", RUN)
+    (folder / "predictions.png").touch()
+    return folder
+
+
+def test_the_snippet_of_the_card_runs_as_it_stands(folder):
+    text = write_model_card(folder).read_text()
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    picture.save(folder / "picture.jpg")
+    check = "\nassert labels.shape == (70, 90)\nassert set(classes) <= {f'class {label}' for label in range(5)}\n"
+    subprocess.run([sys.executable, "-c", snippet + check], cwd=folder, check=True)
+
+
+def test_metadata_are_what_the_hub_reads(run_folder):
+    card = ModelCard.load(write_model_card(run_folder, get_dataset_spec("cityscapes"), name="someone/network"))
+    data = card.data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-segmentation")
+    assert (data.license, data.license_name) == ("other", "cityscapes-terms")
+    assert data.license_link == "https://www.cityscapes-dataset.com"
+    assert data.base_model == "timm/hrnet_w48.ms_in1k"
+    measured = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert measured == {name: RESULTS[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+    assert {(result.dataset_name, result.dataset_split) for result in data.eval_results} == {
+        ("cityscapes", "validation")
+    }
+    assert "model-index" in yaml.safe_load(card.content.split("---")[1])
+    assert (
+        write_model_card(run_folder, get_dataset_spec("cityscapes"), license="mit").read_text().count("license: mit")
+        == 1
+    )
+
+
+def test_the_card_tells_network_objective_data_recipe_and_machine(run_folder):
+    text = write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
+    for line in (
+        "# FCN with swin on cityscapes",
+        "| contrastive_temperature | 0.07 |",
+        "| projection_stages | [1, 2, 3, 4] |",
+        "| initial weights | timm/hrnet_w48.ms_in1k |",
+        "| terms | Cityscapes terms of use: research only, no redistribution |",
+        "| learning_rate | 0.01 |",
+        "| processes | 4 |",
+        "| device | a very fast device |",
+        "| commit of msctr_hf | 0123abcd |",
+        "seed 3, step 40",
+        "@inproceedings{pissas2022multiscale",
+    ):
+        assert line in text, line
+    assert re.search(r"road +12\.35 %", text)
+    assert "/home/someone" not in text
+
+
+def test_nothing_is_said_that_the_folder_does_not_know(folder):
+    text = write_model_card(folder).read_text()
+    assert "model-index" not in text
+    for section in ("## Results", "## Training", "## Data", "mean_iou", "license:", "base_model", "![", "not known"):
+        assert section not in text, section
+
+
+@pytest.mark.parametrize(("dataset", "allowed", "shown"), [
+    ("synthetic_scenes", None, True), ("cityscapes", None, False), ("cityscapes", True, True),
+    ("synthetic_scenes", False, False),
+])  # fmt: skip
+def test_pictures_are_shown_where_they_may_be(run_folder, dataset, allowed, shown):
+    text = write_model_card(run_folder, get_dataset_spec(dataset), show_pictures=allowed).read_text()
+    assert ("(predictions.png)" in text) == shown
+
+
+def test_an_adapted_model_needs_no_code_and_says_how_it_was_trained(tmp_path):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, **sizes)).save_pretrained(tmp_path)
+    start = {"contrastive_adapter": True, "model_name_or_path": "nvidia/mit-b0", "contrastive_loss_weight": 0.2}
+    write_json(tmp_path / "run.json", {**RUN, "settings": {**RUN["settings"], **start}})
+    text = write_model_card(tmp_path).read_text()
+    assert "trust_remote_code" not in text
+    assert "trained with multi-scale and cross-scale contrast" in text
+    assert "base_model: nvidia/mit-b0" in text
+    assert "| contrastive_loss_weight | 0.2 |" in text
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no model"):
+        write_model_card(tmp_path)
+
+
+def test_a_run_writes_the_card_of_its_own_figures(run_script, tmp_path):
+    run = tmp_path / "run"
+    arguments = flags(None, run, dataset="synthetic_scenes", data_dir=None, class_weights=None, max_steps=1)
+    code, _, err = run_script("train.py", *arguments)
+    assert code == 0, err
+    results = json.loads((run / "results.json").read_text())
+    assert ModelCard.load(run / "README.md").data.eval_results[0].metric_value == results["mean_iou"]

@@ -1,0 +1,233 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SWIN_TINY
+from layouts import write_folder
+from local_hub import LocalHub
+from small_run import flags
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.hub import upload
+from msctr_hf.hub.publishing import Destination, Publisher, take_snapshot
+from msctr_hf.training.run_folder import write_json
+
+REPOSITORY = "someone/network"
+READ = """
+import sys, torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+name, folder, saved, again = sys.argv[1:]
+model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+with torch.no_grad():
+    torch.save(model(torch.load(folder + "/pixel_values.pt")).logits, saved)
+model.push_to_hub(again)
+processor.push_to_hub(again)
+"""
+
+
+def results_of(step):
+    scores = {"sky": 0.1 * step, "road": 0.2}
+    means = {"mean_iou": 0.1 * step, "mean_accuracy": 0.5, "overall_accuracy": 0.6}
+    return {"step": step, **means, "per_category_iou": scores, "per_category_accuracy": scores}
+
+
+@pytest.fixture
+def hub():
+    local = LocalHub()
+    yield local
+    local.close()
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_config):
+    """A saved network of a few kB with results, and its logits."""
+    folder = tmp_path / "network"
+    model = MsctrForSemanticSegmentation(tiny_config("fcn", backbone=SWIN_TINY, num_labels=9)).eval()
+    model.save_pretrained(folder)
+    MsctrImageProcessor().save_pretrained(folder)
+    write_json(folder / "results.json", results_of(step=3))
+    write_json(folder / "run.json", {"settings": {"seed": 7, "data_dir": "/home/someone/secret"}})
+    torch.save(torch.randn(1, 3, 64, 96), tmp_path / "pixel_values.pt")
+    with torch.no_grad():
+        torch.save(model(torch.load(tmp_path / "pixel_values.pt")).logits, tmp_path / "logits.pt")
+    return folder
+
+
+@pytest.fixture
+def publisher(hub, monkeypatch, tmp_path):
+    """Builds a publisher whose uploads go to the local Hub, impatiently."""
+
+    def build(token=None, **options):
+        environment = (
+            hub.environment(tmp_path / "home") if token is None else hub.environment(tmp_path / "home", token)
+        )
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(upload, "PAUSES", (0.05, 0.05))
+        monkeypatch.setattr(upload, "SILENCE", 1.0)
+        return Publisher(get_dataset_spec("synthetic_scenes"), Destination(REPOSITORY, **options), longest_wait=30)
+
+    return build
+
+
+def push(publisher, folder):
+    publisher(folder)
+    publisher.finish()
+
+
+def process(hub, tmp_path, *command):
+    environment = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+
+
+def test_two_round_trips_give_the_same_network(hub, publisher, folder, tmp_path):
+    push(publisher(), folder)
+    for source, target in ((REPOSITORY, "someone/second"), ("someone/second", "someone/third")):
+        run = process(hub, tmp_path, "-c", READ, source, tmp_path, tmp_path / "read.pt", target)
+        assert run.returncode == 0, run.stderr
+        torch.testing.assert_close(torch.load(tmp_path / "read.pt"), torch.load(tmp_path / "logits.pt"))
+    weights = [hub.repositories[name]["files"]["model.safetensors"] for name in (REPOSITORY, "someone/third")]
+    assert weights[0] == weights[1]
+
+
+def test_what_goes_to_the_hub_stands_alone_and_tells_nothing_of_the_machine(hub, publisher, folder):
+    (folder / "predictions.png").write_bytes(b"picture")
+    (folder / "not_finite.json").write_text("{}")
+    push(publisher(), folder)
+    files = hub.repositories[REPOSITORY]["files"]
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "modeling_msctr.py", "README.md"} <= set(
+        files
+    )
+    assert {"results.json", "predictions.png"} <= set(files)  # drawn pictures may be shown
+    assert not {"run.json", "not_finite.json"} & set(files)
+    assert not any(b"/home/someone" in content for content in files.values())
+    assert hub.repositories[REPOSITORY]["messages"] == ["Model of step 3: validation mIoU 30.00 %"]
+    assert not (folder / ".pushed").exists()
+
+
+def test_pictures_of_other_data_sets_stay_at_home(folder):
+    (folder / "predictions.png").write_bytes(b"picture")
+    for allowed in (None, True):
+        Publisher(get_dataset_spec("cityscapes"))(folder)  # a card of the folder's own
+        publisher = Publisher(get_dataset_spec("cityscapes"), Destination(REPOSITORY, show_pictures=allowed))
+        publisher._start_if_free = lambda: None
+        publisher(folder)
+        assert (take_snapshot(folder) / "predictions.png").exists() == bool(allowed)
+
+
+def test_private_repositories_are_private(hub, publisher, folder, tmp_path):
+    push(publisher(private=True), folder)
+    assert hub.repositories[REPOSITORY]["private"]
+    hub.repositories["someone/target"] = {"private": False, "files": {}, "messages": []}
+    environment = hub.environment(tmp_path / "other_home", token="hf_wrong")
+    run = subprocess.run(
+        [sys.executable, "-c", READ, REPOSITORY, tmp_path, tmp_path / "read.pt", "someone/target"],
+        env={**os.environ, **environment}, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode != 0
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, "hang", "cut before", "cut after"])
+def test_what_may_pass_is_tried_again(hub, publisher, folder, capfd, fault):
+    hub.faults.append(fault)
+    push(publisher(), folder)
+    assert "model.safetensors" in hub.repositories[REPOSITORY]["files"]
+    assert "warning" not in capfd.readouterr().err
+
+
+def test_a_token_that_is_refused_is_said_once_and_not_tried_again(hub, publisher, folder, capfd):
+    refused = publisher(token="hf_wrong")
+    push(refused, folder)
+    write_json(folder / "results.json", results_of(step=4))
+    push(refused, folder)
+    error = capfd.readouterr().err
+    assert error.count("The Hub does not know you; log in with `hf auth login`") == 1
+    assert "Traceback" not in error
+    assert hub.attempts == 0
+
+
+@pytest.mark.parametrize(("fault", "attempts"), [(403, 1), (500, 3)])
+def test_what_does_not_pass_ends_in_a_sentence(hub, publisher, folder, capfd, fault, attempts):
+    hub.faults.extend([fault] * 50)
+    push(publisher(), folder)
+    assert capfd.readouterr().err.count("The run is not affected. Push later with scripts/push_to_hub.py.") == 1
+    assert hub.attempts >= attempts
+    assert "model.safetensors" not in hub.repositories[REPOSITORY]["files"]
+
+
+def test_a_hub_that_cannot_be_reached_ends_in_a_sentence(hub, publisher, folder, capfd, monkeypatch):
+    unreachable = publisher()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    push(unreachable, folder)
+    assert f"{REPOSITORY} could not be pushed" in capfd.readouterr().err
+
+
+def test_training_is_not_kept_waiting_and_the_newest_model_arrives_last(hub, publisher, folder):
+    hub.faults.append("hang")
+    patient = publisher()
+    start = time.perf_counter()
+    for step in (4, 5, 6):
+        write_json(folder / "results.json", results_of(step))
+        patient(folder)
+    assert time.perf_counter() - start < 1.0  # the upload is still hanging
+    patient.finish()
+    assert json.loads(hub.repositories[REPOSITORY]["files"]["results.json"])["step"] == 6
+    assert len(hub.repositories[REPOSITORY]["messages"]) == 2  # the one in between was passed over
+
+
+def test_an_upload_without_end_is_given_up(hub, publisher, folder, capfd):
+    hub.faults.extend(["hang"] * 50)
+    hub.seconds_hung = 60
+    impatient = publisher()
+    upload.SILENCE = 60.0
+    impatient.longest_wait = 3
+    push(impatient, folder)
+    assert "took too long and was given up" in capfd.readouterr().err
+
+
+def test_a_run_pushes_its_best_model_and_does_not_mind_a_hub_that_fails(hub, publisher, run_script, tmp_path):
+    publisher()
+    data = write_folder(tmp_path / "data", num_train=6, num_validation=3)
+    options = {"backbone_config": json.dumps(SWIN_TINY), "push_to_hub": "true", "hub_model_id": REPOSITORY}
+    arguments = flags(data, tmp_path / "run")
+    arguments += [word for name, value in options.items() for word in (f"--{name}", value)]
+    hub.faults.extend([403] * 50)
+    code, _, err = run_script("train.py", *arguments)
+    assert code == 0, err
+    assert (tmp_path / "run/checkpoints/step_4").exists()
+    assert "model.safetensors" not in hub.repositories[REPOSITORY]["files"]
+
+    hub.faults.clear()
+    push = [ROOT / "scripts/push_to_hub.py", "--model", tmp_path / "run", "--hub_model_id", REPOSITORY]
+    run = process(hub, tmp_path, *push)
+    assert run.returncode == 0, run.stderr
+    assert f"{hub.url}/{REPOSITORY}/commit/" in run.stdout
+    hub.repositories.clear()
+    code, _, err = run_script("train.py", *arguments, "--overwrite_output_dir", "true")
+    assert code == 0, err
+    files = hub.repositories[REPOSITORY]["files"]
+    assert files["model.safetensors"] == (tmp_path / "run/model.safetensors").read_bytes()
+    assert json.loads(files["results.json"]) == json.loads((tmp_path / "run/results.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["network", "some one/network", "a/b/c", "-x/y"])
+def test_a_name_that_is_none_is_refused_before_training(run_script, tmp_path, name):
+    code, _, err = run_script(
+        "train.py", "--output_dir", tmp_path / "run", "--push_to_hub", "true", f"--hub_model_id={name}"
+    )
+    assert code == 2
+    assert "--hub_model_id" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_pushing_needs_a_name(run_script):
+    code, _, err = run_script("train.py", "--push_to_hub", "true")
+    assert code == 2
+    assert "--push_to_hub needs --hub_model_id USER/NAME" in err
