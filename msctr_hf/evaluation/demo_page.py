@@ -1,0 +1,211 @@
+"""A page to look at what a network sees: labels over a picture, their areas, and how similar pixels are."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from ..data.file_source import PICTURE_SUFFIXES
+from ..data.loading import load_segmentation_dataset
+from ..data.pictures import read_image
+from ..data.specs import voc_palette
+from ..data.synthetic import SYNTHETIC_CLASSES
+from .embeddings import similarity_maps, stage_projections
+from .predictor import Predictor
+from .visualization import overlay
+
+LONGEST_SIDE = 1280  # pixels; larger pictures are made smaller
+MOST_EXAMPLES = 8
+FORGET_AFTER = 3600.0  # seconds after which the picture of a visitor is forgotten
+_COLD, _EVEN, _WARM = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # cosines -1, 0, 1
+_STYLE = """
+.areas { width: 100%; border-collapse: collapse; }
+.areas tr, .areas td { padding: 2px 6px; border: none !important; }
+.areas td:first-child { width: 32px; }
+.areas .swatch { width: 18px; height: 18px; border: 1px solid #888; border-radius: 3px; }
+.areas .share { text-align: right; font-variant-numeric: tabular-nums; }
+.fault { color: #b21818; font-weight: 600; }
+footer { display: none !important; }
+"""
+
+
+@dataclass
+class Segmented:
+    """A visitor's picture and what the network made of it.
+
+    Args:
+        image (`Image`): RGB.
+        labels (`np.ndarray` of shape `(H, W)`): Classes.
+        projections (`dict[int, torch.Tensor]`): Unit projections by stage; empty without a projection head.
+    """
+
+    image: Image.Image
+    labels: np.ndarray
+    projections: dict[int, torch.Tensor]
+
+
+def segment_picture(predictor: Predictor, path: str | Path) -> Segmented:
+    """Read a picture file and label it.
+
+    Raises:
+        ValueError: If it is no picture, or the network cannot take it.
+    """
+    image = read_image(path)
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    try:
+        labels = next(predictor([image]))
+        has_projections = getattr(predictor.model, "projection_head", None) is not None
+        projections = stage_projections(predictor, image) if has_projections else {}
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"The network cannot take a picture of {image.width} x {image.height} pixels.") from error
+    return Segmented(image, labels, projections)
+
+
+def similarity_pictures(segmented: Segmented, column: int, row: int) -> list[Image.Image]:
+    """Per stage the cosines of all its pixels to one pixel of the finest: blue -1, white 0, red 1."""
+    size = (segmented.image.height, segmented.image.width)
+    maps = similarity_maps(segmented.projections, (row, column), size)
+    pictures = []
+    for cosines in maps.values():
+        picture = Image.fromarray(_diverging(cosines)).resize(segmented.image.size, Image.Resampling.NEAREST)
+        _mark(picture, column, row)
+        pictures.append(picture)
+    return pictures
+
+
+def _diverging(cosines: np.ndarray) -> np.ndarray:
+    """(h, w) from -1 to 1 -> RGB (h, w, 3) uint8."""
+    channels = [np.interp(cosines, (-1, 0, 1), anchors) for anchors in zip(_COLD, _EVEN, _WARM, strict=True)]
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def _mark(picture: Image.Image, column: int, row: int) -> None:
+    radius = max(4, min(picture.size) // 40)
+    box = (column - radius, row - radius, column + radius, row + radius)
+    ImageDraw.Draw(picture).ellipse(box, outline="black", width=max(2, radius // 3))
+
+
+def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
+    """HTML legend of the classes that occur, the largest first, with their shares of the picture."""
+    present, counts = np.unique(labels, return_counts=True)
+    rows = [
+        f'<tr><td><div class="swatch" style="background: rgb({", ".join(map(str, palette[label]))})"></div></td>'
+        f'<td>{html.escape(names[label])}</td><td class="share">{100 * count / labels.size:.1f} %</td></tr>'
+        for count, label in sorted(zip(counts.tolist(), present.tolist(), strict=True), reverse=True)
+    ]
+    return f'<table class="areas">{"".join(rows)}</table>'
+
+
+def example_pictures(source: str | Path | None, config: Any, folder: str | Path) -> list[str]:
+    """Picture files to pick from: those of a folder or, for a network of drawn scenes, some drawn into `folder`.
+
+    Raises:
+        ValueError: If the folder holds no picture.
+    """
+    if source is not None:
+        paths = sorted(path for path in Path(source).glob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        if not paths:
+            raise ValueError(f"--examples: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+        return [str(path) for path in paths[:MOST_EXAMPLES]]
+    if list(config.id2label.values()) != list(SYNTHETIC_CLASSES):
+        return []
+    drawn = load_segmentation_dataset("synthetic_scenes", "validation")
+    paths = [Path(folder) / f"scene_{index}.png" for index in range(MOST_EXAMPLES // 2)]
+    for index, path in enumerate(paths):
+        drawn[index]["image"].save(path)
+    return [str(path) for path in paths]
+
+
+def launch(page: Any, port: int) -> None:
+    """Serve a page until it is interrupted.
+
+    Raises:
+        ValueError: If the port is taken.
+    """
+    import gradio
+
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
+    try:
+        page.launch(server_port=port, css=_STYLE, theme=theme, quiet=False)
+    except OSError as error:
+        raise ValueError(f"--port {port} cannot be used ({error}); choose another.") from error
+
+
+def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) -> Any:
+    """The page, to be launched; a `gradio.Blocks`.
+
+    Args:
+        predictor (`Predictor`): The network.
+        name (`str`): What it is called on the page.
+        examples (`Sequence[str]`): Picture files to pick from.
+
+    Raises:
+        ValueError: If gradio is not installed.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # a page says nothing to others
+    try:
+        import gradio
+    except ImportError:
+        raise ValueError("The demo needs gradio: pip install 'msctr_hf[demo]'.") from None
+
+    config = predictor.model.config
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    palette = getattr(config, "palette", None) or voc_palette(len(names))
+
+    stages = list(config.projection_stages) if getattr(predictor.model, "projection_head", None) is not None else []
+
+    def segment(path: str | None, opacity: float) -> list:
+        cleared = [None] * len(stages)
+        if path is None:
+            return [None, "", None, *cleared]
+        try:
+            segmented = segment_picture(predictor, path)
+        except ValueError as error:
+            sentence = html.escape(str(error).replace(str(path), Path(path).name))
+            return [None, f'<p class="fault">{sentence}</p>', None, *cleared]
+        return [shade(segmented, opacity), area_table(segmented.labels, names, palette), segmented, *cleared]
+
+    def shade(segmented: Segmented | None, opacity: float) -> Image.Image | None:
+        return None if segmented is None else overlay(segmented.image, segmented.labels, palette, opacity=opacity)
+
+    def compare(segmented: Segmented, event: Any) -> list[Image.Image]:
+        return similarity_pictures(segmented, *event.index)
+
+    compare.__annotations__["event"] = gradio.SelectData  # gradio wants the class, not its name
+
+    with gradio.Blocks(title=f"{name}: semantic segmentation") as page:
+        gradio.Markdown(f"## {name}\nSemantic segmentation into {len(names)} classes.")
+        shown: dict[str, Any] = {"interactive": False, "format": "png"}
+        segmented = gradio.State(time_to_live=FORGET_AFTER)
+        with gradio.Row():
+            with gradio.Column(min_width=300):
+                picture = gradio.Image(sources=["upload", "clipboard"], label="Picture", height=320)
+                # handed on as it was uploaded: what is wrong with a file, we can say better
+                picture.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore
+                if examples:
+                    gradio.Examples([[path] for path in examples], [picture], label="Or pick one")
+                opacity = gradio.Slider(0, 1, 0.55, step=0.05, label="Opacity of the classes")
+            with gradio.Column(min_width=300):
+                title = "Classes: click a pixel" if stages else "Classes"
+                shaded = gradio.Image(label=title, elem_id="classes", height=320, **shown)
+                areas = gradio.HTML(elem_id="areas")
+        similar = []
+        if stages:
+            gradio.Markdown("Cosine similarity of the clicked pixel to every stage: red is alike, blue unlike.")
+            with gradio.Row():
+                similar = [
+                    gradio.Image(label=f"Stage {stage}", min_width=150, elem_classes="similar", **shown)
+                    for stage in stages
+                ]
+            shaded.select(compare, segmented, similar)
+        picture.change(segment, [picture, opacity], [shaded, areas, segmented, *similar])
+        opacity.release(shade, [segmented, opacity], shaded)
+    return page

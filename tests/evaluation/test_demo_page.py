@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.evaluation.demo_page import area_table, example_pictures, segment_picture, similarity_pictures
+from msctr_hf.evaluation.predictor import Predictor
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def predictor(config):
+    return Predictor(MsctrForSemanticSegmentation(config).eval(), MsctrImageProcessor())
+
+
+def test_large_pictures_are_made_smaller_and_labelled_there(tiny_config, tmp_path):
+    Image.new("RGB", (2000, 500)).save(tmp_path / "wide.png")
+    segmented = segment_picture(predictor(tiny_config("fcn")), tmp_path / "wide.png")
+    assert segmented.image.size == (1280, 320)
+    assert segmented.labels.shape == (320, 1280)
+
+
+def test_a_pixel_is_most_similar_to_itself_and_every_stage_is_shown(tiny_config, picture):
+    segmented = segment_picture(predictor(tiny_config()), picture)
+    pictures = similarity_pictures(segmented, column=50, row=20)
+    assert [each.size for each in pictures] == [(96, 64)] * 4
+    assert pictures[0].getpixel((50, 20)) == (178, 24, 43)
+
+
+def test_a_network_without_projections_is_labelled_all_the_same(tiny_config, picture):
+    assert segment_picture(predictor(tiny_config(contrastive_mode="ce")), picture).projections == {}
+
+
+def test_areas_add_up_and_names_are_escaped():
+    table = area_table(np.array([[0, 2], [2, 2]]), ["sky", "road", "<i>"], [(1, 2, 3)] * 3)
+    assert table.index("75.0 %") < table.index("25.0 %")
+    assert "&lt;i&gt;" in table
+    assert "road" not in table
+
+
+def test_examples_come_from_a_folder_or_are_drawn_for_drawn_classes(tiny_config, picture, tmp_path):
+    config = tiny_config()
+    assert example_pictures(picture.parent, config, tmp_path) == [str(picture)]
+    assert example_pictures(None, config, tmp_path) == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no picture"):
+        example_pictures(tmp_path / "empty", config, tmp_path)
