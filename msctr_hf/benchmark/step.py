@@ -80,7 +80,8 @@ def _row(
         "images/s": setting.batch_size / whole,
         "time beside ce": whole / of_ce,
         "MB": memory.get(mode),
-        "memory beside ce": memory[mode] / memory["ce"] if memory else None,
+        # a step so small that it needs no more than lies there has no ratio
+        "memory beside ce": memory[mode] / memory["ce"] if memory.get("ce") else None,
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from ..data.folder_spec import FOLDER
 from ..data.specs import DatasetSpec
 from ..evaluation.scoring import iou_table
 from ..models.configuration_msctr import MsctrConfig
@@ -80,23 +81,22 @@ def write_model_card(
 def _metadata(
     config: dict, settings: dict, results: dict, spec: DatasetSpec | None, license: str | None
 ) -> ModelCardData:
+    copy = _hub_dataset(settings)
     terms: dict[str, Any] = {"license": license} if license else {}
     if not license and spec is not None and spec.license:
         terms = {"license": "other", "license_name": _slug(f"{spec.name} terms")}
         if link := re.match(r"https?://\S+", spec.homepage):
             terms["license_link"] = link.group()
-    on_hub = settings.get("dataset_name")
     return ModelCardData(
         **terms,
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=["semantic-segmentation", "contrastive-learning", "msctr", config["model_type"]],
         base_model=_base_model(settings),
-        datasets=on_hub if on_hub and not Path(on_hub).exists() else None,
+        datasets=[copy] if copy else None,
         metrics=["mean_iou"] if results else None,
         model_name=_slug(_title(config, spec)),
         eval_results=_eval_results(results, settings, spec),
-        ignore_metadata_errors=True,
     )
 
 
@@ -107,7 +107,7 @@ def _eval_results(results: dict, settings: dict, spec: DatasetSpec | None) -> li
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic Segmentation",
-            dataset_type=settings.get("dataset_name") or spec.name,
+            dataset_type=_hub_dataset(settings) or spec.name,
             dataset_name=spec.name,
             dataset_split="validation",
             metric_type=metric,
@@ -117,6 +117,12 @@ def _eval_results(results: dict, settings: dict, spec: DatasetSpec | None) -> li
         for metric, title in _METRICS.items()
         if results.get(metric) is not None
     ]
+
+
+def _hub_dataset(settings: dict) -> str | None:
+    """Hub id of the copy that was read; a folder of this machine is nobody's business."""
+    name = settings.get("dataset_name") or ""
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
 def _base_model(settings: dict) -> str | None:
@@ -140,7 +146,7 @@ def _start(settings: dict) -> str | None:
 
 
 def _title(config: dict, spec: DatasetSpec | None) -> str:
-    where = "" if spec is None else f" on {spec.name}"
+    where = "" if spec is None or spec.name == FOLDER else f" on {spec.name}"
     return f"{_architecture(config)}{where}"
 
 
@@ -230,7 +236,7 @@ def _data(spec: DatasetSpec | None, settings: dict) -> str:
     rows = {
         "name": spec.name,
         "classes": len(spec.classes),
-        "read from": settings.get("dataset_name"),
+        "read from": _hub_dataset(settings),
         "terms": spec.license or "not stated",
         "source": spec.homepage,
     }

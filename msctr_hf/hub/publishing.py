@@ -19,7 +19,7 @@ from . import upload
 from .model_card import CARD_FILE, write_model_card
 
 LONGEST_WAIT = 1800.0  # seconds for what is still under way when training has ended
-_SNAPSHOT = ".pushed"
+_SNAPSHOT, _WORDS = ".pushed", ".pushed.log"
 _PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.py", CARD_FILE)
 _PRIVATE = (RUN_FILE, "not_finite.json")  # command, paths and environment of a machine
 
@@ -107,7 +107,7 @@ class Publisher:
         self._waiting = False
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
             self._process = None
         self._forget_snapshot()
 
@@ -115,9 +115,9 @@ class Publisher:
         if self._process is not None:
             if self._process.poll() is None:
                 return
-            _, sentence = self._process.communicate()
             if self._process.returncode > 0:  # killed ones were spoken of
-                self._say(sentence.strip().splitlines()[-1] if sentence.strip() else "The push ended without a word.")
+                words = (self._folder / _WORDS).read_text().strip().splitlines()
+                self._say(words[-1] if words else "The push ended without a word.")
             self._process = None
         if self._waiting:
             self._waiting = False
@@ -129,6 +129,7 @@ class Publisher:
     def _forget_snapshot(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder / _SNAPSHOT, ignore_errors=True)
+            (self._folder / _WORDS).unlink(missing_ok=True)
 
     def _say(self, sentence: str) -> None:
         if sentence in self._said:
@@ -206,14 +207,15 @@ def _start(snapshot: Path, destination: Destination) -> subprocess.Popen:
     command += ["--silence", str(upload.SILENCE), "--pauses", *map(str, upload.PAUSES)]
     if destination.private:
         command.append("--private")
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for the run
-    )
+    with (snapshot.parent / _WORDS).open("w") as words:  # a pipe that nobody reads would fill up
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=words,
+            env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            start_new_session=True,  # Ctrl-C is for the run
+        )
 
 
 def _message(snapshot: Path) -> str:

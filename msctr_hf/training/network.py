@@ -163,7 +163,8 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
             "as `backbone_config`."
         ) from error
     stages = [name for name in config.stage_names if name.startswith("stage")]
-    return {**config.to_dict(), "out_features": stages if hasattr(config, "depths") else _evenly_spaced(stages)}
+    chosen = stages if hasattr(config, "depths") else _evenly_spaced(stages)
+    return {**config.to_dict(), "out_features": chosen, "out_indices": None}
 
 
 def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> MsctrForSemanticSegmentation:

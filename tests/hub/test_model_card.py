@@ -98,6 +98,14 @@ def test_the_card_tells_network_objective_data_recipe_and_machine(run_folder):
     assert "/home/someone" not in text
 
 
+@pytest.mark.parametrize(("copy", "named"), [("someone/cityscapes", True), ("/data/parquet", False), (None, False)])
+def test_a_copy_is_named_where_others_can_find_it(run_folder, copy, named):
+    write_json(run_folder / "run.json", {**RUN, "settings": {**RUN["settings"], "dataset_name": copy}})
+    text = write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
+    assert ("datasets:\n- someone/cityscapes" in text) == named
+    assert "/data/parquet" not in text
+
+
 def test_nothing_is_said_that_the_folder_does_not_know(folder):
     text = write_model_card(folder).read_text()
     assert "model-index" not in text

@@ -36,6 +36,21 @@ def test_classifier_file_of_timm_fills_the_backbone_statistics_included(tiny_con
             assert torch.equal(ours, theirs)
 
 
+def test_weights_of_a_plain_transformer_of_timm_fill_the_backbone(tiny_config, tmp_path):
+    state = shaken(timm.create_model("vit_tiny_patch16_224"))
+    save_file(state, tmp_path / "weights.safetensors")
+    backbone = {"model_type": "timm_backbone", "backbone": "vit_tiny_patch16_224", "out_indices": [2, 5, 8, 11]}
+    model = MsctrForSemanticSegmentation(tiny_config(backbone=backbone))
+    load_backbone_weights(model, str(tmp_path / "weights.safetensors"))
+    reference = timm.create_model("vit_tiny_patch16_224").eval()
+    reference.load_state_dict(state)
+    pixel_values = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = reference.forward_intermediates(pixel_values, indices=[2, 5, 8, 11], intermediates_only=True)
+        for ours, theirs in zip(model.eval().backbone(pixel_values).feature_maps, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_weights_survive_saving(tiny_config, tmp_path):
     torch.save(shaken(timm.create_model("resnet18")), tmp_path / "weights.pth")
     model = MsctrForSemanticSegmentation(tiny_config())

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import SWIN_TINY, TIMM_TINY
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments
 
-from msctr_hf import MsctrForSemanticSegmentation
+from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation
 
 PARTS_TRAINED = ["decode_head", "auxiliary_head", "projection_head"]
 
@@ -35,6 +35,22 @@ def test_trainer_of_transformers_trains_and_evaluates_it(tiny_config, tiny_batch
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
     trainer.save_model(tmp_path / "saved")
     MsctrForSemanticSegmentation.from_pretrained(tmp_path / "saved")
+
+
+def test_trainer_of_transformers_trains_an_adapted_model(tiny_batch, tmp_path):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    adapter = ContrastiveAdapter(SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, **sizes)))
+    start = copy.deepcopy(adapter.state_dict())
+    pictures = [{key: value[0] for key, value in tiny_batch.items()}] * 4
+    arguments = TrainingArguments(
+        tmp_path, max_steps=2, per_device_train_batch_size=2, learning_rate=1e-3, report_to=[], use_cpu=True,
+        disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    Trainer(adapter, arguments, train_dataset=pictures).train()
+    changed = {
+        name.split(".")[0] for name, value in adapter.state_dict().items() if not torch.equal(value, start[name])
+    }
+    assert changed == {"model", "projection_head"}
 
 
 @pytest.mark.parametrize(

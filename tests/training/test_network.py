@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import TIMM_TINY
 from torch import nn
+from transformers import Dinov2Config
 
 from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.arguments import ModelArguments
@@ -57,3 +58,34 @@ def test_timm_backbones_are_tapped_at_strides_4_to_32(name, stages):
 def test_unknown_backbones_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_config(ModelArguments(**arguments), {}, DATASETS["camvid"])
+
+
+@pytest.mark.parametrize(
+    ("name", "indices"),
+    [
+        ("vit_tiny_patch16_224", [2, 5, 8, 11]),
+        ("convnext_atto", [0, 1, 2, 3]),
+        ("mobilenetv3_small_100", [1, 2, 3, 4]),
+    ],
+)
+def test_backbones_of_timm_work_by_name(name, indices):
+    arguments = ModelArguments(backbone=name, backbone_weights="none")
+    model = build_network(arguments, {"hidden_size": 8, "projection_dim": 8}, DATASETS["synthetic_scenes"])
+    assert list(model.config.backbone_config.out_indices) == indices
+    with torch.no_grad():
+        logits = model.eval()(torch.randn(1, 3, 75, 130)).logits
+    assert 16 <= logits.shape[2] <= 20
+
+
+def test_plain_transformers_of_the_hub_give_four_maps(tmp_path):
+    Dinov2Config(hidden_size=32, num_hidden_layers=12, num_attention_heads=2, image_size=56).save_pretrained(tmp_path)
+    arguments = ModelArguments(backbone=str(tmp_path), backbone_weights="none")
+    model = build_network(arguments, {"hidden_size": 8, "projection_dim": 8}, DATASETS["synthetic_scenes"])
+    assert model.config.backbone_config.out_features == ["stage3", "stage6", "stage9", "stage12"]
+    assert model.feature_pyramid is not None
+
+
+def test_a_network_of_one_size_only_gets_a_sentence():
+    arguments = ModelArguments(backbone="beit_base_patch16_224", backbone_weights="none")
+    with pytest.raises(ValueError, match="takes pictures of one size only in timm"):
+        build_network(arguments, {}, DATASETS["synthetic_scenes"])
