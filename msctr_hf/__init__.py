@@ -1,7 +1,6 @@
 """Multi-scale and cross-scale contrastive learning for semantic segmentation, at home in Hugging Face."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .data.loading import load_segmentation_dataset
@@ -24,8 +23,6 @@ AutoModelForSemanticSegmentation.register(MsctrConfig, MsctrForSemanticSegmentat
 AutoImageProcessor.register(
     MsctrConfig, image_processor_classes={"torchvision": MsctrImageProcessor, "pil": MsctrImageProcessorPil}
 )
-# by which the stock pipeline knows what it supports
-MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[MsctrConfig.model_type] = MsctrForSemanticSegmentation.__name__
 PIPELINE_REGISTRY.register_pipeline(
     TASK, pipeline_class=SegmentationPipeline, pt_model=AutoModelForSemanticSegmentation, type="image"
 )

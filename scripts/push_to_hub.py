@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from transformers.utils import logging
 
 from msctr_hf.arguments import HubArguments, exit_with_a_sentence, parse_arguments
-from msctr_hf.hub.publishing import destination, publish, spec_of_run
+from msctr_hf.hub.publishing import Destination, publish, spec_of_run
 
 
 @dataclass
@@ -32,7 +32,7 @@ def main() -> None:
     (arguments,) = parse_arguments([PushArguments], description=__doc__)
     if not arguments.model or not arguments.hub_model_id:
         raise ValueError("Say what is pushed and where it goes: --model FOLDER --hub_model_id USER/NAME.")
-    print(publish(arguments.model, spec_of_run(arguments.model), destination(arguments)))
+    print(publish(arguments.model, spec_of_run(arguments.model), Destination.from_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from msctr_hf.arguments import (
     exit_with_a_sentence,
     parse_arguments,
 )
-from msctr_hf.hub.publishing import Publisher, destination
+from msctr_hf.hub.publishing import Destination, Publisher
 from msctr_hf.training.interruption import EXIT_INTERRUPTED, Interrupted
 from msctr_hf.training.train import print_results, train
 
@@ -34,7 +34,8 @@ def main() -> None:
     model_arguments, data_arguments, arguments, hub_arguments, settings = parse_arguments(
         [ModelArguments, DataArguments, TrainingArguments, HubArguments], description=__doc__, with_config_fields=True
     )
-    publisher = Publisher(data_arguments.spec, destination(hub_arguments) if hub_arguments.push_to_hub else None)
+    destination = Destination.from_arguments(hub_arguments) if hub_arguments.push_to_hub else None
+    publisher = Publisher(data_arguments.spec, destination)
     try:
         results = train(model_arguments, data_arguments, arguments, settings, publisher)
         publisher.finish()

@@ -17,6 +17,9 @@ from ..models.configuration_msctr import MsctrConfig
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
 
 CARD_FILE = "README.md"
+_OURS = (
+    "<!-- Written by msctr_hf from the files of the run. Without this line the card is yours and stays as it is. -->"
+)
 _CONTRASTS = {"ms": "multi-scale", "ms_cs": "multi-scale and cross-scale"}
 _METRICS = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
 _NETWORK = (
@@ -41,6 +44,8 @@ def write_model_card(
 ) -> Path:
     """Write README.md into the folder of a saved model, from its config.json, run.json and results.json.
 
+    A card that somebody else wrote, or made theirs by removing the line that says so, is left alone.
+
     Args:
         folder (`str` or `Path`): A folder for `from_pretrained`; what is missing there is left out of the card.
         spec (`DatasetSpec`, *optional*): What it was trained on.
@@ -57,6 +62,8 @@ def write_model_card(
     config, run, results = (read_json(folder / file) for file in ("config.json", RUN_FILE, RESULTS_FILE))
     if not config:
         raise ValueError(f"{folder} holds no model.")
+    if (folder / CARD_FILE).exists() and _OURS not in (folder / CARD_FILE).read_text():
+        return folder / CARD_FILE
     settings = run.get("settings", {})
     free = show_pictures if show_pictures is not None else spec is not None and spec.shareable
     parts = [
@@ -72,6 +79,7 @@ def write_model_card(
         _training(run),
         _results(results, settings),
         _CITATION,
+        _OURS,
     ]
     card = ModelCard(f"---\n{_metadata(config, settings, results, spec, license).to_yaml()}\n---\n\n" + _joined(parts))
     replace_file(folder / CARD_FILE, str(card))

@@ -48,10 +48,10 @@ class Destination:
         if "/" not in self.repo_id:
             raise ValueError(f"--hub_model_id must look like USER/NAME, got {self.repo_id!r}.")
 
-
-def destination(arguments: HubArguments) -> Destination:
-    """Where a command line says a model goes."""
-    return Destination(arguments.hub_model_id, arguments.hub_private, arguments.hub_license, arguments.hub_pictures)
+    @classmethod
+    def from_arguments(cls, arguments: HubArguments) -> Destination:
+        """Where a command line says a model goes."""
+        return cls(arguments.hub_model_id, arguments.hub_private, arguments.hub_license, arguments.hub_pictures)
 
 
 class Publisher:

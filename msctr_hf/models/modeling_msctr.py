@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import build_backbone, works_at_one_stride
@@ -290,5 +291,7 @@ def _check_stages(config: MsctrConfig, num_stages: int) -> None:
 
 
 MsctrForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+# by which the stock pipeline knows what it supports
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[MsctrConfig.model_type] = MsctrForSemanticSegmentation.__name__
 
 __all__ = ["MsctrForSemanticSegmentation", "MsctrPreTrainedModel", "MsctrSegmenterOutput"]

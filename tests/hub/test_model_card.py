@@ -134,6 +134,14 @@ def test_an_adapted_model_needs_no_code_and_says_how_it_was_trained(tmp_path):
     assert "| contrastive_loss_weight | 0.2 |" in text
 
 
+def test_a_card_that_somebody_made_theirs_stays(run_folder):
+    card = write_model_card(run_folder)
+    assert "on cityscapes" in write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
+    mine = re.sub(r"<!-- Written by msctr_hf.*-->", "", card.read_text()) + "It also works on Mars.\n"
+    card.write_text(mine)
+    assert write_model_card(run_folder).read_text() == mine
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no model"):
         write_model_card(tmp_path)

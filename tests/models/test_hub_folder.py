@@ -28,7 +28,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 name, results, again = sys.argv[1:]
 model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True)
@@ -43,6 +43,9 @@ prepared = [each(picture, return_tensors="pt")["pixel_values"] for each in proce
 torch.testing.assert_close(*prepared)
 with torch.no_grad():
     logits = model(pixel_values=prepared[0]).logits
+
+segments = pipeline("image-segmentation", model=name, trust_remote_code=True)(picture)
+assert sum(sum(each["mask"].histogram()[1:]) for each in segments) == picture.width * picture.height
 
 labels = torch.arange(5).repeat_interleave(16)[None, None, :].expand(2, 64, -1)
 model.train()
@@ -82,12 +85,15 @@ def run_without_the_package(name, folder, hub_cache):
     picture.save(folder / "picture.png")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-c", WITHOUT_THE_PACKAGE, name, str(folder), str(folder / "again")],
         env=environment,
         cwd=folder,  # not the folder of the package
-        check=True,
+        capture_output=True,
+        text=True,
     )
+    assert run.returncode == 0, run.stderr
+    assert "not supported" not in run.stderr
     return picture, torch.load(folder / "results.pt")
 
 
