@@ -72,7 +72,7 @@ class Publisher:
         self.longest_wait = longest_wait
         self._process: subprocess.Popen | None = None
         self._folder: Path | None = None
-        self._card: str | None = None  # of the newest model
+        self._results: dict | None = None  # of the newest model, with its step
         self._waiting = False  # whether the newest model is not under way yet
         self._said: set[str] = set()
 
@@ -83,9 +83,9 @@ class Publisher:
         except Exception as error:  # no fault of a card is worth a run
             self._say(f"The model card could not be written ({error}).")
             return
-        card = (folder / CARD_FILE).read_text()
-        if self.destination is not None and card != self._card:  # the card names step and results
-            self._folder, self._waiting, self._card = folder, True, card
+        results = read_json(folder / RESULTS_FILE)
+        if self.destination is not None and results != self._results:
+            self._folder, self._waiting, self._results = folder, True, results
             self._start_if_free()
 
     def finish(self) -> None:

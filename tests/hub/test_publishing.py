@@ -182,6 +182,16 @@ def test_training_is_not_kept_waiting_and_the_newest_model_arrives_last(hub, pub
     assert len(hub.repositories[REPOSITORY]["messages"]) == 2  # the one in between was passed over
 
 
+def test_the_same_model_is_pushed_once_and_a_better_one_also_with_a_card_of_ones_own(hub, publisher, folder):
+    (folder / "README.md").write_text("my own card")
+    once = publisher()
+    for step in (4, 4, 5):
+        write_json(folder / "results.json", results_of(step))
+        push(once, folder)
+    assert len(hub.repositories[REPOSITORY]["messages"]) == 2
+    assert hub.repositories[REPOSITORY]["files"]["README.md"] == b"my own card"
+
+
 def test_an_upload_without_end_is_given_up(hub, publisher, folder, capfd):
     hub.faults.extend(["hang"] * 50)
     hub.seconds_hung = 60
