@@ -48,7 +48,8 @@ def finish(process, timeout=300):
 
 def log(run):
     path = run / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
 
 
 def losses(run):
