@@ -65,7 +65,8 @@ def export_network(
         fixed_size (`tuple[int, int]`, *optional*): Only this height and width, in pixels.
 
     Returns:
-        `list[Comparison]`: with the network itself, at two sizes and batches that the export has not seen.
+        `list[Comparison]`: with the network itself, at two batches, and sizes where they are free, that the export has
+        not seen.
 
     Raises:
         ValueError: If a package is missing, the network cannot be exported, or the export differs; no folder is left.
@@ -114,13 +115,15 @@ def _free_sides(size_multiple: int, fixed_size: Size | None) -> dict[int, Any]:
 
 
 def _export(model: PreTrainedModel, size: Size, format: str, free_sides: dict[int, Any]) -> Any:
-    from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
-
-    exporter, config = (OnnxExporter, OnnxConfig) if format == "onnx" else (DynamoExporter, DynamoConfig)
+    if format == "onnx":
+        from transformers.exporters.exporter_onnx import OnnxConfig as Config
+        from transformers.exporters.exporter_onnx import OnnxExporter as Exporter
+    else:
+        from transformers.exporters.exporter_dynamo import DynamoConfig as Config  # type: ignore[assignment]
+        from transformers.exporters.exporter_dynamo import DynamoExporter as Exporter  # type: ignore[assignment]
     inputs = {"pixel_values": torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))}
     try:
-        return exporter().export(model, inputs, config(dynamic=True, dynamic_shapes={"pixel_values": free_sides}))
+        return Exporter().export(model, inputs, Config(dynamic=True, dynamic_shapes={"pixel_values": free_sides}))
     except Exception as error:  # a dozen kinds, from tracing, translating and optimising
         raise ValueError(_advice(f"{type(model).__name__} cannot be exported", error)) from error
 
