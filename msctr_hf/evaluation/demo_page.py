@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 from ..data.file_source import PICTURE_SUFFIXES
 from ..data.loading import load_segmentation_dataset
 from ..data.pictures import read_image
-from ..data.specs import voc_palette
 from ..data.synthetic import SYNTHETIC_CLASSES
 from .embeddings import similarity_maps, stage_projections
 from .predictor import Predictor
@@ -156,11 +155,8 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
     except ImportError:
         raise ValueError("The demo needs gradio: pip install 'msctr_hf[demo]'.") from None
 
-    config = predictor.model.config
-    names = [config.id2label[label] for label in range(config.num_labels)]
-    palette = getattr(config, "palette", None) or voc_palette(len(names))
-
-    stages = list(config.projection_stages) if getattr(predictor.model, "projection_head", None) is not None else []
+    model, names, palette = predictor.model, predictor.class_names, predictor.palette
+    stages = list(model.config.projection_stages) if getattr(model, "projection_head", None) is not None else []
 
     def segment(path: str | None, opacity: float) -> list:
         cleared = [None] * len(stages)

@@ -8,7 +8,6 @@ import numpy as np
 from transformers import Pipeline
 from transformers.image_utils import load_image
 
-from ..data.specs import voc_palette
 from .predictor import Predictor, Protocol
 from .visualization import overlay
 
@@ -59,9 +58,8 @@ class SegmentationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Class map -> result as described above."""
         image, labels = model_outputs["image"], model_outputs["labels"]
-        config = self.model.config
-        names = [config.id2label[label] for label in range(config.num_labels)]
-        palette = getattr(config, "palette", None) or voc_palette(len(names))
+        predictor = Predictor(self.model, self.image_processor)
+        names, palette = predictor.class_names, predictor.palette
         present, counts = np.unique(labels, return_counts=True)
         return {
             "labels": labels,

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..data.file_source import PICTURE_SUFFIXES
 from ..data.pictures import read_image
-from ..data.specs import DatasetSpec, voc_palette
+from ..data.specs import DatasetSpec
 from .predictor import Predictor
 from .visualization import overlay
 
@@ -40,10 +40,8 @@ def predict_files(
         ValueError: If there is nothing to label, or pictures cannot be read (the others are labelled all the same).
     """
     targets = _plan_outputs(Path(source), Path(output_dir), submission_for)
-    config = predictor.model.config
-    names = [config.id2label[label] for label in range(config.num_labels)]
-    palette = getattr(config, "palette", None) or voc_palette(len(names))
-    raw_values = _raw_values(submission_for, config.num_labels) if submission_for is not None else None
+    names, palette = predictor.class_names, predictor.palette
+    raw_values = _raw_values(submission_for, len(names)) if submission_for is not None else None
     unreadable = []
     for path, target in tqdm(targets.items(), desc="predicting", unit="picture", disable=len(targets) < 2):
         try:

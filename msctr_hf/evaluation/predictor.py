@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from ..data.specs import voc_palette
 from .inference import predict_labels
 
 
@@ -51,6 +52,17 @@ class Predictor:
     model: Any
     image_processor: Any
     protocol: Protocol = field(default_factory=Protocol)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by train id."""
+        config = self.model.config
+        return [config.id2label[label] for label in range(config.num_labels)]
+
+    @property
+    def palette(self) -> list:
+        """RGB colour of every class: the network's own, or distinct ones."""
+        return getattr(self.model.config, "palette", None) or voc_palette(self.model.config.num_labels)
 
     def __call__(self, images: list[Image.Image]) -> Iterator[np.ndarray]:
         """RGB pictures -> class maps (H, W) at the size of each, uint8, or int64 with more than 256 classes.

@@ -17,7 +17,6 @@ from transformers.utils import logging as transformers_logging
 
 LARGEST_DIFFERENCE = 1e-4  # of logits, relative to the largest where that is above 1
 _NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-FORMATS = tuple(_NEEDED)
 # Of the size multiple: example, small and large comparison. Windows of 4, 7, 8 and 12 pixels pad the example at every
 # stage: an export keeps the steps that its example took, and what is padded by nothing passes them too.
 _MULTIPLES = ((11, 13), (6, 9), (12, 14))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -219,16 +220,9 @@ def _parameters(folder: Path) -> str | None:
         return None
     with safe_open(path, framework="pt") as weights:
         shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - not a dict
-    counted = {key: _product(shape) for key, shape in shapes.items()}
+    counted = {key: math.prod(shape) for key, shape in shapes.items()}
     contrast = sum(count for key, count in counted.items() if key.startswith("projection_head."))
     return f"{sum(counted.values()) / 1e6:.1f} million values, {contrast / 1e6:.1f} of them for the contrast only"
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
 
 
 def _objective(config: dict, settings: dict) -> str:

@@ -132,6 +132,8 @@ def test_private_repositories_are_private(hub, publisher, folder, tmp_path):
         env={**os.environ, **environment}, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert run.returncode != 0
+    assert "401" in run.stderr
+    assert not (tmp_path / "read.pt").exists()
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "hang", "cut before", "cut after"])
@@ -159,6 +161,7 @@ def test_what_does_not_pass_ends_in_a_sentence(hub, publisher, folder, capfd, fa
     push(publisher(), folder)
     assert capfd.readouterr().err.count("The run is not affected. Push later with scripts/push_to_hub.py.") == 1
     assert hub.attempts >= attempts
+    assert (hub.attempts == 1) == (fault == 403)  # a refusal is not asked for twice
     assert "model.safetensors" not in hub.repositories[REPOSITORY]["files"]
 
 
