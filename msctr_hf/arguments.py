@@ -258,7 +258,11 @@ class ScoringArguments(DatasetArguments):
 class EmbeddingArguments(DatasetArguments):
     """Whose projections are shown, of which pictures."""
 
-    model: str = field(metadata={"help": "Saved folder or Hub id of a network with a projection head."})
+    model: str = field(metadata={"help": "Saved folder or Hub id of a network of ours."})
+    features: Literal["projections", "stages"] = _help(
+        "What is shown: projections, or the backbone's stage maps, which a network without contrast has too.",
+        "projections",
+    )
     split: str = _help("train, validation or test.", "validation")
     output_dir: str = _help("Folder for embeddings.png and similarity.png.", "embeddings")
     pictures: int = _help("Pictures whose pixels are mapped.", 24)

@@ -5,7 +5,8 @@
         --picture frankfurt/frankfurt_000000_000294 --pixel 500 1200
 
 embeddings.png shows pixels of every stage, coloured by class and arranged so that similar ones lie together;
-similarity.png the cosine between one pixel, given or clicked, and all pixels of every stage.
+similarity.png the cosine between one pixel, given or clicked, and all pixels of every stage. Both show projections;
+--features stages shows the backbone's maps instead, also of a network trained without contrast.
 """
 
 import sys
@@ -24,7 +25,7 @@ from msctr_hf.evaluation.embeddings import (
     embedding_figure,
     similarity_figure,
     similarity_maps,
-    stage_projections,
+    stage_features,
     to_plane,
 )
 from msctr_hf.evaluation.predictor import Protocol, load_predictor
@@ -37,13 +38,16 @@ def main() -> None:
     predictor = load_predictor(arguments.model, Protocol(), device=arguments.device)
     sample = choose_sample(dataset, arguments.picture)
     image = sample["image"]
-    projections = stage_projections(predictor, image)
+    features = stage_features(predictor, image, arguments.features)
     pixel = ask_for_pixel(image) if arguments.click else arguments.pixel or [image.height // 2, image.width // 2]
-    maps = similarity_maps(projections, tuple(pixel), (image.height, image.width))
+    across = arguments.features == "projections"
+    maps = similarity_maps(features, tuple(pixel), (image.height, image.width), across)
 
     every = max(1, len(dataset) // arguments.pictures)
     samples = [dataset[index] for index in range(0, len(dataset), every)][: arguments.pictures]
-    stages = collect_embeddings(predictor, samples, len(spec.classes), arguments.pixels_per_class, arguments.seed)
+    stages = collect_embeddings(
+        predictor, samples, len(spec.classes), arguments.pixels_per_class, arguments.seed, arguments.features
+    )
     points = [to_plane(stage.features, arguments.method, arguments.seed) for stage in stages]
     figures = {
         "embeddings.png": embedding_figure(stages, points, spec.classes, spec.palette),

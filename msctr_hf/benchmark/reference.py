@@ -7,11 +7,14 @@ from pair to pair and indexes the whole map each time, so that its backward pass
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ..models.anchor_sampling import resize_labels
+from ..models.contrastive_loss import ContrastiveResult, MultiScaleContrastiveLoss
+from ..models.projection_head import ProjectionHead
 
 
 def dense_info_nce_loss(
@@ -69,3 +72,18 @@ def dense_multi_scale_loss(
     terms = [weight * dense_info_nce_loss(*stage) for weight, stage in zip(scale_weights, anchors, strict=True)]
     terms += [dense_info_nce_loss(*anchors[fine], *anchors[coarse]) for fine, coarse in pairs]
     return torch.stack(terms).sum()
+
+
+class StraightforwardContrast(NamedTuple):
+    """Takes the place of a network's `contrastive_loss`: whole projected maps, then `dense_multi_scale_loss`."""
+
+    objective: MultiScaleContrastiveLoss
+    projection_head: ProjectionHead
+
+    def contrast(self, hidden: Sequence[torch.Tensor], labels: torch.Tensor, project: object) -> ContrastiveResult:
+        """As `MultiScaleContrastiveLoss.contrast`, without terms and diagnostics."""
+        objective = self.objective
+        with torch.autocast(labels.device.type, enabled=False):
+            maps = self.projection_head.project([stage.float() for stage in hidden])
+            loss = dense_multi_scale_loss(maps, labels, objective.num_labels, objective.scale_weights, objective.pairs)
+        return ContrastiveResult(loss, {}, {})

@@ -18,8 +18,12 @@ from ..training.optimization import build_optimizer
 from .contrast import blob_labels
 from .data import seconds_per_crop
 from .measuring import Step, clock, peak_megabytes
+from .reference import StraightforwardContrast
 
-MODES = ("ce", "ms", "ms_cs")
+STRAIGHTFORWARD = (
+    "ms_cs, straightforward"  # full matrices, whole projected maps, a sampler that goes from pair to pair
+)
+MODES = ("ce", "ms", "ms_cs", STRAIGHTFORWARD)
 PHASES = ("forward", "loss", "backward", "optimiser")
 
 
@@ -35,7 +39,7 @@ class Setting(NamedTuple):
 
 
 def training_step(config: str, setting: Setting, repetitions: int | None) -> list[dict]:
-    """Time of every phase of a step in the modes `ce`, `ms` and `ms_cs`, beside the whole step of `ce`.
+    """Time of every phase of a step without and with contrast, ours and the straightforward one, beside that of `ce`.
 
     `data` is what one worker needs to make the batch from PNGs of 1024x2048, beside the step. `loss` is what comes
     after the logits: cross entropy, projection, sampling, contrast; a compiled network counts it as `forward`.
@@ -93,7 +97,10 @@ class TrainingStep:
         model_arguments, data_arguments, arguments, settings = recipe
         spec = get_dataset_spec(data_arguments.dataset, data_arguments.data_dir)
         device, size = setting.device, setting.crop_size
-        network = build_network(model_arguments, {**settings, "contrastive_mode": mode}, spec).to(device).train()
+        settings = {**settings, "contrastive_mode": mode.partition(",")[0]}
+        network = build_network(model_arguments, settings, spec).to(device).train()
+        if mode == STRAIGHTFORWARD:
+            network.contrastive_loss = StraightforwardContrast(network.contrastive_loss, network.projection_head)
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         network = network.to(memory_format=layout)
         self.optimizer = build_optimizer(network, arguments, fused=device.type in FUSED_DEVICES)

@@ -17,7 +17,7 @@ from ..data.file_source import PICTURE_SUFFIXES
 from ..data.loading import load_segmentation_dataset
 from ..data.pictures import read_image
 from ..data.synthetic import SYNTHETIC_CLASSES
-from .embeddings import similarity_maps, stage_projections
+from .embeddings import similarity_maps, stage_features
 from .predictor import Predictor
 from .visualization import overlay
 
@@ -62,7 +62,7 @@ def segment_picture(predictor: Predictor, path: str | Path) -> Segmented:
     try:
         labels = next(predictor([image]))
         has_projections = getattr(predictor.model, "projection_head", None) is not None
-        projections = stage_projections(predictor, image) if has_projections else {}
+        projections = stage_features(predictor, image) if has_projections else {}
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"The network cannot take a picture of {image.width} x {image.height} pixels.") from error
     return Segmented(image, labels, projections)

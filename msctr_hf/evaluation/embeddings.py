@@ -55,28 +55,43 @@ def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def stage_projections(predictor: Predictor, image: Image.Image) -> dict[int, torch.Tensor]:
-    """Unit projections (D, h, w) of a picture, by backbone stage, the finest first.
+def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projections") -> dict[int, torch.Tensor]:
+    """Unit features (C, h, w) of a picture, by backbone stage, the finest first.
+
+    Args:
+        predictor (`Predictor`): The network.
+        image (`Image.Image`): The picture.
+        kind (`str`): `"projections"`, or `"stages"`, the backbone's maps, which a network without contrast has too.
 
     Raises:
-        ValueError: If the network has no projection head.
+        ValueError: If projections are asked of a network that has no projection head.
     """
     model = predictor.model
-    if getattr(model, "projection_head", None) is None:
-        raise ValueError("--model: this network was trained without contrast and has no projections to show.")
+    if kind == "projections" and getattr(model, "projection_head", None) is None:
+        raise ValueError(
+            "--model: this network was trained without contrast and has no projections; take --features stages."
+        )
     prepared = predictor.prepare([image])
-    output = model(pixel_values=prepared, output_projections=True)
-    stages = model.config.projection_stages
-    return {
-        stage: F.normalize(projection[0].float(), dim=0)
-        for stage, projection in zip(stages, output.projections, strict=True)
-    }
+    if kind == "projections":
+        numbers, maps = (
+            model.config.projection_stages,
+            model(pixel_values=prepared, output_projections=True).projections,
+        )
+    else:
+        maps = model(pixel_values=prepared, output_hidden_states=True).hidden_states
+        numbers = range(1, len(maps) + 1)
+    return {number: F.normalize(of_stage[0].float(), dim=0) for number, of_stage in zip(numbers, maps, strict=True)}
 
 
 def collect_embeddings(
-    predictor: Predictor, samples: Iterable[dict[str, Any]], num_labels: int, pixels_per_class: int, seed: int = 0
+    predictor: Predictor,
+    samples: Iterable[dict[str, Any]],
+    num_labels: int,
+    pixels_per_class: int,
+    seed: int = 0,
+    kind: str = "projections",
 ) -> list[StageEmbeddings]:
-    """Draw pixels of every class from the projections of some pictures.
+    """Draw pixels of every class from the features of some pictures.
 
     Args:
         predictor (`Predictor`): The network.
@@ -84,6 +99,7 @@ def collect_embeddings(
         num_labels (`int`): Number of classes.
         pixels_per_class (`int`): At most, and per stage; every picture gives about the same number.
         seed (`int`): Of the draw.
+        kind (`str`): As for `stage_features`.
     """
     samples = list(samples)
     random = np.random.default_rng(seed)
@@ -91,9 +107,9 @@ def collect_embeddings(
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for sample in tqdm(samples, desc="projecting", unit="picture", leave=False):
         labels = torch.from_numpy(np.asarray(sample["label"]).astype(np.int64))[None]
-        for stage, projections in stage_projections(predictor, sample["image"]).items():
-            of_pixels = resize_labels(labels, projections[None])[0].flatten().numpy()
-            features = projections.flatten(1).T.cpu().numpy()
+        for stage, of_stage in stage_features(predictor, sample["image"], kind).items():
+            of_pixels = resize_labels(labels, of_stage[None])[0].flatten().numpy()
+            features = of_stage.flatten(1).T.cpu().numpy()
             for label in range(num_labels):
                 places = np.flatnonzero(of_pixels == label)
                 chosen = random.permutation(places)[:share]
@@ -155,14 +171,16 @@ def embedding_figure(
 
 
 def similarity_maps(
-    projections: dict[int, torch.Tensor], pixel: tuple[int, int], size: tuple[int, int]
+    features: dict[int, torch.Tensor], pixel: tuple[int, int], size: tuple[int, int], across: bool = True
 ) -> dict[int, np.ndarray]:
-    """Cosine between one pixel of the finest stage and every pixel of every stage.
+    """Cosine between one pixel and every pixel of every stage.
 
     Args:
-        projections (`dict`): Unit projections (D, h, w) by stage, the finest first.
+        features (`dict`): Unit features (C, h, w) by stage, the finest first.
         pixel (`tuple[int, int]`): Row and column in the picture.
         size (`tuple[int, int]`): Height and width of the picture.
+        across (`bool`): Compare with the pixel of the finest stage, which projections allow; else with that of the
+            same stage.
 
     Returns:
         `dict[int, np.ndarray]`: stage -> (h, w), from -1 to 1.
@@ -174,12 +192,14 @@ def similarity_maps(
         raise ValueError(
             f"--pixel {pixel[0]} {pixel[1]} lies outside the picture of {size[0]} rows, {size[1]} columns."
         )
-    finest = next(iter(projections.values()))
-    row, column = (
-        place * map_side // side for place, map_side, side in zip(pixel, finest.shape[-2:], size, strict=True)
-    )
-    anchor = finest[:, row, column]
-    return {stage: torch.einsum("d,dhw->hw", anchor, of).cpu().numpy() for stage, of in projections.items()}
+    maps = {}
+    for stage, of_stage in features.items():
+        compared = next(iter(features.values())) if across else of_stage
+        row, column = (
+            place * map_side // side for place, map_side, side in zip(pixel, compared.shape[-2:], size, strict=True)
+        )
+        maps[stage] = torch.einsum("c,chw->hw", compared[:, row, column], of_stage).cpu().numpy()
+    return maps
 
 
 def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:

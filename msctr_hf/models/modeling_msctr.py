@@ -230,7 +230,8 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         config = self.config
         with torch.autocast(logits.device.type, enabled=False):
             return cross_entropy(
-                resize(logits.float(), labels.shape[-2:], config.align_corners),
+                # channels first: a softmax over channels that lie last is slow on CPUs, and copies the map on GPUs
+                resize(logits.float().contiguous(), labels.shape[-2:], config.align_corners),
                 labels,
                 ignore_index=config.semantic_loss_ignore_index,
                 class_weights=config.class_weights,

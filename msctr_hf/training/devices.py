@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import platform
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,7 @@ from .network import synchronize_batch_norms
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimisers torch has in fused form
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # which spread weights, gradients or states
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _SKIPPED, _WARM_UP, _TRACED = 5, 2, 3  # steps of a profile
 _LISTED = 25
 
@@ -43,16 +47,51 @@ def build_accelerator(arguments: TrainingArguments, find_unused_parameters: bool
     )
     if arguments.tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Let the C library of Linux keep what is freed; else it asks for every large map anew, page by page.
+
+    A training step on a CPU takes about a fifth less time.
+    """
+    if platform.system() == "Linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):  # glibc
+            library.mallopt(_M_MMAP_MAX, 0)
+            library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def lay_out(model: nn.Module, arguments: TrainingArguments, accelerator: Accelerator) -> nn.Module:
     """The network as this machine likes it: memory format, statistics shared between GPUs."""
     if arguments.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+        large_depthwise_in_float32(model)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = synchronize_batch_norms(model)
     return model
+
+
+def large_depthwise_in_float32(model: nn.Module) -> None:
+    """Take depthwise convolutions beyond 3x3 out of bf16: PyTorch has no fast gradient for them on a CPU.
+
+    Their gradients take a fifth of the time in float32 (5x5, 40x56 cells, channels last).
+    """
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.groups == module.in_channels > 1
+            and (max(module.kernel_size) > 3 or max(module.stride) > 1)
+        ):
+            module.forward = types.MethodType(_forward_in_float32, module)  # a copy of the network binds its own
+
+
+def _forward_in_float32(module: nn.Conv2d, features: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return type(module).forward(module, features.float()).to(features.dtype)
 
 
 def full_state_dict(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor] | None:

@@ -152,8 +152,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dict as readable JSON."""
+def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
+    """Write readable JSON."""
     replace_file(path, json.dumps(content, indent=2) + "\n")
 
 

@@ -4,8 +4,13 @@ import pytest
 import torch
 from reference import info_nce_by_loops
 
-from msctr_hf import MultiScaleContrastiveLoss, sample_anchors
-from msctr_hf.benchmark.reference import dense_info_nce_loss, dense_multi_scale_loss, sample_pair_by_pair
+from msctr_hf import MsctrForSemanticSegmentation, MultiScaleContrastiveLoss, sample_anchors
+from msctr_hf.benchmark.reference import (
+    StraightforwardContrast,
+    dense_info_nce_loss,
+    dense_multi_scale_loss,
+    sample_pair_by_pair,
+)
 
 
 def test_dense_form_equals_plain_loops():
@@ -30,3 +35,15 @@ def test_dense_objective_has_the_value_of_ours_where_all_pixels_are_drawn():
     ours, _ = MultiScaleContrastiveLoss(4, (1, 2), (1.0, 0.7), ((0, 1),), (1.0,))(features, labels)
     dense = dense_multi_scale_loss(features, labels, 4, (1.0, 0.7), ((0, 1),))
     assert ours.item() == pytest.approx(dense.item(), rel=1e-12)
+
+
+def test_network_has_the_loss_of_ours_with_the_dense_objective_where_all_pixels_are_drawn(tiny_config):
+    network = MsctrForSemanticSegmentation(tiny_config(num_labels=4, dropout=0.0)).train()
+    labels = torch.arange(4).view(1, 2, 2).repeat_interleave(96, 1).repeat_interleave(96, 2).repeat(2, 1, 1)
+    batch = {"pixel_values": torch.randn(2, 3, 192, 192), "labels": labels}
+    ours = network(**batch)
+    assert ours.diagnostics["contrastive/stage_4/anchors"] == 2 * 6 * 6
+    network.contrastive_loss = StraightforwardContrast(network.contrastive_loss, network.projection_head)
+    dense = network(**batch)
+    assert dense.loss.item() == pytest.approx(ours.loss.item(), rel=1e-5)
+    assert ours.loss.item() > ours.loss_terms["cross_entropy"].item() + 0.5

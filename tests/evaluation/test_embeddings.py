@@ -10,7 +10,7 @@ from msctr_hf.evaluation.embeddings import (
     ask_for_pixel,
     collect_embeddings,
     similarity_maps,
-    stage_projections,
+    stage_features,
     to_plane,
 )
 from msctr_hf.evaluation.predictor import Predictor
@@ -31,7 +31,7 @@ def picture(seed=0, size=(64, 128)):
 
 
 def test_projections_are_unit_vectors_of_every_stage(predictor):
-    projections = stage_projections(predictor, picture()["image"])
+    projections = stage_features(predictor, picture()["image"])
     assert list(projections) == list(predictor.model.config.projection_stages)
     assert projections[1].shape[1:] == (16, 32)
     for of_stage in projections.values():
@@ -41,13 +41,28 @@ def test_projections_are_unit_vectors_of_every_stage(predictor):
 def test_network_without_projection_head_is_refused(tiny_config):
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")), MsctrImageProcessor())
     with pytest.raises(ValueError, match="without contrast"):
-        stage_projections(predictor, picture()["image"])
+        stage_features(predictor, picture()["image"])
+
+
+def test_stage_maps_are_those_of_the_backbone_also_without_a_projection_head(tiny_config):
+    model = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")).eval()
+    predictor = Predictor(model, MsctrImageProcessor(size_divisor=32))
+    image = picture()["image"]
+    features = stage_features(predictor, image, "stages")
+    assert list(features) == [1, 2, 3, 4]
+    expected = model.backbone(predictor.prepare([image])).feature_maps
+    for of_stage, map_ in zip(features.values(), expected, strict=True):
+        torch.testing.assert_close(of_stage * map_[0].norm(dim=0), map_[0])
+    maps = similarity_maps(features, (33, 50), (64, 128), across=False)
+    for cosines in maps.values():  # with its own pixel of the same stage
+        height, width = cosines.shape
+        assert cosines[33 * height // 64, 50 * width // 128] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_drawn_pixels_carry_the_projection_and_the_label_of_their_place(predictor):
     sample = picture()
     stages = collect_embeddings(predictor, [sample], num_labels=3, pixels_per_class=10)
-    projections = stage_projections(predictor, sample["image"])
+    projections = stage_features(predictor, sample["image"])
     for stage in stages:
         of_stage = projections[stage.stage]
         width = of_stage.shape[-1]
@@ -61,7 +76,7 @@ def test_drawn_pixels_carry_the_projection_and_the_label_of_their_place(predicto
 
 
 def test_similarity_is_the_cosine_with_the_pixel_of_the_finest_stage(predictor):
-    projections = stage_projections(predictor, picture()["image"])
+    projections = stage_features(predictor, picture()["image"])
     maps = similarity_maps(projections, (33, 50), (64, 128))
     assert maps[1][8, 12] == pytest.approx(1.0, abs=1e-5)
     anchor = projections[1][:, 8, 12]

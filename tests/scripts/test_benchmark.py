@@ -39,7 +39,7 @@ def test_training_step_is_measured_in_all_modes(run_script, tmp_path):
     code, out, _ = run_script("benchmark.py", "step", *options, "--repetitions", "1", "--output", tmp_path / "f.json")
     assert code == 0
     rows = json.loads((tmp_path / "f.json").read_text())["rows"]
-    assert [row["mode"] for row in rows] == ["ce", "ms", "ms_cs"]
+    assert [row["mode"] for row in rows] == ["ce", "ms", "ms_cs", "ms_cs, straightforward"]
     assert rows[0]["time beside ce"] == 1
     for row in rows:
         phases = [row[f"{phase} ms"] for phase in ("forward", "loss", "backward", "optimiser")]

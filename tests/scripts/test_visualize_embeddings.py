@@ -24,8 +24,10 @@ def words(options):
     )
 
 
-def test_figures_are_written(run_script, options, tmp_path):
-    code, out, error = run_script("visualize_embeddings.py", *words(options | {"picture": "1", "pixel": (10, 20)}))
+@pytest.mark.parametrize("features", ["projections", "stages"])
+def test_figures_are_written(run_script, options, tmp_path, features):
+    change = {"picture": "1", "pixel": (10, 20), "features": features}
+    code, out, error = run_script("visualize_embeddings.py", *words(options | change))
     assert code == 0, error
     for name in ("embeddings.png", "similarity.png"):
         assert name in out

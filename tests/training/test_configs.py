@@ -21,7 +21,7 @@ PUBLISHED = {
                     " hrnet_w48 deeplabv3_resnet101"),
     "pascal_context": (59, "hrnet_w48 ocrnet_hrnet_w48 deeplabv3_resnet101 upernet_resnet101"),
     "cadis": (None, "ocrnet_resnet50_task1 ocrnet_resnet50_task2 ocrnet_resnet50_task3"),
-    "camvid": (11, "upernet_efficientnet_lite0 hrnet_w48"),
+    "camvid": (11, "upernet_efficientnet_lite0 fcn_efficientnet_lite0 hrnet_w48 ocrnet_hrnet_w48 deeplabv3_resnet101"),
 }  # fmt: skip
 
 

@@ -1,0 +1,176 @@
+"""What a sweep found: every run as a row, differences to the baseline in pairs of one seed, curves of the terms."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .run_folder import LOG_FILE, RESULTS_FILE, RUN_FILE, read_json, read_log
+from .sweep import SCRIPT, SweepRun
+
+_COPIED = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
+_SETTINGS = ("decode_head", "backbone", "contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
+_TERM = re.compile(r"cross_entropy|auxiliary|contrastive/stage_\w+")
+
+
+def describe(run: SweepRun) -> dict[str, Any]:
+    """A finished run as a row that stands alone: what it scored, what it cost, the command that does it again.
+
+    `images_per_second` is the median of the log, without validation; `used_mb` is the largest value of the log.
+    """
+    results, about = read_json(run.folder / RESULTS_FILE), read_json(run.folder / RUN_FILE)
+    settings = about["settings"]
+    log = [line for line in read_log(run.folder) if "images_per_second" in line]
+    return {
+        "arm": run.arm,
+        "dataset": settings["dataset"],
+        "split": "validation",
+        **{name: settings.get(name) for name in _SETTINGS},
+        **{name: results[name] for name in _COPIED},
+        "images_per_second": statistics.median(line["images_per_second"] for line in log),
+        "used_mb": max(line["used_mb"] for line in log),
+        "device": about["device"],
+        "mixed_precision": about["mixed_precision"],
+        "versions": about["versions"],
+        "git_commit": about["git_commit"],
+        "command": command(run),
+    }
+
+
+def command(run: SweepRun) -> str:
+    """What does the run again; folders of this machine are left out."""
+    words, skip = ["python", SCRIPT], False
+    for word in run.flags:
+        if skip:
+            skip = False
+            words.append(words[-1].removeprefix("--").upper() if Path(word).exists() else word)
+        else:
+            skip = word in ("--data_dir", "--backbone_weights", "--dataset_name")
+            words.append(word)
+    place = words.index("--output_dir")
+    del words[place : place + 2]
+    return shlex.join(words)
+
+
+class Comparison(NamedTuple):
+    """One arm beside the baseline; `None` where there is nothing to compare.
+
+    Args:
+        arm (`str`): Its name.
+        scores (`list[float]`): mIoU of every seed.
+        difference (`float`, *optional*): Mean of the differences to the baseline in pairs of one seed.
+        interval (`float`, *optional*): Half the width of its 95 % interval (Student's t); needs two pairs.
+        per_class (`dict[str, float]`): IoU of every class for the baseline, differences to it for others.
+        time, memory (`float`): Cost of a picture and largest memory, as ratios to the baseline.
+    """
+
+    arm: str
+    scores: list[float]
+    difference: float | None
+    interval: float | None
+    per_class: dict[str, float]
+    time: float
+    memory: float
+
+
+def compare_arms(rows: Sequence[dict[str, Any]], baseline: str) -> list[Comparison]:
+    """Every arm beside the baseline, seed by seed.
+
+    Args:
+        rows (`Sequence[dict]`): Runs as `describe` gives them; any number of them, so that a sweep can be looked at
+            before it is done.
+        baseline (`str`): Its arm.
+    """
+    runs: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        runs.setdefault(row["arm"], {})[row["seed"]] = row
+    return [_compare(arm, of_arm, runs.get(baseline, {}), arm == baseline) for arm, of_arm in runs.items()]
+
+
+def _compare(arm: str, runs: dict[int, dict], baseline: dict[int, dict], is_baseline: bool) -> Comparison:
+    pairs = [(run, baseline[seed]) for seed, run in runs.items() if seed in baseline]
+    differences = [run["mean_iou"] - base["mean_iou"] for run, base in pairs]
+    per_class = {}
+    for name in next(iter(runs.values()))["per_category_iou"]:
+        ious = [(run["per_category_iou"][name], base["per_category_iou"][name]) for run, base in pairs]
+        per_class[name] = _mean([iou if is_baseline else iou - of_baseline for iou, of_baseline in ious])
+    return Comparison(
+        arm,
+        [run["mean_iou"] for run in runs.values()],
+        None if is_baseline or not pairs else _mean(differences),
+        None if is_baseline or len(pairs) < 2 else _half_interval(differences),
+        per_class,
+        _mean([base["images_per_second"] / run["images_per_second"] for run, base in pairs]),
+        _mean([run["used_mb"] / base["used_mb"] for run, base in pairs]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.mean(values) if values else float("nan")
+
+
+def _half_interval(differences: Sequence[float]) -> float:
+    from scipy.stats import t  # of the extra `figures`
+
+    count = len(differences)
+    return float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """Two tables, the baseline first: arms with difference and cost; classes with the differences of every arm."""
+    first, *others = comparisons
+    lines = [
+        "| | seeds | mIoU | difference, 95 % interval | time | memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in comparisons:
+        deviation = f" ± {100 * statistics.stdev(each.scores):.2f}" if len(each.scores) > 1 else ""
+        difference = "" if each.difference is None else f"{100 * each.difference:+.2f}"
+        interval = "" if each.interval is None else f" ± {100 * each.interval:.2f}"
+        lines.append(
+            f"| {each.arm} | {len(each.scores)} | {100 * statistics.mean(each.scores):.2f}{deviation} | "
+            f"{difference}{interval} | {each.time:.2f} | {each.memory:.2f} |"
+        )
+    lines += [
+        "",
+        f"| IoU | {' | '.join([first.arm, *(each.arm for each in others)])} |",
+        "|---" * (len(comparisons) + 1) + "|",
+    ]
+    for name, iou in first.per_class.items():
+        cells = [f"{100 * iou:.1f}", *(f"{100 * each.per_class[name]:+.1f}" for each in others)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_curves(runs: Sequence[SweepRun], path: Path) -> None:
+    """Every term of the loss over the steps: a panel a term, a line an arm, the mean over its seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves: dict[str, dict[str, dict[int, list[float]]]] = {}  # term -> arm -> step -> values
+    for run in runs:
+        for line in read_log(run.folder) if (run.folder / LOG_FILE).exists() else []:
+            for term in filter(_TERM.fullmatch, line):
+                curves.setdefault(term, {}).setdefault(run.arm, {}).setdefault(line["step"], []).append(line[term])
+    columns = min(4, len(curves))
+    grid = (-(-len(curves) // columns), columns)
+    figure, panels = pyplot.subplots(
+        *grid, figsize=(3.6 * columns, 2.6 * grid[0]), squeeze=False, layout="constrained"
+    )
+    for panel in panels.flat[len(curves) :]:
+        panel.set_axis_off()
+    for panel, (term, arms) in zip(panels.flat, curves.items(), strict=False):
+        for arm, steps in arms.items():
+            panel.plot(list(steps), [statistics.mean(values) for values in steps.values()], label=arm, linewidth=1)
+        panel.set_title(term, fontsize=9)
+        panel.set_xlabel("step", fontsize=8)
+        panel.tick_params(labelsize=8)
+    panels.flat[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,80 @@
+"""Compare contrastive modes: one recipe, several arms, several seeds, one table.
+
+python scripts/sweep.py --config configs/camvid/upernet_efficientnet_lite0.yaml --data_dir CAMVID --seeds 0 1 2
+python scripts/sweep.py --config ... --arms ce "warm: ms_cs --contrastive_temperature 0.2"
+
+Every flag that is not listed here goes to scripts/train.py. A run that is done is not done again, and one that was
+interrupted goes on: start the same command once more. Runs are validated after their last step.
+
+OUTPUT_DIR/ARM/seed_N/    a run, as scripts/train.py leaves it; seed_N.log is what it printed
+OUTPUT_DIR/results.json   every finished run: settings, scores, costs, the command that does it again
+OUTPUT_DIR/report.md      means, differences to the first arm in pairs of one seed, classes
+OUTPUT_DIR/curves.png     terms of the loss
+
+Exit codes: 0 all runs done; 2 a run failed, or faulty input, said in one sentence; 75 stopped by SIGTERM or Ctrl-C.
+"""
+
+import sys
+from pathlib import Path
+
+# this folder's evaluate.py would hide the package of that name
+sys.path = [folder for folder in sys.path if folder != str(Path(__file__).resolve().parent)]
+
+import argparse
+
+from msctr_hf.arguments import exit_with_a_sentence
+from msctr_hf.training.interruption import EXIT_INTERRUPTED, Interrupted
+from msctr_hf.training.run_folder import replace_file, write_json
+from msctr_hf.training.sweep import DEFAULT_ARMS, Arm, SweepRun, plan_runs, run_all
+from msctr_hf.training.sweep_report import compare_arms, describe, draw_curves, markdown
+
+
+def main() -> None:
+    options, flags = parser().parse_known_args()
+    if options.parallel < 1:
+        raise ValueError(f"--parallel must be at least 1, got {options.parallel}.")
+    arms = [Arm.parse(text) for text in options.arms]
+    runs = plan_runs(arms, options.seeds, options.output_dir, flags)
+    print(
+        f"{len(runs)} runs, {sum(run.finished for run in runs)} of them done; {options.parallel} at a time", flush=True
+    )
+
+    def report(line: str) -> None:
+        print(line, flush=True)
+        write_report(runs, options.output_dir)
+
+    try:
+        run_all(runs, options.parallel, report)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    print(write_report(runs, options.output_dir))
+
+
+def write_report(runs: list[SweepRun], folder: Path) -> str:
+    finished = [run for run in runs if run.finished]
+    rows = [describe(run) for run in finished]
+    write_json(folder / "results.json", rows)
+    if all(row["arm"] != runs[0].arm for row in rows):
+        return ""  # the baseline takes longer than the others
+    text = markdown(compare_arms(rows, runs[0].arm))
+    replace_file(folder / "report.md", f"# Sweep\n\n{text}\n")
+    draw_curves(finished, folder / "curves.png")
+    return text
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    whole.add_argument("--output_dir", type=Path, default=Path("runs/sweep"), help="folder of all runs (runs/sweep)")
+    whole.add_argument(
+        "--arms", nargs="+", default=DEFAULT_ARMS, help=f"'MODE' or 'NAME: MODE --flag value' {DEFAULT_ARMS}"
+    )
+    whole.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of every arm (0 1 2)")
+    whole.add_argument("--parallel", type=int, default=1, help="runs at a time; on a CPU they share its cores (1)")
+    return whole
+
+
+if __name__ == "__main__":
+    exit_with_a_sentence(main)

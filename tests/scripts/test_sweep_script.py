@@ -1,0 +1,105 @@
+"""A sweep does every run once, goes on where it was stopped, and its rows can be had one by one."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from layouts import write_folder
+from small_run import flags
+
+ARMS = ("ce", "budget: ms_cs --contrastive_sampling budget --contrastive_max_anchors 64")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "data", num_train=6, num_validation=3)
+
+
+def sweep(folder, output_dir, *more, seeds=(0, 1), **changes):
+    of_a_run = flags(folder, None, **{"validation_steps": None} | changes)
+    return [
+        sys.executable, str(ROOT / "scripts/sweep.py"), "--output_dir", str(output_dir),
+        "--seeds", *map(str, seeds), "--arms", *ARMS, *more, *of_a_run,
+    ]  # fmt: skip
+
+
+def run(command):
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+
+
+def log(path):
+    return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_sweep_makes_rows_that_single_runs_repeat(folder, tmp_path):
+    output_dir = tmp_path / "sweep"
+    first = run(sweep(folder, output_dir, "--parallel", "2"))
+    assert first.returncode == 0, first.stdout + first.stderr
+    rows = json.loads((output_dir / "results.json").read_text())
+    assert [(row["seed"], row["arm"]) for row in rows] == [(0, "ce"), (0, "budget"), (1, "ce"), (1, "budget")]
+    assert {(row["dataset"], row["split"], row["max_steps"]) for row in rows} == {("folder", "validation", 4)}
+    assert [row["contrastive_mode"] for row in rows] == ["ce", "ms_cs"] * 2
+    assert str(tmp_path) not in (output_dir / "results.json").read_text()
+    assert "| budget | 2 |" in (output_dir / "report.md").read_text()
+    assert (output_dir / "curves.png").stat().st_size > 0
+
+    # one seed: the same network and the same pictures for every arm
+    started = {row["arm"]: log(output_dir / row["arm"] / "seed_0")[0]["cross_entropy"] for row in rows}
+    assert started["ce"] == started["budget"]
+
+    again = run(sweep(folder, output_dir, "--parallel", "2"))
+    assert again.returncode == 0
+    assert "4 runs, 4 of them done" in again.stdout
+
+    words = [str(folder) if word == "DATA_DIR" else word for word in shlex.split(rows[1]["command"])[2:]]
+    alone = run([sys.executable, str(ROOT / "scripts/train.py"), *words, "--output_dir", str(tmp_path / "alone")])
+    assert alone.returncode == 0, alone.stderr
+    results = json.loads((tmp_path / "alone/results.json").read_text())
+    assert results["mean_iou"] == rows[1]["mean_iou"]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_stopped_goes_on(folder, tmp_path):
+    command = sweep(folder, tmp_path / "sweep", seeds=(0,), max_steps=60, checkpointing_steps=60)
+    process = subprocess.Popen(command, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, stdout=subprocess.PIPE)
+    steps = tmp_path / "sweep/ce/seed_0/log.jsonl"
+    while not steps.exists() or len(steps.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
+    assert process.returncode == 75
+    assert not (tmp_path / "sweep/ce/seed_0/results.json").exists()
+    finished = run(command)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "goes on" in (tmp_path / "sweep/ce/seed_0.log").read_text()
+    assert {row["arm"] for row in json.loads((tmp_path / "sweep/results.json").read_text())} == {"ce", "budget"}
+
+
+def test_a_run_that_fails_ends_the_sweep_with_its_sentence(folder, tmp_path):
+    (folder / "dataset.yaml").unlink()
+    failed = run(sweep(folder, tmp_path / "sweep", seeds=(0,)))
+    assert failed.returncode == 2
+    last = failed.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ce, seed 0 ended with exit code 2: error: ")
+    assert "dataset.yaml" in last
+
+
+@pytest.mark.parametrize("more, message", [
+    (("--parallel", "0"), "--parallel must be at least 1, got 0."),
+    (("--seeds", "1", "1"), "--seeds: every one once"),
+    (("--max_stepz", "3"), "Did you mean --max_steps?"),
+])  # fmt: skip
+def test_faulty_input_gets_a_sentence(folder, tmp_path, more, message, run_script):
+    code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep")[2:], *more)
+    assert code == 2
+    assert message in error
+    assert not (tmp_path / "sweep").exists()

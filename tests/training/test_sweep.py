@@ -1,0 +1,89 @@
+"""Arms and seeds become runs, each of them once and the same for every arm."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+from msctr_hf.training.sweep import DEFAULT_ARMS, Arm, plan_runs
+
+FLAGS = ["--config", str(ROOT / "configs/quickstart.yaml"), "--max_steps", "7"]
+
+
+def plan(folder, arms=("ce", "ms"), seeds=(3, 5), flags=FLAGS):
+    return plan_runs([Arm.parse(arm) for arm in arms], seeds, folder, flags)
+
+
+def finish(run, **changes):
+    run.folder.mkdir(parents=True)
+    settings = {**run.settings, **changes}
+    (run.folder / "run.json").write_text(json.dumps({"settings": settings}))
+    (run.folder / "results.json").write_text(json.dumps({"step": settings["max_steps"]}))
+
+
+@pytest.mark.parametrize("text, name, mode, further", [
+    ("ms", "ms", "ms", []),
+    ("cold: ms_cs --contrastive_temperature 0.05", "cold", "ms_cs", ["--contrastive_temperature", "0.05"]),
+    ("wide: ce --class_weights '[1, 2]'", "wide", "ce", ["--class_weights", "[1, 2]"]),
+])  # fmt: skip
+def test_arm_is_a_mode_and_flags(text, name, mode, further):
+    arm = Arm.parse(text)
+    assert arm.name == name
+    assert list(arm.flags) == ["--contrastive_mode", mode, *further]
+
+
+@pytest.mark.parametrize("text", ["", "ms_cs --contrastive_temperature 0.05", "a/b: ms", "..: ms", ": ms", "--seed 3"])
+def test_arm_without_name_or_mode_is_refused(text):
+    with pytest.raises(ValueError, match="--arms: .* must be a mode"):
+        Arm.parse(text)
+
+
+def test_arms_differ_in_nothing_but_their_flags(tmp_path):
+    runs = plan(tmp_path, DEFAULT_ARMS)
+    places = {"output_dir", "contrastive_mode", "contrastive_sampling", "contrastive_max_anchors"}
+    for seed in (3, 5):
+        settings = [run.settings for run in runs if run.seed == seed]
+        assert len({each["contrastive_mode"] for each in settings}) == 3
+        same = [{name: value for name, value in each.items() if name not in places} for each in settings]
+        assert all(each == same[0] for each in same)
+        assert same[0]["seed"] == seed
+
+
+def test_runs_come_seed_by_seed_and_are_validated_at_their_end_only(tmp_path):
+    runs = plan(tmp_path)
+    assert [(run.seed, run.arm) for run in runs] == [(3, "ce"), (3, "ms"), (5, "ce"), (5, "ms")]
+    assert {run.settings["validation_steps"] for run in runs} == {7}
+    assert len({run.folder for run in runs}) == 4
+
+
+def test_a_run_is_done_when_its_last_step_was_validated(tmp_path):
+    first, second, third, _ = plan(tmp_path)
+    finish(first)
+    finish(second, data_dir="elsewhere", num_workers=9)
+    third.folder.mkdir(parents=True)
+    (third.folder / "results.json").write_text('{"step": 4}')
+    assert [run.finished for run in plan(tmp_path)] == [True, True, False, False]
+
+
+def test_runs_of_another_recipe_are_refused(tmp_path):
+    finish(plan(tmp_path)[0], learning_rate=0.5)
+    with pytest.raises(
+        ValueError, match=r"seed_3 holds a run with other settings: learning_rate was 0.5 and is 0.001"
+    ):
+        plan(tmp_path)
+
+
+@pytest.mark.parametrize("arms, seeds, message", [
+    (["ce", "ce"], [0], "--arms: every one once"),
+    (["ce", "ms"], [1, 1], "--seeds: every one once"),
+])  # fmt: skip
+def test_repetitions_are_refused(tmp_path, arms, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        plan(tmp_path, arms, seeds)
+
+
+def test_faulty_flags_end_before_the_first_run(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        plan(tmp_path, flags=[*FLAGS, "--learning_rat", "1"])
+    assert "Did you mean --learning_rate?" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

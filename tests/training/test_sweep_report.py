@@ -1,0 +1,68 @@
+"""Differences are taken in pairs of one seed, and their intervals are Student's."""
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from msctr_hf.training.sweep import Arm, plan_runs
+from msctr_hf.training.sweep_report import command, compare_arms, markdown
+
+SCORES = {"ce": [0.61, 0.64, 0.60], "ms": [0.63, 0.65, 0.64]}
+
+
+def rows(scores=SCORES):
+    return [
+        {
+            "arm": arm,
+            "seed": seed,
+            "mean_iou": score,
+            "per_category_iou": {"road": score + 0.2, "pole": score - 0.2},
+            "images_per_second": {"ce": 10.0, "ms": 8.0}[arm],
+            "used_mb": {"ce": 100.0, "ms": 110.0}[arm],
+        }
+        for arm, of_arm in scores.items()
+        for seed, score in enumerate(of_arm)
+    ]
+
+
+def test_interval_of_paired_differences_is_that_of_scipy():
+    _, ms = compare_arms(rows(), "ce")
+    reference = ttest_rel(SCORES["ms"], SCORES["ce"]).confidence_interval(0.95)
+    assert ms.difference - ms.interval == pytest.approx(reference.low, abs=1e-12)
+    assert ms.difference + ms.interval == pytest.approx(reference.high, abs=1e-12)
+
+
+def test_costs_are_ratios_to_the_baseline_and_classes_differences():
+    ce, ms = compare_arms(rows(), "ce")
+    assert (ce.time, ce.memory, ms.time, ms.memory) == pytest.approx((1, 1, 1.25, 1.1))
+    assert ce.per_class == pytest.approx({"road": np.mean(SCORES["ce"]) + 0.2, "pole": np.mean(SCORES["ce"]) - 0.2})
+    assert ms.per_class == pytest.approx({"road": ms.difference, "pole": ms.difference})
+
+
+def test_seeds_without_a_partner_count_in_the_mean_but_in_no_difference():
+    _, ms = compare_arms(rows({"ce": [0.5], "ms": [0.6, 0.9]}), "ce")
+    assert ms.scores == [0.6, 0.9]
+    assert ms.difference == pytest.approx(0.1)
+    assert ms.interval is None
+
+
+def test_order_of_the_seeds_does_not_matter():
+    shuffled = [rows()[place] for place in (5, 1, 3, 0, 4, 2)]
+    of_ms = next(each for each in compare_arms(shuffled, "ce") if each.arm == "ms")
+    assert of_ms.difference == pytest.approx(compare_arms(rows(), "ce")[1].difference)
+
+
+def test_table_shows_means_differences_and_classes():
+    text = markdown(compare_arms(rows(), "ce"))
+    assert "| ce | 3 | 61.67 ± 2.08 |  | 1.00 | 1.00 |" in text
+    assert "| ms | 3 | 64.00 ± 1.00 | +2.33 ± 3.79 | 1.25 | 1.10 |" in text
+    assert "| pole | 41.7 | +2.3 |" in text
+
+
+def test_command_of_a_row_names_no_folder_of_this_machine(tmp_path):
+    flags = ["--dataset", "camvid", "--data_dir", str(tmp_path), "--backbone_weights", "none"]
+    run = plan_runs([Arm.parse("ms")], [4], tmp_path / "sweep", flags)[0]
+    assert command(run) == (
+        "python scripts/train.py --dataset camvid --data_dir DATA_DIR --backbone_weights none --contrastive_mode ms "
+        "--seed 4 --validation_steps 40000"
+    )
