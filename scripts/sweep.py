@@ -24,9 +24,10 @@ import argparse
 
 from msctr_hf.arguments import exit_with_a_sentence
 from msctr_hf.training.interruption import EXIT_INTERRUPTED, Interrupted
+from msctr_hf.training.model_zoo import describe
 from msctr_hf.training.run_folder import replace_file, write_json
 from msctr_hf.training.sweep import DEFAULT_ARMS, Arm, SweepRun, plan_runs, run_all
-from msctr_hf.training.sweep_report import compare_arms, describe, draw_curves, markdown
+from msctr_hf.training.sweep_report import compare_arms, draw_curves, markdown
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
 
 def write_report(runs: list[SweepRun], folder: Path) -> str:
     finished = [run for run in runs if run.finished]
-    rows = [describe(run) for run in finished]
+    rows = [describe(run.folder, run.arm) for run in finished]
     write_json(folder / "results.json", rows)
     if all(row["arm"] != runs[0].arm for row in rows):
         return ""  # the baseline takes longer than the others

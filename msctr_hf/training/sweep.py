@@ -18,7 +18,7 @@ from .interruption import Interrupted, StopRequest
 from .run_folder import RESULTS_FILE, RUN_FILE, read_json
 
 SCRIPT = "scripts/train.py"
-DEFAULT_ARMS = ("ce", "ms", "ms_cs", "budget: ms_cs --contrastive_sampling budget --contrastive_max_anchors 2048")
+DEFAULT_ARMS = ("ce", "ms", "ms_cs", "budget: ms_cs --contrastive_sampling budget --contrastive_max_anchors 1024")
 _ARM = re.compile(r"(?:(?P<name>\w[\w.+-]*):\s*)?(?P<mode>\w+)(?P<flags>\s.*)?")
 _POLL_SECONDS = 0.5
 # where things lie and how a start began: does not make it another run

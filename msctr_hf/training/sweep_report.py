@@ -1,59 +1,17 @@
-"""What a sweep found: every run as a row, differences to the baseline in pairs of one seed, curves of the terms."""
+"""What a sweep found: differences to the baseline in pairs of one seed, curves of the terms."""
 
 from __future__ import annotations
 
 import re
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .run_folder import LOG_FILE, RESULTS_FILE, RUN_FILE, read_json, read_log
-from .sweep import SCRIPT, SweepRun
+from .run_folder import LOG_FILE, read_log
+from .sweep import SweepRun
 
-_COPIED = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
-_SETTINGS = ("decode_head", "backbone", "contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
 _TERM = re.compile(r"cross_entropy|auxiliary|contrastive/stage_\w+")
-
-
-def describe(run: SweepRun) -> dict[str, Any]:
-    """A finished run as a row that stands alone: what it scored, what it cost, the command that does it again.
-
-    `images_per_second` is the median of the log, without validation; `used_mb` is the largest value of the log.
-    """
-    results, about = read_json(run.folder / RESULTS_FILE), read_json(run.folder / RUN_FILE)
-    settings = about["settings"]
-    log = [line for line in read_log(run.folder) if "images_per_second" in line]
-    return {
-        "arm": run.arm,
-        "dataset": settings["dataset"],
-        "split": "validation",
-        **{name: settings.get(name) for name in _SETTINGS},
-        **{name: results[name] for name in _COPIED},
-        "images_per_second": statistics.median(line["images_per_second"] for line in log),
-        "used_mb": max(line["used_mb"] for line in log),
-        "device": about["device"],
-        "mixed_precision": about["mixed_precision"],
-        "versions": about["versions"],
-        "git_commit": about["git_commit"],
-        "command": command(run),
-    }
-
-
-def command(run: SweepRun) -> str:
-    """What does the run again; folders of this machine are left out."""
-    words, skip = ["python", SCRIPT], False
-    for word in run.flags:
-        if skip:
-            skip = False
-            words.append(words[-1].removeprefix("--").upper() if Path(word).exists() else word)
-        else:
-            skip = word in ("--data_dir", "--backbone_weights", "--dataset_name")
-            words.append(word)
-    place = words.index("--output_dir")
-    del words[place : place + 2]
-    return shlex.join(words)
 
 
 class Comparison(NamedTuple):

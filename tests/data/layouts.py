@@ -125,5 +125,7 @@ LAYOUTS = {
     ),
     "camvid": Layout("camvid", "train/images/0001TP_00669{}.jpg", "train/labels/0001TP_00669{}.png",
                      (0, 10, 11), (0, 10, 255), 12),
+    "camvid_of_segnet": Layout("camvid", "train/0001TP_00669{}.png", "trainannot/0001TP_00669{}.png",
+                               (0, 10, 11), (0, 10, 255), 12),
     "folder": Layout("folder", "train/images/a/{}.jpg", "train/labels/a/{}.png", (0, 2, 255), (0, 2, 255), 3),
 }  # fmt: skip

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from msctr_hf.training.sweep import Arm, plan_runs
-from msctr_hf.training.sweep_report import command, compare_arms, markdown
+from msctr_hf.training.sweep_report import compare_arms, markdown
 
 SCORES = {"ce": [0.61, 0.64, 0.60], "ms": [0.63, 0.65, 0.64]}
 
@@ -57,12 +56,3 @@ def test_table_shows_means_differences_and_classes():
     assert "| ce | 3 | 61.67 ± 2.08 |  | 1.00 | 1.00 |" in text
     assert "| ms | 3 | 64.00 ± 1.00 | +2.33 ± 3.79 | 1.25 | 1.10 |" in text
     assert "| pole | 41.7 | +2.3 |" in text
-
-
-def test_command_of_a_row_names_no_folder_of_this_machine(tmp_path):
-    flags = ["--dataset", "camvid", "--data_dir", str(tmp_path), "--backbone_weights", "none"]
-    run = plan_runs([Arm.parse("ms")], [4], tmp_path / "sweep", flags)[0]
-    assert command(run) == (
-        "python scripts/train.py --dataset camvid --data_dir DATA_DIR --backbone_weights none --contrastive_mode ms "
-        "--seed 4 --validation_steps 40000"
-    )

@@ -1,0 +1,98 @@
+"""Finished runs as rows that stand alone, and a table of them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .run_folder import RESULTS_FILE, RUN_FILE, read_json, read_log
+
+_COPIED = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
+_SETTINGS = ("decode_head", "backbone", "contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
+_ABOUT = ("device", "mixed_precision", "versions", "git_commit")
+_HOW_IT_BEGAN = ("--output_dir", "--resume", "--overwrite_output_dir")
+
+
+def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
+    """The run in a folder: what it scored, what it cost, the command that does it again.
+
+    `images_per_second` is the median of the log, without validation; `used_mb` is the largest value of the log.
+
+    Args:
+        folder (`Path`): `OUTPUT_DIR` of `scripts/train.py`.
+        arm (`str`, *optional*): What it stands for in a comparison; its contrastive mode by default.
+
+    Raises:
+        ValueError: If it holds no finished run.
+    """
+    results, about = read_json(folder / RESULTS_FILE), read_json(folder / RUN_FILE)
+    if not results or not about:
+        raise ValueError(f"{folder} holds no finished run: {RESULTS_FILE} or {RUN_FILE} is missing.")
+    settings = about["settings"]
+    log = [line for line in read_log(folder) if "images_per_second" in line]
+    return {
+        "arm": arm or settings.get("contrastive_mode", "ms_cs"),
+        "dataset": settings["dataset"],
+        "split": "validation",
+        **{name: settings.get(name) for name in _SETTINGS},
+        **{name: results[name] for name in _COPIED},
+        "images_per_second": statistics.median(line["images_per_second"] for line in log),
+        "used_mb": max(line["used_mb"] for line in log),
+        **{name: about[name] for name in _ABOUT},
+        "command": _command(about["command"]),
+    }
+
+
+def _command(started_as: str) -> str:
+    """What does a run again: without what says where it lies and how it began, and without folders of this machine."""
+    words, flag = ["python", "scripts/train.py"], ""
+    for word in shlex.split(started_as)[1:]:
+        flag = word if word.startswith("--") else flag
+        if flag in _HOW_IT_BEGAN:
+            continue
+        is_local = word != flag and flag != "--config" and Path(word).exists()
+        words.append(flag.removeprefix("--").upper() if is_local else word)
+    return shlex.join(words)
+
+
+def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Rows of run folders, and of files that hold lists of rows.
+
+    Raises:
+        ValueError: If a path holds neither.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        if path.is_dir():
+            rows.append(describe(path))
+            continue
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is no folder of a run and no file with rows of runs: {error}") from error
+        if not isinstance(content, list):
+            raise ValueError(f"{path} holds no list of runs.")
+        rows += content
+    return rows
+
+
+def zoo_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for every network, data set, arm and schedule: mean and deviation over seeds, device, command."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        key = (row["decode_head"], row["backbone"], row["dataset"], row["split"], row["arm"], row["max_steps"])
+        groups.setdefault(key, []).append(row)
+    lines = ["| network | data | mode | mIoU | seeds | device | command |", "|---|---|---|---|---|---|---|"]
+    for (head, backbone, dataset, split, arm, _), runs in groups.items():
+        scores = [100 * run["mean_iou"] for run in runs]
+        score = f"{statistics.mean(scores):.2f}" + (f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        lines.append(
+            f"| {head}, {backbone} | {dataset} {split} | {arm} | {score} | {seeds} | {runs[0]['device']} | "
+            f"`{runs[0]['command']}` |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""What a CPU likes changes speed, not what is computed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from msctr_hf.training.devices import depthwise_in_float32
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.Conv2d(8, 8, 5, padding=2, groups=8),
+        nn.Conv2d(8, 8, 3, stride=2, groups=8),
+        nn.Conv2d(8, 8, 3, groups=8),
+    )
+
+
+def test_large_and_strided_depthwise_convolutions_compute_in_float32_and_nothing_else_does(monkeypatch):
+    computed = []
+    convolve = nn.functional.conv2d
+
+    def note(features, weight, *rest):
+        computed.append(torch.float32 if not torch.is_autocast_enabled("cpu") else torch.bfloat16)
+        return convolve(features, weight, *rest)
+
+    monkeypatch.setattr(nn.functional, "conv2d", note)
+    model = network()
+    depthwise_in_float32(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(torch.randn(2, 3, 16, 16))
+    assert computed == [torch.bfloat16, torch.float32, torch.float32, torch.bfloat16]
+    assert output.dtype == torch.bfloat16
+
+
+def test_a_copy_computes_with_its_own_weights():
+    model = network()
+    depthwise_in_float32(model)
+    pictures = torch.randn(2, 3, 16, 16)
+    average = copy.deepcopy(model)
+    expected = model(pictures)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    torch.testing.assert_close(average(pictures), expected)
+    assert model(pictures).abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_stay_those_of_the_network(dtype):
+    model, plain = network(), network()
+    plain.load_state_dict(model.state_dict())
+    depthwise_in_float32(model)
+    pictures = torch.randn(2, 3, 16, 16)
+    for each in (model, plain):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            each(pictures).float().square().sum().backward()
+    tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {}
+    for (name, parameter), reference in zip(model.named_parameters(), plain.parameters(), strict=True):
+        scale = reference.grad.abs().max()
+        torch.testing.assert_close(parameter.grad / scale, reference.grad / scale, msg=name, **tolerance)

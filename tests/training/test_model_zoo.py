@@ -1,0 +1,78 @@
+"""Rows of runs stand alone: they name no folder of a machine, and the command in them is the run's."""
+
+import json
+
+import pytest
+
+from msctr_hf.training.model_zoo import describe, read_rows, zoo_table
+
+
+def write_run(folder, command, **settings):
+    folder.mkdir()
+    about = {
+        "command": command,
+        "settings": {"dataset": "camvid", "decode_head": "fcn", "backbone": "resnet18", "seed": 3, **settings},
+        "device": "a processor",
+        "mixed_precision": "no",
+        "versions": {},
+        "git_commit": "0" * 40,
+    }
+    results = {
+        "step": 9,
+        "mean_iou": 0.5,
+        "mean_accuracy": 0.6,
+        "overall_accuracy": 0.7,
+        "per_category_iou": {"a": 0.5},
+    }
+    log = [{"step": step, "images_per_second": speed, "used_mb": 100 + step} for step, speed in enumerate((1, 5, 6))]
+    (folder / "run.json").write_text(json.dumps(about))
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*log, {"step": 9}]))
+    return folder
+
+
+def test_row_has_scores_costs_and_the_command_without_folders(tmp_path):
+    words = (
+        f"/somewhere/scripts/train.py --config c.yaml --data_dir {tmp_path} --backbone_weights none --crop_size 3 4"
+    )
+    how_it_began = f"--output_dir {tmp_path}/run --resume auto --overwrite_output_dir"
+    row = describe(write_run(tmp_path / "run", f"{words} {how_it_began} --seed 3"), "an arm")
+    assert row["command"] == (
+        "python scripts/train.py --config c.yaml --data_dir DATA_DIR --backbone_weights none --crop_size 3 4 --seed 3"
+    )
+    assert (row["arm"], row["dataset"], row["split"], row["seed"]) == ("an arm", "camvid", "validation", 3)
+    assert (row["images_per_second"], row["used_mb"], row["mean_iou"]) == (5, 102, 0.5)
+    assert str(tmp_path) not in json.dumps(row)
+
+
+def test_table_joins_seeds_and_keeps_networks_modes_and_schedules_apart():
+    row = {
+        "decode_head": "fcn", "backbone": "resnet18", "dataset": "camvid", "split": "validation", "arm": "ce",
+        "max_steps": 7, "seed": 0, "mean_iou": 0.5, "device": "a processor", "command": "python scripts/train.py",
+    }  # fmt: skip
+    rows = [row, row | {"seed": 1, "mean_iou": 0.52}, row | {"arm": "ms"}, row | {"max_steps": 8}]
+    lines = zoo_table(rows).splitlines()[2:]
+    assert lines[0] == (
+        "| fcn, resnet18 | camvid validation | ce | 51.00 ± 1.41 | 0, 1 | a processor | `python scripts/train.py` |"
+    )
+    assert len(lines) == 3
+
+
+def test_rows_come_from_folders_and_files(tmp_path):
+    folder = write_run(tmp_path / "run", "scripts/train.py --seed 3", contrastive_mode="ms")
+    (tmp_path / "rows.json").write_text(json.dumps([{"arm": "ce"}]))
+    rows = read_rows([tmp_path / "rows.json", folder])
+    assert [row["arm"] for row in rows] == ["ce", "ms"]
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no JSON", "folder"])
+def test_what_holds_no_runs_gets_a_sentence(tmp_path, content, run_script):
+    path = tmp_path / "given"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_text(content)
+    code, _, error = run_script("model_zoo.py", path, "--output", tmp_path / "rows.json")
+    assert code == 2
+    assert str(path) in error
+    assert not (tmp_path / "rows.json").exists()
