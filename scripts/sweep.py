@@ -4,7 +4,9 @@ python scripts/sweep.py --config configs/camvid/upernet_efficientnet_lite0.yaml 
 python scripts/sweep.py --config ... --arms ce "warm: ms_cs --contrastive_temperature 0.2"
 
 Every flag that is not listed here goes to scripts/train.py. A run that is done is not done again, and one that was
-interrupted goes on: start the same command once more. Runs are validated after their last step.
+interrupted goes on: start the same command once more. Runs are validated after their last step. A run is one
+process; for several GPUs start this once for each (CUDA_VISIBLE_DEVICES) with seeds of its own, then once with all
+seeds for the table.
 
 OUTPUT_DIR/ARM/seed_N/    a run, as scripts/train.py leaves it; seed_N.log is what it printed
 OUTPUT_DIR/results.json   every finished run: settings, scores, costs, the command that does it again
@@ -21,6 +23,7 @@ from pathlib import Path
 sys.path = [folder for folder in sys.path if folder != str(Path(__file__).resolve().parent)]
 
 import argparse
+import importlib.util
 
 from msctr_hf.arguments import exit_with_a_sentence
 from msctr_hf.training.interruption import EXIT_INTERRUPTED, Interrupted
@@ -32,6 +35,8 @@ from msctr_hf.training.sweep_report import compare_arms, draw_curves, markdown
 
 def main() -> None:
     options, flags = parser().parse_known_args()
+    if missing := [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"The report needs {' and '.join(missing)}: pip install '.[figures]'.")
     if options.parallel < 1:
         raise ValueError(f"--parallel must be at least 1, got {options.parallel}.")
     arms = [Arm.parse(text) for text in options.arms]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments, parse_arguments
+from msctr_hf.training.model_zoo import read_rows, zoo_table
+from msctr_hf.training.sweep_report import compare_arms, markdown
 
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -108,3 +112,22 @@ def test_tutorial_leads_from_a_folder_to_predictions_of_a_model_on_the_hub(tmp_p
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|scripts|docs)/[\w/.]+\.\w+", README))))
 def test_files_named_in_the_readme_exist(path):
     assert (ROOT / path).exists()
+
+
+def test_tables_of_results_are_those_of_the_files():
+    rows = read_rows([ROOT / "results/quickstart.json", ROOT / "results/camvid.json"])
+    assert zoo_table(rows) in README
+    sweep = read_rows([ROOT / "results/camvid.json"])
+    assert len({row["max_steps"] for row in sweep}) == 1
+    assert len({row["seed"] for row in sweep}) >= 3
+    assert markdown(compare_arms(sweep, "ce")) in README
+
+
+@pytest.mark.parametrize("name", ["quickstart", "camvid"])
+def test_commands_of_results_are_taken_by_the_training_script(name):
+    for row in read_rows([ROOT / f"results/{name}.json"]):
+        words = shlex.split(row["command"])[2:]
+        groups = [ModelArguments, DataArguments, TrainingArguments, HubArguments]
+        *_, arguments, _, settings = parse_arguments(groups, words, with_config_fields=True)
+        assert arguments.seed == row["seed"]
+        assert settings.get("contrastive_mode", "ms_cs") == row["contrastive_mode"]

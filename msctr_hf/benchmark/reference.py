@@ -43,7 +43,7 @@ def dense_info_nce_loss(
 def sample_pair_by_pair(
     features: torch.Tensor, labels: torch.Tensor, num_labels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`sample_anchors` with the published rule and its default limits: rows (N, C) and their labels (N,)."""
+    """`sample_anchors` with the published rule and its default limits: rows (N, C), labels (N,), N may be 0."""
     stage_labels = resize_labels(labels, features).flatten(1)
     pairs = []
     for image in range(len(features)):
@@ -51,6 +51,8 @@ def sample_pair_by_pair(
             pixels = (stage_labels[image] == label).nonzero().flatten()
             if len(pixels) >= 5:
                 pairs.append((label, image, pixels))
+    if not pairs:
+        return features.flatten(2)[:0, :, 0], stage_labels[:0, 0]
     views = min(2500, 10_000 // len(pairs), *(len(pixels) for _, _, pixels in pairs))
     rows, row_labels = [], []
     for label, image, pixels in sorted(pairs, key=lambda pair: pair[:2]):
@@ -67,11 +69,20 @@ def dense_multi_scale_loss(
     scale_weights: Sequence[float],
     pairs: Sequence[Sequence[int]],
 ) -> torch.Tensor:
-    """`MultiScaleContrastiveLoss` with pair weights of 1, from the two above."""
+    """`MultiScaleContrastiveLoss` with pair weights of 1, from the two above; a stage without anchors has no terms."""
     anchors = [sample_pair_by_pair(stage, labels, num_labels) for stage in features]
-    terms = [weight * dense_info_nce_loss(*stage) for weight, stage in zip(scale_weights, anchors, strict=True)]
-    terms += [dense_info_nce_loss(*anchors[fine], *anchors[coarse]) for fine, coarse in pairs]
-    return torch.stack(terms).sum()
+    connected = [0.0 * rows.sum() for rows, _ in anchors]
+    within = [
+        weight * dense_info_nce_loss(*stage)
+        for weight, stage in zip(scale_weights, anchors, strict=True)
+        if len(stage[1])
+    ]
+    across = [
+        dense_info_nce_loss(*anchors[fine], *anchors[coarse])
+        for fine, coarse in pairs
+        if len(anchors[fine][1]) and len(anchors[coarse][1])
+    ]
+    return torch.stack([*connected, *within, *across]).sum()
 
 
 class StraightforwardContrast(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 
 from ..arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
 from ..data.loading import get_dataset_spec
-from ..training.devices import FUSED_DEVICES
+from ..training.devices import FUSED_DEVICES, keep_freed_memory, lay_out
 from ..training.network import build_network
 from ..training.optimization import build_optimizer
 from .contrast import blob_labels
@@ -54,6 +54,8 @@ def training_step(config: str, setting: Setting, repetitions: int | None) -> lis
         ["--config", config, "--backbone_weights", "none"],
         with_config_fields=True,
     )
+    if setting.device.type == "cpu":
+        keep_freed_memory()
     small = setting._replace(batch_size=2, crop_size=(64, 64))
     memory: dict[str, float] = {}
     steps: dict[str, TrainingStep] = {}
@@ -101,12 +103,13 @@ class TrainingStep:
         network = build_network(model_arguments, settings, spec).to(device).train()
         if mode == STRAIGHTFORWARD:
             network.contrastive_loss = StraightforwardContrast(network.contrastive_loss, network.projection_head)
-        layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-        network = network.to(memory_format=layout)
+        bf16 = setting.precision == torch.bfloat16
+        network = lay_out(network, device, channels_last=setting.channels_last, bf16=bf16)
         self.optimizer = build_optimizer(network, arguments, fused=device.type in FUSED_DEVICES)
         pictures = torch.randn(setting.batch_size, 3, *size, device=device)
+        layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         self.pixel_values = pictures.contiguous(memory_format=layout)
-        self.labels = blob_labels(setting.batch_size, size, device, network.config.num_labels)
+        self.labels = blob_labels(setting.batch_size, size, device, len(spec.classes))
         self.logits_at = 0.0
         if setting.compile:
             self.model = torch.compile(network)

@@ -64,13 +64,15 @@ def keep_freed_memory() -> None:
             library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def lay_out(model: nn.Module, arguments: TrainingArguments, accelerator: Accelerator) -> nn.Module:
-    """The network as this machine likes it: memory format, statistics shared between GPUs."""
-    if arguments.channels_last:
+def lay_out(
+    model: nn.Module, device: torch.device, *, channels_last: bool = False, bf16: bool = False, num_processes: int = 1
+) -> nn.Module:
+    """The network as a machine likes it: memory format, precision of slow layers, statistics shared between GPUs."""
+    if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+    if device.type == "cpu" and bf16:
         depthwise_in_float32(model)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+    if device.type == "cuda" and num_processes > 1:
         model = synchronize_batch_norms(model)
     return model
 

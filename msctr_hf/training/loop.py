@@ -95,7 +95,13 @@ class Run:
         loader, self.steps_per_epoch = build_loader(
             train_set, data_arguments, arguments, image_processor, self.accelerator
         )
-        self.network = lay_out(network, arguments, self.accelerator)
+        self.network = lay_out(
+            network,
+            self.accelerator.device,
+            channels_last=arguments.channels_last,
+            bf16=self.accelerator.mixed_precision == "bf16",
+            num_processes=self.accelerator.num_processes,
+        )
         self.average = self._average()
         optimizer = build_optimizer(self.network, arguments, fused=self.accelerator.device.type in FUSED_DEVICES)
         self.schedule = build_schedule(optimizer, arguments, self.steps_per_epoch)

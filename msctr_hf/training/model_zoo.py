@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..models.configuration_msctr import MsctrConfig
 from .run_folder import RESULTS_FILE, RUN_FILE, read_json, read_log
 
 _COPIED = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
 _SETTINGS = ("decode_head", "backbone", "contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
+_DEFAULTS = {name: getattr(MsctrConfig, name) for name in ("decode_head", "contrastive_mode", "contrastive_sampling")}
 _ABOUT = ("device", "mixed_precision", "versions", "git_commit")
 _HOW_IT_BEGAN = ("--output_dir", "--resume", "--overwrite_output_dir")
 
@@ -32,10 +34,10 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
     results, about = read_json(folder / RESULTS_FILE), read_json(folder / RUN_FILE)
     if not results or not about:
         raise ValueError(f"{folder} holds no finished run: {RESULTS_FILE} or {RUN_FILE} is missing.")
-    settings = about["settings"]
+    settings = {**_DEFAULTS, **about["settings"]}
     log = [line for line in read_log(folder) if "images_per_second" in line]
     return {
-        "arm": arm or settings.get("contrastive_mode", "ms_cs"),
+        "arm": arm or settings["contrastive_mode"],
         "dataset": settings["dataset"],
         "split": "validation",
         **{name: settings.get(name) for name in _SETTINGS},

@@ -22,7 +22,8 @@ class Comparison(NamedTuple):
         scores (`list[float]`): mIoU of every seed.
         difference (`float`, *optional*): Mean of the differences to the baseline in pairs of one seed.
         interval (`float`, *optional*): Half the width of its 95 % interval (Student's t); needs two pairs.
-        per_class (`dict[str, float]`): IoU of every class for the baseline, differences to it for others.
+        per_class (`dict[str, float]`): IoU of every class for the baseline, differences to it for others; NaN for a
+            class that is in no validation picture.
         time, memory (`float`): Cost of a picture and largest memory, as ratios to the baseline.
     """
 
@@ -46,7 +47,8 @@ def compare_arms(rows: Sequence[dict[str, Any]], baseline: str) -> list[Comparis
     runs: dict[str, dict[int, dict]] = {}
     for row in rows:
         runs.setdefault(row["arm"], {})[row["seed"]] = row
-    return [_compare(arm, of_arm, runs.get(baseline, {}), arm == baseline) for arm, of_arm in runs.items()]
+    arms = sorted(runs, key=lambda arm: arm != baseline)  # the baseline first, others as they come
+    return [_compare(arm, runs[arm], runs.get(baseline, {}), arm == baseline) for arm in arms]
 
 
 def _compare(arm: str, runs: dict[int, dict], baseline: dict[int, dict], is_baseline: bool) -> Comparison:
@@ -55,7 +57,9 @@ def _compare(arm: str, runs: dict[int, dict], baseline: dict[int, dict], is_base
     per_class = {}
     for name in next(iter(runs.values()))["per_category_iou"]:
         ious = [(run["per_category_iou"][name], base["per_category_iou"][name]) for run, base in pairs]
-        per_class[name] = _mean([iou if is_baseline else iou - of_baseline for iou, of_baseline in ious])
+        per_class[name] = _mean(
+            [iou if is_baseline else iou - of_baseline for iou, of_baseline in ious if None not in (iou, of_baseline)]
+        )
     return Comparison(
         arm,
         [run["mean_iou"] for run in runs.values()],
@@ -82,7 +86,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     """Two tables, the baseline first: arms with difference and cost; classes with the differences of every arm."""
     first, *others = comparisons
     lines = [
-        "| | seeds | mIoU | difference, 95 % interval | time | memory |",
+        f"| | seeds | mIoU | difference, 95 % interval | time beside {first.arm} | memory beside {first.arm} |",
         "|---|---|---|---|---|---|",
     ]
     for each in comparisons:
@@ -106,10 +110,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
 
 def draw_curves(runs: Sequence[SweepRun], path: Path) -> None:
     """Every term of the loss over the steps: a panel a term, a line an arm, the mean over its seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     curves: dict[str, dict[str, dict[int, list[float]]]] = {}  # term -> arm -> step -> values
     for run in runs:
@@ -118,9 +119,8 @@ def draw_curves(runs: Sequence[SweepRun], path: Path) -> None:
                 curves.setdefault(term, {}).setdefault(run.arm, {}).setdefault(line["step"], []).append(line[term])
     columns = min(4, len(curves))
     grid = (-(-len(curves) // columns), columns)
-    figure, panels = pyplot.subplots(
-        *grid, figsize=(3.6 * columns, 2.6 * grid[0]), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(3.6 * columns, 2.6 * grid[0]), layout="constrained")
+    panels = figure.subplots(*grid, squeeze=False)
     for panel in panels.flat[len(curves) :]:
         panel.set_axis_off()
     for panel, (term, arms) in zip(panels.flat, curves.items(), strict=False):
@@ -131,4 +131,3 @@ def draw_curves(runs: Sequence[SweepRun], path: Path) -> None:
         panel.tick_params(labelsize=8)
     panels.flat[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)

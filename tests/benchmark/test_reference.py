@@ -47,3 +47,13 @@ def test_network_has_the_loss_of_ours_with_the_dense_objective_where_all_pixels_
     dense = network(**batch)
     assert dense.loss.item() == pytest.approx(ours.loss.item(), rel=1e-5)
     assert ours.loss.item() > ours.loss_terms["cross_entropy"].item() + 0.5
+
+
+def test_stage_too_coarse_for_anchors_has_no_terms_in_either_form():
+    labels = torch.arange(4).view(1, 2, 2).repeat_interleave(4, 1).repeat_interleave(4, 2).repeat(2, 1, 1)
+    features = [torch.randn(2, 6, side, side, dtype=torch.float64, requires_grad=True) for side in (8, 2)]
+    ours, _ = MultiScaleContrastiveLoss(4, (1, 2), (1.0, 0.7), ((0, 1),), (1.0,))(features, labels)
+    dense = dense_multi_scale_loss(features, labels, 4, (1.0, 0.7), ((0, 1),))
+    assert ours.item() == pytest.approx(dense.item(), rel=1e-12)
+    dense.backward()
+    assert features[1].grad.abs().max() == 0

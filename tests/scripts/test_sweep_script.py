@@ -1,5 +1,6 @@
 """A sweep does every run once, goes on where it was stopped, and its rows can be had one by one."""
 
+import importlib.util
 import json
 import os
 import shlex
@@ -102,4 +103,15 @@ def test_faulty_input_gets_a_sentence(folder, tmp_path, more, message, run_scrip
     code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep")[2:], *more)
     assert code == 2
     assert message in error
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_missing_packages_are_named_before_the_first_run(folder, tmp_path, run_script, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *at: None if name == "scipy" else find_spec(name, *at)
+    )
+    code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep")[2:])
+    assert code == 2
+    assert "needs scipy: pip install '.[figures]'" in error
     assert not (tmp_path / "sweep").exists()

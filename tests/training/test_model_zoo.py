@@ -42,6 +42,7 @@ def test_row_has_scores_costs_and_the_command_without_folders(tmp_path):
     )
     assert (row["arm"], row["dataset"], row["split"], row["seed"]) == ("an arm", "camvid", "validation", 3)
     assert (row["images_per_second"], row["used_mb"], row["mean_iou"]) == (5, 102, 0.5)
+    assert (row["contrastive_mode"], row["contrastive_sampling"]) == ("ms_cs", "rarest")  # where nothing was said
     assert str(tmp_path) not in json.dumps(row)
 
 

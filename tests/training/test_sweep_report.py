@@ -51,6 +51,17 @@ def test_order_of_the_seeds_does_not_matter():
     assert of_ms.difference == pytest.approx(compare_arms(rows(), "ce")[1].difference)
 
 
+def test_baseline_comes_first_and_absent_classes_have_no_difference():
+    given = rows({"ms": [0.6], "ce": [0.5]})
+    for row in given:
+        row["per_category_iou"]["cave"] = None
+    ce, ms = compare_arms(given, "ce")
+    assert (ce.arm, ms.arm) == ("ce", "ms")
+    assert np.isnan(ce.per_class["cave"])
+    assert np.isnan(ms.per_class["cave"])
+    assert ms.per_class["pole"] == pytest.approx(0.1)
+
+
 def test_table_shows_means_differences_and_classes():
     text = markdown(compare_arms(rows(), "ce"))
     assert "| ce | 3 | 61.67 ± 2.08 |  | 1.00 | 1.00 |" in text
