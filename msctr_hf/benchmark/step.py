@@ -20,9 +20,7 @@ from .data import seconds_per_crop
 from .measuring import Step, clock, peak_megabytes
 from .reference import StraightforwardContrast
 
-STRAIGHTFORWARD = (
-    "ms_cs, straightforward"  # full matrices, whole projected maps, a sampler that goes from pair to pair
-)
+STRAIGHTFORWARD = "ms_cs, straightforward"  # whole projected maps, full matrices
 MODES = ("ce", "ms", "ms_cs", STRAIGHTFORWARD)
 PHASES = ("forward", "loss", "backward", "optimiser")
 

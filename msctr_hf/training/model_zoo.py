@@ -13,10 +13,11 @@ from ..models.configuration_msctr import MsctrConfig
 from .run_folder import RESULTS_FILE, RUN_FILE, read_json, read_log
 
 _COPIED = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
-_SETTINGS = ("decode_head", "backbone", "contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
+_SETTINGS = ("contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
 _DEFAULTS = {name: getattr(MsctrConfig, name) for name in ("decode_head", "contrastive_mode", "contrastive_sampling")}
 _ABOUT = ("device", "mixed_precision", "versions", "git_commit")
 _HOW_IT_BEGAN = ("--output_dir", "--resume", "--overwrite_output_dir")
+_LOCAL = ("--data_dir", "--dataset_name", "--corrections", "--backbone_weights", "--model_name_or_path")
 
 
 def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
     settings = {**_DEFAULTS, **about["settings"]}
     log = [line for line in read_log(folder) if "images_per_second" in line]
     return {
+        "network": _network(settings),
         "arm": arm or settings["contrastive_mode"],
         "dataset": settings["dataset"],
         "split": "validation",
@@ -49,6 +51,14 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
     }
 
 
+def _network(settings: dict[str, Any]) -> str:
+    """Head and backbone, or the model that it started from; of a folder only the name."""
+    start = settings.get("model_name_or_path")
+    if start is None:
+        return f"{settings['decode_head']}, {settings['backbone']}"
+    return Path(start).name if Path(start).is_absolute() or Path(start).exists() else start
+
+
 def _command(started_as: str) -> str:
     """What does a run again: without what says where it lies and how it began, and without folders of this machine."""
     words, flag = ["python", "scripts/train.py"], ""
@@ -56,7 +66,7 @@ def _command(started_as: str) -> str:
         flag = word if word.startswith("--") else flag
         if flag in _HOW_IT_BEGAN:
             continue
-        is_local = word != flag and flag != "--config" and Path(word).exists()
+        is_local = flag in _LOCAL and word != flag and (Path(word).is_absolute() or Path(word).exists())
         words.append(flag.removeprefix("--").upper() if is_local else word)
     return shlex.join(words)
 
@@ -86,15 +96,15 @@ def zoo_table(rows: Sequence[dict[str, Any]]) -> str:
     """A line for every network, data set, arm and schedule: mean and deviation over seeds, device, command."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        key = (row["decode_head"], row["backbone"], row["dataset"], row["split"], row["arm"], row["max_steps"])
+        key = (row["network"], row["dataset"], row["split"], row["arm"], row["max_steps"])
         groups.setdefault(key, []).append(row)
     lines = ["| network | data | mode | mIoU | seeds | device | command |", "|---|---|---|---|---|---|---|"]
-    for (head, backbone, dataset, split, arm, _), runs in groups.items():
+    for (network, dataset, split, arm, _), runs in groups.items():
         scores = [100 * run["mean_iou"] for run in runs]
         score = f"{statistics.mean(scores):.2f}" + (f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
         seeds = ", ".join(str(run["seed"]) for run in runs)
         lines.append(
-            f"| {head}, {backbone} | {dataset} {split} | {arm} | {score} | {seeds} | {runs[0]['device']} | "
+            f"| {network} | {dataset} {split} | {arm} | {score} | {seeds} | {runs[0]['device']} | "
             f"`{runs[0]['command']}` |"
         )
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from .run_folder import RESULTS_FILE, RUN_FILE, read_json
 
 SCRIPT = "scripts/train.py"
 DEFAULT_ARMS = ("ce", "ms", "ms_cs", "budget: ms_cs --contrastive_sampling budget --contrastive_max_anchors 1024")
-_ARM = re.compile(r"(?:(?P<name>\w[\w.+-]*):\s*)?(?P<mode>\w+)(?P<flags>\s.*)?")
+_ARM = re.compile(r"(?:(?P<name>\w[\w.+-]*):\s*)?(?P<mode>ce|ms|ms_cs)(?P<flags>\s.*)?")
 _POLL_SECONDS = 0.5
 # where things lie and how a start began: does not make it another run
 _FREE = {"output_dir", "resume", "data_dir", "backbone_weights", "num_workers", "report_to", "checkpoints_kept"}
@@ -40,12 +40,11 @@ class Arm(NamedTuple):
         """
         found = _ARM.fullmatch(text.strip())
         if not found or (found["flags"] and not found["name"]):
-            raise ValueError(f"--arms: {text!r} must be a mode, or look like 'NAME: MODE --flag value'.")
-        return cls(found["name"] or found["mode"], ("--contrastive_mode", found["mode"], *_words(found["flags"])))
-
-
-def _words(flags: str | None) -> list[str]:
-    return shlex.split(flags or "")
+            raise ValueError(
+                f"--arms: {text!r} must be a mode (ce, ms, ms_cs), or look like 'NAME: MODE --flag value'."
+            )
+        flags = shlex.split(found["flags"] or "")
+        return cls(found["name"] or found["mode"], ("--contrastive_mode", found["mode"], *flags))
 
 
 class SweepRun(NamedTuple):

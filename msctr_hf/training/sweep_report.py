@@ -112,6 +112,7 @@ def draw_curves(runs: Sequence[SweepRun], path: Path) -> None:
     """Every term of the loss over the steps: a panel a term, a line an arm, the mean over its seeds."""
     from matplotlib.figure import Figure
 
+    colors = {arm: f"C{place}" for place, arm in enumerate(dict.fromkeys(run.arm for run in runs))}
     curves: dict[str, dict[str, dict[int, list[float]]]] = {}  # term -> arm -> step -> values
     for run in runs:
         for line in read_log(run.folder) if (run.folder / LOG_FILE).exists() else []:
@@ -125,7 +126,8 @@ def draw_curves(runs: Sequence[SweepRun], path: Path) -> None:
         panel.set_axis_off()
     for panel, (term, arms) in zip(panels.flat, curves.items(), strict=False):
         for arm, steps in arms.items():
-            panel.plot(list(steps), [statistics.mean(values) for values in steps.values()], label=arm, linewidth=1)
+            means = [statistics.mean(values) for values in steps.values()]
+            panel.plot(list(steps), means, label=arm, color=colors[arm], linewidth=1)
         panel.set_title(term, fontsize=9)
         panel.set_xlabel("step", fontsize=8)
         panel.tick_params(labelsize=8)

@@ -41,14 +41,28 @@ def test_row_has_scores_costs_and_the_command_without_folders(tmp_path):
         "python scripts/train.py --config c.yaml --data_dir DATA_DIR --backbone_weights none --crop_size 3 4 --seed 3"
     )
     assert (row["arm"], row["dataset"], row["split"], row["seed"]) == ("an arm", "camvid", "validation", 3)
+    assert row["network"] == "fcn, resnet18"
     assert (row["images_per_second"], row["used_mb"], row["mean_iou"]) == (5, 102, 0.5)
     assert (row["contrastive_mode"], row["contrastive_sampling"]) == ("ms_cs", "rarest")  # where nothing was said
     assert str(tmp_path) not in json.dumps(row)
 
 
+def test_a_folder_of_the_name_of_the_data_set_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "camvid").mkdir()
+    row = describe(write_run(tmp_path / "run", "scripts/train.py --dataset camvid --data_dir camvid"))
+    assert row["command"] == "python scripts/train.py --dataset camvid --data_dir DATA_DIR"
+
+
+@pytest.mark.parametrize("start, network", [("nvidia/mit-b0", "nvidia/mit-b0"), ("/home/me/runs/mine", "mine")])
+def test_a_network_that_started_from_a_model_is_called_by_its_name(tmp_path, start, network):
+    row = describe(write_run(tmp_path / "run", "scripts/train.py", model_name_or_path=start))
+    assert row["network"] == network
+
+
 def test_table_joins_seeds_and_keeps_networks_modes_and_schedules_apart():
     row = {
-        "decode_head": "fcn", "backbone": "resnet18", "dataset": "camvid", "split": "validation", "arm": "ce",
+        "network": "fcn, resnet18", "dataset": "camvid", "split": "validation", "arm": "ce",
         "max_steps": 7, "seed": 0, "mean_iou": 0.5, "device": "a processor", "command": "python scripts/train.py",
     }  # fmt: skip
     rows = [row, row | {"seed": 1, "mean_iou": 0.52}, row | {"arm": "ms"}, row | {"max_steps": 8}]

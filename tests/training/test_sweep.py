@@ -32,7 +32,9 @@ def test_arm_is_a_mode_and_flags(text, name, mode, further):
     assert list(arm.flags) == ["--contrastive_mode", mode, *further]
 
 
-@pytest.mark.parametrize("text", ["", "ms_cs --contrastive_temperature 0.05", "a/b: ms", "..: ms", ": ms", "--seed 3"])
+@pytest.mark.parametrize(
+    "text", ["", "cs", "ms_cs --contrastive_temperature 0.05", "a/b: ms", "..: ms", ": ms", "--seed 3"]
+)
 def test_arm_without_name_or_mode_is_refused(text):
     with pytest.raises(ValueError, match="--arms: .* must be a mode"):
         Arm.parse(text)
