@@ -50,7 +50,7 @@ def main() -> None:
         write_report(runs, options.output_dir)
 
     try:
-        run_all(runs, options.parallel, report)
+        run_all(runs, Path(__file__).with_name("train.py"), options.parallel, report)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -17,7 +17,6 @@ from ..arguments import DataArguments, HubArguments, ModelArguments, TrainingArg
 from .interruption import Interrupted, StopRequest
 from .run_folder import RESULTS_FILE, RUN_FILE, read_json
 
-SCRIPT = "scripts/train.py"
 DEFAULT_ARMS = ("ce", "ms", "ms_cs", "budget: ms_cs --contrastive_sampling budget --contrastive_max_anchors 1024")
 _ARM = re.compile(r"(?:(?P<name>\w[\w.+-]*):\s*)?(?P<mode>ce|ms|ms_cs)(?P<flags>\s.*)?")
 _POLL_SECONDS = 0.5
@@ -116,11 +115,12 @@ def _check_settings(run: SweepRun) -> None:
         )
 
 
-def run_all(runs: Sequence[SweepRun], parallel: int, tell: Callable[[str], None]) -> None:
+def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, tell: Callable[[str], None]) -> None:
     """Do what is not finished yet, `parallel` runs at a time; an interrupted run goes on from its checkpoint.
 
     Args:
         runs (`Sequence[SweepRun]`): In the order in which they start.
+        script (`Path`): `scripts/train.py`, which no installed package has.
         parallel (`int`): Runs at a time; on a CPU they share its cores.
         tell (`Callable`): Gets a line for every run that ends.
 
@@ -137,7 +137,7 @@ def run_all(runs: Sequence[SweepRun], parallel: int, tell: Callable[[str], None]
             while (waiting or active) and not stop.came:
                 while waiting and len(active) < parallel:
                     run = waiting.pop(0)
-                    active[_start(run, environment)] = run, time.monotonic()
+                    active[_start(run, script, environment)] = run, time.monotonic()
                 for process in [process for process in active if process.poll() is not None]:
                     run, since = active.pop(process)
                     _check(run, process.returncode)
@@ -153,9 +153,9 @@ def run_all(runs: Sequence[SweepRun], parallel: int, tell: Callable[[str], None]
         raise Interrupted("stopped; the same command goes on where this one was")
 
 
-def _start(run: SweepRun, environment: dict[str, str]) -> subprocess.Popen:
+def _start(run: SweepRun, script: Path, environment: dict[str, str]) -> subprocess.Popen:
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).parents[2] / SCRIPT), *run.flags, "--resume", "auto"]
+    command = [sys.executable, str(script), *run.flags, "--resume", "auto"]
     with run.log.open("a") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
