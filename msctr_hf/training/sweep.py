@@ -157,7 +157,8 @@ def _start(run: SweepRun, script: Path, environment: dict[str, str]) -> subproce
     run.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(script), *run.flags, "--resume", "auto"]
     with run.log.open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        # a session of its own: Ctrl-C reaches the sweep alone, which tells each run once; told twice, it ends unsaved
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
 
 def _check(run: SweepRun, exit_code: int) -> None:

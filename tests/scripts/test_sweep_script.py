@@ -68,15 +68,17 @@ def test_a_sweep_makes_rows_that_single_runs_repeat(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_stopped_goes_on(folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_was_stopped_goes_on(folder, tmp_path, number):
     command = sweep(folder, tmp_path / "sweep", seeds=(0,), max_steps=60, checkpointing_steps=60)
-    process = subprocess.Popen(command, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, stdout=subprocess.PIPE)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
     steps = tmp_path / "sweep/ce/seed_0/log.jsonl"
     while not steps.exists() or len(steps.read_text().splitlines()) < 3:
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=100)
+    os.killpg(process.pid, number)  # as a terminal does it on Ctrl-C, to everything it started
+    process.communicate(timeout=300)
     assert process.returncode == 75
     assert not (tmp_path / "sweep/ce/seed_0/results.json").exists()
     finished = run(command)

@@ -1,6 +1,10 @@
 """What a CPU likes changes speed, not what is computed."""
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,3 +64,30 @@ def test_gradients_stay_those_of_the_network(dtype):
     for (name, parameter), reference in zip(model.named_parameters(), plain.parameters(), strict=True):
         scale = reference.grad.abs().max()
         torch.testing.assert_close(parameter.grad / scale, reference.grad / scale, msg=name, **tolerance)
+
+
+FREED = """
+import psutil, torch
+from msctr_hf.training.devices import keep_freed_memory
+keep_freed_memory()
+def resident():
+    return psutil.Process().memory_info().rss / 2**20
+before = resident()
+block = torch.ones(2**26)
+held = resident() - before
+del block
+print(held, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
+@pytest.mark.parametrize("variables, is_kept", [({}, True), ({"MALLOC_MMAP_MAX_": "65536"}, False)])
+def test_freed_memory_is_kept_unless_the_user_has_told_the_library_otherwise(variables, is_kept):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
+    run = subprocess.run(
+        [sys.executable, "-c", FREED], env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    held, left = map(float, run.stdout.split())
+    assert held > 250
+    assert (left > 250) == is_kept
