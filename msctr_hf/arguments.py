@@ -259,8 +259,8 @@ class EmbeddingArguments(DatasetArguments):
     """Whose projections are shown, of which pictures."""
 
     model: str = field(metadata={"help": "Saved folder or Hub id of a network of ours."})
-    features: Literal["projections", "stages"] = _help(
-        "What is shown: projections, or the backbone's stage maps, which a network without contrast has too.",
+    features: Literal["projections", "stages", "pyramid"] = _help(
+        "What is shown: projections; also of networks without contrast: the backbone's maps, or UPerNet's pyramid.",
         "projections",
     )
     split: str = _help("train, validation or test.", "validation")

@@ -4,9 +4,10 @@
     python scripts/visualize_embeddings.py --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes \\
         --picture frankfurt/frankfurt_000000_000294 --pixel 500 1200
 
-embeddings.png shows pixels of every stage, coloured by class and arranged so that similar ones lie together;
-similarity.png the cosine between one pixel, given or clicked, and all pixels of every stage. Both show projections;
---features stages shows the backbone's maps instead, also of a network trained without contrast.
+embeddings.png shows pixels of every stage, coloured by class and similar ones close together, with their
+silhouette coefficient: how far classes lie apart (1 far, 0 not at all, below 0 mixed up). similarity.png shows the
+cosine between one pixel, given or clicked, and all pixels of every stage. Both show projections; to compare with a
+network trained without contrast, --features stages shows the backbone's maps, --features pyramid those of UPerNet.
 """
 
 import sys

@@ -38,6 +38,17 @@ class StageEmbeddings:
     features: np.ndarray
     labels: np.ndarray
 
+    def silhouette(self) -> float:
+        """How far classes lie apart, from -1 to 1: mean silhouette coefficient of cosine distances, without a map.
+
+        NaN where there is a single class. Needs scikit-learn.
+        """
+        from sklearn.metrics import silhouette_score
+
+        if len(np.unique(self.labels)) < 2:
+            return float("nan")
+        return float(silhouette_score(self.features, self.labels, metric="cosine"))
+
 
 def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
     """The sample with this image id; the first by default.
@@ -61,10 +72,11 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
     Args:
         predictor (`Predictor`): The network.
         image (`Image.Image`): The picture.
-        kind (`str`): `"projections"`, or `"stages"`, the backbone's maps, which a network without contrast has too.
+        kind (`str`): `"projections"`; or what a network without contrast has too: `"stages"`, the backbone's maps, or
+            `"pyramid"`, those of UPerNet's feature pyramid.
 
     Raises:
-        ValueError: If projections are asked of a network that has no projection head.
+        ValueError: If projections are asked of a network that has no projection head, or a pyramid of another head.
     """
     model = predictor.model
     if kind == "projections" and getattr(model, "projection_head", None) is None:
@@ -75,10 +87,22 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
     if kind == "projections":
         maps = model(pixel_values=prepared, output_projections=True).projections
         numbers = list(model.config.projection_stages)
+    elif kind == "pyramid":
+        maps, numbers = _pyramid(model, prepared), list(model.config.decode_stages)
     else:
         maps = model(pixel_values=prepared, output_hidden_states=True).hidden_states
         numbers = list(range(1, len(maps) + 1))
     return {number: F.normalize(of_stage[0].float(), dim=0) for number, of_stage in zip(numbers, maps, strict=True)}
+
+
+def _pyramid(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    if getattr(model.config, "decode_head", None) != "upernet":
+        raise ValueError("--features pyramid: only UPerNet has one; take --features stages.")
+    maps: list[torch.Tensor] = []
+    hook = model.decode_head.register_forward_hook(lambda head, arguments, output: maps.extend(output[1]))
+    model(pixel_values=pixel_values)
+    hook.remove()
+    return maps
 
 
 def collect_embeddings(
@@ -159,7 +183,8 @@ def embedding_figure(
     for axis, stage, places in zip(axes, stages, points, strict=True):
         colors = np.asarray(palette)[stage.labels] / 255
         axis.scatter(places[:, 0], places[:, 1], s=_POINT_SIZE, c=colors, linewidths=0)
-        axis.set(title=f"stage {stage.stage}: {len(places)} pixels", xticks=[], yticks=[])
+        title = f"stage {stage.stage}: {len(places)} pixels, silhouette {stage.silhouette():.2f}"
+        axis.set(title=title, xticks=[], yticks=[])
     present = sorted(set(np.concatenate([stage.labels for stage in stages]).tolist()))
     dots = [
         axes[0].scatter([], [], color=np.asarray(palette[label]) / 255, label=class_names[label]) for label in present

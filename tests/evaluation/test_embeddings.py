@@ -7,6 +7,7 @@ from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.evaluation.embeddings import (
+    StageEmbeddings,
     ask_for_pixel,
     collect_embeddings,
     similarity_maps,
@@ -57,6 +58,43 @@ def test_stage_maps_are_those_of_the_backbone_also_without_a_projection_head(tin
     for cosines in maps.values():  # with its own pixel of the same stage
         height, width = cosines.shape
         assert cosines[33 * height // 64, 50 * width // 128] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_pyramid_is_what_is_projected_from_the_decode_head_also_without_a_projection_head(tiny_config):
+    contrasting = MsctrForSemanticSegmentation(tiny_config(projection_source="decode_head")).eval()
+    plain = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")).eval()
+    plain.load_state_dict(contrasting.state_dict(), strict=False)
+    predictor, of_plain = (Predictor(model, MsctrImageProcessor(size_divisor=32)) for model in (contrasting, plain))
+    image = picture()["image"]
+    pixel_values = predictor.prepare([image])
+    with torch.no_grad():
+        _, pyramid = contrasting.decode_head(contrasting.backbone(pixel_values).feature_maps)
+        projections = contrasting.projection_head(pyramid)
+        shown = contrasting(pixel_values, output_projections=True).projections
+    torch.testing.assert_close(projections, shown)
+    for features in (stage_features(predictor, image, "pyramid"), stage_features(of_plain, image, "pyramid")):
+        assert list(features) == [1, 2, 3, 4]
+        for of_stage, map_ in zip(features.values(), pyramid, strict=True):
+            torch.testing.assert_close(of_stage * map_[0].norm(dim=0), map_[0])
+
+
+def test_pyramid_of_a_network_without_one_is_refused(tiny_config):
+    predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(decode_head="fcn")), MsctrImageProcessor())
+    with pytest.raises(ValueError, match="only UPerNet has one; take --features stages"):
+        stage_features(predictor, picture()["image"], "pyramid")
+
+
+def test_silhouette_is_one_for_classes_far_apart_and_zero_for_one_cloud():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 200)
+    apart = np.eye(8)[labels] + 0.01 * random.standard_normal((400, 8))
+    cloud = random.standard_normal((400, 8))
+    apart, cloud = (
+        StageEmbeddings(1, rows / np.linalg.norm(rows, axis=1, keepdims=True), labels) for rows in (apart, cloud)
+    )
+    assert apart.silhouette() > 0.99
+    assert abs(cloud.silhouette()) < 0.02
+    assert np.isnan(StageEmbeddings(1, cloud.features, np.zeros(400)).silhouette())
 
 
 def test_drawn_pixels_carry_the_projection_and_the_label_of_their_place(predictor):

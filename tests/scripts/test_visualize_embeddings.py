@@ -24,7 +24,7 @@ def words(options):
     )
 
 
-@pytest.mark.parametrize("features", ["projections", "stages"])
+@pytest.mark.parametrize("features", ["projections", "stages", "pyramid"])
 def test_figures_are_written(run_script, options, tmp_path, features):
     change = {"picture": "1", "pixel": (10, 20), "features": features}
     code, out, error = run_script("visualize_embeddings.py", *words(options | change))
