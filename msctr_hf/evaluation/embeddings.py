@@ -41,11 +41,11 @@ class StageEmbeddings:
     def silhouette(self) -> float:
         """How far classes lie apart, from -1 to 1: mean silhouette coefficient of cosine distances, without a map.
 
-        NaN where there is a single class. Needs scikit-learn.
+        NaN where there is a single class, or one pixel of each. Needs scikit-learn.
         """
         from sklearn.metrics import silhouette_score
 
-        if len(np.unique(self.labels)) < 2:
+        if not 1 < len(np.unique(self.labels)) < len(self.labels):
             return float("nan")
         return float(silhouette_score(self.features, self.labels, metric="cosine"))
 

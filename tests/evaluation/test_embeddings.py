@@ -95,6 +95,7 @@ def test_silhouette_is_one_for_classes_far_apart_and_zero_for_one_cloud():
     assert apart.silhouette() > 0.99
     assert abs(cloud.silhouette()) < 0.02
     assert np.isnan(StageEmbeddings(1, cloud.features, np.zeros(400)).silhouette())
+    assert np.isnan(StageEmbeddings(1, cloud.features, np.arange(400)).silhouette())
 
 
 def test_drawn_pixels_carry_the_projection_and_the_label_of_their_place(predictor):
