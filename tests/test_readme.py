@@ -21,6 +21,7 @@ from msctr_hf.training.model_zoo import read_rows, zoo_table
 from msctr_hf.training.sweep_report import compare_arms, markdown
 
 README = (ROOT / "README.md").read_text()
+SWEEPS = ("camvid", "camvid_2160_steps")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -115,15 +116,20 @@ def test_files_named_in_the_readme_exist(path):
 
 
 def test_tables_of_results_are_those_of_the_files():
-    rows = read_rows([ROOT / "results/quickstart.json", ROOT / "results/camvid.json"])
-    assert zoo_table(rows) in README
-    sweep = read_rows([ROOT / "results/camvid.json"])
-    assert len({row["max_steps"] for row in sweep}) == 1
-    assert len({row["seed"] for row in sweep}) >= 3
-    assert markdown(compare_arms(sweep, "ce")) in README
+    assert zoo_table(read_rows([ROOT / f"results/{name}.json" for name in ("quickstart", *SWEEPS)])) in README
 
 
-@pytest.mark.parametrize("name", ["quickstart", "camvid"])
+@pytest.mark.parametrize("name", SWEEPS)
+def test_table_of_a_sweep_is_that_of_its_file_with_three_seeds_of_every_arm(name):
+    rows = read_rows([ROOT / f"results/{name}.json"])
+    assert len({row["max_steps"] for row in rows}) == 1
+    seeds = {arm: {row["seed"] for row in rows if row["arm"] == arm} for arm in {row["arm"] for row in rows}}
+    assert min(map(len, seeds.values())) >= 3
+    assert len(set(map(frozenset, seeds.values()))) == 1
+    assert markdown(compare_arms(rows, "ce")) in README
+
+
+@pytest.mark.parametrize("name", ["quickstart", *SWEEPS])
 def test_commands_of_results_are_taken_by_the_training_script(name):
     for row in read_rows([ROOT / f"results/{name}.json"]):
         words = shlex.split(row["command"])[2:]

@@ -94,7 +94,7 @@ class StraightforwardContrast(NamedTuple):
     def contrast(self, hidden: Sequence[torch.Tensor], labels: torch.Tensor, project: object) -> ContrastiveResult:
         """As `MultiScaleContrastiveLoss.contrast`, without terms and diagnostics."""
         objective = self.objective
+        maps = [stage.float() for stage in self.projection_head.project(hidden)]  # projected in the step's precision
         with torch.autocast(labels.device.type, enabled=False):
-            maps = self.projection_head.project([stage.float() for stage in hidden])
             loss = dense_multi_scale_loss(maps, labels, objective.num_labels, objective.scale_weights, objective.pairs)
         return ContrastiveResult(loss, {}, {})

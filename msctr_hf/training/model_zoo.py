@@ -98,13 +98,16 @@ def zoo_table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         key = (row["network"], row["dataset"], row["split"], row["arm"], row["max_steps"])
         groups.setdefault(key, []).append(row)
-    lines = ["| network | data | mode | mIoU | seeds | device | command |", "|---|---|---|---|---|---|---|"]
-    for (network, dataset, split, arm, _), runs in groups.items():
+    lines = [
+        "| network | data | mode | steps | mIoU | seeds | device | command |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (network, dataset, split, arm, steps), runs in groups.items():
         scores = [100 * run["mean_iou"] for run in runs]
         score = f"{statistics.mean(scores):.2f}" + (f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
         seeds = ", ".join(str(run["seed"]) for run in runs)
         lines.append(
-            f"| {network} | {dataset} {split} | {arm} | {score} | {seeds} | {runs[0]['device']} | "
+            f"| {network} | {dataset} {split} | {arm} | {steps:,} | {score} | {seeds} | {runs[0]['device']} | "
             f"`{runs[0]['command']}` |"
         )
     return "\n".join(lines)

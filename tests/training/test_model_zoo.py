@@ -63,12 +63,12 @@ def test_a_network_that_started_from_a_model_is_called_by_its_name(tmp_path, sta
 def test_table_joins_seeds_and_keeps_networks_modes_and_schedules_apart():
     row = {
         "network": "fcn, resnet18", "dataset": "camvid", "split": "validation", "arm": "ce",
-        "max_steps": 7, "seed": 0, "mean_iou": 0.5, "device": "a processor", "command": "python scripts/train.py",
+        "max_steps": 7, "seed": 0, "mean_iou": 0.5, "device": "a CPU", "command": "python scripts/train.py",
     }  # fmt: skip
     rows = [row, row | {"seed": 1, "mean_iou": 0.52}, row | {"arm": "ms"}, row | {"max_steps": 8}]
     lines = zoo_table(rows).splitlines()[2:]
     assert lines[0] == (
-        "| fcn, resnet18 | camvid validation | ce | 51.00 ± 1.41 | 0, 1 | a processor | `python scripts/train.py` |"
+        "| fcn, resnet18 | camvid validation | ce | 7 | 51.00 ± 1.41 | 0, 1 | a CPU | `python scripts/train.py` |"
     )
     assert len(lines) == 3
 
