@@ -1,5 +1,6 @@
 """Training that is interrupted ends with the weights of training that was not."""
 
+import ctypes
 import json
 import os
 import random
@@ -30,11 +31,11 @@ def folder(tmp_path):
     return write_folder(tmp_path / "data", num_train=6, num_validation=3)
 
 
-def start(*argv, launcher=(), **environment):
+def start(*argv, launcher=()):
     """A training process, and all it starts, in a group of its own."""
     return subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "scripts/train.py"), *map(str, argv)],
-        env=ENVIRONMENT | environment, start_new_session=True, text=True,
+        env=ENVIRONMENT, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -255,15 +256,33 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_last_checkpoint_whole(
         subprocess.run(["umount", disk], check=True)
 
 
+# Training whose log tells of memory in use: what is resident without the blocks that the C library keeps for later,
+# since how it cuts and joins those is not the run's doing.
+MEMORY_IN_USE = """
+import ctypes, psutil, runpy, sys
+from msctr_hf.training import loop
+
+class MallInfo(ctypes.Structure):  # mallinfo(3)
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = MallInfo
+loop.used_megabytes = lambda device: (psutil.Process().memory_info().rss - library.mallinfo2().fordblks) / 2**20
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc 2.33 what it keeps")
 def test_memory_does_not_grow_after_the_fiftieth_step(tmp_path):
     run = tmp_path / "run"
     config = ["--config", ROOT / "configs/quickstart.yaml", "--output_dir", run, "--report_to", "none"]
     steps = ["--max_steps", 200, "--logging_steps", 1, "--checkpointing_steps", 50, "--validation_steps", 200]
-    # glibc's default, which hands freed blocks back at once: what is resident is what is in use, not what is kept
-    code, output = finish(start(*config, *steps, MALLOC_MMAP_MAX_="65536"))
+    code, output = finish(start(*config, *steps, launcher=("-c", MEMORY_IN_USE)))
     assert code == 0, output
     used = {entry["step"]: entry["used_mb"] for entry in log(run) if "used_mb" in entry}
     # the median: what waits for Python's garbage collector comes and goes within some fifty steps
     early, late = (statistics.median(used[step] for step in range(first, first + 50)) for first in (51, 151))
-    assert late - early < 0.005 * early, used
+    assert late - early < 0.001 * early, used
