@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from .data.loading import get_dataset_spec, load_segmentation_dataset, other_raw_values
 from .data.saved_source import Copy
 from .data.specs import DatasetSpec
+from .errors import UsageError
 from .models.configuration_msctr import MsctrConfig
 
 _TRACKERS = {"none", "tensorboard", "wandb", "trackio"}
@@ -55,7 +55,7 @@ class ModelArguments:
 
     def __post_init__(self):
         if self.contrastive_adapter and self.model_name_or_path is None:
-            raise ValueError("--contrastive_adapter needs a model to adapt: --model_name_or_path FOLDER or Hub id.")
+            raise UsageError("`contrastive_adapter` needs a model to adapt: `model_name_or_path`, a folder or Hub id.")
 
 
 @dataclass(kw_only=True)
@@ -118,7 +118,7 @@ def _read_id_map(text: str | None) -> dict[int, int] | None:
         id_map = yaml.safe_load(text)
         return {int(raw): int(train_id) for raw, train_id in id_map.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError):
-        raise ValueError(f"--id_map must look like '{{7: 0, 8: 1}}', got {text!r}.") from None
+        raise UsageError(f"`id_map` must look like '{{7: 0, 8: 1}}', got {text!r}.") from None
 
 
 @dataclass(kw_only=True)
@@ -147,17 +147,17 @@ class DataArguments(DatasetArguments):
         for name in ("crop_size", "scale_range", "aspect_range"):
             value = getattr(self, name)
             if len(value) != 2 or min(value) <= 0:
-                raise ValueError(f"--{name} needs two positive values, got {value}.")
+                raise UsageError(f"`{name}` needs two positive values, got {value}.")
         for name in ("scale_range", "aspect_range"):
             if getattr(self, name)[0] > getattr(self, name)[1]:
-                raise ValueError(f"--{name} goes from the smallest to the largest value, got {getattr(self, name)}.")
+                raise UsageError(f"`{name}` goes from the smallest to the largest value, got {getattr(self, name)}.")
         for name in ("flip_probability", "max_class_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} lies between 0 and 1, got {getattr(self, name)}.")
+                raise UsageError(f"`{name}` lies between 0 and 1, got {getattr(self, name)}.")
         if self.num_workers < 0:
-            raise ValueError(f"--num_workers must be at least 0, got {self.num_workers}.")
+            raise UsageError(f"`num_workers` must be at least 0, got {self.num_workers}.")
         if self.size_divisor < 1:
-            raise ValueError(f"--size_divisor must be at least 1, got {self.size_divisor}.")
+            raise UsageError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
 
 
 @dataclass
@@ -208,21 +208,21 @@ class TrainingArguments:
             "checkpoints_kept", "logging_steps", "max_skipped_steps",
         ):  # fmt: skip
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name in ("learning_rate", "weight_decay", "warmup_steps", "poly_power"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} must be at least 0 and finite, got {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}.")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema_decay lies from 0 to below 1, got {self.ema_decay}.")
+            raise UsageError(f"`ema_decay` lies from 0 to below 1, got {self.ema_decay}.")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"--max_grad_norm must be above 0, got {self.max_grad_norm}.")
+            raise UsageError(f"`max_grad_norm` must be above 0, got {self.max_grad_norm}.")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise ValueError(f"--adam_betas needs two values from 0 to below 1, got {self.adam_betas}.")
+            raise UsageError(f"`adam_betas` needs two values from 0 to below 1, got {self.adam_betas}.")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must lie from 0 to 2**32 - 1, got {self.seed}.")
+            raise UsageError(f"`seed` must lie from 0 to 2**32 - 1, got {self.seed}.")
         for name in self.report_to:
             if name not in _TRACKERS:
-                raise ValueError(f"--report_to: {name} is unknown; choose from {sorted(_TRACKERS)}.")
+                raise UsageError(f"`report_to`: {name} is unknown; choose from {sorted(_TRACKERS)}.")
 
 
 @dataclass
@@ -239,7 +239,7 @@ class HubArguments:
 
     def __post_init__(self):
         if self.push_to_hub and self.hub_model_id is None:
-            raise ValueError("--push_to_hub needs --hub_model_id USER/NAME.")
+            raise UsageError("`push_to_hub` needs `hub_model_id='USER/NAME'`.")
 
 
 @dataclass(kw_only=True)
@@ -276,12 +276,12 @@ class EmbeddingArguments(DatasetArguments):
 
     def __post_init__(self):
         if self.pixel is not None and len(self.pixel) != 2:
-            raise ValueError(f"--pixel needs a row and a column, got {self.pixel}.")
+            raise UsageError(f"`pixel` needs a row and a column, got {self.pixel}.")
         for name in ("pictures", "pixels_per_class"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+                raise UsageError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.streaming:
-            raise ValueError("--streaming: pictures from all over the split are shown; leave it out.")
+            raise UsageError("`streaming`: pictures from all over the split are shown; leave it out.")
 
 
 @dataclass(kw_only=True)
@@ -321,9 +321,9 @@ class ExportArguments:
 
     def __post_init__(self):
         if self.size_multiple < 1:
-            raise ValueError(f"--size_multiple must be at least 1, got {self.size_multiple}.")
+            raise UsageError(f"`size_multiple` must be at least 1, got {self.size_multiple}.")
         if self.fixed_size is not None and (len(self.fixed_size) != 2 or min(self.fixed_size) < 1):
-            raise ValueError(f"--fixed_size needs a height and a width, got {self.fixed_size}.")
+            raise UsageError(f"`fixed_size` needs a height and a width, got {self.fixed_size}.")
 
 
 @dataclass
@@ -342,9 +342,9 @@ class EvaluationArguments:
         for name in ("window_size", "window_stride"):
             value = getattr(self, name)
             if value is not None and len(value) != 2:
-                raise ValueError(f"--{name} needs a height and a width, got {value}.")
+                raise UsageError(f"`{name}` needs a height and a width, got {value}.")
         if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
+            raise UsageError(f"`batch_size` must be at least 1, got {self.batch_size}.")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -372,6 +372,7 @@ def parse_arguments(
     parser = HfArgumentParser(groups, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     parser.add_argument("--config", type=Path, help="YAML file; its values replace the defaults, flags win over it.")
     config_fields = _add_config_fields(parser) if with_config_fields else []
+    _known_flags.update(action.dest for action in parser._actions)
     argv = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
@@ -393,23 +394,32 @@ def exit_with_a_sentence(main: Callable[[], None]) -> None:
     """Run a script: what is wrong with its input becomes one sentence and exit code 2; MSCTR_DEBUG=1 shows it all."""
     try:
         main()
-    except (ValueError, OSError, StrictDataclassError) as error:
+    except UsageError as error:
         if os.environ.get("MSCTR_DEBUG"):
             raise
-        print(f"error: {_last_sentence(error)}", file=sys.stderr)
+        print(f"error: {in_words_of_flags(_last_sentence(error))}", file=sys.stderr)
         sys.stdout.flush()
         sys.exit(2)
 
 
+_known_flags: set[str] = set()
+
+
+def in_words_of_flags(sentence: str) -> str:
+    """Arguments of functions as a command line names them: `name` -> --name, `name='value'` -> --name value."""
+
+    def as_flag(found: re.Match) -> str:
+        if found[1] not in _known_flags:
+            return found[0]
+        value = {"True": "true", "False": "false"}.get(found[2], (found[2] or "").strip("'"))
+        return f"--{found[1]} {value}" if value else f"--{found[1]}"
+
+    return re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, sentence)
+
+
 def _last_sentence(error: Exception) -> str:
-    """The message itself, also where a data worker wrapped it in its traceback."""
-    text = str(error).strip()
-    if text.startswith("Caught "):
-        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
-    if isinstance(error, StrictDataclassError):
-        text = re.sub(r"^Validation error for field '(\w+)':\s+\w+: Field '\w+'", r"`\1`", text)
-        text = text.split(". Errors:")[0]
-    return " ".join(text.split())
+    """The message on one line."""
+    return " ".join(str(error).split())
 
 
 def _add_config_fields(parser: argparse.ArgumentParser) -> list[str]:

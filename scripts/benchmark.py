@@ -27,6 +27,7 @@ from msctr_hf.arguments import exit_with_a_sentence
 from msctr_hf.benchmark import contrast, data, evaluation
 from msctr_hf.benchmark.measuring import describe_machine, markdown_table, misses_target
 from msctr_hf.benchmark.step import Setting, training_step
+from msctr_hf.errors import UsageError
 from msctr_hf.training.description import git_commit
 from msctr_hf.training.run_folder import write_json
 
@@ -37,7 +38,7 @@ def main() -> None:
     options = parser().parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch sees no GPU; use --device cpu.")
+        raise UsageError("--device cuda: PyTorch sees no GPU; use --device cpu.")
     torch.set_num_threads(options.threads)
     rows = options.measure(options, device)
     print(markdown_table(rows))

@@ -22,6 +22,7 @@ from msctr_hf.arguments import (
     parse_arguments,
 )
 from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.errors import UsageError
 from msctr_hf.hub.original_checkpoints import convert_original_checkpoint
 from msctr_hf.models.backbone_weights import read_state_dict
 from msctr_hf.training.network import build_config, build_image_processor, image_processor_options
@@ -44,7 +45,7 @@ def main() -> None:
         with_config_fields=True,
     )
     if not any(word.split("=")[0] == "--output_dir" for word in sys.argv):
-        raise ValueError("Say with --output_dir where the converted model goes.")
+        raise UsageError("Say with --output_dir where the converted model goes.")
     output_dir = Path(arguments.output_dir)
     check_output_dir(output_dir, overwrite=False, resume=False)
     config = build_config(model_arguments, settings, get_dataset_spec(data_arguments.dataset, data_arguments.data_dir))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from transformers.utils import logging
 
 from msctr_hf.arguments import exit_with_a_sentence, parse_arguments
+from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.demo_page import build_page, example_pictures, launch
 from msctr_hf.evaluation.predictor import Protocol, load_predictor
 
@@ -39,7 +40,7 @@ def main() -> None:
     logging.disable_progress_bar()
     (arguments,) = parse_arguments([DemoArguments], description=__doc__)
     if not arguments.model:
-        raise ValueError("Say which network is shown: --model FOLDER, or a Hub id.")
+        raise UsageError("Say which network is shown: --model FOLDER, or a Hub id.")
     predictor = load_predictor(arguments.model, Protocol(), device=arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         examples = example_pictures(arguments.examples, predictor.model.config, folder)

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from msctr_hf.arguments import EvaluationArguments, ScoringArguments, exit_with_a_sentence, parse_arguments
+from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.predictor import Protocol, load_predictor
 from msctr_hf.evaluation.report import write_report
 from msctr_hf.evaluation.scoring import iou_table, score_dataset
@@ -36,7 +37,7 @@ def main() -> None:
         arguments.model, Protocol.from_arguments(view), device=view.device or accelerator.device, dtype=view.dtype
     )
     if predictor.model.config.num_labels != len(spec.classes):
-        raise ValueError(
+        raise UsageError(
             f"{arguments.model} tells {predictor.model.config.num_labels} classes apart, but {spec.name} has "
             f"{len(spec.classes)}; evaluate it on the data set it was trained for."
         )

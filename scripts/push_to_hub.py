@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from transformers.utils import logging
 
 from msctr_hf.arguments import HubArguments, exit_with_a_sentence, parse_arguments
+from msctr_hf.errors import UsageError
 from msctr_hf.hub.publishing import Destination, publish, spec_of_run
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     logging.disable_progress_bar()
     (arguments,) = parse_arguments([PushArguments], description=__doc__)
     if not arguments.model or not arguments.hub_model_id:
-        raise ValueError("Say what is pushed and where it goes: --model FOLDER --hub_model_id USER/NAME.")
+        raise UsageError("Say what is pushed and where it goes: --model FOLDER --hub_model_id USER/NAME.")
     print(publish(arguments.model, spec_of_run(arguments.model), Destination.from_arguments(arguments)))
 
 

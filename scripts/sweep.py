@@ -26,6 +26,7 @@ import argparse
 import importlib.util
 
 from msctr_hf.arguments import exit_with_a_sentence
+from msctr_hf.errors import UsageError
 from msctr_hf.training.interruption import EXIT_INTERRUPTED, Interrupted
 from msctr_hf.training.model_zoo import describe
 from msctr_hf.training.run_folder import replace_file, write_json
@@ -36,9 +37,9 @@ from msctr_hf.training.sweep_report import compare_arms, draw_curves, markdown
 def main() -> None:
     options, flags = parser().parse_known_args()
     if missing := [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"The report needs {' and '.join(missing)}: pip install '.[figures]'.")
+        raise UsageError(f"The report needs {' and '.join(missing)}: pip install '.[figures]'.")
     if options.parallel < 1:
-        raise ValueError(f"--parallel must be at least 1, got {options.parallel}.")
+        raise UsageError(f"--parallel must be at least 1, got {options.parallel}.")
     arms = [Arm.parse(text) for text in options.arms]
     runs = plan_runs(arms, options.seeds, options.output_dir, flags)
     print(

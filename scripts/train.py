@@ -22,6 +22,7 @@ from msctr_hf.arguments import (
     ModelArguments,
     TrainingArguments,
     exit_with_a_sentence,
+    in_words_of_flags,
     parse_arguments,
 )
 from msctr_hf.hub.publishing import Destination, Publisher
@@ -40,7 +41,7 @@ def main() -> None:
         results = train(model_arguments, data_arguments, arguments, settings, publisher)
         publisher.finish()
     except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        print(in_words_of_flags(str(stopped)), file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     finally:
         publisher.abandon()

@@ -8,11 +8,11 @@ import msctr_hf
 PACKAGE = Path(msctr_hf.__file__).parent
 MAY_IMPORT = {
     "models": {"models"},
-    "data": {"data"},
-    "evaluation": {"models", "data", "evaluation"},
-    "training": {"models", "data", "evaluation", "training", "arguments"},
-    "benchmark": {"models", "data", "evaluation", "training", "benchmark", "arguments"},
-    "hub": {"models", "data", "evaluation", "training", "hub", "arguments"},
+    "data": {"errors", "data"},
+    "evaluation": {"errors", "models", "data", "evaluation"},
+    "training": {"errors", "models", "data", "evaluation", "training", "arguments"},
+    "benchmark": {"errors", "models", "data", "evaluation", "training", "benchmark", "arguments"},
+    "hub": {"errors", "models", "data", "evaluation", "training", "hub", "arguments"},
 }
 
 

@@ -61,7 +61,7 @@ class TrainingAugmentation:
             ignored or padded.
 
         Raises:
-            ValueError: If a picture that is read only now is damaged.
+            UsageError: If a picture that is read only now is damaged.
         """
         rows, columns, labels = self._choose_window(_partly(label), random)
         pixels = self._resize_and_pad(_partly(image), rows, columns)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
+from ..errors import UsageError
 from .labels import IGNORE_INDEX
 from .reading import Reader
 from .specs import DatasetSpec
@@ -119,7 +120,7 @@ class _Checked(TorchDataset):
         image_id = row["image_id"]
         try:
             sample = self.reader({name: [value] for name, value in row.items()})
-        except ValueError as error:
+        except UsageError as error:
             return image_id, "", np.zeros(256, dtype=np.int64), str(error)
         label = sample["label"][0]
         return image_id, f"{label.width}x{label.height}", np.asarray(label.histogram(), dtype=np.int64), ""

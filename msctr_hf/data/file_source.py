@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
+from ..errors import UsageError
 from .reading import ReadSamples
 
 if TYPE_CHECKING:
@@ -82,14 +83,14 @@ class FileSource:
         """Undecoded rows {image, label, image_id} of one split.
 
         Raises:
-            ValueError: If folders, pictures or labels are missing; the message says which.
+            UsageError: If folders, pictures or labels are missing; the message says which.
         """
         pairs = self.find(spec, split, data_dir)
         if pairs.without_label:
             shown = ", ".join(map(str, pairs.without_label[:_NAMES_SHOWN]))
             more = ", ..." if len(pairs.without_label) > _NAMES_SHOWN else ""
             count = len(pairs.without_label)
-            raise ValueError(
+            raise UsageError(
                 f"{count} of {count + len(pairs.complete)} pictures of {split} have no label: {shown}{more}"
             )
         return self.rows(pairs, data_dir, corrections)
@@ -110,23 +111,23 @@ class FileSource:
         """Pair the files of one split.
 
         Raises:
-            ValueError: If there is no such split, a folder is missing or holds no picture.
+            UsageError: If there is no such split, a folder is missing or holds no picture.
         """
         if split not in self.layouts[0]:
-            raise ValueError(f"{spec.name} has the splits {list(self.layouts[0])}, not {split!r}.")
+            raise UsageError(f"{spec.name} has the splits {list(self.layouts[0])}, not {split!r}.")
         if data_dir is None:
-            raise ValueError(f"{spec.name} needs --data_dir, the folder that holds it.{spec.where_to_get}")
+            raise UsageError(f"{spec.name} needs `data_dir`, the folder that holds it.{spec.where_to_get}")
         if not data_dir.is_dir():
-            raise ValueError(f"--data_dir: there is no folder {data_dir}.{spec.where_to_get}")
+            raise UsageError(f"`data_dir`: there is no folder {data_dir}.{spec.where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
         try:
             found = [_pair_files(root, files) for files in folders]
         except FileNotFoundError as error:
-            raise ValueError(f"{error}{spec.where_to_get}") from None
+            raise UsageError(f"{error}{spec.where_to_get}") from None
         pairs = Pairs(*(sum(parts, []) for parts in zip(*found, strict=True)))
         if not pairs.complete and not pairs.without_label:
             searched = ", ".join(str(root / files.images) for files in folders[:_NAMES_SHOWN])
-            raise ValueError(f"{searched} hold(s) no picture that ends in {', '.join(folders[0].image_suffixes)}.")
+            raise UsageError(f"{searched} hold(s) no picture that ends in {', '.join(folders[0].image_suffixes)}.")
         return pairs
 
     def _choose_layout(self, split: str, data_dir: Path) -> tuple[Path, Sequence[PairedFiles]]:
@@ -162,7 +163,7 @@ def _index_folder(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             continue
         name = path.relative_to(folder).as_posix()[: -len(suffix)]
         if name in index:
-            raise ValueError(f"{index[name]} and {path} have the same name; one of them must go.")
+            raise UsageError(f"{index[name]} and {path} have the same name; one of them must go.")
         index[name] = path
     return index
 
@@ -175,7 +176,7 @@ def _read_names(path: Path) -> list[str]:
 
 def _below(folder: Path, path: str) -> Path:
     if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ValueError(f"--corrections: {path} must be a path below {folder}.")
+        raise UsageError(f"`corrections`: {path} must be a path below {folder}.")
     return folder / path
 
 
@@ -187,9 +188,9 @@ def _correct(
         with open(corrections, newline="") as file:
             lines = list(csv.DictReader(file))
     except OSError as error:
-        raise ValueError(f"--corrections: {corrections} cannot be read ({error.strerror}).") from None
+        raise UsageError(f"`corrections`: {corrections} cannot be read ({error.strerror}).") from None
     if lines and not {"image_id", "label"} <= set(lines[0]):
-        raise ValueError(f"--corrections: {corrections} must have the columns image_id and label.")
+        raise UsageError(f"`corrections`: {corrections} must have the columns image_id and label.")
     label_of = {line["image_id"]: line["label"] for line in lines}
     for image_id, image, label in rows:
         if image_id not in label_of:
@@ -197,5 +198,5 @@ def _correct(
         elif label_of[image_id]:
             path = _below(data_dir or Path(), label_of[image_id])
             if not path.is_file():
-                raise ValueError(f"--corrections: the label {path} of {image_id} does not exist.")
+                raise UsageError(f"`corrections`: the label {path} of {image_id} does not exist.")
             yield image_id, image, path

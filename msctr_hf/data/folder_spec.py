@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ..errors import UsageError
 from .file_source import FileSource, Layout, PairedFiles
 from .labels import MAX_CLASSES, Color
 from .specs import DatasetSpec, voc_palette
@@ -20,21 +21,21 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
     """Read `dataset.yaml` of a folder: classes, label values or colours, ignored values, palette, splits, licence.
 
     Raises:
-        ValueError: If the file is missing or faulty; the message says where.
+        UsageError: If the file is missing or faulty; the message says where.
     """
     if data_dir is None:
-        raise ValueError(f"--dataset {FOLDER} needs --data_dir, the folder with {DESCRIPTION}.")
+        raise UsageError(f"`dataset='{FOLDER}'` needs `data_dir`, the folder with {DESCRIPTION}.")
     path = Path(data_dir) / DESCRIPTION
     if not path.is_file():
-        raise ValueError(f"There is no file {path}; it must list `classes` and `splits` (see README).")
+        raise UsageError(f"There is no file {path}; it must list `classes` and `splits` (see README).")
     try:
         description = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(description, dict):
-        raise ValueError(f"{path} must hold `classes:` and `splits:`.")
+        raise UsageError(f"{path} must hold `classes:` and `splits:`.")
     if unknown := sorted(set(map(str, description)) - _KEYS):
-        raise ValueError(f"{path}: unknown keys {unknown}; known are {sorted(_KEYS)}.")
+        raise UsageError(f"{path}: unknown keys {unknown}; known are {sorted(_KEYS)}.")
     classes = _read_classes(description, path)
     return DatasetSpec(
         name=FOLDER,
@@ -51,27 +52,27 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
 def _read_classes(description: dict[str, Any], path: Path) -> list[str]:
     classes = description.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(classes) < 2:
-        raise ValueError(f"{path}: `classes` must list the names of two classes or more, got {classes!r}.")
+        raise UsageError(f"{path}: `classes` must list the names of two classes or more, got {classes!r}.")
     if len(set(classes)) != len(classes):
-        raise ValueError(f"{path}: `classes` names a class twice.")
+        raise UsageError(f"{path}: `classes` names a class twice.")
     if len(classes) > MAX_CLASSES:
-        raise ValueError(f"{path}: {len(classes)} classes are more than {MAX_CLASSES}.")
+        raise UsageError(f"{path}: {len(classes)} classes are more than {MAX_CLASSES}.")
     return classes
 
 
 def _read_label_values(description: dict[str, Any], classes: list[str], path: Path) -> dict[int | Color, int]:
     if "label_values" in description and "label_colors" in description:
-        raise ValueError(f"{path}: give `label_values` or `label_colors`, not both.")
+        raise UsageError(f"{path}: give `label_values` or `label_colors`, not both.")
     key = "label_colors" if "label_colors" in description else "label_values"
     mapping = description.get(key, dict(enumerate(classes)))
     if not isinstance(mapping, dict) or not mapping:
-        raise ValueError(f"{path}: `{key}` must map raw values to class names, got {mapping!r}.")
+        raise UsageError(f"{path}: `{key}` must map raw values to class names, got {mapping!r}.")
     for name in mapping.values():
         if name not in classes:
-            raise ValueError(f"{path}: `{key}` names the class {name!r}, which `classes` does not list.")
+            raise UsageError(f"{path}: `{key}` names the class {name!r}, which `classes` does not list.")
     values = {_raw_value(raw, path): classes.index(name) for raw, name in mapping.items()}
     if any(isinstance(value, tuple) != (key == "label_colors") for value in values):
-        raise ValueError(f"{path}: keys of `{key}` must be {'colours' if key == 'label_colors' else 'integers'}.")
+        raise UsageError(f"{path}: keys of `{key}` must be {'colours' if key == 'label_colors' else 'integers'}.")
     return values
 
 
@@ -83,17 +84,17 @@ def _raw_value(value: Any, path: Path) -> int | Color:
     if len(parts) == 3 and all(part.strip().isdigit() and int(part) < 256 for part in parts):
         red, green, blue = (int(part) for part in parts)
         return red, green, blue
-    raise ValueError(f'{path}: a raw label must be an integer or a colour like "128,0,0", got {value!r}.')
+    raise UsageError(f'{path}: a raw label must be an integer or a colour like "128,0,0", got {value!r}.')
 
 
 def _read_palette(description: dict[str, Any], classes: list[str], path: Path) -> list[Color]:
     palette = voc_palette(len(classes))
     for name, color in (description.get("palette") or {}).items():
         if name not in classes:
-            raise ValueError(f"{path}: `palette` names the class {name!r}, which `classes` does not list.")
+            raise UsageError(f"{path}: `palette` names the class {name!r}, which `classes` does not list.")
         color = _raw_value(",".join(map(str, color)) if isinstance(color, list) else color, path)
         if not isinstance(color, tuple):
-            raise ValueError(f"{path}: the colour of {name!r} must be three values, got {color!r}.")
+            raise UsageError(f"{path}: the colour of {name!r} must be three values, got {color!r}.")
         palette[classes.index(name)] = color
     return palette
 
@@ -102,20 +103,20 @@ def _read_groups(description: dict[str, Any], classes: list[str], path: Path) ->
     groups = description.get("groups") or {}
     for group, names in groups.items():
         if unknown := sorted(set(names) - set(classes)):
-            raise ValueError(f"{path}: the group {group!r} names {unknown}, which `classes` does not list.")
+            raise UsageError(f"{path}: the group {group!r} names {unknown}, which `classes` does not list.")
     return {group: [classes.index(name) for name in names] for group, names in groups.items()}
 
 
 def _read_splits(description: dict[str, Any], path: Path) -> Layout:
     splits = description.get("splits")
     if not isinstance(splits, dict) or not splits:
-        raise ValueError(f"{path}: `splits` must name the folders of train, validation or test.")
+        raise UsageError(f"{path}: `splits` must name the folders of train, validation or test.")
     for split, folders in splits.items():
         if split not in ("train", "validation", "test"):
-            raise ValueError(f"{path}: a split is train, validation or test, not {split!r}.")
+            raise UsageError(f"{path}: a split is train, validation or test, not {split!r}.")
         if not isinstance(folders, dict) or set(folders) != {"images", "labels"}:
-            raise ValueError(f"{path}: split {split} must have `images` and `labels`, got {folders!r}.")
+            raise UsageError(f"{path}: split {split} must have `images` and `labels`, got {folders!r}.")
         for folder in folders.values():
             if Path(folder).is_absolute() or ".." in Path(folder).parts:
-                raise ValueError(f"{path}: {folder} must lie in the folder of the data set.")
+                raise UsageError(f"{path}: {folder} must lie in the folder of the data set.")
     return {split: (PairedFiles(folders["images"], folders["labels"]),) for split, folders in splits.items()}

@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from ..errors import UsageError
+
 IGNORE_INDEX = 255
 MAX_CLASSES = IGNORE_INDEX  # train ids are stored in 8 bits
 Color = tuple[int, int, int]
@@ -65,7 +67,7 @@ class LabelMapping:
         """Map raw labels (H, W), or colours (H, W, 3), to train ids (H, W) uint8, 255 where ignored.
 
         Raises:
-            ValueError: If a value is not listed; `file` is named.
+            UsageError: If a value is not listed; `file` is named.
         """
         if raw.dtype == np.uint8 and not self.by_color:
             return self._map_bytes(raw, file)
@@ -73,7 +75,7 @@ class LabelMapping:
         unlisted = train_ids == _UNLISTED
         if unlisted.any():
             if self.ignored is not None:
-                raise ValueError(self._complaint(raw[unlisted], file))
+                raise UsageError(self._complaint(raw[unlisted], file))
             train_ids[unlisted] = IGNORE_INDEX
         return train_ids.astype(np.uint8)
 
@@ -82,7 +84,7 @@ class LabelMapping:
         if self.ignored is not None:
             present = np.asarray(Image.fromarray(raw).histogram(), dtype=bool)
             if (present & self._unlisted_bytes).any():
-                raise ValueError(self._complaint(raw[self._unlisted_bytes[raw]], file))
+                raise UsageError(self._complaint(raw[self._unlisted_bytes[raw]], file))
         return np.frombuffer(raw.tobytes().translate(self._bytes), np.uint8).reshape(raw.shape)
 
     def _look_up_values(self, raw: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
+from ..errors import UsageError
 from .file_source import FileSource
 from .folder_spec import FOLDER, read_folder_spec
 from .labels import IGNORE_INDEX, Color
@@ -25,12 +26,12 @@ def get_dataset_spec(name: str, data_dir: str | Path | None = None) -> DatasetSp
         data_dir (`str` or `Path`, *optional*): Its folder.
 
     Raises:
-        ValueError: If the name is unknown or the description is faulty.
+        UsageError: If the name is unknown or the description is faulty.
     """
     if name == FOLDER:
         return read_folder_spec(data_dir)
     if name not in DATASETS:
-        raise ValueError(f"There is no data set {name!r}; known are {', '.join(sorted([*DATASETS, FOLDER]))}.")
+        raise UsageError(f"There is no data set {name!r}; known are {', '.join(sorted([*DATASETS, FOLDER]))}.")
     return DATASETS[name]
 
 
@@ -71,7 +72,7 @@ def load_segmentation_dataset(
         ignored) and `image_id`. Files are read, mapped and checked when a row is.
 
     Raises:
-        ValueError: If the data set is unknown or incomplete.
+        UsageError: If the data set is unknown or incomplete.
     """
     spec = other_raw_values(get_dataset_spec(name, data_dir), id_map, reduce_zero_label)
     folder = Path(data_dir) if data_dir is not None else None
@@ -88,18 +89,18 @@ def index_split(
     """Undecoded rows of one split, and what reads them.
 
     Raises:
-        ValueError: If the data set is incomplete, or options do not fit where it comes from.
+        UsageError: If the data set is incomplete, or options do not fit where it comes from.
     """
     is_predecoded = copy.name is None and data_dir is not None and holds_predecoded(data_dir)
     from_copy = isinstance(spec.source, FileSource) and is_a_copy(copy, data_dir)
     if corrections is not None and (is_predecoded or from_copy):
-        raise ValueError("--corrections apply to the official files; make the copy with them (prepare_dataset.py).")
+        raise UsageError("`corrections` apply to the official files; make the copy with them (prepare_dataset.py).")
     if is_predecoded:
         return index_predecoded(spec, split, data_dir)
     if from_copy:
         return index_copy(copy, split, data_dir), ReadSamples(spec.mapping, embedded=True)
     if copy.streaming:
-        raise ValueError("--streaming reads parquet files or a Hub id; pictures in folders need no copy anyway.")
+        raise UsageError("`streaming` reads parquet files or a Hub id; pictures in folders need no copy anyway.")
     return spec.source.index(spec, split, data_dir, corrections), spec.source.reader(spec)
 
 
@@ -107,7 +108,7 @@ def other_raw_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce
     """The same classes from other raw label values; arguments as in `load_segmentation_dataset`.
 
     Raises:
-        ValueError: If the values do not fit the classes.
+        UsageError: If the values do not fit the classes.
     """
     if id_map is None and not reduce_zero_label:
         return spec
@@ -115,10 +116,10 @@ def other_raw_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce
     values: dict[int | Color, int]
     if reduce_zero_label:
         if id_map is not None:
-            raise ValueError("Give --id_map or --reduce_zero_label, not both.")
+            raise UsageError("Give `id_map` or `reduce_zero_label`, not both.")
         values = {label + 1: label for label in range(num_classes)}
         return replace(spec, label_values=values, ignored=frozenset({0, IGNORE_INDEX}))
     values = {int(raw): int(label) for raw, label in id_map.items()}
     if outside := sorted(label for label in values.values() if not 0 <= label < num_classes):
-        raise ValueError(f"--id_map: {outside} are no train ids; {spec.name} has {num_classes} classes.")
+        raise UsageError(f"`id_map`: {outside} are no train ids; {spec.name} has {num_classes} classes.")
     return replace(spec, label_values=values, ignored=None)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..errors import UsageError
 from .labels import LabelMapping
 
 try:  # they decode faster than Pillow, to the same pixels
@@ -82,7 +83,7 @@ class TopOfPng:
         """Pixels (h, w, 3) uint8.
 
         Raises:
-            ValueError: If the file is damaged; it is named.
+            UsageError: If the file is damaged; it is named.
         """
         header = self.data[12:20] + struct.pack(">I", min(self.size[1], rows.stop)) + self.data[24:29]
         shortened = b"".join((self.data[:12], header, struct.pack(">I", zlib.crc32(header)), self.data[_IHDR_END:]))
@@ -103,7 +104,7 @@ def read_sample(
         `tuple`: RGB picture; train ids (mode L), 255 where ignored.
 
     Raises:
-        ValueError: If a file cannot be read, sizes differ or a label value is unknown; the file is named.
+        UsageError: If a file cannot be read, sizes differ or a label value is unknown; the file is named.
     """
     train_ids = _read_train_ids(label, mapping)
     size = (train_ids.shape[1], train_ids.shape[0])
@@ -116,7 +117,7 @@ def read_sample(
     upright = _upright(picture)
     picture = picture if upright.size != size == picture.size else upright
     if picture.size != size:
-        raise ValueError(
+        raise UsageError(
             f"{_name(label)} is {size[0]}x{size[1]} pixels but its picture {_name(image)} is "
             f"{picture.width}x{picture.height}; they must have the same size."
         )
@@ -130,7 +131,7 @@ def read_labels(label: Any, mapping: LabelMapping) -> Image.Image:
     """Decode labels to train ids (mode L), 255 where ignored.
 
     Raises:
-        ValueError: If the file cannot be read or holds an unknown value; it is named.
+        UsageError: If the file cannot be read or holds an unknown value; it is named.
     """
     return Image.fromarray(_read_train_ids(label, mapping))
 
@@ -139,7 +140,7 @@ def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
     """Class values (H, W), palettes and 16 bits taken as values, or colours (H, W, 3).
 
     Raises:
-        ValueError: If the file cannot be read or has another mode; it is named.
+        UsageError: If the file cannot be read or has another mode; it is named.
     """
     label = _with_bytes(label)
     data = label["bytes"]
@@ -150,7 +151,7 @@ def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
     modes = _COLOR_MODES | {"P"} if by_color else _ID_MODES
     if picture.mode not in modes:
         wanted = "an RGB picture" if by_color else "one value a pixel (8 or 16 bits, or a palette)"
-        raise ValueError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {picture.mode}.")
+        raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {picture.mode}.")
     raw = np.asarray(picture.convert("RGB") if by_color else picture)
     return raw // _GREY_STEPS[data[24:26]] if _png_kind(data) in _GREY_STEPS else raw
 
@@ -159,7 +160,7 @@ def read_image(path: str | Path) -> Image.Image:
     """Read a picture as RGB, upright.
 
     Raises:
-        ValueError: If the file cannot be read.
+        UsageError: If the file cannot be read.
     """
     return _as_rgb(_upright(_open({"path": str(path)})))
 
@@ -205,7 +206,7 @@ def _refuse_bomb(data: bytes, name: str) -> None:
         width, height = struct.unpack(">II", data[16:24])
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and width * height > 2 * limit:
-            raise ValueError(f"{name} would be {width}x{height} pixels, more than {2 * limit}; it is not decoded.")
+            raise UsageError(f"{name} would be {width}x{height} pixels, more than {2 * limit}; it is not decoded.")
 
 
 def _is_interlaced(png: bytes) -> bool:
@@ -263,8 +264,8 @@ def _named(name: str, decode: Callable[[], Decoded]) -> Decoded:
     try:
         return decode()
     except FileNotFoundError:
-        raise ValueError(f"There is no file {name}.") from None
+        raise UsageError(f"There is no file {name}.") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{name} cannot be read as a picture: its format is unknown.") from None
+        raise UsageError(f"{name} cannot be read as a picture: its format is unknown.") from None
     except Exception as error:  # decoders raise a dozen kinds for broken files
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from None
+        raise UsageError(f"{name} cannot be read as a picture: {error}") from None

@@ -20,6 +20,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
+from ..errors import UsageError
 from .pictures import ArrayPicture
 
 if TYPE_CHECKING:
@@ -74,13 +75,13 @@ def index_predecoded(spec: DatasetSpec, split: str, folder: Path) -> tuple[Datas
     """Rows of one split, and what reads them.
 
     Raises:
-        ValueError: If the copy is of another data set, or the split is missing or was not finished.
+        UsageError: If the copy is of another data set, or the split is missing or was not finished.
     """
     description = json.loads((folder / DESCRIPTION).read_text())
     if description["classes"] != list(spec.classes):
-        raise ValueError(f"{folder} was pre-decoded for {description['dataset']}, not for {spec.name}.")
+        raise UsageError(f"{folder} was pre-decoded for {description['dataset']}, not for {spec.name}.")
     if split not in description["splits"]:
-        raise ValueError(
+        raise UsageError(
             f"{folder} has the splits {description['splits']}, not {split!r}; add it with scripts/prepare_dataset.py."
         )
     rows = list(_read_index(folder / f"{split}.index.jsonl"))
@@ -98,7 +99,7 @@ def write_predecoded(dataset: Dataset, spec: DatasetSpec, split: str, folder: Pa
         folder (`Path`): Where to write.
 
     Raises:
-        ValueError: If the folder holds something else, or a sample cannot be read.
+        UsageError: If the folder holds something else, or a sample cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description = _description(spec, folder)
@@ -134,7 +135,7 @@ def _description(spec: DatasetSpec, folder: Path) -> dict[str, Any]:
         return {"dataset": spec.name, "classes": list(spec.classes), "splits": []}
     description = json.loads(path.read_text())
     if description["classes"] != list(spec.classes):
-        raise ValueError(f"{folder} was pre-decoded for {description['dataset']}; choose another folder.")
+        raise UsageError(f"{folder} was pre-decoded for {description['dataset']}; choose another folder.")
     return description
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from ..errors import UsageError
 from .checking import SplitReport, check_rows, report_table
 from .file_source import FileSource
 from .folder_spec import DESCRIPTION as FOLDER_DESCRIPTION
@@ -75,7 +76,7 @@ def prepare(
         num_workers (`int`): Worker processes of the check.
 
     Raises:
-        ValueError: If the data set cannot be found or is broken; nothing is written then.
+        UsageError: If the data set cannot be found or is broken; nothing is written then.
     """
     _check_output_dir(output_dir)
     found = [_find(spec, split, data_dir, copy, corrections) for split in splits]
@@ -92,9 +93,9 @@ def prepare(
     for fault in faults:
         print(f"broken: {fault}")
     if faults and not skip_broken:
-        raise ValueError(
+        raise UsageError(
             f"{len(faults)} pictures of {spec.name} cannot be used (listed above); mend them, or leave them out with "
-            "--skip_broken."
+            "`skip_broken`."
         )
     if output_dir is not None:
         _convert(spec, found, data_dir, output_dir, predecode)
@@ -102,9 +103,9 @@ def prepare(
 
 def _find(spec: DatasetSpec, split: str, data_dir: Path | None, copy: Copy, corrections: Path | None) -> _Split:
     if not isinstance(spec.source, FileSource):
-        raise ValueError(f"{spec.name} is drawn on demand; there is nothing to prepare.")
+        raise UsageError(f"{spec.name} is drawn on demand; there is nothing to prepare.")
     if copy.streaming:
-        raise ValueError("--streaming: a copy is made of files that are here; leave it out.")
+        raise UsageError("`streaming`: a copy is made of files that are here; leave it out.")
     if is_a_copy(copy, data_dir):
         return _Split(split, *index_split(spec, split, data_dir, copy, corrections), without_label=[])
     pairs = spec.source.find(spec, split, data_dir)
@@ -119,9 +120,9 @@ def _check_output_dir(output_dir: Path | None) -> None:
     if output_dir is None or not output_dir.exists():
         return
     if not output_dir.is_dir():
-        raise ValueError(f"--output_dir: {output_dir} is a file.")
+        raise UsageError(f"`output_dir`: {output_dir} is a file.")
     if any(output_dir.iterdir()) and not any(output_dir.glob(REPORT_FILE.format(split="*"))):
-        raise ValueError(f"--output_dir: {output_dir} is not empty and holds no conversion; choose another folder.")
+        raise UsageError(f"`output_dir`: {output_dir} is not empty and holds no conversion; choose another folder.")
 
 
 def _convert(
@@ -142,7 +143,7 @@ def _convert(
             write_parquet(rows, split.name, output_dir)
     if not predecode:
         write_card(spec, _all_reports(output_dir), output_dir)
-    print(f"{sum(len(split.usable_rows()) for split in splits)} pictures are in {output_dir}; use it as --data_dir.")
+    print(f"{sum(len(split.usable_rows()) for split in splits)} pictures are in {output_dir}; use it as `data_dir`.")
 
 
 def fingerprint(rows: Dataset) -> str:
@@ -185,12 +186,12 @@ def saved_report(split: str, name: str, folder: Path) -> SplitReport | None:
     """What was found in exactly these files before.
 
     Raises:
-        ValueError: If the folder was made from other files.
+        UsageError: If the folder was made from other files.
     """
     path = folder / REPORT_FILE.format(split=split)
     if not path.is_file():
         return None
     report = json.loads(path.read_text())
     if report["fingerprint"] != name:
-        raise ValueError(f"--output_dir: {folder} was made from other files of {split}; choose another folder.")
+        raise UsageError(f"`output_dir`: {folder} was made from other files of {split}; choose another folder.")
     return SplitReport.from_dict(report)

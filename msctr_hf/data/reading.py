@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from datasets import Dataset, IterableDataset
 
+from ..errors import UsageError
 from .labels import LabelMapping
 from .pictures import read_labels, read_sample
 
@@ -74,7 +75,7 @@ def _refuse_paths(batch: Batch) -> None:
     for column in ("image", "label"):
         for file, image_id in zip(batch[column], batch["image_id"], strict=True):
             if not file.get("bytes"):
-                raise ValueError(
+                raise UsageError(
                     f"The copy holds no {column} of {image_id}, only the path {file.get('path')}, which is not "
                     "followed; write it with the files themselves (scripts/prepare_dataset.py, or save_to_disk)."
                 )

@@ -7,6 +7,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..errors import UsageError
 from .labels import IGNORE_INDEX
 from .reading import rows_of_labels
 
@@ -46,7 +47,7 @@ def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
     Source: Pissas et al., ECCV 2022, CaDIS recipe (threshold 0.15).
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"--repeat_factor_threshold must lie between 0 and 1, got {threshold}.")
+        raise UsageError(f"`repeat_factor_threshold` must lie between 0 and 1, got {threshold}.")
     share = present.mean(axis=0)
     with np.errstate(divide="ignore"):
         of_class = np.where(share > 0, np.maximum(1.0, np.sqrt(threshold / share)), 1.0)

@@ -18,6 +18,8 @@ from datasets import (
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
 
+from ..errors import UsageError
+
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
@@ -50,7 +52,7 @@ def index_copy(copy: Copy, split: str, data_dir: Path | None) -> Dataset | Itera
     """Undecoded rows {image, label, image_id} of one split of a copy.
 
     Raises:
-        ValueError: If the copy cannot be had, or lacks the split or a column; the message says what there is.
+        UsageError: If the copy cannot be had, or lacks the split or a column; the message says what there is.
     """
     folder = Path(copy.name) if copy.name is not None else data_dir
     if folder is not None and folder.is_dir():
@@ -90,16 +92,16 @@ def _open_hub(copy: Copy, split: str) -> Dataset | IterableDataset:
         return load_dataset(copy.name, split=own, revision=copy.revision, streaming=copy.streaming)
     except DatasetNotFoundError as error:
         if "gated" in str(error):
-            raise ValueError(
-                f"--dataset_name: {copy.name} is gated: accept its terms on "
+            raise UsageError(
+                f"`dataset_name`: {copy.name} is gated: accept its terms on "
                 f"https://huggingface.co/datasets/{copy.name} and log in with `hf auth login`."
             ) from error
-        raise ValueError(
-            f"--dataset_name: there is no data set {copy.name} on the Hub, and no such folder."
+        raise UsageError(
+            f"`dataset_name`: there is no data set {copy.name} on the Hub, and no such folder."
         ) from error
     except (OSError, RuntimeError) as error:  # no network; a repository of a script, which `datasets` no longer runs
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--dataset_name: {copy.name} cannot be read from the Hub ({reason}).") from error
+        raise UsageError(f"`dataset_name`: {copy.name} cannot be read from the Hub ({reason}).") from error
 
 
 def _own_name(split: str, names: list[str], where: str) -> str:
@@ -107,14 +109,14 @@ def _own_name(split: str, names: list[str], where: str) -> str:
     for name in SPLIT_NAMES.get(split, (split,)):
         if name in names:
             return name
-    raise ValueError(f"{where} has the splits {names}, not {split!r}.")
+    raise UsageError(f"{where} has the splits {names}, not {split!r}.")
 
 
 def _with_our_columns(dataset: Dataset | IterableDataset, copy: Copy, split: str) -> Dataset | IterableDataset:
     columns = dataset.column_names or []
     for flag, column in (("image_column", copy.image_column), ("label_column", copy.label_column)):
         if column not in columns:
-            raise ValueError(f"--{flag}: there is no column {column!r}; the data set has {', '.join(columns)}.")
+            raise UsageError(f"--{flag}: there is no column {column!r}; the data set has {', '.join(columns)}.")
     for column in (copy.image_column, copy.label_column):
         # before anything else: a stream would decode, and encode again, with loss
         dataset = dataset.cast_column(column, ImageFeature(decode=False))

@@ -15,6 +15,8 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..errors import UsageError
+
 if TYPE_CHECKING:
     from .specs import DatasetSpec
 
@@ -52,7 +54,7 @@ class SyntheticSource:
     def index(self, spec: DatasetSpec, split: str, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
         """Names of the scenes of one split; the other arguments are not used."""
         if split not in SPLITS:
-            raise ValueError(f"{spec.name} has the splits {sorted(SPLITS)}, not {split!r}.")
+            raise UsageError(f"{spec.name} has the splits {sorted(SPLITS)}, not {split!r}.")
         return Dataset.from_dict({"image_id": [f"{split}_{number:04d}" for number in range(SPLITS[split][1])]})
 
 

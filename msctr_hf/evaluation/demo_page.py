@@ -17,6 +17,7 @@ from ..data.file_source import PICTURE_SUFFIXES
 from ..data.loading import load_segmentation_dataset
 from ..data.pictures import read_image
 from ..data.synthetic import SYNTHETIC_CLASSES
+from ..errors import UsageError
 from .embeddings import similarity_maps, stage_features
 from .predictor import Predictor
 from .visualization import overlay
@@ -55,7 +56,7 @@ def segment_picture(predictor: Predictor, path: str | Path) -> Segmented:
     """Read a picture file and label it.
 
     Raises:
-        ValueError: If it is no picture, or the network cannot take it.
+        UsageError: If it is no picture, or the network cannot take it.
     """
     image = read_image(path)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
@@ -64,7 +65,7 @@ def segment_picture(predictor: Predictor, path: str | Path) -> Segmented:
         has_projections = getattr(predictor.model, "projection_head", None) is not None
         projections = stage_features(predictor, image) if has_projections else {}
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"The network cannot take a picture of {image.width} x {image.height} pixels.") from error
+        raise UsageError(f"The network cannot take a picture of {image.width} x {image.height} pixels.") from error
     return Segmented(image, labels, projections)
 
 
@@ -107,12 +108,12 @@ def example_pictures(source: str | Path | None, config: Any, folder: str | Path)
     """Picture files to pick from: those of a folder or, for a network of drawn scenes, some drawn into `folder`.
 
     Raises:
-        ValueError: If the folder holds no picture.
+        UsageError: If the folder holds no picture.
     """
     if source is not None:
         paths = sorted(path for path in Path(source).glob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
         if not paths:
-            raise ValueError(f"--examples: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+            raise UsageError(f"`examples`: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
         return [str(path) for path in paths[:MOST_EXAMPLES]]
     if list(config.id2label.values()) != list(SYNTHETIC_CLASSES):
         return []
@@ -127,7 +128,7 @@ def launch(page: Any, port: int) -> None:
     """Serve a page until it is interrupted.
 
     Raises:
-        ValueError: If the port is taken.
+        UsageError: If the port is taken.
     """
     import gradio
 
@@ -135,7 +136,7 @@ def launch(page: Any, port: int) -> None:
     try:
         page.launch(server_port=port, css=_STYLE, theme=theme, quiet=False)
     except OSError as error:
-        raise ValueError(f"--port {port} cannot be used ({error}); choose another.") from error
+        raise UsageError(f"`port={port}` cannot be used ({error}); choose another.") from error
 
 
 def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) -> Any:
@@ -147,13 +148,13 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
         examples (`Sequence[str]`): Picture files to pick from.
 
     Raises:
-        ValueError: If gradio is not installed.
+        UsageError: If gradio is not installed.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # a page says nothing to others
     try:
         import gradio
     except ImportError:
-        raise ValueError("The demo needs gradio: pip install 'msctr_hf[demo]'.") from None
+        raise UsageError("The demo needs gradio: pip install 'msctr_hf[demo]'.") from None
 
     model, names, palette = predictor.model, predictor.class_names, predictor.palette
     stages = list(model.config.projection_stages) if getattr(model, "projection_head", None) is not None else []
@@ -164,7 +165,7 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
             return [None, "", None, *cleared]
         try:
             segmented = segment_picture(predictor, path)
-        except ValueError as error:
+        except UsageError as error:
             sentence = html.escape(str(error).replace(str(path), Path(path).name))
             return [None, f'<p class="fault">{sentence}</p>', None, *cleared]
         return [shade(segmented, opacity), area_table(segmented.labels, names, palette), segmented, *cleared]

@@ -17,6 +17,7 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..errors import UsageError
 from ..models.anchor_sampling import resize_labels
 from .predictor import Predictor
 
@@ -54,14 +55,14 @@ def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
     """The sample with this image id; the first by default.
 
     Raises:
-        ValueError: If there is no such picture.
+        UsageError: If there is no such picture.
     """
     if image_id is None:
         return dataset[0]
     image_ids = dataset.with_format(None)["image_id"][:]
     if image_id not in image_ids:
         close = difflib.get_close_matches(image_id, image_ids, n=3) or image_ids[:3]
-        raise ValueError(f"--picture: there is no picture {image_id!r}; there are {', '.join(close)}, ...")
+        raise UsageError(f"`picture`: there is no picture {image_id!r}; there are {', '.join(close)}, ...")
     return dataset[image_ids.index(image_id)]
 
 
@@ -76,12 +77,12 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
             `"pyramid"`, those of UPerNet's feature pyramid.
 
     Raises:
-        ValueError: If projections are asked of a network that has no projection head, or a pyramid of another head.
+        UsageError: If projections are asked of a network that has no projection head, or a pyramid of another head.
     """
     model = predictor.model
     if kind == "projections" and getattr(model, "projection_head", None) is None:
-        raise ValueError(
-            "--model: this network was trained without contrast and has no projections; take --features stages."
+        raise UsageError(
+            "`model`: this network was trained without contrast and has no projections; take `features='stages'`."
         )
     prepared = predictor.prepare([image])
     if kind == "projections":
@@ -97,7 +98,7 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
 
 def _pyramid(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
     if getattr(model.config, "decode_head", None) != "upernet":
-        raise ValueError("--features pyramid: only UPerNet has one; take --features stages.")
+        raise UsageError("`features='pyramid'`: only UPerNet has one; take `features='stages'`.")
     maps: list[torch.Tensor] = []
     hook = model.decode_head.register_forward_hook(lambda head, arguments, output: maps.extend(output[1]))
     model(pixel_values=pixel_values)
@@ -150,22 +151,22 @@ def to_plane(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.nd
     """Unit rows (N, D) -> points (N, 2), neighbours staying neighbours.
 
     Raises:
-        ValueError: If the method is unknown or not installed, or there are too few rows.
+        UsageError: If the method is unknown or not installed, or there are too few rows.
     """
     if len(features) < 4:
-        raise ValueError(f"{len(features)} pixels are too few for a map; take more --pictures.")
+        raise UsageError(f"{len(features)} pixels are too few for a map; take more `pictures`.")
     if method == "umap":
         try:
             from umap import UMAP
         except ImportError:
-            raise ValueError("--method umap needs umap-learn: pip install umap-learn, or take tsne.") from None
+            raise UsageError("`method='umap'` needs umap-learn: pip install umap-learn, or take tsne.") from None
         return UMAP(n_neighbors=min(15, len(features) - 1), metric="cosine", random_state=seed).fit_transform(features)
     if method != "tsne":
-        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}.")
+        raise UsageError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
     try:
         from sklearn.manifold import TSNE
     except ImportError:
-        raise ValueError("--method tsne needs scikit-learn: pip install scikit-learn.") from None
+        raise UsageError("`method='tsne'` needs scikit-learn: pip install scikit-learn.") from None
     # squared distances of unit rows are 2 - 2 cos: nearest is most similar
     perplexity = min(30.0, (len(features) - 1) / 3)
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
@@ -209,11 +210,11 @@ def similarity_maps(
         `dict[int, np.ndarray]`: stage -> (h, w), from -1 to 1.
 
     Raises:
-        ValueError: If the pixel lies outside the picture.
+        UsageError: If the pixel lies outside the picture.
     """
     if not all(0 <= place < side for place, side in zip(pixel, size, strict=True)):
-        raise ValueError(
-            f"--pixel {pixel[0]} {pixel[1]} lies outside the picture of {size[0]} rows, {size[1]} columns."
+        raise UsageError(
+            f"`pixel` {pixel[0]} {pixel[1]} lies outside the picture of {size[0]} rows, {size[1]} columns."
         )
     maps = {}
     for stage, of_stage in features.items():
@@ -245,20 +246,20 @@ def ask_for_pixel(image: Image.Image) -> tuple[int, int]:
     """Show a picture and wait for a click; row and column.
 
     Raises:
-        ValueError: If there is no display, or the window was closed.
+        UsageError: If there is no display, or the window was closed.
     """
     try:
         from matplotlib import pyplot
     except ImportError:
-        raise ValueError("--click needs matplotlib: pip install matplotlib.") from None
+        raise UsageError("`click` needs matplotlib: pip install matplotlib.") from None
     if pyplot.get_backend().lower() in ("agg", "pdf", "svg", "ps", "cairo", "template"):
-        raise ValueError("--click needs a display; give --pixel ROW COLUMN instead.")
+        raise UsageError("`click` needs a display; give `pixel` instead.")
     pyplot.imshow(image)
     pyplot.title("click on a pixel")
     clicks = pyplot.ginput(1, timeout=0)
     pyplot.close()
     if not clicks:
-        raise ValueError("--click: the window was closed without a click.")
+        raise UsageError("`click`: the window was closed without a click.")
     return int(clicks[0][1]), int(clicks[0][0])
 
 
@@ -266,5 +267,5 @@ def _new_figure(panels: int, aspect: float = 1.0) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("Figures need matplotlib: pip install matplotlib.") from None
+        raise UsageError("Figures need matplotlib: pip install matplotlib.") from None
     return Figure(figsize=(_INCHES * panels, _INCHES * aspect + 1), layout="constrained")

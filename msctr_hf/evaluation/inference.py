@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from ..models.decode_heads import resize
 from ..models.image_processing_msctr import pad
 
@@ -54,7 +55,7 @@ def predict_probabilities(
         `torch.Tensor` of shape `(B, L, *output_size)`: probabilities, float32.
 
     Raises:
-        ValueError: If a size, a stride or a scale is impossible.
+        UsageError: If a size, a stride or a scale is impossible.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
     views = _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, padding_mode, batch_size)
@@ -329,15 +330,15 @@ def _size(values) -> Size:
 
 def _check_views(crop_size, stride, scales, size_divisor) -> tuple[Size | None, Size | None]:
     if not scales or min(scales) <= 0:
-        raise ValueError(f"`scales` must be positive, got {list(scales)}.")
+        raise UsageError(f"`scales` must be positive, got {list(scales)}.")
     if size_divisor < 1:
-        raise ValueError(f"`size_divisor` must be at least 1, got {size_divisor}.")
+        raise UsageError(f"`size_divisor` must be at least 1, got {size_divisor}.")
     if crop_size is None:
         if stride is not None:
-            raise ValueError("A window stride needs a window size.")
+            raise UsageError("A window stride needs a window size.")
         return None, None
     crop_size = _size(crop_size)
     stride = tuple(max(1, 2 * side // 3) for side in crop_size) if stride is None else _size(stride)
     if min(crop_size) < 1 or any(not 1 <= step <= side for step, side in zip(stride, crop_size, strict=True)):
-        raise ValueError(f"The stride of a window must lie between 1 and its size {crop_size}, got {stride}.")
+        raise UsageError(f"The stride of a window must lie between 1 and its size {crop_size}, got {stride}.")
     return crop_size, stride

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import Pipeline
 from transformers.image_utils import load_image
 
+from ..errors import UsageError
 from .predictor import Predictor, Protocol
 from .visualization import overlay
 
@@ -41,7 +42,7 @@ class SegmentationPipeline(Pipeline):
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
         unknown = sorted(set(settings) - {*_PROTOCOL, *_OVERLAY})
         if unknown:
-            raise ValueError(f"`{unknown[0]}` is no setting of this pipeline: {', '.join((*_PROTOCOL, *_OVERLAY))}.")
+            raise UsageError(f"`{unknown[0]}` is no setting of this pipeline: {', '.join((*_PROTOCOL, *_OVERLAY))}.")
         protocol = {name: settings[name] for name in _PROTOCOL if name in settings}
         return {}, protocol, {name: settings[name] for name in _OVERLAY if name in settings}
 

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from ..data.file_source import PICTURE_SUFFIXES
 from ..data.pictures import read_image
 from ..data.specs import DatasetSpec
+from ..errors import UsageError
 from .predictor import Predictor
 from .visualization import overlay
 
@@ -37,7 +38,7 @@ def predict_files(
         `int`: number of pictures labelled.
 
     Raises:
-        ValueError: If there is nothing to label, or pictures cannot be read (the others are labelled all the same).
+        UsageError: If there is nothing to label, or pictures cannot be read (the others are labelled all the same).
     """
     targets = _plan_outputs(Path(source), Path(output_dir), submission_for)
     names, palette = predictor.class_names, predictor.palette
@@ -46,7 +47,7 @@ def predict_files(
     for path, target in tqdm(targets.items(), desc="predicting", unit="picture", disable=len(targets) < 2):
         try:
             image = read_image(path)
-        except ValueError as error:
+        except UsageError as error:
             unreadable.append(str(error))
             continue
         labels = next(predictor([image]))
@@ -57,14 +58,14 @@ def predict_files(
         Image.fromarray(labels).save(target.with_name(f"{target.name}.png"))
         overlay(image, labels, palette, names, opacity).save(target.with_name(f"{target.name}_overlay.png"))
     if unreadable:
-        raise ValueError(f"{len(unreadable)} of {len(targets)} pictures cannot be read: {'; '.join(unreadable)}")
+        raise UsageError(f"{len(unreadable)} of {len(targets)} pictures cannot be read: {'; '.join(unreadable)}")
     return len(targets)
 
 
 def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
     """Raw label value of every train id."""
     if num_labels != len(spec.classes):
-        raise ValueError(f"--submission_for: {spec.name} has {len(spec.classes)} classes, the model {num_labels}.")
+        raise UsageError(f"`submission_for`: {spec.name} has {len(spec.classes)} classes, the model {num_labels}.")
     raw_values = spec.raw_values()
     return np.array([raw_values[label] for label in range(num_labels)], dtype=np.uint8)
 
@@ -72,33 +73,33 @@ def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
 def _plan_outputs(source: Path, output_dir: Path, submission_for: DatasetSpec | None) -> dict[Path, Path]:
     """Picture -> path of its outputs without endings."""
     if not source.exists():
-        raise ValueError(f"--input: there is no file or folder {source}.")
+        raise UsageError(f"`input`: there is no file or folder {source}.")
     if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir: {output_dir} is a file.")
+        raise UsageError(f"`output_dir`: {output_dir} is a file.")
     pictures = [source]
     if source.is_dir():
         pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     if not pictures:
-        raise ValueError(f"--input: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+        raise UsageError(f"`input`: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
     if submission_for is not None:
         targets = {path: output_dir / _official_name(path, submission_for) for path in pictures}
     else:
         root = source if source.is_dir() else source.parent
         targets = {path: output_dir / path.relative_to(root).with_suffix("") for path in pictures}
     if len(set(targets.values())) < len(targets):
-        raise ValueError(f"--input: {source} holds pictures whose names differ only in their endings.")
+        raise UsageError(f"`input`: {source} holds pictures whose names differ only in their endings.")
     inputs = {path.resolve() for path in pictures}
     for target in targets.values():
         if target.with_name(f"{target.name}.png").resolve() in inputs:
-            raise ValueError(f"--output_dir: {output_dir} would overwrite {target.name}.png; choose another folder.")
+            raise UsageError(f"`output_dir`: {output_dir} would overwrite {target.name}.png; choose another folder.")
     return targets
 
 
 def _official_name(path: Path, spec: DatasetSpec) -> str:
     """aachen_000000_000019_leftImg8bit.png -> aachen_000000_000019_pred_labelIds."""
     if spec.submission is None:
-        raise ValueError(f"--submission_for: {spec.name} has no test server that takes files.")
+        raise UsageError(f"`submission_for`: {spec.name} has no test server that takes files.")
     stem = path.stem
     if not stem.endswith(spec.submission.image_suffix):
-        raise ValueError(f"--submission_for: the name of {path} does not end in {spec.submission.image_suffix}.")
+        raise UsageError(f"`submission_for`: the name of {path} does not end in {spec.submission.image_suffix}.")
     return stem.removesuffix(spec.submission.image_suffix) + spec.submission.label_suffix

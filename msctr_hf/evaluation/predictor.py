@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.specs import voc_palette
+from ..errors import UsageError
 from .inference import predict_labels
 
 
@@ -104,7 +105,7 @@ def load_predictor(
         dtype (`str`): float32, float16 or bfloat16.
 
     Raises:
-        ValueError: If there is no such model or device.
+        UsageError: If there is no such model or device.
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -113,8 +114,8 @@ def load_predictor(
         image_processor = AutoImageProcessor.from_pretrained(name_or_path)
     except OSError as error:
         kind = "folder holds no model" if Path(name_or_path).is_dir() else "model cannot be found"
-        raise ValueError(f"--model: {name_or_path}: the {kind} ({str(error).strip().splitlines()[0]})") from error
+        raise UsageError(f"`model`: {name_or_path}: the {kind} ({str(error).strip().splitlines()[0]})") from error
     try:
         return Predictor(model.to(device).eval(), image_processor, protocol)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: {device} cannot be used ({str(error).strip().splitlines()[0]})") from error
+        raise UsageError(f"`device`: {device} cannot be used ({str(error).strip().splitlines()[0]})") from error

@@ -15,6 +15,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from ..errors import UsageError
+
 LARGEST_DIFFERENCE = 1e-4  # of logits, relative to the largest where that is above 1
 _NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 # Of the size multiple: example, small and large comparison. Windows of 4, 7, 8 and 12 pixels pad the example at every
@@ -68,14 +70,14 @@ def export_network(
         not seen.
 
     Raises:
-        ValueError: If a package is missing, the network cannot be exported, or the export differs; no folder is left.
+        UsageError: If a package is missing, the network cannot be exported, or the export differs; no folder is left.
     """
     output_dir = Path(output_dir)
     missing = [name for name in _NEEDED[format] if importlib.util.find_spec(name) is None]
     if missing or importlib.util.find_spec("transformers.exporters") is None:
-        raise ValueError("Exporting needs more packages: pip install 'msctr_hf[export]'.")
+        raise UsageError("Exporting needs more packages: pip install 'msctr_hf[export]'.")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"--output_dir: {output_dir} is not empty; choose another folder.")
+        raise UsageError(f"`output_dir`: {output_dir} is not empty; choose another folder.")
     example, compared = _shapes(size_multiple, fixed_size)
     with _quietly():
         exported = _export(model, example, format, _free_sides(size_multiple, fixed_size))
@@ -124,7 +126,7 @@ def _export(model: PreTrainedModel, size: Size, format: str, free_sides: dict[in
     try:
         return Exporter().export(model, inputs, Config(dynamic=True, dynamic_shapes={"pixel_values": free_sides}))
     except Exception as error:  # a dozen kinds, from tracing, translating and optimising
-        raise ValueError(_advice(f"{type(model).__name__} cannot be exported", error)) from error
+        raise UsageError(_advice(f"{type(model).__name__} cannot be exported", error)) from error
 
 
 def _compare(model: PreTrainedModel, exported: Any, batch: int, size: Size) -> Comparison:
@@ -134,22 +136,22 @@ def _compare(model: PreTrainedModel, exported: Any, batch: int, size: Size) -> C
         try:
             logits = torch.as_tensor(exported(pixel_values=pixel_values)["logits"])
         except Exception as error:
-            raise ValueError(_advice(f"The exported network fails at batch {batch}, size {size}", error)) from error
+            raise UsageError(_advice(f"The exported network fails at batch {batch}, size {size}", error)) from error
     if logits.shape != expected.shape:
-        raise ValueError(_advice(f"The exported network gives {tuple(logits.shape)} for {tuple(expected.shape)}"))
+        raise UsageError(_advice(f"The exported network gives {tuple(logits.shape)} for {tuple(expected.shape)}"))
     return Comparison(batch, size, (logits - expected).abs().max().item(), expected.abs().max().item())
 
 
 def _refuse_difference(comparison: Comparison) -> None:
     if not comparison.difference <= LARGEST_DIFFERENCE * max(1.0, comparison.largest):
-        raise ValueError(
+        raise UsageError(
             _advice(f"The exported network differs by {comparison.difference:.2g} at size {comparison.size}")
         )
 
 
 def _advice(what: str, error: Exception | None = None) -> str:
     reason = f" ({str(error).strip().splitlines()[0][:160]})" if error is not None and str(error).strip() else ""
-    return f"{what}{reason}; try --size_multiple 32, or --fixed_size HEIGHT WIDTH."
+    return f"{what}{reason}; try `size_multiple=32`, or a `fixed_size`."
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from ..data.folder_spec import FOLDER
 from ..data.specs import DatasetSpec
+from ..errors import UsageError
 from ..evaluation.scoring import iou_table
 from ..models.configuration_msctr import MsctrConfig
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
@@ -57,12 +58,12 @@ def write_model_card(
             set; by default only of data sets whose pictures are free.
 
     Raises:
-        ValueError: If the folder holds no model.
+        UsageError: If the folder holds no model.
     """
     folder = Path(folder)
     config, run, results = (read_json(folder / file) for file in ("config.json", RUN_FILE, RESULTS_FILE))
     if not config:
-        raise ValueError(f"{folder} holds no model.")
+        raise UsageError(f"{folder} holds no model.")
     if (folder / CARD_FILE).exists() and _OURS not in (folder / CARD_FILE).read_text():
         return folder / CARD_FILE
     settings = run.get("settings", {})

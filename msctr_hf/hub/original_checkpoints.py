@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..errors import UsageError
 from ..models.configuration_msctr import MsctrConfig
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 
@@ -95,7 +96,7 @@ def convert_original_checkpoint(
         `tuple`: the network, and a dict from released names to the names they have in our folder.
 
     Raises:
-        ValueError: If a name is left over on either side, or a shape differs.
+        UsageError: If a name is left over on either side, or a shape differs.
     """
     state, names = rename_original_state(state_dict, config)
     with tempfile.TemporaryDirectory() as folder:
@@ -114,9 +115,9 @@ def convert_original_checkpoint(
         ("has other shapes than the network", misshapen),
     ):
         if keys:
-            raise ValueError(
+            raise UsageError(
                 f"The checkpoint {what}: {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''} ({len(keys)} in all)."
-                " Is this the --config it was trained with?"
+                " Is this the `config` it was trained with?"
             )
     return model, names
 
@@ -127,7 +128,7 @@ def rename_original_state(
     """Rename the entries as they are stored in our folder.
 
     Raises:
-        ValueError: If an entry has no place in the network.
+        UsageError: If an entry has no place in the network.
     """
     backbone_names = _SWIN_NAMES if config.backbone_config.model_type == "swin" else _TIMM_NAMES
     rules = [*_PROJECTION_NAMES, *_HEAD_NAMES[config.decode_head], *backbone_names]
@@ -146,7 +147,7 @@ def rename_original_state(
         names[original] = renamed
         state.update(_split_qkv(renamed, value.contiguous()))
     if leftover:
-        raise ValueError(
+        raise UsageError(
             f"{len(leftover)} names of the checkpoint have no place in a network with decode_head="
             f"{config.decode_head!r}: {', '.join(leftover[:6])}{', ...' if len(leftover) > 6 else ''}."
         )

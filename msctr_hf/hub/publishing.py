@@ -14,6 +14,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from ..arguments import HubArguments
 from ..data.loading import get_dataset_spec
 from ..data.specs import DatasetSpec
+from ..errors import UsageError
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json
 from . import upload
 from .model_card import CARD_FILE, write_model_card
@@ -44,9 +45,9 @@ class Destination:
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
-            raise ValueError(f"--hub_model_id: {str(error).splitlines()[0]}") from None
+            raise UsageError(f"`hub_model_id`: {str(error).splitlines()[0]}") from None
         if "/" not in self.repo_id:
-            raise ValueError(f"--hub_model_id must look like USER/NAME, got {self.repo_id!r}.")
+            raise UsageError(f"`hub_model_id` must look like USER/NAME, got {self.repo_id!r}.")
 
     @classmethod
     def from_arguments(cls, arguments: HubArguments) -> Destination:
@@ -143,7 +144,7 @@ def publish(folder: str | Path, spec: DatasetSpec | None, destination: Destinati
     """Write the card and push a model folder now; returns the URL of the commit.
 
     Raises:
-        ValueError: If the folder holds no model.
+        UsageError: If the folder holds no model.
         ConnectionError: If the Hub refuses or cannot be reached.
     """
     _write_card(Path(folder), spec, destination)
@@ -166,7 +167,7 @@ def spec_of_run(folder: str | Path) -> DatasetSpec | None:
     settings = read_json(Path(folder) / RUN_FILE).get("settings", {})
     try:
         return get_dataset_spec(settings["dataset"], settings.get("data_dir"))
-    except (KeyError, ValueError, OSError):
+    except (KeyError, UsageError):
         return None
 
 

@@ -30,7 +30,7 @@ from .modeling_msctr import MsctrForSemanticSegmentation
 
 HUB, NONE = "hub", "none"
 _CHOICES = (
-    f"use --backbone_weights FILE (a local .safetensors or .pth), or --backbone_weights {NONE} to start at random"
+    f"use `backbone_weights='FILE'` (a local .safetensors or .pth), or `backbone_weights='{NONE}'` to start at random"
 )
 _NAMES_SHOWN = 4
 
@@ -53,7 +53,7 @@ def load_backbone_weights(model: MsctrForSemanticSegmentation, weights: str, hub
     if weights == HUB:
         (_load_timm_from_hub if is_timm else _load_transformers_from_hub)(model, hub_id)
     elif not Path(weights).exists():
-        raise ValueError(f"--backbone_weights: there is no file {weights}; {_CHOICES}.")
+        raise ValueError(f"`backbone_weights`: there is no file {weights}; {_CHOICES}.")
     else:
         (_load_timm_file if is_timm else _load_transformers_file)(model, Path(weights))
 

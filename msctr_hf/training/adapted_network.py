@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.specs import DatasetSpec
+from ..errors import UsageError
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
 
@@ -17,7 +18,7 @@ def saved_kind(path: str) -> str:
     """`model_type` of a saved model.
 
     Raises:
-        ValueError: If there is no such model.
+        UsageError: If there is no such model.
     """
     try:
         return AutoConfig.from_pretrained(path).model_type
@@ -29,10 +30,10 @@ def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> Contr
     """A saved model with the classes of a data set, and the contrast around it; other classes start anew.
 
     Raises:
-        ValueError: If there is no such model, it does not segment, it is one of ours, or settings do not fit it.
+        UsageError: If there is no such model, it does not segment, it is one of ours, or settings do not fit it.
     """
     if saved_kind(path) == MsctrConfig.model_type:
-        raise ValueError(f"--contrastive_adapter: {path} has the contrast built in; leave the flag out.")
+        raise UsageError(f"`contrastive_adapter`: {path} has the contrast built in; leave the flag out.")
     try:
         model = AutoModelForSemanticSegmentation.from_pretrained(
             path,
@@ -50,14 +51,14 @@ def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
     """The image processor a model came with; labels are train ids here, and a new shorter side replaces its size.
 
     Raises:
-        ValueError: If there is none, or it cannot pad.
+        UsageError: If there is none, or it cannot pad.
     """
     try:
         image_processor = AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise _cannot_be_loaded(path, error) from error
     if options["size_divisor"] > 1:
-        raise ValueError("--size_divisor: an adapted model keeps its own image processor; leave the flag out.")
+        raise UsageError("`size_divisor`: an adapted model keeps its own image processor; leave the flag out.")
     if getattr(image_processor, "do_reduce_labels", False):
         image_processor.do_reduce_labels = False
     if options["do_resize"]:
@@ -65,5 +66,5 @@ def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
     return image_processor
 
 
-def _cannot_be_loaded(path: str, error: Exception) -> ValueError:
-    return ValueError(f"--model_name_or_path: {path} cannot be loaded: {str(error).strip().splitlines()[0]}")
+def _cannot_be_loaded(path: str, error: Exception) -> UsageError:
+    return UsageError(f"`model_name_or_path`: {path} cannot be loaded: {str(error).strip().splitlines()[0]}")

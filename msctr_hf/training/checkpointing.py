@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
+from ..errors import UsageError
 from .run_folder import CHECKPOINTS, read_json, replace_file, sync, write_json
 
 MARKER = "COMPLETE"
@@ -111,7 +112,7 @@ def save_checkpoint(
         keep (`int`): How many checkpoints stay.
 
     Raises:
-        OSError: If a process cannot write it; what was written is removed and older checkpoints stay.
+        UsageError: If a process cannot write it; what was written is removed and older checkpoints stay.
     """
     folder = output_dir / CHECKPOINTS / f"step_{step}"
     partial = folder.with_name(f".{folder.name}{_PARTIAL}")
@@ -119,7 +120,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     older = newest_step(output_dir)
-    advice = f"go on from step {older} with --resume auto" if older else "start again"
+    advice = f"go on from step {older} with `resume='auto'`" if older else "start again"
     what = f"The checkpoint of step {step} in {folder.parent}"
 
     def save_state() -> None:
@@ -135,7 +136,7 @@ def save_checkpoint(
     try:
         together(accelerator, save_state, what, advice)
         together(accelerator, complete, what, advice)
-    except OSError:
+    except UsageError:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -144,12 +145,12 @@ def save_checkpoint(
 
 
 def together(
-    accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "go on with --resume auto"
+    accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "go on with `resume='auto'`"
 ) -> None:
     """Let every process write; where one cannot, all of them raise its error.
 
     Raises:
-        OSError: With what could not be written, why, and what to do then.
+        UsageError: With what could not be written, why, and what to do then.
     """
     message = None
     try:
@@ -158,7 +159,7 @@ def together(
         message = " ".join(str(error).split())[:300] or type(error).__name__
     failures = [text for text in gather_object([message]) if text is not None]
     if failures:
-        raise OSError(f"{what} could not be written ({failures[0]}); make room there, then {advice}.")
+        raise UsageError(f"{what} could not be written ({failures[0]}); make room there, then {advice}.")
 
 
 def _complete(partial: Path, folder: Path, step: int) -> None:
@@ -212,13 +213,13 @@ def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
     Damaged ones are passed over with a warning.
 
     Raises:
-        ValueError: If the named checkpoint, or every one there is, is damaged.
+        UsageError: If the named checkpoint, or every one there is, is damaged.
     """
     if resume is None:
         return None
     if resume != "auto":
         if (fault := find_fault(Path(resume))) is not None:
-            raise ValueError(f"--resume: {fault}; name another (OUTPUT_DIR/checkpoints/step_N), or take auto.")
+            raise UsageError(f"`resume`: {fault}; name another (OUTPUT_DIR/checkpoints/step_N), or take auto.")
         return Path(resume)
     faults: list[str] = []
     for _, path in reversed(_numbered(output_dir / CHECKPOINTS)):
@@ -230,8 +231,8 @@ def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
             return path
         faults.append(fault)
     if faults:
-        raise ValueError(
-            f"--resume auto: {faults[0]}, and there is no older one; start anew with --overwrite_output_dir."
+        raise UsageError(
+            f"`resume='auto'`: {faults[0]}, and there is no older one; start anew with `overwrite_output_dir`."
         )
     return None
 

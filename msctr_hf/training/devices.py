@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Pro
 from torch import nn
 
 from ..arguments import TrainingArguments
+from ..errors import UsageError
 from .network import synchronize_batch_norms
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimisers torch has in fused form
@@ -36,7 +37,7 @@ def build_accelerator(arguments: TrainingArguments, find_unused_parameters: bool
     trackers = [name for name in arguments.report_to if name != "none"]
     for name in trackers:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"--report_to {name} needs the package: pip install {name}, or --report_to none.")
+            raise UsageError(f"`report_to='{name}'` needs the package: pip install {name}, or `report_to='none'`.")
     accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,

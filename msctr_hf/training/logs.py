@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..errors import UsageError
 from .description import without_secrets
 from .run_folder import LOG_FILE, replace_file
 
@@ -95,8 +96,8 @@ class RunLog:
                     file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
             except OSError as error:
                 reason = error.strerror or str(error)
-                raise OSError(
-                    f"{self.path} could not be written ({reason}); make room there, then go on with --resume auto."
+                raise UsageError(
+                    f"{self.path} could not be written ({reason}); make room there, then go on with `resume='auto'`."
                 ) from error
 
     def show(self, name: str, picture: Image.Image, step: int) -> None:

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from ..arguments import DataArguments, ModelArguments, TrainingArguments
+from ..errors import UsageError
 from .checkpointing import Progress, States, find_checkpoint, save_checkpoint, together
 from .description import describe_run, describe_start, without_secrets
 from .devices import (
@@ -140,11 +141,11 @@ class Run:
         if self.accelerator.is_main_process:
             try:
                 found[0] = find_checkpoint(self.output_dir, self.arguments.resume)
-            except ValueError as error:
+            except UsageError as error:
                 found[1] = str(error)
         checkpoint, fault = broadcast_object_list(found)
         if fault is not None:
-            raise ValueError(fault)
+            raise UsageError(fault)
         return checkpoint
 
     def _average(self) -> ModelEmaV3 | None:
@@ -152,7 +153,7 @@ class Run:
         if not self.arguments.ema:
             return None
         if self.accelerator.distributed_type in SHARDED:
-            raise ValueError(f"--ema: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
+            raise UsageError(f"`ema`: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
         average = ModelEmaV3(self.network, decay=self.arguments.ema_decay, use_warmup=True, exclude_buffers=True)
         return average.to(self.accelerator.device)
 
@@ -168,7 +169,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self.checkpoint is not None:
             self.go_on_from(self.checkpoint)
-        together(self.accelerator, self._describe, f"--output_dir: {self.output_dir}", "start again")
+        together(self.accelerator, self._describe, f"`output_dir`: {self.output_dir}", "start again")
         self.log = RunLog(self.accelerator, self.output_dir, self.settings, self.progress.step)
         for line in [*describe_start(self), *self.notes]:
             self.accelerator.print(line)
@@ -196,7 +197,7 @@ class Run:
             self.accelerator.load_state(str(checkpoint))
             self.states.load(checkpoint, self.accelerator, own=same_split)
         except pickle.UnpicklingError as error:
-            raise ValueError(f"--resume: {checkpoint} holds more than tensors; nothing of it was run.") from error
+            raise UsageError(f"`resume`: {checkpoint} holds more than tensors; nothing of it was run.") from error
         self.saved_step = self.progress.step
         if not same_split:
             move_to_the_same_picture(self.progress, checkpoint, self._kept_settings())
@@ -325,15 +326,15 @@ class Run:
         report = self.output_dir / NOT_FINITE_FILE
         if self.accelerator.is_main_process:
             write_json(report, {"step": verdict.step, "learning_rate": self.learning_rate, **verdict.faulty._asdict()})
-        raise ValueError(
+        raise UsageError(
             f"{self.skipped_in_a_row} steps in a row were skipped, up to step {verdict.step}: "
-            f"{', '.join(verdict.faulty.terms)} not finite (see {report}). Lower --learning_rate, set --max_grad_norm "
-            "or use another --mixed_precision; the weights are those from before."
+            f"{', '.join(verdict.faulty.terms)} not finite (see {report}). Lower `learning_rate`, set `max_grad_norm` "
+            "or use another `mixed_precision`; the weights are those from before."
         )
 
     def _interrupt(self) -> None:
         self._save()
-        raise Interrupted(f"stopped after step {self.progress.step}; continue with --resume auto")
+        raise Interrupted(f"stopped after step {self.progress.step}; continue with `resume='auto'`")
 
     def _log(self, bar: tqdm) -> None:
         arguments, step = self.arguments, self.progress.step

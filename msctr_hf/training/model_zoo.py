@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..models.configuration_msctr import MsctrConfig
 from .run_folder import RESULTS_FILE, RUN_FILE, read_json, read_log
 
@@ -30,11 +31,11 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
         arm (`str`, *optional*): What it stands for in a comparison; its contrastive mode by default.
 
     Raises:
-        ValueError: If it holds no finished run.
+        UsageError: If it holds no finished run.
     """
     results, about = read_json(folder / RESULTS_FILE), read_json(folder / RUN_FILE)
     if not results or not about:
-        raise ValueError(f"{folder} holds no finished run: {RESULTS_FILE} or {RUN_FILE} is missing.")
+        raise UsageError(f"{folder} holds no finished run: {RESULTS_FILE} or {RUN_FILE} is missing.")
     settings = {**_DEFAULTS, **about["settings"]}
     log = [line for line in read_log(folder) if "images_per_second" in line]
     return {
@@ -75,7 +76,7 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Rows of run folders, and of files that hold lists of rows.
 
     Raises:
-        ValueError: If a path holds neither.
+        UsageError: If a path holds neither.
     """
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -85,9 +86,9 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
         try:
             content = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no folder of a run and no file with rows of runs: {error}") from error
+            raise UsageError(f"{path} is no folder of a run and no file with rows of runs: {error}") from error
         if not isinstance(content, list):
-            raise ValueError(f"{path} holds no list of runs.")
+            raise UsageError(f"{path} holds no list of runs.")
         rows += content
     return rows
 

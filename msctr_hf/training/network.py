@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import timm
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import convert_sync_batchnorm
@@ -16,6 +19,7 @@ from transformers import AutoConfig
 from ..arguments import DataArguments, ModelArguments
 from ..data.labels import IGNORE_INDEX
 from ..data.specs import DatasetSpec
+from ..errors import UsageError, as_usage_error
 from ..models.backbone_weights import load_backbone_weights
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
@@ -33,16 +37,30 @@ def build_config(arguments: ModelArguments, settings: dict[str, Any], spec: Data
         spec (`DatasetSpec`): Classes and colours.
 
     Raises:
-        ValueError: If a setting is unknown, of a wrong type or does not fit the others.
+        UsageError: If a setting is unknown, of a wrong type or does not fit the others.
     """
-    return MsctrConfig(
-        backbone_config=_backbone_config(arguments),
-        id2label=spec.id2label,
-        label2id={name: label for label, name in spec.id2label.items()},
-        palette=[list(color) for color in spec.palette],
-        semantic_loss_ignore_index=IGNORE_INDEX,
-        **settings,
-    )
+    backbone_config = _backbone_config(arguments)
+    with _faulty_settings_refused():
+        return MsctrConfig(
+            backbone_config=backbone_config,
+            id2label=spec.id2label,
+            label2id={name: label for label, name in spec.id2label.items()},
+            palette=[list(color) for color in spec.palette],
+            semantic_loss_ignore_index=IGNORE_INDEX,
+            **settings,
+        )
+
+
+@contextmanager
+def _faulty_settings_refused() -> Iterator[None]:
+    """Convert the plain errors of `models/`, which must stand alone on the Hub; around building only."""
+    try:
+        with as_usage_error(ValueError):
+            yield
+    except StrictDataclassError as error:
+        # "Validation error for field 'name':\n    TypeError: Field 'name' with value ...": the second line says it all
+        reason = str(error).strip().splitlines()[-1].split(". Errors:")[0]
+        raise UsageError(re.sub(r"^\s*\w+: Field '(\w+)'", r"`\1`", reason)) from error
 
 
 def build_network(
@@ -51,16 +69,20 @@ def build_network(
     """Build a network and give it its initial weights: the backbone's, or those of a saved model.
 
     Raises:
-        ValueError: If settings or weights do not fit.
+        UsageError: If settings or weights do not fit.
     """
     model: MsctrForSemanticSegmentation | ContrastiveAdapter
     if arguments.contrastive_adapter:
-        model = adapt_saved(arguments.model_name_or_path, settings, spec)
+        with _faulty_settings_refused():
+            model = adapt_saved(arguments.model_name_or_path, settings, spec)
     elif arguments.model_name_or_path is not None:
-        model = _start_from_saved(arguments.model_name_or_path, settings, spec)
+        with _faulty_settings_refused():
+            model = _start_from_saved(arguments.model_name_or_path, settings, spec)
     else:
-        model = MsctrForSemanticSegmentation(build_config(arguments, settings, spec))
-        load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
+        config = build_config(arguments, settings, spec)
+        with _faulty_settings_refused():
+            model = MsctrForSemanticSegmentation(config)
+            load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
     if arguments.activation_checkpointing:
         inner = model.model if isinstance(model, ContrastiveAdapter) else model
         enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
@@ -116,17 +138,17 @@ def freeze(module: nn.Module) -> None:
 def _backbone_config(arguments: ModelArguments) -> dict[str, Any]:
     from_timm = arguments.backbone_config is None and "/" not in arguments.backbone
     if arguments.output_stride is not None and (not from_timm or arguments.backbone.startswith(("hrnet", "vit_"))):
-        raise ValueError(f"--output_stride {arguments.output_stride}: {arguments.backbone} cannot be dilated.")
+        raise UsageError(f"`output_stride={arguments.output_stride}`: {arguments.backbone} cannot be dilated.")
     if arguments.backbone_config is not None:
         try:
             return json.loads(arguments.backbone_config)
         except json.JSONDecodeError as error:
-            raise ValueError(f"--backbone_config is no valid JSON ({error}): {arguments.backbone_config}") from None
+            raise UsageError(f"`backbone_config` is no valid JSON ({error}): {arguments.backbone_config}") from None
     if "/" in arguments.backbone:
         return _backbone_config_from_hub(arguments.backbone)
     if not timm.is_model(arguments.backbone):
         close = timm.list_models(f"*{arguments.backbone.split('.')[0][:6]}*")[:5]
-        raise ValueError(f"timm has no backbone {arguments.backbone!r}; similar names: {', '.join(close) or 'none'}.")
+        raise UsageError(f"timm has no backbone {arguments.backbone!r}; similar names: {', '.join(close) or 'none'}.")
     options: dict[str, Any] = {"output_stride": arguments.output_stride}
     if arguments.backbone.startswith("hrnet"):
         options = {"timm_kwargs": {"feature_location": ""}}  # the raw branches
@@ -142,7 +164,7 @@ def _timm_stages(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if len(set(strides)) > 1:
         return {"out_indices": [index for index, stride in enumerate(strides) if stride >= 4], **options}
     if not hasattr(network.model, "dynamic_img_size"):
-        raise ValueError(f"{name} takes pictures of one size only in timm; use a Hub id of transformers instead.")
+        raise UsageError(f"{name} takes pictures of one size only in timm; use a Hub id of transformers instead.")
     return {
         "out_indices": _evenly_spaced(range(len(network.model.blocks))),
         "timm_kwargs": {"dynamic_img_size": True, "dynamic_img_pad": True},
@@ -158,7 +180,7 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
     try:
         config = AutoConfig.from_pretrained(hub_id)
     except Exception as error:
-        raise ValueError(
+        raise UsageError(
             f"The configuration of {hub_id} cannot be had from the Hub ({str(error).splitlines()[0][:160]}); give it "
             "as `backbone_config`."
         ) from error
@@ -171,8 +193,8 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
     """A saved model with the classes of this data set: classifiers of other classes start anew."""
     kind = saved_kind(path)
     if kind != MsctrConfig.model_type:
-        raise ValueError(
-            f"--model_name_or_path: {path} holds a {kind}; add --contrastive_adapter true to train it with contrast."
+        raise UsageError(
+            f"`model_name_or_path`: {path} holds a {kind}; add `contrastive_adapter=True` to train it with contrast."
         )
     config = MsctrConfig.from_pretrained(path)
     same_classes = list(config.id2label.values()) == list(spec.classes)
@@ -191,14 +213,14 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"--model_name_or_path: {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"`model_name_or_path`: {path} cannot be loaded: {str(error).splitlines()[0]}") from error
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     # what may start anew: classifiers of other classes, and heads that only training has
     new = [key for key in mismatched if ".classifier." not in key and not key.startswith("projection_head.")]
     new += [key for key in info["missing_keys"] if not key.startswith(("projection_head.", "auxiliary_head."))]
     if new:
-        raise ValueError(
-            f"--model_name_or_path: the settings describe another network than {path}, {len(new)} of its tensors do "
+        raise UsageError(
+            f"`model_name_or_path`: the settings describe another network than {path}, {len(new)} of its tensors do "
             f"not fit ({', '.join(sorted(new)[:4])}); leave decode_head, hidden_size and the like to the saved model."
         )
     return model.float().train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from .checkpointing import SETTINGS_FILE, Progress
 from .run_folder import read_json
 
@@ -30,18 +31,18 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
         `list[str]`: sentences about what differs, but does no harm.
 
     Raises:
-        ValueError: If the settings describe another run; the message names every difference.
+        UsageError: If the settings describe another run; the message names every difference.
     """
     saved = read_json(checkpoint / SETTINGS_FILE)
     if not saved:
-        raise ValueError(f"--resume: {checkpoint} holds no {SETTINGS_FILE}; it was written by another version.")
+        raise UsageError(f"`resume`: {checkpoint} holds no {SETTINGS_FILE}; it was written by another version.")
     different = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]
     refused = [name for name in different if name not in _FREE | _TOLD and name not in _BATCH]
     if refused:
         listed = "; ".join(f"{name} was {saved.get(name)!r} and is {settings.get(name)!r}" for name in refused)
-        raise ValueError(
-            f"--resume: {checkpoint} is of a run with other settings: {listed}. Keep them, or start a new run from "
-            "its last model with --model_name_or_path OUTPUT_DIR/last."
+        raise UsageError(
+            f"`resume`: {checkpoint} is of a run with other settings: {listed}. Keep them, or start a new run from "
+            "its last model with `model_name_or_path='OUTPUT_DIR/last'`."
         )
     notes = [
         f"{name} was {saved.get(name)!r} and is {settings.get(name)!r} from here on."
@@ -58,14 +59,14 @@ def _compare_batches(saved: dict[str, Any], settings: dict[str, Any]) -> str:
     before, now = (_pictures_per_step(each) for each in (saved, settings))
     if before != now:
         per_process = before / (settings["num_processes"] * settings["gradient_accumulation_steps"])
-        hint = f" --batch_size {per_process:.0f} would." if per_process.is_integer() else ""
-        raise ValueError(
-            f"--resume: a step saw {_split(saved)} = {before} pictures and would see {_split(settings)} = {now}; they "
+        hint = f" `batch_size={per_process:.0f}` would." if per_process.is_integer() else ""
+        raise UsageError(
+            f"`resume`: a step saw {_split(saved)} = {before} pictures and would see {_split(settings)} = {now}; they "
             f"must stay as many.{hint}"
         )
     if settings.get("streaming"):
-        raise ValueError(
-            f"--resume: a stream read by {_split(saved)} cannot be taken up by {_split(settings)}; keep the split."
+        raise UsageError(
+            f"`resume`: a stream read by {_split(saved)} cannot be taken up by {_split(settings)}; keep the split."
         )
     return (
         f"A step's {now} pictures were {_split(saved)} and are {_split(settings)} from here on: the order of the data "

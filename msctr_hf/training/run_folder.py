@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from ..errors import UsageError
 from ..models.image_processing_msctr import MsctrImageProcessor
 
 RUN_FILE = "run.json"
@@ -42,18 +43,18 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
     """Refuse a folder that holds something, unless the run goes on there or replaces another run.
 
     Raises:
-        ValueError: If the folder may not be used.
+        UsageError: If the folder may not be used.
     """
     if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir: {output_dir} is a file.")
+        raise UsageError(f"`output_dir`: {output_dir} is a file.")
     if resume or is_empty(output_dir):
         return
     if not (output_dir / RUN_FILE).exists() and not (output_dir / _REPLACED).exists():
-        raise ValueError(f"--output_dir: {output_dir} is not empty and holds no run; choose another folder.")
+        raise UsageError(f"`output_dir`: {output_dir} is not empty and holds no run; choose another folder.")
     if not overwrite:
-        raise ValueError(
-            f"--output_dir: {output_dir} holds another run; choose another folder, continue it with --resume auto, or "
-            "replace it with --overwrite_output_dir."
+        raise UsageError(
+            f"`output_dir`: {output_dir} holds another run; choose another folder, continue it with `resume='auto'`, "
+            "or replace it with `overwrite_output_dir`."
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments, parse_arguments
+from ..errors import UsageError
 from .interruption import Interrupted, StopRequest
 from .run_folder import RESULTS_FILE, RUN_FILE, read_json
 
@@ -35,11 +36,11 @@ class Arm(NamedTuple):
         """'ms_cs', 'ms_cs --flag value' or 'NAME: ms_cs --flag value'.
 
         Raises:
-            ValueError: If the text does not look like this, or the arm has flags and no name.
+            UsageError: If the text does not look like this, or the arm has flags and no name.
         """
         found = _ARM.fullmatch(text.strip())
         if not found or (found["flags"] and not found["name"]):
-            raise ValueError(
+            raise UsageError(
                 f"--arms: {text!r} must be a mode (ce, ms, ms_cs), or look like 'NAME: MODE --flag value'."
             )
         flags = shlex.split(found["flags"] or "")
@@ -78,11 +79,11 @@ def plan_runs(arms: Sequence[Arm], seeds: Sequence[int], output_dir: Path, flags
         flags (`Sequence[str]`): Of `scripts/train.py`, the same for all.
 
     Raises:
-        ValueError: If names or seeds repeat, or a folder holds a run with other settings.
+        UsageError: If names or seeds repeat, or a folder holds a run with other settings.
     """
     for name, values in (("arms", [arm.name for arm in arms]), ("seeds", list(seeds))):
         if len(set(values)) < len(values):
-            raise ValueError(f"--{name}: every one once, got {values}.")
+            raise UsageError(f"--{name}: every one once, got {values}.")
     runs = []
     for seed in seeds:
         for arm in arms:
@@ -109,7 +110,7 @@ def _check_settings(run: SweepRun) -> None:
     different = sorted(name for name in {*before, *run.settings} - _FREE if before.get(name) != run.settings.get(name))
     if different:
         name = different[0]
-        raise ValueError(
+        raise UsageError(
             f"{run.folder} holds a run with other settings: {name} was {before.get(name)!r} and is "
             f"{run.settings.get(name)!r}. Choose another --output_dir, or remove that folder."
         )
@@ -125,7 +126,7 @@ def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, tell: Callabl
         tell (`Callable`): Gets a line for every run that ends.
 
     Raises:
-        ValueError: If a run fails; others are told to save and to stop.
+        UsageError: If a run fails; others are told to save and to stop.
         Interrupted: If this process was told to stop.
     """
     waiting = [run for run in runs if not run.finished]
@@ -165,6 +166,6 @@ def _check(run: SweepRun, exit_code: int) -> None:
     if exit_code == 0:
         return
     lines = run.log.read_text().strip().splitlines() or ["it printed nothing"]
-    raise ValueError(
+    raise UsageError(
         f"{run.arm}, seed {run.seed} ended with exit code {exit_code}: {lines[-1]} (all of it: {run.log})"
     )

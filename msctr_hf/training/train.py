@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from ..arguments import DataArguments, ModelArguments, TrainingArguments
+from ..errors import UsageError
 from ..evaluation.scoring import iou_table
 from .checkpointing import find_checkpoint
 from .interruption import StopRequest
@@ -39,9 +40,9 @@ def train(
         `dict`: results of the best model, as in `results.json`; empty after a dry run.
 
     Raises:
-        ValueError: If the input is faulty; a folder that this call made is removed again where nothing was saved yet,
-            and a run that was to be replaced is put back.
-        OSError: If something cannot be written, or another process has ended; checkpoints from before stay whole.
+        UsageError: If the input is faulty; a folder that this call made is removed again where nothing was saved yet,
+            and a run that was to be replaced is put back. If something cannot be written, or another process has
+            ended, checkpoints from before stay whole.
         Interrupted: If the process was told to stop; there is a checkpoint to go on from.
     """
     output_dir = Path(arguments.output_dir)
@@ -60,11 +61,11 @@ def train(
             else:
                 bring_back(output_dir)
         if _lost_another_process(error):
-            raise ConnectionError("Another process of this run has ended; its message says why.") from error
+            raise UsageError("Another process of this run has ended; its message says why.") from error
         if "Expected more than 1 value per channel" in str(error):  # torch's, of a normalisation layer
-            raise ValueError(
-                "With this --batch_size and --crop_size a normalisation layer sees a single value per channel; use "
-                "--batch_size 2 or more."
+            raise UsageError(
+                "With this `batch_size` and `crop_size` a normalisation layer sees a single value per channel; use "
+                "`batch_size` 2 or more."
             ) from error
         raise
 

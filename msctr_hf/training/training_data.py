@@ -16,6 +16,7 @@ from ..arguments import DataArguments, TrainingArguments
 from ..data.augmentation import TrainingAugmentation
 from ..data.batches import training_loader
 from ..data.repeat_factors import classes_present, repeat_factors
+from ..errors import UsageError
 from ..models.image_processing_msctr import MsctrImageProcessor
 
 Batch = TypeVar("Batch")
@@ -31,13 +32,13 @@ def build_loader(
     """Loader of the training set, and optimiser steps until every picture was seen once (`None` for a stream).
 
     Raises:
-        ValueError: If there are too few pictures, or a stream is asked for what only files have.
+        UsageError: If there are too few pictures, or a stream is asked for what only files have.
     """
     is_stream = isinstance(train_set, IterableDataset)
     if is_stream and arguments.schedule == "exponential":
-        raise ValueError("--schedule exponential counts epochs, which a stream does not have; use poly.")
+        raise UsageError("`schedule='exponential'` counts epochs, which a stream does not have; use poly.")
     if is_stream and data_arguments.repeat_factor_threshold is not None:
-        raise ValueError("--repeat_factor_threshold needs all labels before training; leave --streaming out.")
+        raise UsageError("`repeat_factor_threshold` needs all labels before training; leave `streaming` out.")
     loader = training_loader(
         train_set,
         _augmentation(data_arguments, image_processor),
@@ -50,9 +51,9 @@ def build_loader(
         return loader, None
     batches = len(loader) // accelerator.num_processes
     if batches == 0:
-        raise ValueError(
+        raise UsageError(
             f"{len(train_set)} training pictures do not fill one batch of {arguments.batch_size} on "
-            f"{accelerator.num_processes} process(es); lower --batch_size."
+            f"{accelerator.num_processes} process(es); lower `batch_size`."
         )
     return loader, max(1, batches // arguments.gradient_accumulation_steps)
 

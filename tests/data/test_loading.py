@@ -48,7 +48,7 @@ def test_corrections_of_a_copy_are_refused_not_forgotten(tmp_path):
     rows = spec.source.index(spec, "train", LAYOUTS["camvid"].write(tmp_path / "official"))
     rows.save_to_disk(str(tmp_path / "copy"))
     (tmp_path / "corrections.csv").write_text("image_id,label\n0001TP_006690,\n")
-    with pytest.raises(ValueError, match="--corrections apply to the official files"):
+    with pytest.raises(ValueError, match="`corrections` apply to the official files"):
         load_segmentation_dataset("camvid", "train", tmp_path / "copy", corrections=tmp_path / "corrections.csv")
 
 
@@ -68,7 +68,7 @@ def test_missing_things_say_what_to_do(tmp_path):
         load_segmentation_dataset("cityscape", "train")
     with pytest.raises(ValueError, match="splits"):
         load_segmentation_dataset("ade20k", "test", tmp_path)
-    with pytest.raises(ValueError, match="--streaming reads parquet"):
+    with pytest.raises(ValueError, match="`streaming` reads parquet"):
         load_segmentation_dataset("camvid", "train", LAYOUTS["camvid"].write(tmp_path), streaming=True)
 
 
@@ -76,6 +76,6 @@ def test_missing_things_say_what_to_do(tmp_path):
 def test_missing_downloads_say_where_to_get_them(tmp_path, name):
     homepage = get_dataset_spec(name).homepage.split()[0]
     for data_dir in (None, tmp_path / "missing", tmp_path):
-        with pytest.raises(ValueError, match=r"--data_dir|There is no folder") as error:
+        with pytest.raises(ValueError, match=r"`data_dir`|There is no folder") as error:
             load_segmentation_dataset(name, "train", data_dir)
         assert homepage in str(error.value)

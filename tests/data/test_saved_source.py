@@ -108,7 +108,7 @@ def test_columns_of_other_names(official, tmp_path):
         copy = load_segmentation_dataset("cityscapes", "train", folder, streaming=streaming, **columns)
         assert_same_samples(copy, official)
         assert next(iter(copy))["image_id"] == "train_000000"
-    with pytest.raises(ValueError, match="--label_column: there is no column 'label'; the data set has .*photo"):
+    with pytest.raises(ValueError, match="`label_column`: there is no column 'label'; the data set has .*photo"):
         load_segmentation_dataset("cityscapes", "train", folder, image_column="photo")
 
 

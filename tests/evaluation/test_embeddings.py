@@ -80,7 +80,7 @@ def test_pyramid_is_what_is_projected_from_the_decode_head_also_without_a_projec
 
 def test_pyramid_of_a_network_without_one_is_refused(tiny_config):
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(decode_head="fcn")), MsctrImageProcessor())
-    with pytest.raises(ValueError, match="only UPerNet has one; take --features stages"):
+    with pytest.raises(ValueError, match="only UPerNet has one; take `features='stages'`"):
         stage_features(predictor, picture()["image"], "pyramid")
 
 
@@ -157,5 +157,5 @@ def test_click_without_a_display_is_refused(monkeypatch):
     import matplotlib
 
     matplotlib.use("agg")
-    with pytest.raises(ValueError, match="--pixel ROW COLUMN"):
+    with pytest.raises(ValueError, match="`pixel`"):
         ask_for_pixel(Image.new("RGB", (4, 4)))

@@ -51,7 +51,7 @@ def test_window_transformers_export_for_one_size(tiny_config, tmp_path):
 
 def test_an_export_that_differs_is_refused_and_leaves_nothing(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_compare", lambda *arguments: export.Comparison(1, (64, 96), 0.26, 1.0))
-    with pytest.raises(ValueError, match=r"differs by 0.26 at size \(64, 96\); try --size_multiple 32"):
+    with pytest.raises(ValueError, match=r"differs by 0.26 at size \(64, 96\); try `size_multiple=32`"):
         export_network(network(tiny_config("fcn")), MsctrImageProcessor(), tmp_path / "exported", format="torch")
     assert list(tmp_path.iterdir()) == []
 

@@ -101,7 +101,7 @@ def test_weights_of_another_swin_are_refused(tiny_config, tmp_path):
 
 def test_unreachable_hub_and_broken_files_name_the_choices(tiny_config, tmp_path):
     model = MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "backbone": "resnet18.a1_in1k"}))
-    with pytest.raises(ValueError, match="--backbone_weights FILE"):
+    with pytest.raises(ValueError, match="`backbone_weights='FILE'`"):
         load_backbone_weights(model, "hub")
     with pytest.raises(ValueError, match="no file"):
         load_backbone_weights(model, str(tmp_path / "missing.pth"))

@@ -58,16 +58,16 @@ NETWORKS = [
     ({"model_name_or_path": "/no/model"}, "--model_name_or_path: /no/model cannot be loaded"),
     (
         {"decode_head": "segformer"},
-        "`decode_head` expected one of ('fcn', 'deeplabv3', 'ocr', 'upernet'), got",
+        "--decode_head expected one of ('fcn', 'deeplabv3', 'ocr', 'upernet'), got",
     ),
-    ({"contrastive_mode": "all"}, "`contrastive_mode` expected one of ('ce', 'ms', 'ms_cs'), got all"),
-    ({"contrastive_temperature": 0}, "`contrastive_temperature` must be at least 0.01, got 0."),
+    ({"contrastive_mode": "all"}, "--contrastive_mode expected one of ('ce', 'ms', 'ms_cs'), got all"),
+    ({"contrastive_temperature": 0}, "--contrastive_temperature must be at least 0.01, got 0."),
     ({"contrastive_scale_weights": "[1]"}, "must have one entry per projected stage [1, 2, 3, 4], got [1]."),
     ({"contrastive_cross_scale_pairs": "[[0,9]]"}, "must pair two different positions below 4, got [0, 9]."),
-    ({"projection_stages": "[7]"}, "`projection_stages` asks for [7], but the backbone gives stages 1 to 4."),
-    ({"class_weights": "[1,1]"}, "`class_weights` must have one entry per class: 3, got 2."),
-    ({"hidden_size": "wide"}, "`hidden_size` with value 'wide' doesn't match any type"),
-    ({"dropout": 2}, "`dropout` must lie in [0, 1), got 2."),
+    ({"projection_stages": "[7]"}, "--projection_stages asks for [7], but the backbone gives stages 1 to 4."),
+    ({"class_weights": "[1,1]"}, "--class_weights must have one entry per class: 3, got 2."),
+    ({"hidden_size": "wide"}, "--hidden_size with value 'wide' doesn't match any type"),
+    ({"dropout": 2}, "--dropout must lie in [0, 1), got 2."),
 ]
 PLACES = [
     ({"data_dir": "/no/such/folder"}, "There is no file /no/such/folder/dataset.yaml"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from msctr_hf.errors import UsageError
 from msctr_hf.training import checkpointing
 from msctr_hf.training.checkpointing import Progress, States, find_checkpoint, find_fault, save_checkpoint
 
@@ -132,7 +133,7 @@ def test_a_failed_write_leaves_the_one_before_and_nothing_else(accelerator, tmp_
         raise error
 
     monkeypatch.setattr(checkpointing, "_complete", fail)
-    with pytest.raises(OSError, match="step 2 in .* could not be written .* go on from step 1 with --resume auto"):
+    with pytest.raises(UsageError, match="step 2 in .* could not be written .* from step 1 with `resume='auto'`"):
         save_checkpoint(accelerator, tmp_path, 2, accelerator.states, SETTINGS, keep=1)
     assert names(tmp_path) == ["step_1"]
     assert find_fault(tmp_path / "checkpoints/step_1") is None

@@ -41,7 +41,7 @@ def test_a_step_may_be_split_in_another_way(checkpoint):
 
 
 def test_a_step_of_other_size_is_refused_with_the_batch_size_that_would_do(checkpoint):
-    with pytest.raises(ValueError, match=r"= 8 pictures and would see .* = 4; .* --batch_size 8 would"):
+    with pytest.raises(ValueError, match=r"= 8 pictures and would see .* = 4; .* `batch_size=8` would"):
         compare_settings(checkpoint, {**SETTINGS, "num_processes": 1})
 
 

@@ -1,0 +1,49 @@
+"""UsageError: one sentence, wherever it was raised."""
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from msctr_hf import load_segmentation_dataset
+from msctr_hf.errors import UsageError, as_usage_error
+
+
+class Faulty(Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+def test_a_sentence_crosses_a_worker_process_unchanged():
+    sentence = "The file a: b.png cannot be read: it is\nempty."
+    with pytest.raises(UsageError) as caught:
+        next(iter(DataLoader(Faulty(UsageError(sentence)), num_workers=1)))
+    assert str(caught.value) == sentence
+
+
+def test_any_other_error_of_a_worker_shows_where_it_was_raised():
+    with pytest.raises(ValueError, match=r"test_errors\.py") as caught:
+        next(iter(DataLoader(Faulty(ValueError("zip")), num_workers=1)))
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_only_the_named_kinds_are_converted():
+    with (
+        pytest.raises(UsageError, match=r"^The disk: is full$") as caught,
+        as_usage_error(OSError, prefix="The disk: "),
+    ):
+        raise OSError("is full\nin every way")
+    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(UsageError, match=r"^as it is$"), as_usage_error(ValueError, prefix="never: "):
+        raise UsageError("as it is")
+    with pytest.raises(KeyError), as_usage_error(OSError):
+        raise KeyError
+
+
+def test_library_functions_speak_of_their_arguments():
+    with pytest.raises(UsageError, match="cityscapes needs `data_dir`, the folder that holds it"):
+        load_segmentation_dataset("cityscapes", "train")
