@@ -1,22 +1,43 @@
-"""Multi-scale and cross-scale contrastive learning for semantic segmentation, at home in Hugging Face."""
+"""Multi-scale and cross-scale contrastive learning for semantic segmentation, in the Hugging Face ecosystem.
+
+Importing registers the network with the Auto classes and the pipeline of transformers. Everything else is loaded when
+it is first asked for, so that `datasets`, `evaluate` and the like cost nothing where they are not used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .data.loading import load_segmentation_dataset
-from .evaluation.inference import predict_probabilities
-from .evaluation.mean_iou import MeanIoU
 from .evaluation.pipeline import TASK, SegmentationPipeline
-from .models.anchor_sampling import Anchors, sample_anchors
-from .models.backbone_weights import load_backbone_weights
 from .models.configuration_msctr import MsctrConfig
-from .models.contrastive_adapter import ContrastiveAdapter
-from .models.contrastive_loss import MultiScaleContrastiveLoss
 from .models.image_processing_msctr import MsctrImageProcessor, MsctrImageProcessorPil
-from .models.info_nce import info_nce_loss
 from .models.modeling_msctr import MsctrForSemanticSegmentation, MsctrSegmenterOutput
 
+if TYPE_CHECKING:
+    from .data.loading import load_segmentation_dataset
+    from .evaluation.inference import predict_probabilities
+    from .evaluation.mean_iou import MeanIoU
+    from .models.anchor_sampling import Anchors, sample_anchors
+    from .models.backbone_weights import load_backbone_weights
+    from .models.contrastive_adapter import ContrastiveAdapter
+    from .models.contrastive_loss import MultiScaleContrastiveLoss
+    from .models.info_nce import info_nce_loss
+
 __version__ = "0.1.0"
+
+_LOADED_ON_DEMAND = {
+    "Anchors": "models.anchor_sampling",
+    "ContrastiveAdapter": "models.contrastive_adapter",
+    "MeanIoU": "evaluation.mean_iou",
+    "MultiScaleContrastiveLoss": "models.contrastive_loss",
+    "info_nce_loss": "models.info_nce",
+    "load_backbone_weights": "models.backbone_weights",
+    "load_segmentation_dataset": "data.loading",
+    "predict_probabilities": "evaluation.inference",
+    "sample_anchors": "models.anchor_sampling",
+}
 
 AutoConfig.register("msctr", MsctrConfig)
 AutoModelForSemanticSegmentation.register(MsctrConfig, MsctrForSemanticSegmentation)
@@ -26,6 +47,17 @@ AutoImageProcessor.register(
 PIPELINE_REGISTRY.register_pipeline(
     TASK, pipeline_class=SegmentationPipeline, pt_model=AutoModelForSemanticSegmentation, type="image"
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADED_ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LOADED_ON_DEMAND[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LOADED_ON_DEMAND})
+
 
 __all__ = [
     "Anchors",

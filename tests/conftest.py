@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is importe
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # experiments/, which no wheel holds
 sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parent / name) for name in ("models", "data"))]
 
 import pytest  # noqa: E402
@@ -63,6 +64,7 @@ def run_script(monkeypatch, capsys):
 
     def run(name, *argv):
         monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])  # as Python does
         AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
         GradientState._reset_state()
         code = 0

@@ -6,13 +6,11 @@ from pathlib import Path
 import msctr_hf
 
 PACKAGE = Path(msctr_hf.__file__).parent
+LADDER = ("errors", "settings", "models", "data", "evaluation", "training", "hub", "commands")
 MAY_IMPORT = {
     "models": {"models"},
-    "data": {"errors", "data"},
-    "evaluation": {"errors", "models", "data", "evaluation"},
-    "training": {"errors", "models", "data", "evaluation", "training", "arguments"},
-    "benchmark": {"errors", "models", "data", "evaluation", "training", "benchmark", "arguments"},
-    "hub": {"errors", "models", "data", "evaluation", "training", "hub", "arguments"},
+    "data": {"errors", "settings", "data"},
+    **{folder: set(LADDER[: LADDER.index(folder) + 1]) for folder in ("evaluation", "training", "hub", "commands")},
 }
 
 

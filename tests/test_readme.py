@@ -15,10 +15,10 @@ from local_hub import LocalHub
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation
 
+from experiments.model_zoo import read_rows, zoo_table
+from experiments.sweep_report import compare_arms, markdown
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
-from msctr_hf.arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments, parse_arguments
-from msctr_hf.training.model_zoo import read_rows, zoo_table
-from msctr_hf.training.sweep_report import compare_arms, markdown
+from msctr_hf.commands.train import command_line
 
 README = (ROOT / "README.md").read_text()
 SWEEPS = ("camvid", "camvid_2160_steps")
@@ -133,7 +133,6 @@ def test_table_of_a_sweep_is_that_of_its_file_with_three_seeds_of_every_arm(name
 def test_commands_of_results_are_taken_by_the_training_script(name):
     for row in read_rows([ROOT / f"results/{name}.json"]):
         words = shlex.split(row["command"])[2:]
-        groups = [ModelArguments, DataArguments, TrainingArguments, HubArguments]
-        *_, arguments, _, settings = parse_arguments(groups, words, with_config_fields=True)
+        *_, arguments, _, settings = command_line().parse(words)
         assert arguments.seed == row["seed"]
         assert settings.get("contrastive_mode", "ms_cs") == row["contrastive_mode"]

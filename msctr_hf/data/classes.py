@@ -118,3 +118,16 @@ CADIS_VIDEOS = {
     "validation": (5, 7, 16),
     "test": (2, 12, 22),
 }
+
+
+def voc_palette(num_classes: int) -> list[tuple[int, int, int]]:
+    """Distinct RGB colors by spreading the bits of the class number, as in PASCAL VOC."""
+    palette = []
+    for label in range(1, num_classes + 1):
+        red = green = blue = 0
+        for bit in range(8):
+            red |= (label >> (3 * bit) & 1) << (7 - bit)
+            green |= (label >> (3 * bit + 1) & 1) << (7 - bit)
+            blue |= (label >> (3 * bit + 2) & 1) << (7 - bit)
+        palette.append((red, green, blue))
+    return palette

@@ -6,16 +6,13 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
 from ..errors import UsageError
+from .labels import LabelMapping
 from .reading import ReadSamples
-
-if TYPE_CHECKING:
-    from .specs import DatasetSpec
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -75,17 +72,19 @@ class FileSource:
     layouts: Sequence[Layout]
     roots: Sequence[str] = ()
 
-    def reader(self, spec: DatasetSpec) -> ReadSamples:
+    def reader(self, mapping: LabelMapping) -> ReadSamples:
         """Decodes rows when they are read, and maps labels to train ids."""
-        return ReadSamples(spec.mapping)
+        return ReadSamples(mapping)
 
-    def index(self, spec: DatasetSpec, split: str, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
+    def index(
+        self, split: str, data_dir: Path | None, corrections: Path | None = None, *, name: str, where_to_get: str = ""
+    ) -> Dataset:
         """Undecoded rows {image, label, image_id} of one split.
 
         Raises:
             UsageError: If folders, pictures or labels are missing; the message says which.
         """
-        pairs = self.find(spec, split, data_dir)
+        pairs = self.find(split, data_dir, name=name, where_to_get=where_to_get)
         if pairs.without_label:
             shown = ", ".join(map(str, pairs.without_label[:_NAMES_SHOWN]))
             more = ", ..." if len(pairs.without_label) > _NAMES_SHOWN else ""
@@ -107,23 +106,23 @@ class FileSource:
         }
         return Dataset.from_dict(columns, features=UNDECODED)
 
-    def find(self, spec: DatasetSpec, split: str, data_dir: Path | None) -> Pairs:
-        """Pair the files of one split.
+    def find(self, split: str, data_dir: Path | None, *, name: str, where_to_get: str = "") -> Pairs:
+        """Pair the files of one split of the data set `name`; errors say where to get what is missing.
 
         Raises:
             UsageError: If there is no such split, a folder is missing or holds no picture.
         """
         if split not in self.layouts[0]:
-            raise UsageError(f"{spec.name} has the splits {list(self.layouts[0])}, not {split!r}.")
+            raise UsageError(f"{name} has the splits {list(self.layouts[0])}, not {split!r}.")
         if data_dir is None:
-            raise UsageError(f"{spec.name} needs `data_dir`, the folder that holds it.{spec.where_to_get}")
+            raise UsageError(f"{name} needs `data_dir`, the folder that holds it.{where_to_get}")
         if not data_dir.is_dir():
-            raise UsageError(f"`data_dir`: there is no folder {data_dir}.{spec.where_to_get}")
+            raise UsageError(f"`data_dir`: there is no folder {data_dir}.{where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
         try:
             found = [_pair_files(root, files) for files in folders]
         except FileNotFoundError as error:
-            raise UsageError(f"{error}{spec.where_to_get}") from None
+            raise UsageError(f"{error}{where_to_get}") from None
         pairs = Pairs(*(sum(parts, []) for parts in zip(*found, strict=True)))
         if not pairs.complete and not pairs.without_label:
             searched = ", ".join(str(root / files.images) for files in folders[:_NAMES_SHOWN])

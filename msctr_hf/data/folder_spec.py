@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from ..errors import UsageError
+from .classes import voc_palette
 from .file_source import FileSource, Layout, PairedFiles
 from .labels import MAX_CLASSES, Color
-from .specs import DatasetSpec, voc_palette
+from .specs import DatasetSpec
 
 FOLDER = "folder"
 DESCRIPTION = "dataset.yaml"

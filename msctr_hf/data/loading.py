@@ -14,7 +14,7 @@ from .folder_spec import FOLDER, read_folder_spec
 from .labels import IGNORE_INDEX, Color
 from .predecoded import holds_predecoded, index_predecoded
 from .reading import Reader, ReadSamples, attach
-from .saved_source import Copy, index_copy, is_a_copy
+from .saved_source import SavedDataset, index_copy, is_a_copy
 from .specs import DATASETS, DatasetSpec
 
 
@@ -76,32 +76,32 @@ def load_segmentation_dataset(
     """
     spec = other_raw_values(get_dataset_spec(name, data_dir), id_map, reduce_zero_label)
     folder = Path(data_dir) if data_dir is not None else None
-    copy = Copy(dataset_name, revision, image_column, label_column, streaming)
+    saved = SavedDataset(dataset_name, revision, image_column, label_column, streaming)
     path = Path(corrections) if corrections is not None else None
-    parts = [index_split(spec, part.strip(), folder, copy, path) for part in split.split("+")]
+    parts = [index_split(spec, part.strip(), folder, saved, path) for part in split.split("+")]
     reader = parts[0][1]
     return attach(concatenate_datasets([part for part, _ in parts]) if len(parts) > 1 else parts[0][0], reader)
 
 
 def index_split(
-    spec: DatasetSpec, split: str, data_dir: Path | None, copy: Copy, corrections: Path | None = None
+    spec: DatasetSpec, split: str, data_dir: Path | None, saved: SavedDataset, corrections: Path | None = None
 ) -> tuple[Dataset | IterableDataset, Reader]:
     """Undecoded rows of one split, and what reads them.
 
     Raises:
         UsageError: If the data set is incomplete, or options do not fit where it comes from.
     """
-    is_predecoded = copy.name is None and data_dir is not None and holds_predecoded(data_dir)
-    from_copy = isinstance(spec.source, FileSource) and is_a_copy(copy, data_dir)
+    is_predecoded = saved.name is None and data_dir is not None and holds_predecoded(data_dir)
+    from_copy = isinstance(spec.source, FileSource) and is_a_copy(saved, data_dir)
     if corrections is not None and (is_predecoded or from_copy):
-        raise UsageError("`corrections` apply to the official files; make the copy with them (prepare_dataset.py).")
+        raise UsageError("`corrections` apply to the official files; make the copy with them (`msctr prepare`).")
     if is_predecoded:
-        return index_predecoded(spec, split, data_dir)
+        return index_predecoded(split, data_dir, name=spec.name, classes=spec.classes)
     if from_copy:
-        return index_copy(copy, split, data_dir), ReadSamples(spec.mapping, embedded=True)
-    if copy.streaming:
+        return index_copy(saved, split, data_dir), ReadSamples(spec.mapping, embedded=True)
+    if saved.streaming:
         raise UsageError("`streaming` reads parquet files or a Hub id; pictures in folders need no copy anyway.")
-    return spec.source.index(spec, split, data_dir, corrections), spec.source.reader(spec)
+    return spec.index(split, data_dir, corrections), spec.reader()
 
 
 def other_raw_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce_zero_label: bool) -> DatasetSpec:

@@ -109,14 +109,14 @@ configs:
 ---
 # {name}
 
-Pictures and label files of {name}, embedded as they were, in parquet shards made by `msctr_hf`'s
-`scripts/prepare_dataset.py`. Columns: `image`, `label` (raw values), `image_id`.
+Pictures and label files of {name}, embedded as they were, in parquet shards made by `msctr prepare`
+of `msctr_hf`. Columns: `image`, `label` (raw values), `image_id`.
 
 {splits}
 
 **Terms: {license}.** Source: {homepage}. A copy is for your own machines; publish it only if these terms allow it.
 
-    python scripts/train.py --dataset {name} --data_dir THIS_FOLDER
+    msctr train --dataset {name} --data_dir THIS_FOLDER
 
 Train ids from raw label values: {mapping}.
 

@@ -11,10 +11,10 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from datasets import Dataset
@@ -22,9 +22,6 @@ from PIL import Image
 
 from ..errors import UsageError
 from .pictures import ArrayPicture
-
-if TYPE_CHECKING:
-    from .specs import DatasetSpec
 
 DESCRIPTION = "predecoded.json"
 
@@ -71,38 +68,40 @@ def holds_predecoded(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
-def index_predecoded(spec: DatasetSpec, split: str, folder: Path) -> tuple[Dataset, ReadMapped]:
-    """Rows of one split, and what reads them.
+def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[str]) -> tuple[Dataset, ReadMapped]:
+    """Rows of one split of the data set `name`, and what reads them.
 
     Raises:
         UsageError: If the copy is of another data set, or the split is missing or was not finished.
     """
     description = json.loads((folder / DESCRIPTION).read_text())
-    if description["classes"] != list(spec.classes):
-        raise UsageError(f"{folder} was pre-decoded for {description['dataset']}, not for {spec.name}.")
+    if description["classes"] != list(classes):
+        raise UsageError(f"{folder} was pre-decoded for {description['dataset']}, not for {name}.")
     if split not in description["splits"]:
         raise UsageError(
-            f"{folder} has the splits {description['splits']}, not {split!r}; add it with scripts/prepare_dataset.py."
+            f"{folder} has the splits {description['splits']}, not {split!r}; add it with `msctr prepare`."
         )
     rows = list(_read_index(folder / f"{split}.index.jsonl"))
-    columns = {name: [row[name] for row in rows] for name in ("image_id", "start", "height", "width")}
+    columns = {column: [row[column] for row in rows] for column in ("image_id", "start", "height", "width")}
     return Dataset.from_dict({**columns, "split": [split] * len(rows)}), ReadMapped(str(folder.resolve()))
 
 
-def write_predecoded(dataset: Dataset, spec: DatasetSpec, split: str, folder: Path) -> Iterator[int]:
+def write_predecoded(
+    dataset: Dataset, split: str, folder: Path, *, name: str, classes: Sequence[str]
+) -> Iterator[int]:
     """Decode a split into a folder, going on where an earlier call stopped; yields the number of pictures done.
 
     Args:
         dataset (`datasets.Dataset`): Samples {image, label, image_id}.
-        spec (`DatasetSpec`): What they are.
         split (`str`): train, validation or test.
         folder (`Path`): Where to write.
+        name (`str`), classes (`Sequence[str]`): Of the data set.
 
     Raises:
         UsageError: If the folder holds something else, or a sample cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    description = _description(spec, folder)
+    description = _description(name, classes, folder)
     index = folder / f"{split}.index.jsonl"
     done = list(_read_index(index)) if index.exists() else []
     start = done[-1]["start"] + done[-1]["height"] * done[-1]["width"] if done else 0
@@ -129,12 +128,12 @@ def write_predecoded(dataset: Dataset, spec: DatasetSpec, split: str, folder: Pa
     (folder / DESCRIPTION).write_text(json.dumps({**description, "splits": splits}, indent=2))
 
 
-def _description(spec: DatasetSpec, folder: Path) -> dict[str, Any]:
+def _description(name: str, classes: Sequence[str], folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.exists():
-        return {"dataset": spec.name, "classes": list(spec.classes), "splits": []}
+        return {"dataset": name, "classes": list(classes), "splits": []}
     description = json.loads(path.read_text())
-    if description["classes"] != list(spec.classes):
+    if description["classes"] != list(classes):
         raise UsageError(f"{folder} was pre-decoded for {description['dataset']}; choose another folder.")
     return description
 

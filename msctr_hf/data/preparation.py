@@ -20,7 +20,7 @@ from .loading import index_split
 from .parquet_copy import write_card, write_parquet
 from .predecoded import write_predecoded
 from .reading import Reader, attach
-from .saved_source import SPLIT_NAMES, Copy, is_a_copy
+from .saved_source import SPLIT_NAMES, SavedDataset, is_a_copy
 from .specs import DatasetSpec
 
 REPORT_FILE = "report_{split}.json"
@@ -54,7 +54,7 @@ def prepare(
     spec: DatasetSpec,
     splits: Sequence[str],
     data_dir: Path | None,
-    copy: Copy,
+    saved: SavedDataset,
     *,
     corrections: Path | None = None,
     output_dir: Path | None = None,
@@ -68,7 +68,7 @@ def prepare(
         spec (`DatasetSpec`): Which data set.
         splits (`Sequence[str]`): train, validation, test.
         data_dir (`Path`, *optional*): Its folder.
-        copy (`Copy`): Where a copy lies, if it comes from one.
+        saved (`SavedDataset`): Where a copy lies, if it comes from one.
         corrections (`Path`, *optional*): CSV of frames to leave out or to relabel.
         output_dir (`Path`, *optional*): Where the copy goes; only the check by default.
         predecode (`bool`): Plain pixels instead of parquet.
@@ -79,7 +79,7 @@ def prepare(
         UsageError: If the data set cannot be found or is broken; nothing is written then.
     """
     _check_output_dir(output_dir)
-    found = [_find(spec, split, data_dir, copy, corrections) for split in splits]
+    found = [_find(spec, split, data_dir, saved, corrections) for split in splits]
     for split in found:
         if output_dir is not None:
             split.fingerprint = fingerprint(split.rows)
@@ -101,18 +101,20 @@ def prepare(
         _convert(spec, found, data_dir, output_dir, predecode)
 
 
-def _find(spec: DatasetSpec, split: str, data_dir: Path | None, copy: Copy, corrections: Path | None) -> _Split:
+def _find(
+    spec: DatasetSpec, split: str, data_dir: Path | None, saved: SavedDataset, corrections: Path | None
+) -> _Split:
     if not isinstance(spec.source, FileSource):
         raise UsageError(f"{spec.name} is drawn on demand; there is nothing to prepare.")
-    if copy.streaming:
+    if saved.streaming:
         raise UsageError("`streaming`: a copy is made of files that are here; leave it out.")
-    if is_a_copy(copy, data_dir):
-        return _Split(split, *index_split(spec, split, data_dir, copy, corrections), without_label=[])
-    pairs = spec.source.find(spec, split, data_dir)
+    if is_a_copy(saved, data_dir):
+        return _Split(split, *index_split(spec, split, data_dir, saved, corrections), without_label=[])
+    pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get)
     for path in pairs.without_picture:
         print(f"not used: {path} has no picture.")
     rows = spec.source.rows(pairs, data_dir, corrections)
-    return _Split(split, rows, spec.source.reader(spec), pairs.without_label)
+    return _Split(split, rows, spec.reader(), pairs.without_label)
 
 
 def _check_output_dir(output_dir: Path | None) -> None:
@@ -135,7 +137,7 @@ def _convert(
         rows = split.usable_rows()
         if predecode:
             dataset = attach(rows, split.reader)
-            written = write_predecoded(dataset, spec, split.name, output_dir)
+            written = write_predecoded(dataset, split.name, output_dir, name=spec.name, classes=spec.classes)
             with tqdm(total=len(rows), desc=f"decoding {split.name}", unit="picture", leave=False) as bar:
                 for done in written:
                     bar.update(done - bar.n)

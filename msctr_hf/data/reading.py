@@ -77,7 +77,7 @@ def _refuse_paths(batch: Batch) -> None:
             if not file.get("bytes"):
                 raise UsageError(
                     f"The copy holds no {column} of {image_id}, only the path {file.get('path')}, which is not "
-                    "followed; write it with the files themselves (scripts/prepare_dataset.py, or save_to_disk)."
+                    "followed; write it with the files themselves (`msctr prepare`, or save_to_disk)."
                 )
 
 

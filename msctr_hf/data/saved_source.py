@@ -24,7 +24,7 @@ SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val
 
 
 @dataclass(frozen=True)
-class Copy:
+class SavedDataset:
     """Where a copy lies and how its columns are called.
 
     Args:
@@ -41,25 +41,25 @@ class Copy:
     streaming: bool = False
 
 
-def is_a_copy(copy: Copy, data_dir: Path | None) -> bool:
+def is_a_copy(saved: SavedDataset, data_dir: Path | None) -> bool:
     """Whether samples come from a copy: one that is named, or a folder of `save_to_disk` or of parquet files."""
-    if copy.name is not None:
+    if saved.name is not None:
         return True
     return data_dir is not None and (_was_saved_to_disk(data_dir) or any(_parquet_files(data_dir)))
 
 
-def index_copy(copy: Copy, split: str, data_dir: Path | None) -> Dataset | IterableDataset:
+def index_copy(saved: SavedDataset, split: str, data_dir: Path | None) -> Dataset | IterableDataset:
     """Undecoded rows {image, label, image_id} of one split of a copy.
 
     Raises:
         UsageError: If the copy cannot be had, or lacks the split or a column; the message says what there is.
     """
-    folder = Path(copy.name) if copy.name is not None else data_dir
+    folder = Path(saved.name) if saved.name is not None else data_dir
     if folder is not None and folder.is_dir():
-        dataset = _open_folder(folder, split, copy.streaming)
+        dataset = _open_folder(folder, split, saved.streaming)
     else:
-        dataset = _open_hub(copy, split)
-    return _with_our_columns(dataset, copy, split)
+        dataset = _open_hub(saved, split)
+    return _with_our_columns(dataset, saved, split)
 
 
 def _was_saved_to_disk(folder: Path) -> bool:
@@ -85,23 +85,23 @@ def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
     return load_dataset("parquet", data_files={name: files[name]}, split=name, streaming=streaming)
 
 
-def _open_hub(copy: Copy, split: str) -> Dataset | IterableDataset:
+def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
     try:
-        names = get_dataset_split_names(copy.name, revision=copy.revision)
-        own = _own_name(split, names, str(copy.name))
-        return load_dataset(copy.name, split=own, revision=copy.revision, streaming=copy.streaming)
+        names = get_dataset_split_names(saved.name, revision=saved.revision)
+        own = _own_name(split, names, str(saved.name))
+        return load_dataset(saved.name, split=own, revision=saved.revision, streaming=saved.streaming)
     except DatasetNotFoundError as error:
         if "gated" in str(error):
             raise UsageError(
-                f"`dataset_name`: {copy.name} is gated: accept its terms on "
-                f"https://huggingface.co/datasets/{copy.name} and log in with `hf auth login`."
+                f"`dataset_name`: {saved.name} is gated: accept its terms on "
+                f"https://huggingface.co/datasets/{saved.name} and log in with `hf auth login`."
             ) from error
         raise UsageError(
-            f"`dataset_name`: there is no data set {copy.name} on the Hub, and no such folder."
+            f"`dataset_name`: there is no data set {saved.name} on the Hub, and no such folder."
         ) from error
     except (OSError, RuntimeError) as error:  # no network; a repository of a script, which `datasets` no longer runs
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"`dataset_name`: {copy.name} cannot be read from the Hub ({reason}).") from error
+        raise UsageError(f"`dataset_name`: {saved.name} cannot be read from the Hub ({reason}).") from error
 
 
 def _own_name(split: str, names: list[str], where: str) -> str:
@@ -112,17 +112,19 @@ def _own_name(split: str, names: list[str], where: str) -> str:
     raise UsageError(f"{where} has the splits {names}, not {split!r}.")
 
 
-def _with_our_columns(dataset: Dataset | IterableDataset, copy: Copy, split: str) -> Dataset | IterableDataset:
+def _with_our_columns(
+    dataset: Dataset | IterableDataset, saved: SavedDataset, split: str
+) -> Dataset | IterableDataset:
     columns = dataset.column_names or []
-    for flag, column in (("image_column", copy.image_column), ("label_column", copy.label_column)):
+    for flag, column in (("image_column", saved.image_column), ("label_column", saved.label_column)):
         if column not in columns:
-            raise UsageError(f"--{flag}: there is no column {column!r}; the data set has {', '.join(columns)}.")
-    for column in (copy.image_column, copy.label_column):
+            raise UsageError(f"`{flag}`: there is no column {column!r}; the data set has {', '.join(columns)}.")
+    for column in (saved.image_column, saved.label_column):
         # before anything else: a stream would decode, and encode again, with loss
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
-    kept = [copy.image_column, copy.label_column, "image_id"]
+    kept = [saved.image_column, saved.label_column, "image_id"]
     dataset = dataset.remove_columns([column for column in columns if column not in kept])
-    renamed = {copy.image_column: "image", copy.label_column: "label"}
+    renamed = {saved.image_column: "image", saved.label_column: "label"}
     dataset = dataset.rename_columns({old: new for old, new in renamed.items() if old != new})
     if "image_id" in columns:
         return dataset

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
 
 from . import classes
 from .file_source import FileSource, PairedFiles
 from .labels import IGNORE_INDEX, Color, LabelMapping
+from .reading import Reader
 from .synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, SyntheticSource
 
 
@@ -67,6 +71,18 @@ class DatasetSpec:
         """Raw values or colours -> train ids."""
         return LabelMapping(self.label_values, self.ignored)
 
+    def reader(self) -> Reader:
+        """What turns rows of `index` into samples."""
+        return self.source.reader(self.mapping)
+
+    def index(self, split: str, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
+        """Undecoded rows of one split from where samples come.
+
+        Raises:
+            UsageError: If folders, images or labels are missing; the message says which.
+        """
+        return self.source.index(split, data_dir, corrections, name=self.name, where_to_get=self.where_to_get)
+
     def raw_values(self) -> dict[int, int]:
         """Train id -> the first raw value that stands for it."""
         raw_values: dict[int, int] = {}
@@ -79,19 +95,6 @@ class DatasetSpec:
     def where_to_get(self) -> str:
         """The end of a sentence about missing files."""
         return f" Get it from {self.homepage}." if self.homepage else ""
-
-
-def voc_palette(num_classes: int) -> list[Color]:
-    """Distinct RGB colours by spreading the bits of the class number, as in PASCAL VOC."""
-    palette = []
-    for label in range(1, num_classes + 1):
-        red = green = blue = 0
-        for bit in range(8):
-            red |= (label >> (3 * bit) & 1) << (7 - bit)
-            green |= (label >> (3 * bit + 1) & 1) << (7 - bit)
-            blue |= (label >> (3 * bit + 2) & 1) << (7 - bit)
-        palette.append((red, green, blue))
-    return palette
 
 
 def _identity(num_classes: int) -> dict[int | Color, int]:
@@ -195,7 +198,7 @@ def _pascal_context(name: str, order: Sequence[str], *, with_background: bool) -
     return DatasetSpec(
         name,
         names,
-        [(0, 0, 0), *voc_palette(59)] if with_background else voc_palette(59),
+        [(0, 0, 0), *classes.voc_palette(59)] if with_background else classes.voc_palette(59),
         FileSource((official, by_split), roots=("VOCdevkit/VOC2010", "VOC2010")),
         {0: 0, **values} if with_background else values,
         frozenset({IGNORE_INDEX} if with_background else {0, IGNORE_INDEX}),
@@ -219,7 +222,7 @@ def _cadis(task: int, names: Sequence[str], raw_ids: Sequence[Sequence[int]], ra
     return DatasetSpec(
         f"cadis_task{task}",
         names,
-        voc_palette(len(names)),
+        classes.voc_palette(len(names)),
         FileSource(layouts),
         {raw: label for label, raws in enumerate(raw_ids) for raw in raws},
         frozenset({*range(classes.CADIS_RAW_IDS), IGNORE_INDEX} - named),

@@ -9,16 +9,14 @@ alone tells a class.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFilter
 
 from ..errors import UsageError
-
-if TYPE_CHECKING:
-    from .specs import DatasetSpec
+from .labels import LabelMapping
 
 SYNTHETIC_CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole", "sign")
 SYNTHETIC_PALETTE = (
@@ -47,14 +45,16 @@ _COLORS = {
 class SyntheticSource:
     """Draws `synthetic_scenes`; nothing is read or written."""
 
-    def reader(self, spec: DatasetSpec) -> DrawScenes:
+    def reader(self, mapping: LabelMapping) -> DrawScenes:
         """Draws the scene of a row."""
         return DrawScenes()
 
-    def index(self, spec: DatasetSpec, split: str, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
+    def index(
+        self, split: str, data_dir: Path | None, corrections: Path | None = None, *, name: str, where_to_get: str = ""
+    ) -> Dataset:
         """Names of the scenes of one split; the other arguments are not used."""
         if split not in SPLITS:
-            raise UsageError(f"{spec.name} has the splits {sorted(SPLITS)}, not {split!r}.")
+            raise UsageError(f"{name} has the splits {sorted(SPLITS)}, not {split!r}.")
         return Dataset.from_dict({"image_id": [f"{split}_{number:04d}" for number in range(SPLITS[split][1])]})
 
 

@@ -6,6 +6,7 @@ B = images, L = classes; sizes are (height, width) in pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,6 +16,55 @@ from ..models.decode_heads import resize
 from ..models.image_processing_msctr import pad
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How images are presented to a network.
+
+    Args:
+        scales (`tuple[float, ...]`): Factors by which images are resized; their probabilities are averaged.
+        flip (`bool`): Also predict mirror images.
+        window_size (`tuple[int, int]`, *optional*): Height and width of a sliding window; whole images by default.
+            Overlapping logits are averaged; smaller images are padded to one window.
+        window_stride (`tuple[int, int]`, *optional*): Of the window; two thirds of it by default. The last window is
+            shifted inside.
+        batch_size (`int`): Windows, or images, at a time.
+        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple; padding is cut off again.
+        padding_mode (`str`): `"constant"`, zero, or `"reflect"`.
+
+    Raises:
+        UsageError: If a size, a stride or a scale is impossible.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window_size: Size | None = None
+    window_stride: Size | None = None
+    batch_size: int = 1
+    size_divisor: int = 1
+    padding_mode: str = "constant"
+
+    def __post_init__(self):
+        if not self.scales or min(self.scales) <= 0:
+            raise UsageError(f"`scales` must be positive, got {list(self.scales)}.")
+        if self.size_divisor < 1:
+            raise UsageError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
+        if self.window_size is None:
+            if self.window_stride is not None:
+                raise UsageError("A `window_stride` needs a `window_size`.")
+            return
+        sides = zip(self.stride, self.window_size, strict=True)
+        if min(self.window_size) < 1 or any(not 1 <= step <= side for step, side in sides):
+            raise UsageError(
+                f"The `window_stride` must lie between 1 and the `window_size` {self.window_size}, got {self.stride}."
+            )
+
+    @property
+    def stride(self) -> Size:
+        """Stride of the window, given or by default."""
+        return _size(self.window_stride or (max(1, 2 * side // 3) for side in self.window_size))
+
 
 CPU_STRIP_ROWS = 4  # a strip stays in a core's cache
 DEVICE_STRIP_ROWS = 256  # fewer launches
@@ -58,7 +108,11 @@ def predict_probabilities(
         UsageError: If a size, a stride or a scale is impossible.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
-    views = _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, padding_mode, batch_size)
+    window_size, window_stride = (None if value is None else _size(value) for value in (crop_size, stride))
+    settings = InferenceSettings(
+        tuple(scales), flip, window_size, window_stride, batch_size, size_divisor, padding_mode
+    )
+    views = _views(model, pixel_values, settings)
     probabilities = None
     for rows, strip in _mean_probabilities(views, output_size, _align_corners(model)):
         if probabilities is None:
@@ -71,24 +125,23 @@ def predict_probabilities(
 def predict_labels(
     model: nn.Module,
     pixel_values: torch.Tensor,
+    settings: InferenceSettings | None = None,
     *,
     output_size: Sequence[int] | None = None,
-    crop_size: Sequence[int] | None = None,
-    stride: Sequence[int] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    size_divisor: int = 1,
-    padding_mode: str = "constant",
-    batch_size: int = 8,
 ) -> torch.Tensor:
     """The most probable class of every pixel, (B, *output_size) uint8, or int64 with more than 256 classes.
 
     The classes of `predict_probabilities`, several times faster and without ever holding all probabilities: with a
-    sliding window memory grows with the pictures and a row of windows, not with the classes of every pixel.
-    Arguments and errors as there.
+    sliding window memory grows with the images and a row of windows, not with the classes of every pixel.
+
+    Args:
+        model (`nn.Module`): A model whose output has `logits`, in evaluation mode.
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images, not padded.
+        settings (`InferenceSettings`, *optional*): Whole images at one scale by default.
+        output_size (`Sequence[int]`, *optional*): Size of the result; that of `pixel_values` by default.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
-    views = _views(model, pixel_values, crop_size, stride, scales, flip, size_divisor, padding_mode, batch_size)
+    views = _views(model, pixel_values, settings or InferenceSettings())
     return _largest(views, output_size, _align_corners(model))
 
 
@@ -190,16 +243,13 @@ class _TiledView:
         pixel_values: torch.Tensor,
         window: Size,
         stride: Size,
-        padding_mode: str,
-        batch_size: int,
-        mirrored: bool,
+        settings: InferenceSettings,
     ):
         self.model = model
         self.pixel_values = pixel_values
         self.window = window
-        self.padding_mode = padding_mode
-        self.batch_size = batch_size
-        self.mirrored = mirrored
+        self.settings = settings
+        self.mirrored = settings.flip
         self.size = _size(pixel_values.shape[-2:])
         self.device = next(model.parameters()).device
         self.tops, self.lefts = (window_starts(*side) for side in zip(self.size, window, stride, strict=True))
@@ -236,7 +286,7 @@ class _TiledView:
         places = [(image, left) for image in range(num_images) for left in self.lefts]
         logits = [
             _forward(self.model, torch.stack([self._crop(image, top, left) for image, left in part]))
-            for part in _batches(places, self.batch_size)
+            for part in _batches(places, self.settings.batch_size)
         ]
         return torch.cat(logits).unflatten(0, (num_images, len(self.lefts)))
 
@@ -248,7 +298,7 @@ class _TiledView:
             crop = picture[..., left : left + width]
         else:
             crop = picture[..., max(0, picture_width - left - width) : picture_width - left].flip(-1)
-        return pad(crop, self.window, self.padding_mode)
+        return pad(crop, self.window, self.settings.padding_mode)
 
 
 def _resize_to_rows(
@@ -274,32 +324,22 @@ def _resize_to_rows(
     return resize(between, (between.shape[2], size[1]), align_corners)
 
 
-def _views(
-    model: nn.Module,
-    pixel_values: torch.Tensor,
-    crop_size,
-    stride,
-    scales,
-    flip,
-    size_divisor,
-    padding_mode,
-    batch_size,
-) -> list[_WholeView | _TiledView]:
+def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> list[_WholeView | _TiledView]:
     """Logits of every scale, with or without mirror images, at sizes of their own."""
-    crop_size, stride = _check_views(crop_size, stride, scales, size_divisor)
     views: list[_WholeView | _TiledView] = []
-    for scale in scales:
+    divisor = settings.size_divisor
+    for scale in settings.scales:
         size = _size(max(1, round(side * scale)) for side in pixel_values.shape[-2:])
         scaled = resize(pixel_values, size, align_corners=False)
-        padded = _size(-(-side // size_divisor) * size_divisor for side in size)
-        if crop_size is not None:
-            views.append(_TiledView(model, scaled, crop_size, stride, padding_mode, batch_size, flip))
+        padded = _size(-(-side // divisor) * divisor for side in size)
+        if settings.window_size is not None:
+            views.append(_TiledView(model, scaled, settings.window_size, settings.stride, settings))
         elif padded != size:  # one window with room to spare
-            views.append(_TiledView(model, scaled, padded, padded, padding_mode, batch_size, flip))
+            views.append(_TiledView(model, scaled, padded, padded, settings))
         else:
-            pictures = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-            logits = torch.cat([_forward(model, part) for part in pictures.split(batch_size)])
-            views.append(_WholeView(logits, flip))
+            images = torch.cat([scaled, scaled.flip(-1)]) if settings.flip else scaled
+            logits = torch.cat([_forward(model, part) for part in images.split(settings.batch_size)])
+            views.append(_WholeView(logits, settings.flip))
     return views
 
 
@@ -326,19 +366,3 @@ def _batches(entries: list, batch_size: int) -> Iterator[list]:
 def _size(values) -> Size:
     height, width = values
     return int(height), int(width)
-
-
-def _check_views(crop_size, stride, scales, size_divisor) -> tuple[Size | None, Size | None]:
-    if not scales or min(scales) <= 0:
-        raise UsageError(f"`scales` must be positive, got {list(scales)}.")
-    if size_divisor < 1:
-        raise UsageError(f"`size_divisor` must be at least 1, got {size_divisor}.")
-    if crop_size is None:
-        if stride is not None:
-            raise UsageError("A window stride needs a window size.")
-        return None, None
-    crop_size = _size(crop_size)
-    stride = tuple(max(1, 2 * side // 3) for side in crop_size) if stride is None else _size(stride)
-    if min(crop_size) < 1 or any(not 1 <= step <= side for step, side in zip(stride, crop_size, strict=True)):
-        raise UsageError(f"The stride of a window must lie between 1 and its size {crop_size}, got {stride}.")
-    return crop_size, stride

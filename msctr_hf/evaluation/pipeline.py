@@ -9,11 +9,12 @@ from transformers import Pipeline
 from transformers.image_utils import load_image
 
 from ..errors import UsageError
-from .predictor import Predictor, Protocol
+from .inference import InferenceSettings
+from .predictor import Predictor
 from .visualization import overlay
 
 TASK = "msctr-segmentation"
-_PROTOCOL = ("scales", "flip", "window_size", "window_stride")
+_INFERENCE = ("scales", "flip", "window_size", "window_stride")
 _OVERLAY = ("opacity", "legend")
 
 
@@ -40,18 +41,18 @@ class SegmentationPipeline(Pipeline):
     _load_tokenizer = False
 
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
-        unknown = sorted(set(settings) - {*_PROTOCOL, *_OVERLAY})
+        unknown = sorted(set(settings) - {*_INFERENCE, *_OVERLAY})
         if unknown:
-            raise UsageError(f"`{unknown[0]}` is no setting of this pipeline: {', '.join((*_PROTOCOL, *_OVERLAY))}.")
-        protocol = {name: settings[name] for name in _PROTOCOL if name in settings}
-        return {}, protocol, {name: settings[name] for name in _OVERLAY if name in settings}
+            raise UsageError(f"`{unknown[0]}` is no setting of this pipeline: {', '.join((*_INFERENCE, *_OVERLAY))}.")
+        inference = {name: settings[name] for name in _INFERENCE if name in settings}
+        return {}, inference, {name: settings[name] for name in _OVERLAY if name in settings}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
         """A picture, its path or URL -> RGB picture."""
         return {"image": load_image(inputs)}
 
-    def _forward(self, model_inputs: dict[str, Any], **protocol: Any) -> dict[str, Any]:
-        predictor = Predictor(self.model, self.image_processor, Protocol(**protocol))
+    def _forward(self, model_inputs: dict[str, Any], **inference: Any) -> dict[str, Any]:
+        predictor = Predictor(self.model, self.image_processor, InferenceSettings(**inference))
         return {**model_inputs, "labels": next(predictor([model_inputs["image"]]))}
 
     def postprocess(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,9 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from ..data.specs import voc_palette
+from ..data.classes import voc_palette
 from ..errors import UsageError
-from .inference import predict_labels
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How pictures are presented to a network; see `predict_labels`."""
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    window_size: tuple[int, int] | None = None
-    window_stride: tuple[int, int] | None = None
-    batch_size: int = 1
-
-    @classmethod
-    def from_arguments(cls, arguments: Any) -> Protocol:
-        """Take the settings of `EvaluationArguments`."""
-        return cls(
-            scales=tuple(arguments.scales),
-            flip=arguments.flip,
-            window_size=arguments.window_size and tuple(arguments.window_size),
-            window_stride=arguments.window_stride and tuple(arguments.window_stride),
-            batch_size=arguments.batch_size,
-        )
+from .inference import InferenceSettings, predict_labels
 
 
 @dataclass
@@ -47,12 +25,12 @@ class Predictor:
     Args:
         model (`PreTrainedModel`): Any semantic segmentation model of transformers.
         image_processor: Its image processor; padding is left to `predict_labels`, which undoes it.
-        protocol (`Protocol`): Scales, mirror images, windows.
+        settings (`InferenceSettings`): Scales, mirror images, windows.
     """
 
     model: Any
     image_processor: Any
-    protocol: Protocol = field(default_factory=Protocol)
+    settings: InferenceSettings = InferenceSettings()
 
     @property
     def class_names(self) -> list[str]:
@@ -70,20 +48,13 @@ class Predictor:
 
         Neighbours of one size share a batch.
         """
-        protocol = self.protocol
+        settings = replace(
+            self.settings,
+            size_divisor=getattr(self.image_processor, "size_divisor", None) or 1,
+            padding_mode=getattr(self.image_processor, "padding_mode", "constant"),
+        )
         for (width, height), group in groupby(images, key=lambda image: image.size):
-            labels = predict_labels(
-                self.model,
-                self.prepare(list(group)),
-                output_size=(height, width),
-                size_divisor=getattr(self.image_processor, "size_divisor", None) or 1,
-                padding_mode=getattr(self.image_processor, "padding_mode", "constant"),
-                scales=protocol.scales,
-                flip=protocol.flip,
-                crop_size=protocol.window_size,
-                stride=protocol.window_stride,
-                batch_size=protocol.batch_size,
-            )
+            labels = predict_labels(self.model, self.prepare(list(group)), settings, output_size=(height, width))
             yield from labels.cpu().numpy()
 
     def prepare(self, images: list[Image.Image]) -> torch.Tensor:
@@ -94,13 +65,17 @@ class Predictor:
 
 
 def load_predictor(
-    name_or_path: str, protocol: Protocol, *, device: str | torch.device | None = None, dtype: str = "float32"
+    model: str,
+    settings: InferenceSettings | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
 ) -> Predictor:
     """Load any `AutoModelForSemanticSegmentation` with its image processor, in evaluation mode.
 
     Args:
-        name_or_path (`str`): A saved folder or a Hub id.
-        protocol (`Protocol`): How pictures are presented.
+        model (`str`): A saved folder or a Hub id.
+        settings (`InferenceSettings`, *optional*): How images are presented; whole, at one scale by default.
         device (`str`, *optional*): The best there is by default.
         dtype (`str`): float32, float16 or bfloat16.
 
@@ -110,12 +85,12 @@ def load_predictor(
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     try:
-        model = AutoModelForSemanticSegmentation.from_pretrained(name_or_path, dtype=getattr(torch, dtype))
-        image_processor = AutoImageProcessor.from_pretrained(name_or_path)
+        network = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
+        image_processor = AutoImageProcessor.from_pretrained(model)
     except OSError as error:
-        kind = "folder holds no model" if Path(name_or_path).is_dir() else "model cannot be found"
-        raise UsageError(f"`model`: {name_or_path}: the {kind} ({str(error).strip().splitlines()[0]})") from error
+        kind = "folder holds no model" if Path(model).is_dir() else "model cannot be found"
+        raise UsageError(f"`model`: {model}: the {kind} ({str(error).strip().splitlines()[0]})") from error
     try:
-        return Predictor(model.to(device).eval(), image_processor, protocol)
+        return Predictor(network.to(device).eval(), image_processor, settings or InferenceSettings())
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"`device`: {device} cannot be used ({str(error).strip().splitlines()[0]})") from error

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..arguments import HubArguments
 from ..data.loading import get_dataset_spec
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json
 from . import upload
 from .model_card import CARD_FILE, write_model_card
+from .settings import HubArguments
 
 LONGEST_WAIT = 1800.0  # seconds for what is still under way when training has ended
 _SNAPSHOT, _WORDS = ".pushed", ".pushed.log"

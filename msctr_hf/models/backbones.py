@@ -15,92 +15,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from timm.models.hrnet import HighResolutionModule
 from torch import nn
-from transformers import AutoBackbone, PreTrainedConfig, TimmBackbone
-
-
-class MsctrTimmBackbone(TimmBackbone):
-    """A timm network that returns stage maps of shape (B, C_s, h_s, w_s), finest first.
-
-    `config.timm_kwargs` go to `timm.create_model`. HRNet's fuse layers interpolate bilinearly, as in every HRNet
-    for segmentation, and take any input size; parameter names stay timm's.
-    """
-
-    supports_gradient_checkpointing = True
-
-    def __init__(self, config: PreTrainedConfig, **kwargs):
-        super().__init__(config, **{**(getattr(config, "timm_kwargs", None) or {}), **kwargs})
-        self._channels_last = str(getattr(self._backbone, "output_fmt", "NCHW")).endswith("NHWC")
-        self._checkpointing = False
-        _interpolate_fuse_layers_bilinearly(self._backbone)
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether activations are recomputed; transformers looks for and sets this."""
-        return self._checkpointing
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enable: bool) -> None:
-        self._checkpointing = enable
-        if hasattr(self, "_backbone"):
-            self._backbone.set_grad_checkpointing(enable)
-            for module in self._backbone.modules():  # recomputing needs the values that in-place steps overwrite
-                if enable and getattr(module, "inplace", False):
-                    module.inplace = False
-
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any):
-        """(B, 3, H, W) -> output with `feature_maps`."""
-        output = super().forward(pixel_values, return_dict=True, **kwargs)
-        if self._channels_last:
-            output.feature_maps = tuple(stage.permute(0, 3, 1, 2).contiguous() for stage in output.feature_maps)
-        return output
-
-
-class BilinearFusion(nn.Module):
-    """timm's `HighResolutionModule` that upsamples bilinearly to the branch each map is added to.
-
-    timm's classification network repeats pixels by a fixed factor instead, which gives other features and fails
-    where a size is no multiple of 32.
-    """
-
-    def __init__(self, module: HighResolutionModule):
-        super().__init__()
-        self.branches = module.branches
-        self.fuse_layers = module.fuse_layers
-        self.fuse_act = module.fuse_act
-        for target, sources in enumerate(self.fuse_layers if len(self.branches) > 1 else ()):
-            for source in range(target + 1, len(self.branches)):
-                sources[source][2] = nn.Identity()  # was nn.Upsample; keeps the parameter names
-
-    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Maps of all branches, finest first -> fused maps of the same shapes."""
-        maps = [branch(stage) for branch, stage in zip(self.branches, maps, strict=True)]
-        if len(maps) == 1:
-            return maps
-        return [self._fuse(target, maps) for target in range(len(self.fuse_layers))]
-
-    def _fuse(self, target: int, maps: list[torch.Tensor]) -> torch.Tensor:
-        fused = None
-        for source, layer in enumerate(self.fuse_layers[target]):
-            contribution = layer(maps[source])
-            if source > target:
-                contribution = F.interpolate(
-                    contribution, size=maps[target].shape[-2:], mode="bilinear", align_corners=False
-                )
-            fused = contribution if fused is None else fused + contribution
-        return self.fuse_act(fused)
-
-
-def _interpolate_fuse_layers_bilinearly(network: nn.Module) -> None:
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, HighResolutionModule):
-                setattr(parent, name, BilinearFusion(child))
+from transformers import AutoBackbone, PreTrainedConfig
 
 
 def build_backbone(config: PreTrainedConfig) -> nn.Module:
@@ -113,14 +29,19 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
         `nn.Module`: called with `pixel_values` (B, 3, H, W), its output has `feature_maps`: a tuple of
         (B, C_s, h_s, w_s), finest first. `.channels` lists the C_s.
     """
-    backbone = MsctrTimmBackbone(config) if config.model_type == "timm_backbone" else AutoBackbone.from_config(config)
+    if config.model_type == "timm_backbone":
+        from .timm_backbones import MsctrTimmBackbone
+
+        backbone = MsctrTimmBackbone(config)
+    else:
+        backbone = AutoBackbone.from_config(config)
     _drop_what_no_stage_map_passes(backbone)
     return backbone
 
 
 def works_at_one_stride(backbone: nn.Module) -> bool:
     """Whether all maps of a backbone have one stride, as those of plain vision transformers."""
-    if isinstance(backbone, MsctrTimmBackbone):
+    if backbone.config.model_type == "timm_backbone":
         network = backbone._backbone
         splits_into_patches = hasattr(getattr(network, "model", None), "patch_embed")
         return splits_into_patches and len(set(network.feature_info.reduction())) == 1

@@ -14,6 +14,7 @@
 """Configuration of a segmentation network trained with multi-scale and cross-scale contrast."""
 
 import difflib
+from dataclasses import field, fields
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -75,6 +76,11 @@ _KEYS_OF_TRANSFORMERS = {
 }
 
 
+def _field(default: Any, help: str) -> Any:
+    """A field of the configuration; its help is the docstring's and that of `msctr train --help`."""
+    return field(default=default, metadata={"help": help})
+
+
 # Types are checked at run time: no `from __future__ import annotations` here, it would switch that off.
 # trf-ignore: TRF057 written out: what travels to the Hub must not depend on a docstring generator of one release
 @strict
@@ -82,44 +88,7 @@ class MsctrConfig(PreTrainedConfig):
     """Everything needed to build the network and its training objective.
 
     Stages are counted from 1, the finest: C2 = stage 1 ... C5 = stage 4. A wrong type or an unknown key is an error.
-
-    Args:
-        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            A transformers backbone configuration; a dict needs its `model_type`. `timm_kwargs` in a
-            `timm_backbone` go to `timm.create_model` (HRNet: `{"feature_location": ""}`). Without it ResNet-50.
-        decode_head (`str`, defaults to `"upernet"`): `"fcn"` (HRNet's), `"deeplabv3"`, `"ocr"` or `"upernet"`.
-        decode_stages (`list[int]`, *optional*): Stages the decode head reads.
-        hidden_size (`int`, *optional*): Width of the decode head; `"fcn"` defaults to the sum of its inputs.
-        dropout (`float`, *optional*): Probability of dropping a channel before the classifiers.
-        align_corners (`bool`, *optional*): How logits are upsampled, in training and in prediction.
-        use_auxiliary_head (`bool`, *optional*): OCR needs it, UPerNet has it.
-        auxiliary_loss_weight (`float`, defaults to 0.4): Weight of its cross entropy.
-        auxiliary_stage (`int`, *optional*): Stage it reads; `None` reads what the decode head of FCN and OCR reads.
-        auxiliary_hidden_size (`int`, *optional*): Its width.
-        projection_dim (`int`, defaults to 256): Channels D of the projections.
-        projection_source (`str`, defaults to `"backbone"`): `"backbone"` stages or UPerNet's `"decode_head"` pyramid.
-        projection_stages (`list[int]`, *optional*): The projected stages, finest first.
-        contrastive_mode (`str`, defaults to `"ms_cs"`): `"ce"` (no contrast), `"ms"` (within stages), `"ms_cs"`.
-        contrastive_loss_weight (`float`, defaults to 0.1): Weight of the whole contrastive loss.
-        contrastive_temperature (`float`, defaults to 0.1): Temperature, at least 0.01.
-        contrastive_cross_scale_temperature (`float`, *optional*): That of the cross-scale terms; the same by default.
-        contrastive_scale_weights (`list[float]`, *optional*): One per projected stage; the first of 1, 0.7, 0.4, 0.1.
-        contrastive_cross_scale_pairs (`list[list[int]]`, *optional*):
-            Pairs (anchors, contrast) of positions in `projection_stages`, from 0. By default the finest with the
-            coarsest and, with more than two stages, with the second coarsest.
-        contrastive_cross_scale_weights (`list[float]`, *optional*): One per pair; 1 by default.
-        contrastive_detach_coarse (`bool`, defaults to `False`): No gradient into the contrast side of a pair.
-        contrastive_min_anchors_per_class (`int`, defaults to 5): Pixels that qualify a class of an image.
-        contrastive_max_anchors_per_class (`int`, defaults to 2500): Most anchors of one class of one image.
-        contrastive_max_anchors (`int`, defaults to 10000): Most anchors of a stage, per process.
-        contrastive_gather_anchors (`bool`, defaults to `False`):
-            Contrast with the anchors of all processes, so that a batch split over GPUs contrasts as on one.
-        contrastive_sampling (`str`, defaults to `"rarest"`):
-            The published rule (every class of an image gives as many anchors as the rarest), or `"budget"` (each gives
-            up to its equal share of `contrastive_max_anchors`; meant for about 2048).
-        class_weights (`list[float]`, *optional*): One per class, on every cross entropy.
-        semantic_loss_ignore_index (`int`, defaults to 255): Label value that no loss and no metric counts.
-        palette (`list[list[int]]`, *optional*): RGB colour of every class.
+    What is `None` is filled in by the defaults of the decode head.
 
     Source: https://arxiv.org/abs/2203.13409.
     """
@@ -127,39 +96,103 @@ class MsctrConfig(PreTrainedConfig):
     model_type = "msctr"
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: dict | PreTrainedConfig | None = _field(
+        None,
+        "A transformers backbone configuration; a dict needs its `model_type`. `timm_kwargs` in a "
+        "`timm_backbone` go to `timm.create_model` (HRNet: `{'feature_location': ''}`). ResNet-50 by "
+        "default.",
+    )
 
-    decode_head: Literal["fcn", "deeplabv3", "ocr", "upernet"] = "upernet"
-    decode_stages: list[int] | tuple[int, ...] | None = None
-    hidden_size: int | None = None
-    dropout: float | int | None = None
-    align_corners: bool | None = None
-    use_auxiliary_head: bool | None = None
-    auxiliary_loss_weight: float | int = 0.4
-    auxiliary_stage: int | None = None
-    auxiliary_hidden_size: int | None = None
+    decode_head: Literal["fcn", "deeplabv3", "ocr", "upernet"] = _field(
+        "upernet",
+        "Decode head: HRNet's, DeepLabV3's, OCR's or UPerNet's.",
+    )
+    decode_stages: list[int] | tuple[int, ...] | None = _field(
+        None,
+        "Stages the decode head reads; by default those of its network in the paper.",
+    )
+    hidden_size: int | None = _field(
+        None,
+        "Width of the decode head; by default 512 for ocr and upernet, 256 for deeplabv3, the sum of its "
+        "inputs for fcn.",
+    )
+    dropout: float | int | None = _field(
+        None,
+        "Probability of dropping a channel before the classifiers; by default 0.1 for upernet and 0 for the others.",
+    )
+    align_corners: bool | None = _field(
+        None,
+        "How logits are upsampled, in training and in prediction; by default False for upernet and True for "
+        "the others.",
+    )
+    use_auxiliary_head: bool | None = _field(
+        None,
+        "Train a second classifier on an earlier map; by default with ocr, which needs it, and upernet.",
+    )
+    auxiliary_loss_weight: float | int = _field(0.4, "Weight of the cross entropy of the auxiliary head.")
+    auxiliary_stage: int | None = _field(
+        None,
+        "Stage the auxiliary head reads; by default 4 for upernet, 3 for deeplabv3, what the decode head "
+        "reads for fcn and ocr.",
+    )
+    auxiliary_hidden_size: int | None = _field(
+        None,
+        "Width of the auxiliary head; by default 512 for ocr and 256 for the others.",
+    )
 
-    projection_dim: int = 256
-    projection_source: Literal["backbone", "decode_head"] = "backbone"
-    projection_stages: list[int] | tuple[int, ...] | None = None
+    projection_dim: int = _field(256, "Channels D of the projections.")
+    projection_source: Literal["backbone", "decode_head"] = _field(
+        "backbone",
+        "What is projected: maps of the backbone's stages, or UPerNet's pyramid.",
+    )
+    projection_stages: list[int] | tuple[int, ...] | None = _field(
+        None,
+        "The projected stages, finest first; by default those of the network in the paper.",
+    )
 
-    contrastive_mode: Literal["ce", "ms", "ms_cs"] = "ms_cs"
-    contrastive_loss_weight: float | int = 0.1
-    contrastive_temperature: float | int = 0.1
-    contrastive_cross_scale_temperature: float | int | None = None
-    contrastive_scale_weights: list[float | int] | tuple[float | int, ...] | None = None
-    contrastive_cross_scale_pairs: list[list[int]] | tuple[tuple[int, ...], ...] | None = None
-    contrastive_cross_scale_weights: list[float | int] | tuple[float | int, ...] | None = None
-    contrastive_detach_coarse: bool = False
-    contrastive_min_anchors_per_class: int = 5
-    contrastive_max_anchors_per_class: int = 2500
-    contrastive_max_anchors: int = 10_000
-    contrastive_gather_anchors: bool = False
-    contrastive_sampling: Literal["rarest", "budget"] = "rarest"
+    contrastive_mode: Literal["ce", "ms", "ms_cs"] = _field(
+        "ms_cs",
+        "No contrast (ce), within stages (ms), or within and across stages (ms_cs).",
+    )
+    contrastive_loss_weight: float | int = _field(0.1, "Weight of the whole contrastive loss.")
+    contrastive_temperature: float | int = _field(0.1, "Temperature of the contrastive terms, at least 0.01.")
+    contrastive_cross_scale_temperature: float | int | None = _field(
+        None,
+        "Temperature of the cross-scale terms; the same as that of the others by default.",
+    )
+    contrastive_scale_weights: list[float | int] | tuple[float | int, ...] | None = _field(
+        None,
+        "Weight of every projected stage; by default the first of 1, 0.7, 0.4, 0.1.",
+    )
+    contrastive_cross_scale_pairs: list[list[int]] | tuple[tuple[int, ...], ...] | None = _field(
+        None,
+        "Pairs (anchors, contrast) of positions in `projection_stages`, from 0. By default the finest with "
+        "the coarsest and, with more than two stages, with the second coarsest.",
+    )
+    contrastive_cross_scale_weights: list[float | int] | tuple[float | int, ...] | None = _field(
+        None,
+        "Weight of every pair; 1 by default.",
+    )
+    contrastive_detach_coarse: bool = _field(False, "Let no gradient flow into the contrast side of a pair.")
+    contrastive_min_anchors_per_class: int = _field(5, "Pixels that a class of an image must have to be contrasted.")
+    contrastive_max_anchors_per_class: int = _field(2500, "Most anchors of one class of one image.")
+    contrastive_max_anchors: int = _field(10_000, "Most anchors of a stage, per process.")
+    contrastive_gather_anchors: bool = _field(
+        False,
+        "Contrast with the anchors of all processes, so that a batch split over GPUs contrasts as on one.",
+    )
+    contrastive_sampling: Literal["rarest", "budget"] = _field(
+        "rarest",
+        "The published rule, by which every class of an image gives as many anchors as the rarest, or a "
+        "budget: each gives up to its equal share of contrastive_max_anchors (meant for about 2048).",
+    )
 
-    class_weights: list[float | int] | tuple[float | int, ...] | None = None
-    semantic_loss_ignore_index: int = 255
-    palette: list[list[int]] | tuple[tuple[int, ...], ...] | None = None
+    class_weights: list[float | int] | tuple[float | int, ...] | None = _field(
+        None,
+        "Weight of every class in every cross entropy; 1 by default.",
+    )
+    semantic_loss_ignore_index: int = _field(255, "Label value that no loss and no metric counts.")
+    palette: list[list[int]] | tuple[tuple[int, ...], ...] | None = _field(None, "RGB color of every class.")
 
     def __post_init__(self, **kwargs):
         self._refuse_unknown_keys(kwargs)
@@ -239,6 +272,15 @@ def _materialise_backbone_config(backbone_config: dict | PreTrainedConfig | None
     return CONFIG_MAPPING[model_type].from_dict(options)
 
 
+def _describe_fields() -> str:
+    """The `Args:` of the class, from its fields."""
+    described = (each for each in fields(MsctrConfig) if "help" in each.metadata)
+    return "\n".join(
+        f"        {each.name} (defaults to `{each.default!r}`): {each.metadata['help']}" for each in described
+    )
+
+
+MsctrConfig.__doc__ = f"{MsctrConfig.__doc__}\n    Args:\n{_describe_fields()}\n    "
 MsctrConfig.register_for_auto_class()
 
 __all__ = ["MsctrConfig"]

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.layers import LayerNorm2d
 from torch import nn
 
 LEVELS = 4
@@ -42,6 +41,8 @@ class SimpleFeaturePyramid(nn.Module):
                 f"A backbone with maps of one stride must give {LEVELS} of them, or only the last, got "
                 f"{len(in_channels)}: name them in `backbone_config` with `out_features` or `out_indices`."
             )
+        from timm.layers import LayerNorm2d  # here: timm takes long to import, and only plain transformers need this
+
         finest, fine, middle, coarse = in_channels if len(in_channels) == LEVELS else [*in_channels] * LEVELS
         self.levels = nn.ModuleList(
             [

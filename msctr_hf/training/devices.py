@@ -17,9 +17,9 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProfileKwargs
 from torch import nn
 
-from ..arguments import TrainingArguments
 from ..errors import UsageError
 from .network import synchronize_batch_norms
+from .settings import TrainingArguments
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimisers torch has in fused form
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # which spread weights, gradients or states

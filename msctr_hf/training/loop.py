@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from ..arguments import DataArguments, ModelArguments, TrainingArguments
+from ..data.settings import DataArguments
 from ..errors import UsageError
 from .checkpointing import Progress, States, find_checkpoint, save_checkpoint, together
 from .description import describe_run, describe_start, without_secrets
@@ -47,6 +47,7 @@ from .run_folder import (
     write_json,
     write_run_file,
 )
+from .settings import ModelArguments, TrainingArguments
 from .step_guard import StepGuard, Verdict
 from .training_data import build_loader, without_drawing_at_the_start
 from .validation import Validation

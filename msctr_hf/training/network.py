@@ -16,8 +16,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from transformers import AutoConfig
 
-from ..arguments import DataArguments, ModelArguments
 from ..data.labels import IGNORE_INDEX
+from ..data.settings import DataArguments
 from ..data.specs import DatasetSpec
 from ..errors import UsageError, as_usage_error
 from ..models.backbone_weights import load_backbone_weights
@@ -26,6 +26,7 @@ from ..models.contrastive_adapter import ContrastiveAdapter
 from ..models.image_processing_msctr import MsctrImageProcessor
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 from .adapted_network import adapt_saved, image_processor_of_saved, saved_kind
+from .settings import ModelArguments
 
 
 def build_config(arguments: ModelArguments, settings: dict[str, Any], spec: DatasetSpec) -> MsctrConfig:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..arguments import TrainingArguments
+from .settings import TrainingArguments
 
 NORMS = "norm"
 

@@ -6,18 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..settings import changed
 from .checkpointing import SETTINGS_FILE, Progress
 from .run_folder import read_json
+from .settings import purpose, purposes
 
-# where things lie, what is watched, and how a start began: changes nothing that a checkpoint holds
-_FREE = {
-    "output_dir", "overwrite_output_dir", "resume", "data_dir", "num_workers", "logging_steps", "validation_steps",
-    "checkpointing_steps", "checkpoints_kept", "report_to", "max_skipped_steps", "profile", "dry_run",
-    "backbone_weights", "model_name_or_path",
-}  # fmt: skip
-# the run can go on with another value, but it is told
-_TOLD = {"max_steps", "mixed_precision", "compile", "channels_last", "tf32", "activation_checkpointing"}
-_BATCH = ("batch_size", "gradient_accumulation_steps", "num_processes")
+# how the images of a step are split
+_BATCH = (*(name for name, about in purposes().items() if about.on_resume == "batch"), "num_processes")
 
 
 def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
@@ -36,8 +31,8 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
     saved = read_json(checkpoint / SETTINGS_FILE)
     if not saved:
         raise UsageError(f"`resume`: {checkpoint} holds no {SETTINGS_FILE}; it was written by another version.")
-    different = [name for name in sorted({*saved, *settings}) if saved.get(name) != settings.get(name)]
-    refused = [name for name in different if name not in _FREE | _TOLD and name not in _BATCH]
+    different = changed(saved, settings)
+    refused = [name for name in different if name not in _BATCH and purpose(name).on_resume == "refused"]
     if refused:
         listed = "; ".join(f"{name} was {saved.get(name)!r} and is {settings.get(name)!r}" for name in refused)
         raise UsageError(
@@ -47,7 +42,7 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
     notes = [
         f"{name} was {saved.get(name)!r} and is {settings.get(name)!r} from here on."
         for name in different
-        if name in _TOLD
+        if purpose(name).on_resume == "announced"
     ]
     if any(name in different for name in _BATCH):
         notes.append(_compare_batches(saved, settings))

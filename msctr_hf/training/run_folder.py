@@ -25,6 +25,7 @@ from torch import nn
 
 from ..errors import UsageError
 from ..models.image_processing_msctr import MsctrImageProcessor
+from .settings import purpose
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -36,7 +37,6 @@ CHECKPOINTS = "checkpoints"
 LAST = "last"
 _REPLACED = ".replaced"
 _PARTIAL = ".partial"
-_NOT_IN_CONFIG = {"resume", "overwrite_output_dir", "dry_run"}  # how a start began
 
 
 def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None:
@@ -132,9 +132,9 @@ def write_run_file(output_dir: Path, description: dict[str, Any]) -> None:
 
 def write_config(output_dir: Path, settings: dict[str, Any]) -> None:
     """Write config.yaml, with which `--config` starts the same run."""
-    kept = {name: value for name, value in settings.items() if value is not None and name not in _NOT_IN_CONFIG}
+    kept = {name: value for name, value in settings.items() if value is not None and not purpose(name).of_a_start}
     text = yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=119)
-    replace_file(output_dir / CONFIG_FILE, f"# python scripts/train.py --config {CONFIG_FILE}\n{text}")
+    replace_file(output_dir / CONFIG_FILE, f"# msctr train --config {CONFIG_FILE}\n{text}")
 
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from ..arguments import DataArguments, ModelArguments, TrainingArguments
+from ..data.settings import DataArguments
 from ..errors import UsageError
 from ..evaluation.scoring import iou_table
 from .checkpointing import find_checkpoint
 from .interruption import StopRequest
 from .loop import Run
 from .run_folder import bring_back, check_output_dir, holds_a_model, is_empty, read_log
+from .settings import ModelArguments, TrainingArguments
 
 REHEARSED_STEPS, REHEARSED_PICTURES = 2, 4
 

@@ -12,12 +12,13 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
-from ..arguments import DataArguments, TrainingArguments
 from ..data.augmentation import TrainingAugmentation
 from ..data.batches import training_loader
 from ..data.repeat_factors import classes_present, repeat_factors
+from ..data.settings import DataArguments
 from ..errors import UsageError
 from ..models.image_processing_msctr import MsctrImageProcessor
+from .settings import TrainingArguments
 
 Batch = TypeVar("Batch")
 

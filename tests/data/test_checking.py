@@ -9,8 +9,8 @@ LAYOUT = LAYOUTS["ade20k"]
 
 def check(root, num_workers=0):
     spec = get_dataset_spec("ade20k")
-    rows = spec.source.index(spec, "train", root)
-    return check_rows(rows, spec.source.reader(spec), 150, num_workers=num_workers, title=""), spec
+    rows = spec.index("train", root)
+    return check_rows(rows, spec.reader(), 150, num_workers=num_workers, title=""), spec
 
 
 def test_counts_are_those_of_the_labels(tmp_path):

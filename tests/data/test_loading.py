@@ -45,7 +45,7 @@ def test_faulty_corrections_are_named(tmp_path, text, message):
 
 def test_corrections_of_a_copy_are_refused_not_forgotten(tmp_path):
     spec = get_dataset_spec("camvid")
-    rows = spec.source.index(spec, "train", LAYOUTS["camvid"].write(tmp_path / "official"))
+    rows = spec.index("train", LAYOUTS["camvid"].write(tmp_path / "official"))
     rows.save_to_disk(str(tmp_path / "copy"))
     (tmp_path / "corrections.csv").write_text("image_id,label\n0001TP_006690,\n")
     with pytest.raises(ValueError, match="`corrections` apply to the official files"):

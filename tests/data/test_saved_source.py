@@ -14,7 +14,7 @@ from msctr_hf.data import saved_source
 from msctr_hf.data.augmentation import TrainingAugmentation
 from msctr_hf.data.batches import evaluation_loader, training_loader
 from msctr_hf.data.loading import get_dataset_spec
-from msctr_hf.data.saved_source import Copy
+from msctr_hf.data.saved_source import SavedDataset
 
 LAYOUT = LAYOUTS["cityscapes"]
 
@@ -26,7 +26,7 @@ def official(tmp_path):
 
 def raw_rows(official, columns=("image", "label", "image_id")):
     spec = get_dataset_spec("cityscapes")
-    rows = spec.source.index(spec, "train", official)
+    rows = spec.index("train", official)
     embedded = rows.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
     return embedded.rename_columns(
         {old: new for old, new in zip(("image", "label", "image_id"), columns, strict=True) if old != new}
@@ -81,7 +81,7 @@ def test_streamed_jpegs_are_not_encoded_again(tmp_path, extra):
     layout = LAYOUTS["ade20k"]
     root = layout.write(tmp_path / "official", size=(40, 60))
     spec = get_dataset_spec("ade20k")
-    rows = spec.source.index(spec, "train", root).cast_column("image", ImageFeature())
+    rows = spec.index("train", root).cast_column("image", ImageFeature())
     rows = rows.cast_column("label", ImageFeature()).with_format("arrow").map(embed_table_storage, batched=True)
     for column in extra:
         rows = rows.with_format(None).add_column(column, ["x"] * len(rows))
@@ -181,4 +181,4 @@ def test_copy_of_plain_arrays_is_read_too(tmp_path):
     copy = load_segmentation_dataset("camvid", "train", tmp_path / "copy")
     expected = np.where(labels[1] == 11, 255, labels[1])
     assert np.array_equal(np.asarray(copy[1]["label"]), expected)
-    assert Copy().image_column == "image"
+    assert SavedDataset().image_column == "image"

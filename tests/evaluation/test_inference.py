@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from experiments.benchmark.measuring import peak_megabytes
 from msctr_hf import predict_probabilities
-from msctr_hf.benchmark.measuring import peak_megabytes
-from msctr_hf.evaluation.inference import most_probable_classes, predict_labels, window_starts
+from msctr_hf.evaluation.inference import InferenceSettings, most_probable_classes, predict_labels, window_starts
 
 
 class Network(nn.Module):
@@ -115,7 +115,7 @@ def test_mirrored_pictures_give_mirrored_results(options):
 
 def large_prediction(height, width):
     network, x = Network(), torch.randn(1, 3, height, width)
-    return lambda: predict_labels(network, x, crop_size=(256, 512), batch_size=2)
+    return lambda: predict_labels(network, x, InferenceSettings(window_size=(256, 512), batch_size=2))
 
 
 def test_memory_of_a_large_picture_is_that_of_its_windows():
@@ -171,7 +171,7 @@ def test_last_window_is_shifted_inside(side, window, stride, expected):
     [
         ({"scales": ()}, "scales"),
         ({"scales": (0,)}, "scales"),
-        ({"stride": (4, 4)}, "window size"),
+        ({"stride": (4, 4)}, "window_size"),
         ({"crop_size": (8, 8), "stride": (9, 4)}, "stride"),
         ({"size_divisor": 0}, "size_divisor"),
     ],
@@ -190,11 +190,12 @@ def test_classes_in_strips_are_those_of_the_whole_map(align_corners, size, num_v
     assert torch.equal(most_probable_classes(views, size, align_corners).long(), whole.argmax(1))
 
 
-@pytest.mark.parametrize("settings", [{}, {"scales": (0.5, 1.5), "flip": True}, {"crop_size": (32, 32)}])
+@pytest.mark.parametrize("settings", [{}, {"scales": (0.5, 1.5), "flip": True}, {"window_size": (32, 32)}])
 def test_labels_are_the_most_probable_classes(settings):
     model = Network()
     pixel_values = torch.randn(2, 3, 45, 70)
-    probabilities = predict_probabilities(model, pixel_values, output_size=(60, 81), **settings)
-    labels = predict_labels(model, pixel_values, output_size=(60, 81), **settings)
+    labels = predict_labels(model, pixel_values, InferenceSettings(**settings), output_size=(60, 81))
+    options = {{"window_size": "crop_size"}.get(name, name): value for name, value in settings.items()}
+    probabilities = predict_probabilities(model, pixel_values, output_size=(60, 81), **options)
     chosen = probabilities.gather(1, labels[:, None].long())[:, 0]
     assert (probabilities.amax(1) - chosen).max() < 1e-6  # the same but for ties

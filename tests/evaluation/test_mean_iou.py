@@ -11,8 +11,8 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from experiments.benchmark.stock_mean_iou import StockMeanIoU
 from msctr_hf import MeanIoU
-from msctr_hf.benchmark.stock_mean_iou import StockMeanIoU
 from msctr_hf.evaluation import mean_iou
 from msctr_hf.evaluation.mean_iou import ConfusionMatrix
 

@@ -4,7 +4,8 @@ from PIL import Image
 from transformers import pipeline
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
-from msctr_hf.evaluation.predictor import Protocol, load_predictor
+from msctr_hf.evaluation.inference import InferenceSettings
+from msctr_hf.evaluation.predictor import load_predictor
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def picture():
 
 def test_settings_reach_the_prediction_where_the_pipeline_is_made_and_where_it_is_called(saved, picture):
     settings = {"scales": (0.75, 1.0), "flip": True, "window_size": (48, 48), "window_stride": (32, 40)}
-    expected = next(load_predictor(saved, Protocol(**settings))([picture]))
+    expected = next(load_predictor(saved, InferenceSettings(**settings))([picture]))
     made = pipeline("msctr-segmentation", model=saved, **settings)(picture)
     called = pipeline("msctr-segmentation", model=saved)(picture, **settings)
     assert np.array_equal(made["labels"], expected)

@@ -8,7 +8,7 @@ from conftest import ROOT
 from golden_numbers import fill, read, relative_error, uniform
 
 from msctr_hf import MsctrForSemanticSegmentation
-from msctr_hf.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from msctr_hf.commands.train import command_line
 from msctr_hf.data.specs import DATASETS
 from msctr_hf.hub.original_checkpoints import convert_original_checkpoint, rename_original_state
 from msctr_hf.models.decode_heads import resize
@@ -23,11 +23,7 @@ NETWORKS = {
 
 
 def config_of(name, *argv):
-    model_arguments, data_arguments, _, settings = parse_arguments(
-        [ModelArguments, DataArguments, TrainingArguments],
-        ["--config", str(ROOT / "configs" / f"{name}.yaml"), *argv],
-        with_config_fields=True,
-    )
+    model_arguments, data_arguments, *_, settings = command_line().parse(["--config", name, *argv])
     return build_config(model_arguments, settings, DATASETS[data_arguments.dataset])
 
 

@@ -1,12 +1,11 @@
-"""Run scripts/train.py in float64 with fixed normalisation, so that its sums can be compared to the last digits."""
+"""Run `msctr train` in float64 with fixed normalisation, so that its sums can be compared to the last digits."""
 
-import runpy
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from msctr_hf.commands.train import main
 from msctr_hf.data.augmentation import TrainingAugmentation
 from msctr_hf.training import loop
 from msctr_hf.training.network import build_network, freeze
@@ -30,6 +29,4 @@ def with_fixed_norms(*arguments):
 TrainingAugmentation.__call__ = in_float64
 loop.build_network = with_fixed_norms
 torch.set_default_dtype(torch.float64)
-script = Path(__file__).parents[2] / "scripts/train.py"
-sys.argv[0] = str(script)
-runpy.run_path(str(script), run_name="__main__")
+main(sys.argv[1:])

@@ -1,13 +1,13 @@
-"""Run scripts/train.py with what Accelerate offers for GPUs only (FSDP2, DeepSpeed) on CPU processes, over gloo."""
+"""Run `msctr train` with what Accelerate offers for GPUs only (FSDP2, DeepSpeed) on CPU processes, over gloo."""
 
 import os
-import runpy
 import sys
-from pathlib import Path
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+
+from msctr_hf.commands.train import main
 
 
 def gloo(self, *arguments, **options):
@@ -16,9 +16,7 @@ def gloo(self, *arguments, **options):
 
 
 PartialState._prepare_backend = gloo
-script = Path(__file__).parents[2] / "scripts/train.py"
-sys.argv[0] = str(script)
-runpy.run_path(str(script), run_name="__main__")
+main(sys.argv[1:])
 # gloo's threads outlive FSDP2's groups and, with PyTorch 2.15, now and then abort an interpreter that is shutting down
 sys.stdout.flush()
 os._exit(0)

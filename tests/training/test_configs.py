@@ -8,7 +8,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from conftest import ROOT
 
-from msctr_hf.arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from msctr_hf.commands.train import command_line
 from msctr_hf.data.specs import DATASETS
 from msctr_hf.training.network import build_image_processor, build_network, image_processor_options
 from msctr_hf.training.optimization import build_optimizer
@@ -30,11 +30,7 @@ def name(path):
 
 
 def parse(path, *argv):
-    return parse_arguments(
-        [ModelArguments, DataArguments, TrainingArguments],
-        ["--config", str(path), "--backbone_weights", "none", *argv],
-        with_config_fields=True,
-    )
+    return command_line().parse(["--config", str(path), "--backbone_weights", "none", *argv])
 
 
 def test_all_published_networks_have_a_configuration():
@@ -44,7 +40,7 @@ def test_all_published_networks_have_a_configuration():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_configuration_builds_its_network_and_trains_a_step(path):
-    model_arguments, data_arguments, arguments, settings = parse(path)
+    model_arguments, data_arguments, arguments, _, settings = parse(path)
     spec = DATASETS[data_arguments.dataset]
     model = build_network(model_arguments, settings, spec).train()
     assert model.config.num_labels == len(spec.classes)

@@ -5,9 +5,9 @@ from torch import nn
 from transformers import Dinov2Config
 
 from msctr_hf import MsctrForSemanticSegmentation
-from msctr_hf.arguments import ModelArguments
 from msctr_hf.data.specs import DATASETS
 from msctr_hf.training.network import build_config, build_image_processor, build_network, synchronize_batch_norms
+from msctr_hf.training.settings import ModelArguments
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from msctr_hf.arguments import TrainingArguments
 from msctr_hf.training.optimization import build_optimizer, build_schedule, parameter_groups, schedule_factor
+from msctr_hf.training.settings import TrainingArguments
 
 
 class Network(nn.Module):

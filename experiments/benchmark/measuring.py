@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..training.description import processor_name
+from msctr_hf.training.description import processor_name
 
 Step = Callable[[], Any]
 

@@ -1,6 +1,6 @@
 import torch
 
-from msctr_hf.benchmark.measuring import markdown_table, median_seconds, misses_target, peak_megabytes
+from experiments.benchmark.measuring import markdown_table, median_seconds, misses_target, peak_megabytes
 
 CPU = torch.device("cpu")
 

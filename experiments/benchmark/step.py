@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..arguments import DataArguments, ModelArguments, TrainingArguments, parse_arguments
-from ..data.loading import get_dataset_spec
-from ..training.devices import FUSED_DEVICES, keep_freed_memory, lay_out
-from ..training.network import build_network
-from ..training.optimization import build_optimizer
+from msctr_hf.commands.train import command_line
+from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.training.devices import FUSED_DEVICES, keep_freed_memory, lay_out
+from msctr_hf.training.network import build_network
+from msctr_hf.training.optimization import build_optimizer
+
 from .contrast import blob_labels
 from .data import seconds_per_crop
 from .measuring import Step, clock, peak_megabytes
@@ -47,11 +48,7 @@ def training_step(config: str, setting: Setting, repetitions: int | None) -> lis
         setting (`Setting`): Pictures, device, precision.
         repetitions (`int`, *optional*): Steps measured; 3 by default.
     """
-    recipe = parse_arguments(
-        [ModelArguments, DataArguments, TrainingArguments],
-        ["--config", config, "--backbone_weights", "none"],
-        with_config_fields=True,
-    )
+    recipe = command_line().parse(["--config", config, "--backbone_weights", "none"])
     if setting.device.type == "cpu":
         keep_freed_memory()
     small = setting._replace(batch_size=2, crop_size=(64, 64))
@@ -94,7 +91,7 @@ class TrainingStep:
 
     def __init__(self, recipe: tuple, mode: str, setting: Setting):
         torch.manual_seed(0)
-        model_arguments, data_arguments, arguments, settings = recipe
+        model_arguments, data_arguments, arguments, _, settings = recipe
         spec = get_dataset_spec(data_arguments.dataset, data_arguments.data_dir)
         device, size = setting.device, setting.crop_size
         settings = {**settings, "contrastive_mode": mode.partition(",")[0]}

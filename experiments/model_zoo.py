@@ -1,7 +1,13 @@
-"""Finished runs as rows that stand alone, and a table of them."""
+"""Table of finished runs: network, data, mode, measured mIoU, seeds, device, command.
+
+python scripts/model_zoo.py runs/quickstart runs/hrnet              # folders of runs
+python scripts/model_zoo.py results/quickstart.json runs/sweep/results.json
+python scripts/model_zoo.py runs/quickstart --output results/quickstart.json    # keeps the rows as JSON
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import statistics
@@ -9,16 +15,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..models.configuration_msctr import MsctrConfig
-from .run_folder import RESULTS_FILE, RUN_FILE, read_json, read_log
+from msctr_hf.commands.command_line import one_sentence
+from msctr_hf.errors import UsageError
+from msctr_hf.models.configuration_msctr import MsctrConfig
+from msctr_hf.training.run_folder import RESULTS_FILE, RUN_FILE, read_json, read_log, write_json
+from msctr_hf.training.settings import purpose
 
 _COPIED = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
 _SETTINGS = ("contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
 _DEFAULTS = {name: getattr(MsctrConfig, name) for name in ("decode_head", "contrastive_mode", "contrastive_sampling")}
 _ABOUT = ("device", "mixed_precision", "versions", "git_commit")
-_HOW_IT_BEGAN = ("--output_dir", "--resume", "--overwrite_output_dir")
-_LOCAL = ("--data_dir", "--dataset_name", "--corrections", "--backbone_weights", "--model_name_or_path")
 
 
 def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
@@ -63,12 +69,14 @@ def _network(settings: dict[str, Any]) -> str:
 def _command(started_as: str) -> str:
     """What does a run again: without what says where it lies and how it began, and without folders of this machine."""
     words, flag = ["python", "scripts/train.py"], ""
-    for word in shlex.split(started_as)[1:]:
+    given = shlex.split(started_as)[1:]
+    for word in given[1:] if given[:1] == ["train"] else given:  # `msctr train`, or the script
         flag = word if word.startswith("--") else flag
-        if flag in _HOW_IT_BEGAN:
+        name = flag.removeprefix("--")
+        if name == "output_dir" or purpose(name).of_a_start:
             continue
-        is_local = flag in _LOCAL and word != flag and (Path(word).is_absolute() or Path(word).exists())
-        words.append(flag.removeprefix("--").upper() if is_local else word)
+        is_local = purpose(name).is_path and word != flag and (Path(word).is_absolute() or Path(word).exists())
+        words.append(name.upper() if is_local else word)
     return shlex.join(words)
 
 
@@ -112,3 +120,18 @@ def zoo_table(rows: Sequence[dict[str, Any]]) -> str:
             f"`{runs[0]['command']}` |"
         )
     return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the table of the runs that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or JSON files with rows of runs")
+    parser.add_argument("--output", type=Path, help="JSON file for the rows")
+    options = parser.parse_args(argv)
+    with one_sentence():
+        rows = read_rows(options.runs)
+        if options.output is not None:
+            write_json(options.output, rows)
+        print(zoo_table(rows))

@@ -15,13 +15,14 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import ColorJitter
 from torchvision.transforms import functional as tvF
 
-from ..data.augmentation import CROP_TRIES, TrainingAugmentation
-from ..data.batches import AugmentedDataset
-from ..data.color_jitter import HUE_RANGE, JITTER_RANGE
-from ..data.labels import IGNORE_INDEX
-from ..data.loading import get_dataset_spec, load_segmentation_dataset
-from ..data.predecoded import write_predecoded
-from ..data.synthetic import SYNTHETIC_CLASSES, draw_scene
+from msctr_hf.data.augmentation import CROP_TRIES, TrainingAugmentation
+from msctr_hf.data.batches import AugmentedDataset
+from msctr_hf.data.color_jitter import HUE_RANGE, JITTER_RANGE
+from msctr_hf.data.labels import IGNORE_INDEX
+from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
+from msctr_hf.data.predecoded import write_predecoded
+from msctr_hf.data.synthetic import SYNTHETIC_CLASSES, draw_scene
+
 from .measuring import compare, median_seconds, promise
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -74,7 +75,8 @@ def _ways(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[int], Any]]
     _write_pictures(folder, case)
     files = load_segmentation_dataset("folder", "train", folder)
     copy = folder / "copy"
-    for _ in write_predecoded(files, get_dataset_spec("folder", folder), "train", copy):
+    classes = get_dataset_spec("folder", folder).classes
+    for _ in write_predecoded(files, "train", copy, name="folder", classes=classes):
         pass
     (copy / "dataset.yaml").write_text((folder / "dataset.yaml").read_text())
     return {

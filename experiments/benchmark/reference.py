@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..models.anchor_sampling import resize_labels
-from ..models.contrastive_loss import ContrastiveResult, MultiScaleContrastiveLoss
-from ..models.projection_head import ProjectionHead
+from msctr_hf.models.anchor_sampling import resize_labels
+from msctr_hf.models.contrastive_loss import ContrastiveResult, MultiScaleContrastiveLoss
+from msctr_hf.models.projection_head import ProjectionHead
 
 
 def dense_info_nce_loss(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from msctr_hf.training.sweep_report import compare_arms, markdown
+from experiments.sweep_report import compare_arms, markdown
 
 SCORES = {"ce": [0.61, 0.64, 0.60], "ms": [0.63, 0.65, 0.64]}
 

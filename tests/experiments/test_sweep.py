@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from msctr_hf.training.sweep import DEFAULT_ARMS, Arm, plan_runs
+from experiments.sweep import DEFAULT_ARMS, Arm, plan_runs
 
 FLAGS = ["--config", str(ROOT / "configs/quickstart.yaml"), "--max_steps", "7"]
 

@@ -9,20 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments, parse_arguments
-from ..errors import UsageError
-from .interruption import Interrupted, StopRequest
-from .run_folder import RESULTS_FILE, RUN_FILE, read_json
+from msctr_hf.commands.train import command_line
+from msctr_hf.errors import UsageError
+from msctr_hf.settings import as_mapping, changed
+from msctr_hf.training.interruption import Interrupted, StopRequest
+from msctr_hf.training.run_folder import RESULTS_FILE, RUN_FILE, read_json
+from msctr_hf.training.settings import purpose
 
 DEFAULT_ARMS = ("ce", "ms", "ms_cs", "budget: ms_cs --contrastive_sampling budget --contrastive_max_anchors 1024")
 _ARM = re.compile(r"(?:(?P<name>\w[\w.+-]*):\s*)?(?P<mode>ce|ms|ms_cs)(?P<flags>\s.*)?")
 _POLL_SECONDS = 0.5
-# where things lie and how a start began: does not make it another run
-_FREE = {"output_dir", "resume", "data_dir", "backbone_weights", "num_workers", "report_to", "checkpoints_kept"}
 
 
 class Arm(NamedTuple):
@@ -98,16 +97,15 @@ def plan_runs(arms: Sequence[Arm], seeds: Sequence[int], output_dir: Path, flags
 
 def _settings(flags: Sequence[str]) -> dict[str, Any]:
     """What `scripts/train.py` makes of its flags; faulty ones end here, before the first run."""
-    groups = [ModelArguments, DataArguments, TrainingArguments, HubArguments]
-    model, data, training, _, settings = parse_arguments(groups, flags, with_config_fields=True)
-    return {**asdict(model), **asdict(data), **asdict(training), **settings}
+    model, data, training, _, network_settings = command_line().parse(flags)
+    return {**as_mapping(model, data, training), **network_settings}
 
 
 def _check_settings(run: SweepRun) -> None:
     before = read_json(run.folder / RUN_FILE).get("settings")
     if before is None:
         return
-    different = sorted(name for name in {*before, *run.settings} - _FREE if before.get(name) != run.settings.get(name))
+    different = [name for name in changed(before, run.settings) if purpose(name).on_resume != "free"]
     if different:
         name = different[0]
         raise UsageError(
@@ -121,7 +119,7 @@ def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, tell: Callabl
 
     Args:
         runs (`Sequence[SweepRun]`): In the order in which they start.
-        script (`Path`): `scripts/train.py`, which no installed package has.
+        script (`Path`): `scripts/train.py` of this repository.
         parallel (`int`): Runs at a time; on a CPU they share its cores.
         tell (`Callable`): Gets a line for every run that ends.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..evaluation.inference import most_probable_classes
-from ..evaluation.mean_iou import MeanIoU
-from ..models.decode_heads import resize
+from msctr_hf.evaluation.inference import most_probable_classes
+from msctr_hf.evaluation.mean_iou import MeanIoU
+from msctr_hf.models.decode_heads import resize
+
 from .measuring import Step, compare, median_seconds, peak_megabytes, promise
 from .stock_mean_iou import StockMeanIoU
 

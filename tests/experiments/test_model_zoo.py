@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from msctr_hf.training.model_zoo import describe, read_rows, zoo_table
+from experiments.model_zoo import describe, read_rows, zoo_table
 
 
 def write_run(folder, command, **settings):

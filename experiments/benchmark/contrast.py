@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from ..models.anchor_sampling import sample_anchors
-from ..models.contrastive_loss import MultiScaleContrastiveLoss
-from ..models.info_nce import info_nce_loss
-from ..models.projection_head import StageProjection
+from msctr_hf.models.anchor_sampling import sample_anchors
+from msctr_hf.models.contrastive_loss import MultiScaleContrastiveLoss
+from msctr_hf.models.info_nce import info_nce_loss
+from msctr_hf.models.projection_head import StageProjection
+
 from .measuring import Step, compare, median_seconds, peak_megabytes, promise
 from .reference import dense_info_nce_loss, dense_multi_scale_loss, sample_pair_by_pair
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from reference import info_nce_by_loops
 
-from msctr_hf import MsctrForSemanticSegmentation, MultiScaleContrastiveLoss, sample_anchors
-from msctr_hf.benchmark.reference import (
+from experiments.benchmark.reference import (
     StraightforwardContrast,
     dense_info_nce_loss,
     dense_multi_scale_loss,
     sample_pair_by_pair,
 )
+from msctr_hf import MsctrForSemanticSegmentation, MultiScaleContrastiveLoss, sample_anchors
 
 
 def test_dense_form_equals_plain_loops():

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .run_folder import LOG_FILE, read_log
+from msctr_hf.training.run_folder import LOG_FILE, read_log
+
 from .sweep import SweepRun
 
 _TERM = re.compile(r"cross_entropy|auxiliary|contrastive/stage_\w+")

@@ -1,0 +1,122 @@
+"""Measure objective, training data and evaluation beside straightforward ways, as ratios within one run.
+
+    python scripts/benchmark.py loss                 # info_nce_loss: time and memory, within and across scales
+    python scripts/benchmark.py sampling             # anchors of one stage, with the gradient of its map
+    python scripts/benchmark.py together             # four stages: sampling, six terms, gradients
+    python scripts/benchmark.py projection           # projecting sampled rows instead of whole maps
+    python scripts/benchmark.py data                 # from files to augmented samples
+    python scripts/benchmark.py upsampling           # from logits to classes at the size of the labels
+    python scripts/benchmark.py metric               # from classes to mean IoU
+    python scripts/benchmark.py step --config configs/cityscapes/hrnet_w48.yaml --batch_size 2
+
+Each prints a table and writes it, with a description of the machine, to benchmark_NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from msctr_hf.commands.command_line import one_sentence
+from msctr_hf.errors import UsageError
+from msctr_hf.training.description import git_commit
+from msctr_hf.training.run_folder import write_json
+
+from . import contrast, data, evaluation
+from .measuring import describe_machine, markdown_table, misses_target
+from .step import Setting, training_step
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what the command line names."""
+    options = parser().parse_args(argv)
+    with one_sentence():
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Print and write one table; exit code 1 with `--check` where a ratio misses its target."""
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: PyTorch sees no GPU; use --device cpu.")
+    torch.set_num_threads(options.threads)
+    rows = options.measure(options, device)
+    print(markdown_table(rows))
+    write_json(
+        Path(options.output or f"benchmark_{options.what}.json"),
+        {"command": " ".join(sys.argv), "git_commit": git_commit(), **describe_machine(device), "rows": rows},
+    )
+    missed = [row for row in rows if misses_target(row)]
+    print(f"{len(missed)} of {len(rows)} rows miss their target" + (":\n" + markdown_table(missed) if missed else ""))
+    if missed and options.check:
+        sys.exit(1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """A subcommand for each table."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    common.add_argument("--threads", type=_positive, default=1, help="threads on the CPU; targets are set for 1 (1)")
+    common.add_argument("--repetitions", type=_positive, help="measured rounds; enough for a median by default")
+    common.add_argument("--output", help="JSON file (benchmark_NAME.json)")
+    common.add_argument("--check", action="store_true", help="exit with 1 where a ratio misses its target")
+
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = whole.add_subparsers(dest="what", required=True, metavar="NAME")
+
+    def add(name: str, text: str, measure: Any) -> argparse.ArgumentParser:
+        one = names.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
+        one.set_defaults(measure=measure)
+        return one
+
+    loss = add("loss", "InfoNCE over N anchors beside full N x N matrices", lambda o, device: contrast.loss(
+        o.sizes, o.classes, o.repetitions, device))  # fmt: skip
+    sizes = [500, 1000, 2000, 5000, 10_000]
+    loss.add_argument("--sizes", type=_positive, nargs="+", default=sizes, help=f"numbers of anchors ({sizes})")
+    loss.add_argument("--classes", type=_positive, nargs="+", default=[19, 150], help="numbers of classes (19 150)")
+
+    sampling = add("sampling", "sampler beside one that goes from pair to pair", lambda o, device: contrast.sampling(
+        o.batch_size, o.repetitions, device))  # fmt: skip
+    sampling.add_argument("--batch_size", type=_positive, default=12, help="images (12)")
+
+    together = add("together", "the objective of one batch, whole", lambda o, device: contrast.together(
+        o.batch_sizes, o.repetitions, device))  # fmt: skip
+    together.add_argument("--batch_sizes", type=_positive, nargs="+", default=[2, 6], help="images (2 6)")
+
+    projection = add("projection", "projecting rows beside projecting maps", lambda o, device: contrast.projection(
+        o.batch_size, o.repetitions, device))  # fmt: skip
+    projection.add_argument("--batch_size", type=_positive, default=2, help="images (2)")
+
+    add("data", "our augmentation beside the released code's order of work", lambda o, device: data.data(
+        o.repetitions, device))  # fmt: skip
+
+    add("upsampling", "upsampling and argmax in strips beside whole pictures", lambda o, device: evaluation.upsampling(
+        o.repetitions, device))  # fmt: skip
+
+    add("metric", "mean IoU beside the stock metric of evaluate", lambda o, device: evaluation.metric(
+        o.repetitions, device))  # fmt: skip
+
+    step = add("step", "a training step with and without contrast", lambda o, device: training_step(
+        o.config, Setting(o.batch_size, o.crop_size, device, PRECISIONS[o.mixed_precision], o.compile,
+                          o.channels_last), o.repetitions))  # fmt: skip
+    step.add_argument("--config", required=True, help="YAML file of the network")
+    step.add_argument("--batch_size", type=_positive, default=2, help="images (2)")
+    step.add_argument("--crop_size", type=_positive, nargs=2, default=[512, 1024], help="pixels (512 1024)")
+    step.add_argument("--mixed_precision", choices=PRECISIONS, default="no", help="no, bf16 or fp16 (no)")
+    step.add_argument("--compile", action="store_true", help="torch.compile the network")
+    step.add_argument("--channels_last", action="store_true", help="channels last in memory")
+    return whole
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number

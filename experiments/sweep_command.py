@@ -1,0 +1,88 @@
+"""Compare contrastive modes: one recipe, several arms, several seeds, one table.
+
+python scripts/sweep.py --config configs/camvid/upernet_efficientnet_lite0.yaml --data_dir CAMVID --seeds 0 1 2
+python scripts/sweep.py --config ... --arms ce "warm: ms_cs --contrastive_temperature 0.2"
+
+Every flag that is not listed here goes to scripts/train.py. A run that is done is not done again, and one that was
+interrupted goes on: start the same command once more. Runs are validated after their last step. A run is one
+process; for several GPUs start this once for each (CUDA_VISIBLE_DEVICES) with seeds of its own, then once with all
+seeds for the table.
+
+OUTPUT_DIR/ARM/seed_N/    a run, as scripts/train.py leaves it; seed_N.log is what it printed
+OUTPUT_DIR/results.json   every finished run: settings, scores, costs, the command that does it again
+OUTPUT_DIR/report.md      means, differences to the first arm in pairs of one seed, classes
+OUTPUT_DIR/curves.png     terms of the loss
+
+Exit codes: 0 all runs done; 2 a run failed, or faulty input, said in one sentence; 75 stopped by SIGTERM or Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from msctr_hf.commands.command_line import one_sentence
+from msctr_hf.errors import UsageError
+from msctr_hf.training.run_folder import replace_file, write_json
+
+from .model_zoo import describe
+from .sweep import DEFAULT_ARMS, Arm, SweepRun, plan_runs, run_all
+from .sweep_report import compare_arms, draw_curves, markdown
+
+TRAIN = Path(__file__).resolve().parent.parent / "scripts/train.py"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the sweep that the command line describes."""
+    options, flags = parser().parse_known_args(argv)
+    with one_sentence():
+        sweep(options, flags)
+
+
+def sweep(options: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Do the runs that are not done yet, and report all of them."""
+    if missing := [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"The report needs {' and '.join(missing)}: pip install '.[figures]'.")
+    if options.parallel < 1:
+        raise UsageError(f"--parallel must be at least 1, got {options.parallel}.")
+    arms = [Arm.parse(text) for text in options.arms]
+    runs = plan_runs(arms, options.seeds, options.output_dir, flags)
+    print(
+        f"{len(runs)} runs, {sum(run.finished for run in runs)} of them done; {options.parallel} at a time", flush=True
+    )
+
+    def report(line: str) -> None:
+        print(line, flush=True)
+        write_report(runs, options.output_dir)
+
+    run_all(runs, TRAIN, options.parallel, report)
+    print(write_report(runs, options.output_dir))
+
+
+def write_report(runs: list[SweepRun], folder: Path) -> str:
+    """Write rows, tables and curves of what is done; returns the tables."""
+    finished = [run for run in runs if run.finished]
+    rows = [describe(run.folder, run.arm) for run in finished]
+    write_json(folder / "results.json", rows)
+    if all(row["arm"] != runs[0].arm for row in rows):
+        return ""  # the baseline takes longer than the others
+    text = markdown(compare_arms(rows, runs[0].arm))
+    replace_file(folder / "report.md", f"# Sweep\n\n{text}\n")
+    draw_curves(finished, folder / "curves.png")
+    return text
+
+
+def parser() -> argparse.ArgumentParser:
+    """Flags of the sweep itself; all others go to `scripts/train.py`."""
+    whole = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    whole.add_argument("--output_dir", type=Path, default=Path("runs/sweep"), help="folder of all runs (runs/sweep)")
+    whole.add_argument(
+        "--arms", nargs="+", default=DEFAULT_ARMS, help=f"'MODE' or 'NAME: MODE --flag value' {DEFAULT_ARMS}"
+    )
+    whole.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of every arm (0 1 2)")
+    whole.add_argument("--parallel", type=int, default=1, help="runs at a time; on a CPU they share its cores (1)")
+    return whole

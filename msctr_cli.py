@@ -1,0 +1,58 @@
+"""The command `msctr`. Outside the package, so that its help and a mistyped word need not load torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": "train a network, with or without contrast",
+    "evaluate": "score a network on a data set: mean IoU and a report",
+    "predict": "label images",
+    "prepare": "check a data set, and make a copy that loads faster",
+    "export": "export a network to ONNX or torch.export",
+    "push": "push a trained model to the Hub",
+    "convert": "convert a checkpoint of the paper's released code",
+    "embeddings": "show what the contrast has done to the pixels of a network",
+    "demo": "serve a page that labels your images",
+}
+_WIDTH = max(map(len, COMMANDS)) + 2
+_HELP = f"""usage: msctr COMMAND [...]
+
+Semantic segmentation with multi-scale and cross-scale contrast (https://arxiv.org/abs/2203.13409).
+
+commands:
+{chr(10).join(f"  {name:<{_WIDTH}}{text}" for name, text in COMMANDS.items())}
+
+`msctr COMMAND --help` lists the flags of a command; `msctr --version` prints the version.
+On several GPUs: accelerate launch -m msctr_hf train ..."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the first word names; exit code 2 if there is none."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"]):
+        print(_HELP)
+    elif words[:1] == ["--version"]:
+        from importlib.metadata import version
+
+        print(version("msctr_hf"))
+    elif words and words[0] in COMMANDS:
+        import importlib
+
+        importlib.import_module(f"msctr_hf.commands.{words[0]}").main(words[1:])
+    else:
+        print(_complaint(words[0]) if words else _HELP, file=sys.stderr)
+        sys.exit(2)
+
+
+def _complaint(word: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, COMMANDS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"error: `msctr {word}` is not a command.{hint} Commands: {', '.join(COMMANDS)}."
+
+
+if __name__ == "__main__":
+    main()

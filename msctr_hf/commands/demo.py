@@ -1,0 +1,35 @@
+"""Serve a page that labels your images and shows which pixels have similar embeddings.
+
+msctr demo --model runs/quickstart           # then open http://127.0.0.1:7860
+
+As a Space of the Hub: scripts/demo.py as app.py, `msctr_hf[demo]` in requirements.txt, the variable
+MSCTR_MODEL = USER/NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..evaluation.settings import DemoArguments
+from .command_line import CommandLine
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    CommandLine([DemoArguments], __doc__, "demo", words={"source": "examples"}).run(argv, _serve)
+
+
+def _serve(arguments: DemoArguments) -> None:
+    import tempfile
+    from pathlib import Path
+
+    from transformers.utils import logging
+
+    from ..evaluation.demo_page import build_page, example_pictures, launch
+    from ..evaluation.predictor import load_predictor
+
+    logging.disable_progress_bar()
+    predictor = load_predictor(arguments.model, device=arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        examples = example_pictures(arguments.examples, predictor.model.config, folder)
+        launch(build_page(predictor, Path(arguments.model).name, examples), arguments.port)

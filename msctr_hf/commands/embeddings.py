@@ -1,0 +1,66 @@
+"""Show what the contrast has done to the pixels of a network.
+
+msctr embeddings --model runs/quickstart --dataset synthetic_scenes
+msctr embeddings --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes \\
+    --picture frankfurt/frankfurt_000000_000294 --pixel 500 1200
+
+embeddings.png shows pixels of every stage, colored by class and similar ones close together, with their silhouette
+coefficient: how far classes lie apart (1 far, 0 not at all, below 0 mixed up). similarity.png shows the cosine between
+one pixel, given or clicked, and all pixels of every stage. Both show projections; to compare with a network trained
+without contrast, --features stages shows the backbone's maps, --features pyramid those of UPerNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..evaluation.settings import EmbeddingArguments
+from .command_line import CommandLine, written_to_output_dir
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    CommandLine([EmbeddingArguments], __doc__, "embeddings", words={"image_id": "picture"}).run(argv, _embeddings)
+
+
+def _embeddings(arguments: EmbeddingArguments) -> None:
+    from transformers.utils import logging
+
+    from ..evaluation.embeddings import (
+        ask_for_pixel,
+        choose_sample,
+        collect_embeddings,
+        embedding_figure,
+        similarity_figure,
+        similarity_maps,
+        stage_features,
+        to_plane,
+    )
+    from ..evaluation.predictor import load_predictor
+
+    logging.disable_progress_bar()
+    spec, dataset = arguments.spec, arguments.load(arguments.split)
+    predictor = load_predictor(arguments.model, device=arguments.device)
+    image = choose_sample(dataset, arguments.picture)["image"]
+    features = stage_features(predictor, image, arguments.features)
+    row, column = ask_for_pixel(image) if arguments.click else arguments.pixel or (image.height // 2, image.width // 2)
+    across = arguments.features == "projections"
+    maps = similarity_maps(features, (row, column), (image.height, image.width), across)
+
+    every = max(1, len(dataset) // arguments.pictures)
+    samples = [dataset[index] for index in range(0, len(dataset), every)][: arguments.pictures]
+    stages = collect_embeddings(
+        predictor, samples, len(spec.classes), arguments.pixels_per_class, arguments.seed, arguments.features
+    )
+    points = [to_plane(stage.features, arguments.method, arguments.seed) for stage in stages]
+    figures = {
+        "embeddings.png": embedding_figure(stages, points, spec.classes, spec.palette),
+        "similarity.png": similarity_figure(image, (row, column), maps),
+    }
+    folder = Path(arguments.output_dir)
+    with written_to_output_dir(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / name, dpi=110)
+    print(f"{' and '.join(figures)} are in {folder}")

@@ -1,0 +1,75 @@
+"""Score a network on a data set: mean IoU at the labels' own resolution, and a report.
+
+msctr evaluate --model runs/quickstart --dataset synthetic_scenes
+msctr evaluate --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes --scales 0.75 1 1.25 --flip \\
+    --output_dir runs/hrnet/multi_scale
+msctr evaluate --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes --window_size 512 1024 \\
+    --boundary_iou --output_dir runs/hrnet/windows
+accelerate launch -m msctr_hf evaluate --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import UsageError
+from ..evaluation.settings import EvaluationArguments, ScoringArguments
+from .command_line import CommandLine, written_to_output_dir
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    CommandLine([ScoringArguments, EvaluationArguments], __doc__, "evaluate").run(argv, _evaluate)
+
+
+def _evaluate(arguments: ScoringArguments, view: EvaluationArguments) -> None:
+    from accelerate import Accelerator
+    from transformers.utils import logging
+
+    from ..evaluation.predictor import load_predictor
+    from ..evaluation.report import write_report
+    from ..evaluation.scoring import iou_table, score_dataset
+    from ..training.description import git_commit
+    from ..training.run_folder import write_json
+
+    logging.disable_progress_bar()
+    spec, dataset = arguments.spec, arguments.load(arguments.split)
+    accelerator = Accelerator(cpu=view.device == "cpu")
+    predictor = load_predictor(
+        arguments.model, view.inference, device=view.device or accelerator.device, dtype=view.dtype
+    )
+    if predictor.model.config.num_labels != len(spec.classes):
+        raise UsageError(
+            f"{arguments.model} tells {predictor.model.config.num_labels} classes apart, but {spec.name} has "
+            f"{len(spec.classes)}; evaluate it on the data set it was trained for."
+        )
+    scores = score_dataset(
+        predictor,
+        dataset,
+        num_labels=len(spec.classes),
+        accelerator=accelerator,
+        batch_size=view.batch_size,
+        num_workers=arguments.num_workers,
+        with_boundaries=arguments.boundary_iou,
+        keep_worst=arguments.worst if arguments.output_dir is not None else 0,
+    )
+    results = {
+        **scores.results(spec.id2label, spec.groups),
+        "model": arguments.model,
+        "dataset": spec.name,
+        "split": arguments.split,
+        "pictures": len(scores.pictures),
+        "protocol": asdict(view),
+        "git_commit": git_commit(),
+    }
+    if accelerator.is_main_process:
+        print(iou_table(results))
+        if arguments.output_dir is not None:
+            folder = Path(arguments.output_dir)
+            with written_to_output_dir(folder):
+                write_json(folder / "results.json", results)
+                notes = write_report(folder, results, scores, spec.classes, spec.palette)
+            print(*notes, f"results.json, report.md and figures are in {folder}", sep="\n")
+    accelerator.end_training()

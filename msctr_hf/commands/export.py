@@ -1,0 +1,44 @@
+"""Export a network to ONNX or torch.export, and compare it with itself at sizes that the export has not seen.
+
+msctr export --model runs/quickstart --output_dir exported
+msctr export --model runs/swin --output_dir exported --size_multiple 32
+
+Run it with `transformers.exporters.ExportedModel.from_pretrained("exported")(pixel_values=...)`, or with any ONNX
+runtime. A program of torch.export is a pickle, which can run code when it is loaded: load only what you trust, with
+`trust_remote_code=True`, which transformers 5.24 and later ask for. Nothing is written where the two differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..hub.settings import ExportArguments
+from .command_line import CommandLine, written_to_output_dir
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    CommandLine([ExportArguments], __doc__, "export").run(argv, _export)
+
+
+def _export(arguments: ExportArguments) -> None:
+    from transformers.utils import logging
+
+    from ..evaluation.predictor import load_predictor
+    from ..hub.export import export_network
+
+    logging.disable_progress_bar()
+    network = load_predictor(arguments.model, device="cpu")
+    with written_to_output_dir(arguments.output_dir):
+        comparisons = export_network(
+            network.model,
+            network.image_processor,
+            arguments.output_dir,
+            format=arguments.format,
+            size_multiple=arguments.size_multiple,
+            fixed_size=None if arguments.fixed_size is None else (arguments.fixed_size[0], arguments.fixed_size[1]),
+        )
+    print("batch, height, width   largest difference   largest logit")
+    for batch, (height, width), difference, largest in comparisons:
+        print(f"{batch:5} {height:7} {width:6}   {difference:18.2g}   {largest:13.3g}")
+    print(f"the exported network is in {arguments.output_dir}")

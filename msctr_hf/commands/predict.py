@@ -1,0 +1,36 @@
+"""Label images: NAME.png holds train ids, NAME_overlay.png shows them with a legend.
+
+msctr predict --model runs/quickstart --input street.jpg --output_dir predictions
+msctr predict --model user/hrnet-w48-cityscapes --input images/ --scales 0.75 1 1.25 --flip
+msctr predict --model runs/hrnet --input leftImg8bit/test --submission_for cityscapes --output_dir upload
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..evaluation.settings import EvaluationArguments, PredictionArguments
+from .command_line import CommandLine, written_to_output_dir
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    groups = [PredictionArguments, EvaluationArguments]
+    CommandLine(groups, __doc__, "predict", words={"source": "input"}).run(argv, _predict)
+
+
+def _predict(arguments: PredictionArguments, view: EvaluationArguments) -> None:
+    from transformers.utils import logging
+
+    from ..data.loading import get_dataset_spec
+    from ..evaluation.prediction import predict_files
+    from ..evaluation.predictor import load_predictor
+
+    logging.disable_progress_bar()
+    predictor = load_predictor(arguments.model, view.inference, device=view.device, dtype=view.dtype)
+    spec = get_dataset_spec(arguments.submission_for) if arguments.submission_for is not None else None
+    with written_to_output_dir(arguments.output_dir):
+        written = predict_files(
+            predictor, arguments.input, arguments.output_dir, opacity=arguments.opacity, submission_for=spec
+        )
+    print(f"labelled {written} picture(s) in {arguments.output_dir}")

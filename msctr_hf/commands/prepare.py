@@ -1,0 +1,44 @@
+"""Check a data set, and make a copy that loads faster. Nothing is uploaded.
+
+msctr prepare --dataset cityscapes --data_dir official                               # check only
+msctr prepare --dataset cityscapes --data_dir official --output_dir parquet
+msctr prepare --dataset cityscapes --data_dir official --predecode --output_dir pixels
+
+The check looks at every file and lists all that is broken. The copy is parquet shards with a data card, or, with
+--predecode, plain pixels that are mapped into memory: training then reads no more than its crops. An interrupted
+conversion resumes where it stopped. Train with --data_dir OUTPUT_DIR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data.settings import PreparationArguments
+from .command_line import CommandLine, written_to_output_dir
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    CommandLine([PreparationArguments], __doc__, "prepare").run(argv, _prepare)
+
+
+def _prepare(arguments: PreparationArguments) -> None:
+    from ..data.preparation import prepare
+
+    data_dir, output_dir, corrections = (
+        Path(path) if path is not None else None
+        for path in (arguments.data_dir, arguments.output_dir, arguments.corrections)
+    )
+    with written_to_output_dir(output_dir):
+        prepare(
+            arguments.spec,
+            arguments.splits,
+            data_dir,
+            arguments.saved,
+            corrections=corrections,
+            output_dir=output_dir,
+            predecode=arguments.predecode,
+            skip_broken=arguments.skip_broken,
+            num_workers=arguments.num_workers,
+        )

@@ -1,0 +1,54 @@
+"""Train a segmentation network with multi-scale and cross-scale contrast.
+
+msctr train --config quickstart
+accelerate launch -m msctr_hf train --config cityscapes/hrnet_w48 --data_dir /data/cityscapes
+accelerate launch -m msctr_hf train --config cityscapes/hrnet_w48 --contrastive_mode ce   # baseline
+
+Exit codes: 0 trained to the end; 2 faulty input or a full disk, in one sentence; 75 stopped by SIGTERM or Ctrl-C, with
+a checkpoint: start again with --resume auto. Any other code is a fault of the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..data.settings import DataArguments
+from ..hub.settings import HubArguments
+from ..training.settings import ModelArguments, TrainingArguments
+from .command_line import CommandLine
+
+
+def command_line() -> CommandLine:
+    """Every setting of a run as a flag."""
+    groups = [ModelArguments, DataArguments, TrainingArguments, HubArguments]
+    return CommandLine(groups, __doc__, "train", with_network_settings=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    command_line().run(argv, _train)
+
+
+def _train(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: TrainingArguments,
+    hub_arguments: HubArguments,
+    network_settings: dict[str, Any],
+) -> None:
+    from transformers.utils import logging
+
+    from ..hub.publishing import Destination, Publisher
+    from ..training.train import print_results, train
+
+    logging.disable_progress_bar()
+    destination = Destination.from_arguments(hub_arguments) if hub_arguments.push_to_hub else None
+    publisher = Publisher(data_arguments.spec, destination)
+    try:
+        results = train(model_arguments, data_arguments, arguments, network_settings, publisher)
+        publisher.finish()
+    finally:
+        publisher.abandon()
+    if results:
+        print_results(results, arguments.output_dir)

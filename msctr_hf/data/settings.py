@@ -1,0 +1,157 @@
+"""Settings of data: which data set, how it is augmented, how it is copied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import yaml
+
+from ..errors import UsageError
+from ..settings import Settings, setting
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+    from .saved_source import SavedDataset
+    from .specs import DatasetSpec
+
+
+@dataclass(kw_only=True)
+class DatasetArguments(Settings):
+    """Which data set, and where it lies."""
+
+    _argument_group_name = "data set"
+
+    dataset: str = setting("synthetic_scenes", help="Name of the data set: its classes and label values.")
+    data_dir: str | None = setting(
+        None,
+        help="Folder of the data set: official layout, parquet files, what save_to_disk wrote, or a pre-decoded copy.",
+        on_resume="free",
+        in_card=False,
+        is_path=True,
+    )
+    dataset_name: str | None = setting(
+        None, help="Hub id, or folder of parquet files, to read instead of data_dir.", is_path=True
+    )
+    dataset_revision: str | None = setting(None, help="Branch, tag or commit of the Hub id.")
+    image_column: str = setting("image", help="Column of a copy with the images.")
+    label_column: str = setting("label", help="Column of a copy with the labels.")
+    id_map: str | None = setting(
+        None,
+        help="Raw label value -> train id, where a copy has other values than the official files: '{7: 0, 8: 1}'; all "
+        "others are ignored.",
+    )
+    reduce_zero_label: bool = setting(False, help="Label values count from 1, and 0 is ignored.")
+    streaming: bool = setting(False, help="Read a copy while training, without storing it here.")
+    corrections: str | None = setting(
+        None,
+        help="CSV with the columns image_id and label: images to leave out (no label) or to relabel from a file.",
+        is_path=True,
+    )
+
+    def load(self, split: str) -> Dataset | IterableDataset:
+        """Load one split of this data set, or several joined by `+`; see `load_segmentation_dataset`."""
+        from .loading import load_segmentation_dataset
+
+        return load_segmentation_dataset(
+            self.dataset,
+            split,
+            self.data_dir,
+            dataset_name=self.dataset_name,
+            revision=self.dataset_revision,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            id_map=_read_id_map(self.id_map),
+            reduce_zero_label=self.reduce_zero_label,
+            streaming=self.streaming,
+            corrections=self.corrections,
+        )
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Its classes, and how raw label values become train ids."""
+        from .loading import get_dataset_spec, other_raw_values
+
+        spec = get_dataset_spec(self.dataset, self.data_dir)
+        return other_raw_values(spec, _read_id_map(self.id_map), self.reduce_zero_label)
+
+    @property
+    def saved(self) -> SavedDataset:
+        """Where a copy lies, if it is read from one."""
+        from .saved_source import SavedDataset
+
+        return SavedDataset(
+            self.dataset_name, self.dataset_revision, self.image_column, self.label_column, streaming=self.streaming
+        )
+
+
+def _read_id_map(text: str | None) -> dict[int, int] | None:
+    """'{7: 0, 8: 1}' -> {7: 0, 8: 1}."""
+    if text is None:
+        return None
+    try:
+        id_map = yaml.safe_load(text)
+        return {int(raw): int(train_id) for raw, train_id in id_map.items()}
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+        raise UsageError(f"`id_map` must look like '{{7: 0, 8: 1}}', got {text!r}.") from None
+
+
+@dataclass(kw_only=True)
+class DataArguments(DatasetArguments):
+    """Which images, and how they are augmented (the paper's recipe by default)."""
+
+    _argument_group_name = "data set and augmentation"
+
+    train_split: str = setting("train", help="Split to train on; 'train+validation' takes both.")
+    repeat_factor_threshold: float | None = setting(
+        None,
+        help="Show images with classes that fewer than this share of the images hold more often (CaDIS: 0.15).",
+        above=0,
+        at_most=1,
+    )
+    crop_size: list[int] = setting(
+        [512, 1024], help="Height and width of a training crop, in pixels.", length=2, above=0
+    )
+    scale_range: list[float] = setting(
+        [0.5, 2.0], help="Random scale, smallest and largest.", length=2, above=0, ascending=True
+    )
+    aspect_range: list[float] = setting(
+        [0.9, 1.1],
+        help="Random ratio of width to height, area kept, smallest and largest.",
+        length=2,
+        above=0,
+        ascending=True,
+    )
+    max_class_share: float = setting(
+        0.75, help="Draw another crop while one class fills this share of its valid pixels.", at_least=0, at_most=1
+    )
+    flip_probability: float = setting(0.5, help="Probability of mirroring an image.", at_least=0, at_most=1)
+    color_jitter: bool = setting(True, help="Jitter brightness, contrast, saturation and hue.")
+    resize_shorter_side: int | None = setting(
+        None, help="Validation: resize the shorter side to this many pixels.", at_least=1
+    )
+    size_divisor: int = setting(1, help="Validation: pad right and bottom to a multiple of this.", at_least=1)
+    padding_mode: Literal["constant", "reflect"] = setting(
+        "constant",
+        help="Padding of images in training and validation: the mean color, or reflection; labels are ignored there.",
+    )
+    num_workers: int = setting(
+        4,
+        help="Worker processes that load data, per process.",
+        at_least=0,
+        aliases=("dataloader_num_workers",),
+        on_resume="free",
+        in_card=False,
+    )
+
+
+@dataclass(kw_only=True)
+class PreparationArguments(DatasetArguments):
+    """Which data set is checked, and what copy of it is made."""
+
+    splits: list[str] = setting(["train", "validation"], help="Splits to check and to convert.")
+    output_dir: str | None = setting(None, help="Folder for the copy; only the check by default.", is_path=True)
+    predecode: bool = setting(False, help="Plain pixels, mapped into memory, instead of parquet.")
+    skip_broken: bool = setting(False, help="Leave broken images out instead of refusing.")
+    num_workers: int = setting(2, help="Worker processes of the check.", at_least=0)

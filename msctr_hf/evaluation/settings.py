@@ -1,0 +1,134 @@
+"""Settings of evaluation and prediction: which network, on what, how images are presented to it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..data.settings import DatasetArguments
+from ..errors import UsageError
+from ..settings import Settings, setting
+
+if TYPE_CHECKING:
+    from .inference import InferenceSettings
+
+_ANY_MODEL = "Saved folder or Hub id of any AutoModelForSemanticSegmentation."
+_DEVICE = "cpu, cuda, cuda:1, ...; the best there is by default."
+
+
+@dataclass
+class EvaluationArguments(Settings):
+    """How a network is applied to images."""
+
+    _argument_group_name = "inference"
+
+    scales: list[float] = setting([1.0], help="Scales of test-time augmentation.", above=0)
+    flip: bool = setting(False, help="Average with the mirrored image.")
+    window_size: list[int] | None = setting(
+        None, help="Height and width of a sliding window; whole images by default.", length=2, above=0
+    )
+    window_stride: list[int] | None = setting(
+        None, help="Stride of the window; two thirds of it by default.", length=2, above=0
+    )
+    batch_size: int = setting(1, help="Images, or windows, at a time.", at_least=1)
+    device: str | None = setting(None, help=_DEVICE)
+    dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", help="Precision of the network.")
+
+    @property
+    def inference(self) -> InferenceSettings:
+        """What does not depend on the machine."""
+        from .inference import InferenceSettings
+
+        return InferenceSettings(
+            scales=tuple(self.scales),
+            flip=self.flip,
+            window_size=None if self.window_size is None else (self.window_size[0], self.window_size[1]),
+            window_stride=None if self.window_stride is None else (self.window_stride[0], self.window_stride[1]),
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(kw_only=True)
+class ScoringArguments(DatasetArguments):
+    """Which network is scored on what."""
+
+    _argument_group_name = "network and data set"
+
+    model: str = setting(help=_ANY_MODEL)
+    split: str = setting("validation", help="train, validation or test.")
+    output_dir: str | None = setting(
+        None, help="Folder for results.json, report.md and figures; only printed by default.", is_path=True
+    )
+    boundary_iou: bool = setting(False, help="Also score the pixels near outlines (Cheng et al., CVPR 2021).")
+    worst: int = setting(8, help="Images with the lowest mean IoU to show on worst.png.", at_least=0)
+    num_workers: int = setting(2, help="Worker processes that load data, per process.", at_least=0)
+
+
+@dataclass
+class PredictionArguments(Settings):
+    """Which images a network labels."""
+
+    _argument_group_name = "network and images"
+
+    model: str = setting(help=_ANY_MODEL)
+    input: str = setting(help="An image, or a folder that is searched for images.")
+    output_dir: str = setting(
+        "predictions", help="Folder for NAME.png (train ids) and NAME_overlay.png.", is_path=True
+    )
+    opacity: float = setting(0.55, help="Opacity of the colors in overlays.", at_least=0, at_most=1)
+    submission_for: str | None = setting(
+        None,
+        help="Write what this data set's test server takes instead: raw label values under official names "
+        "(cityscapes, ade20k).",
+    )
+
+
+@dataclass(kw_only=True)
+class EmbeddingArguments(DatasetArguments):
+    """Whose projections are shown, of which images."""
+
+    _argument_group_name = "network and images"
+
+    model: str = setting(help="Saved folder or Hub id of a network of msctr_hf.")
+    features: Literal["projections", "stages", "pyramid"] = setting(
+        "projections",
+        help="Projections; or, also without contrast, the maps of the backbone's stages or UPerNet's pyramid.",
+    )
+    split: str = setting("validation", help="train, validation or test.")
+    output_dir: str = setting("embeddings", help="Folder for embeddings.png and similarity.png.", is_path=True)
+    pictures: int = setting(24, help="Images whose pixels are mapped.", at_least=1)
+    pixels_per_class: int = setting(100, help="Pixels of every class and stage that are mapped.", at_least=1)
+    method: Literal["tsne", "umap"] = setting(
+        "tsne", help="How pixels are laid out: t-SNE, or UMAP if it is installed."
+    )
+    picture: str | None = setting(None, help="Image id of the image for similarity.png; the first by default.")
+    pixel: list[int] | None = setting(
+        None, help="Row and column that all pixels are compared with; the middle by default.", length=2
+    )
+    click: bool = setting(False, help="Choose the pixel by clicking on the image.")
+    seed: int = setting(0, help="Seed of the draw and of the layout.", at_least=0)
+    device: str | None = setting(None, help=_DEVICE)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.streaming:
+            raise UsageError("`streaming`: images from all over the split are shown; leave it out.")
+
+
+@dataclass
+class DemoArguments(Settings):
+    """Which network is shown, and where."""
+
+    model: str = setting(
+        os.environ.get("MSCTR_MODEL", ""),
+        help="Saved folder or Hub id of any AutoModelForSemanticSegmentation; or set MSCTR_MODEL.",
+    )
+    examples: str | None = setting(None, help="Folder with images to pick from.", is_path=True)
+    port: int = setting(7860, help="Port of the page.", at_least=0, at_most=65535)
+    device: str | None = setting(None, help=_DEVICE)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.model:
+            raise UsageError("Name the network to show: `model='FOLDER or Hub id'`.")

@@ -1,0 +1,67 @@
+"""Settings of what leaves this machine: to the Hub, to other runtimes, from the released code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import UsageError
+from ..settings import Settings, setting
+
+
+@dataclass
+class HubArguments(Settings):
+    """Where a model goes on the Hub."""
+
+    _argument_group_name = "Hub"
+
+    push_to_hub: bool = setting(False, help="Push every new best model, in the background.")
+    hub_model_id: str | None = setting(None, help="USER/NAME on the Hub; made if it does not exist.")
+    hub_private: bool = setting(False, help="Make it a private repository.", aliases=("hub_private_repo",))
+    hub_license: str | None = setting(
+        None, help="License of the weights ('apache-2.0', 'cc-by-nc-4.0', ...); for the card."
+    )
+    hub_pictures: bool | None = setting(
+        None,
+        help="Also publish predictions.png, which shows images of the data set; by default only of those that are "
+        "free.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.push_to_hub and self.hub_model_id is None:
+            raise UsageError("`push_to_hub` needs `hub_model_id='USER/NAME'`.")
+
+
+@dataclass
+class PushArguments(HubArguments):
+    """What is pushed, and where it goes."""
+
+    model: str = setting("", help="OUTPUT_DIR of a run, or another saved folder.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.model or not self.hub_model_id:
+            raise UsageError("Name what is pushed and where it goes: `model='FOLDER'` `hub_model_id='USER/NAME'`.")
+
+
+@dataclass
+class ExportArguments(Settings):
+    """Which network is exported, and how."""
+
+    model: str = setting(help="Saved folder or Hub id of any AutoModelForSemanticSegmentation.")
+    output_dir: str = setting("exported", help="A new folder for the exported network.", is_path=True)
+    format: Literal["onnx", "torch"] = setting("onnx", help="ONNX, or a program of torch.export.")
+    size_multiple: int = setting(
+        1, help="Images have sides that are multiples of this; window transformers need 32.", at_least=1
+    )
+    fixed_size: list[int] | None = setting(None, help="Only this height and width; any by default.", length=2, above=0)
+
+
+@dataclass
+class ConversionArguments(Settings):
+    """Which checkpoint of the released code is converted."""
+
+    _argument_group_name = "checkpoint"
+
+    checkpoint: str = setting(help="File of the released code: {'model_state_dict': ...} or a state dict.")

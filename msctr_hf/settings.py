@@ -1,0 +1,137 @@
+"""Settings that know themselves: help, default, range and purpose stand at the field, once.
+
+The parser of the commands, the check on resume, the model card, sweeps and the table of runs all read them from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal
+
+from .errors import UsageError
+
+_KEY = "setting"  # of a field's metadata
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a setting beside its name, type and default.
+
+    Args:
+        help (`str`): One or two sentences for `--help`.
+        at_least, above, at_most, below (`float`, *optional*): Range of the value, or of each value of a list.
+        length (`int`, *optional*): Number of values of a list.
+        ascending (`bool`): Whether a list must not descend.
+        aliases (`tuple[str, ...]`): Names of other libraries that mean exactly the same.
+        resembles (`tuple[str, ...]`): Names of other libraries that mean nearly the same; an error points here.
+        on_resume (`str`): What another value means for a run that resumes: `"refused"`, it would be another run;
+            `"announced"`; `"batch"`, only the split of a step may change; `"free"`.
+        in_card (`bool`): Whether it belongs to the recipe of a model card.
+        is_path (`bool`): Whether it may be a path of this machine.
+        of_a_start (`bool`): Whether it says how a run was started, not what the run is.
+    """
+
+    help: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    length: int | None = None
+    ascending: bool = False
+    aliases: tuple[str, ...] = ()
+    resembles: tuple[str, ...] = ()
+    on_resume: Literal["refused", "announced", "batch", "free"] = "refused"
+    in_card: bool = True
+    is_path: bool = False
+    of_a_start: bool = False
+
+    def range(self) -> str:
+        """The range in words; empty where every value is allowed."""
+        lower, upper = (self.above, self.at_least), (self.below, self.at_most)
+        if lower != (None, None) and upper != (None, None):
+            opening = f"[{self.at_least}" if self.above is None else f"({self.above}"
+            closing = f"{self.at_most}]" if self.below is None else f"{self.below})"
+            return f"in {opening}, {closing}"
+        for word, bound in (
+            ("at least", self.at_least),
+            ("above", self.above),
+            ("at most", self.at_most),
+            ("below", self.below),
+        ):
+            if bound is not None:
+                return f"{word} {bound}"
+        return ""
+
+    def admits(self, value: Any) -> bool:
+        """Whether a number is finite and lies in the range; other values always do."""
+        if not isinstance(value, (int, float)):
+            return True
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+def setting(default: Any = MISSING, **about: Any) -> Any:
+    """A field of a dataclass of settings: its default, and the arguments of `About`."""
+    metadata = {_KEY: About(**about)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Settings:
+    """Base of all dataclasses of settings: values are checked when they are set."""
+
+    def __post_init__(self) -> None:
+        types = typing.get_type_hints(type(self))
+        for name, about in abouts(type(self)).items():
+            if (value := getattr(self, name)) is not None:
+                _check(name, value, about, types[name])
+
+
+def abouts(*classes: type) -> dict[str, About]:
+    """What is known of every setting of these dataclasses, by name."""
+    fields = (each for one in classes for each in dataclasses.fields(one))
+    return {each.name: each.metadata.get(_KEY, About()) for each in fields}
+
+
+def as_mapping(*settings: Any) -> dict[str, Any]:
+    """The values of several dataclasses in one dict."""
+    return {name: value for each in settings for name, value in dataclasses.asdict(each).items()}
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names whose values differ, sorted; a missing one is `None`."""
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
+def _check(name: str, value: Any, about: About, type_hint: Any) -> None:
+    choices = _choices(type_hint)
+    if choices and value not in choices:
+        raise UsageError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    values: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
+    finite = "finite" if any(isinstance(each, float) and not math.isfinite(each) for each in values) else ""
+    rule = " and ".join(part for part in (about.range(), finite) if part)
+    if about.length is not None and (len(values) != about.length or not all(map(about.admits, values))):
+        raise UsageError(f"`{name}` needs {about.length} values{f', each {rule}' if rule else ''}, got {value}.")
+    if not all(map(about.admits, values)):
+        raise UsageError(f"`{name}` must be {rule}, got {value}.")
+    if about.ascending and list(values) != sorted(values):
+        raise UsageError(f"`{name}` goes from the smallest to the largest value, got {value}.")
+
+
+def _choices(type_hint: Any) -> tuple[Any, ...]:
+    """Values that a `Literal`, or an optional one, allows."""
+    for one in (type_hint, *typing.get_args(type_hint)):
+        if typing.get_origin(one) is Literal:
+            return typing.get_args(one)
+    return ()

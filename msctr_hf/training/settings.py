@@ -1,0 +1,219 @@
+"""Settings of a training run: which network it starts from, and how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from ..data.settings import DataArguments
+from ..errors import UsageError
+from ..settings import About, Settings, abouts, setting
+
+_TRACKERS = ("none", "tensorboard", "trackio", "wandb")
+
+
+@dataclass
+class ModelArguments(Settings):
+    """Where the network comes from; its own settings are the fields of `MsctrConfig`."""
+
+    _argument_group_name = "network"
+
+    backbone: str = setting(
+        "resnet50.tv_in1k",
+        help="timm name ('hrnet_w48.ms_in1k') or Hub id of a transformers backbone ('microsoft/swin-tiny-...').",
+    )
+    output_stride: int | None = setting(
+        None, help="Output stride of a dilated timm backbone: 8 or 16; its own by default.", at_least=1
+    )
+    backbone_config: str | None = setting(
+        None, help="JSON of a transformers backbone configuration; `backbone` names its weights."
+    )
+    backbone_weights: str = setting(
+        "hub", help="Initial weights of the backbone: 'hub', 'none' or a local file.", on_resume="free", is_path=True
+    )
+    model_name_or_path: str | None = setting(
+        None, help="Start from this saved model instead; its classes may differ.", on_resume="free", is_path=True
+    )
+    contrastive_adapter: bool = setting(
+        False,
+        help="Add the contrastive objective to a saved model of transformers, of any kind that segments.",
+    )
+    freeze_backbone: bool = setting(False, help="Train the heads only; the backbone keeps its statistics too.")
+    activation_checkpointing: bool = setting(
+        False,
+        help="Recompute activations of the backbone to save memory.",
+        resembles=("gradient_checkpointing",),
+        on_resume="announced",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.contrastive_adapter and self.model_name_or_path is None:
+            raise UsageError("`contrastive_adapter` needs a model to adapt: `model_name_or_path`, a folder or Hub id.")
+
+
+@dataclass
+class TrainingArguments(Settings):
+    """How the network is trained."""
+
+    _argument_group_name = "training"
+
+    output_dir: str = setting(
+        "runs/msctr",
+        help="Folder of the run: model, results, logs, checkpoints.",
+        on_resume="free",
+        in_card=False,
+        is_path=True,
+    )
+    overwrite_output_dir: bool = setting(
+        False,
+        help="Replace a run that the folder already holds.",
+        on_resume="free",
+        in_card=False,
+        of_a_start=True,
+    )
+    seed: int = setting(
+        0,
+        help="Seed of initialization, data order, augmentation and sampling.",
+        at_least=0,
+        below=2**32,
+    )
+    max_steps: int = setting(40_000, help="Optimizer steps in all.", at_least=1, on_resume="announced")
+    batch_size: int = setting(
+        2,
+        help="Images of one step on one process.",
+        at_least=1,
+        aliases=("per_device_train_batch_size",),
+        on_resume="batch",
+    )
+    gradient_accumulation_steps: int = setting(
+        1, help="Batches whose gradients are summed for one step.", at_least=1, on_resume="batch"
+    )
+    optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd", help="Optimizer.", resembles=("optim",))
+    learning_rate: float = setting(0.01, help="Learning rate of the heads.", at_least=0)
+    backbone_learning_rate_factor: float = setting(
+        1.0, help="The backbone's rate as a multiple of the heads'.", at_least=0
+    )
+    weight_decay: float = setting(5e-4, help="Weight decay.", at_least=0)
+    no_decay: list[str] = setting(
+        [], help="Parameters without weight decay: parts of their names, or 'norm' for all normalization layers."
+    )
+    momentum: float = setting(0.9, help="Momentum of SGD.", at_least=0)
+    adam_betas: list[float] = setting(
+        [0.9, 0.999],
+        help="Betas of Adam and AdamW.",
+        length=2,
+        at_least=0,
+        below=1,
+        resembles=("adam_beta1", "adam_beta2"),
+    )
+    schedule: Literal["poly", "exponential", "constant"] = setting(
+        "poly", help="Schedule of the rate, per step.", resembles=("lr_scheduler_type",)
+    )
+    poly_power: float = setting(0.9, help="Power of the poly schedule.", at_least=0)
+    exponential_gamma: float = setting(0.98, help="Factor of the exponential schedule, per epoch.", at_least=0)
+    warmup_steps: int = setting(0, help="Steps of linear warm-up.", at_least=0)
+    max_grad_norm: float | None = setting(
+        None, help="Clip the norm of the gradient to this; never by default.", above=0
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None,
+        help="Precision; what `accelerate` is configured for by default.",
+        resembles=("bf16", "fp16"),
+        on_resume="announced",
+    )
+    validation_steps: int = setting(
+        5_000,
+        help="Validate every so many steps, and at the end.",
+        at_least=1,
+        resembles=("eval_steps",),
+        on_resume="free",
+        in_card=False,
+    )
+    checkpointing_steps: int = setting(
+        5_000,
+        help="Save a checkpoint every so many steps, and at the end.",
+        at_least=1,
+        resembles=("save_steps",),
+        on_resume="free",
+        in_card=False,
+    )
+    checkpoints_kept: int = setting(
+        2,
+        help="Numbered checkpoints to keep.",
+        at_least=1,
+        resembles=("save_total_limit",),
+        on_resume="free",
+        in_card=False,
+    )
+    resume: str | None = setting(
+        None,
+        help="Continue from a checkpoint: 'auto' (the newest, if there is one) or its path.",
+        resembles=("resume_from_checkpoint",),
+        on_resume="free",
+        in_card=False,
+        of_a_start=True,
+    )
+    max_skipped_steps: int = setting(
+        20,
+        help="Stop after so many steps in a row whose loss or gradient is not finite; each of them is skipped.",
+        at_least=1,
+        on_resume="free",
+        in_card=False,
+    )
+    ema: bool = setting(False, help="Average the weights; the average is validated and saved.")
+    ema_decay: float = setting(0.9999, help="Decay of the average per step, after a warm-up.", at_least=0, below=1)
+    logging_steps: int = setting(50, help="Log every so many steps.", at_least=1, on_resume="free", in_card=False)
+    report_to: list[str] = setting(
+        ["tensorboard"],
+        help="Trackers in addition to log.jsonl: tensorboard, wandb, trackio, or none.",
+        on_resume="free",
+        in_card=False,
+    )
+    dry_run: bool = setting(
+        False,
+        help="Two steps of everything, checkpoint and validation included; nothing stays.",
+        on_resume="free",
+        in_card=False,
+        of_a_start=True,
+    )
+    profile: bool = setting(
+        False,
+        help="Trace three steps to OUTPUT_DIR/profile/ (chrome://tracing, or perfetto.dev).",
+        on_resume="free",
+        in_card=False,
+    )
+    compile: bool = setting(
+        False,
+        help="Compile the network with torch.compile.",
+        aliases=("torch_compile",),
+        on_resume="announced",
+    )
+    channels_last: bool = setting(
+        False,
+        help="Channels last in memory, which is faster on GPUs in half precision.",
+        on_resume="announced",
+    )
+    tf32: bool = setting(
+        False,
+        help="TF32 matrix products on NVIDIA GPUs; their convolutions use it anyway.",
+        on_resume="announced",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.report_to:
+            if name not in _TRACKERS:
+                raise UsageError(f"`report_to`: {name} is unknown; choose from {', '.join(_TRACKERS)}.")
+
+
+@cache
+def purposes() -> dict[str, About]:
+    """What is known of every setting of a run but those of `MsctrConfig`, for which the defaults of `About` hold."""
+    return abouts(ModelArguments, DataArguments, TrainingArguments)
+
+
+def purpose(name: str) -> About:
+    """What is known of a setting of a run."""
+    return purposes().get(name, About())
