@@ -6,7 +6,12 @@ from conftest import ROOT
 
 
 def calls():
-    for path in [*ROOT.glob("msctr_hf/**/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("experiments/**/*.py"), ROOT / "msctr_cli.py"]:
+    for path in [
+        *ROOT.glob("msctr_hf/**/*.py"),
+        *ROOT.glob("scripts/*.py"),
+        *ROOT.glob("experiments/**/*.py"),
+        ROOT / "msctr_cli.py",
+    ]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)

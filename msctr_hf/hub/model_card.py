@@ -1,4 +1,4 @@
-"""The README.md of a model on the Hub, from the files of its run and from nothing else."""
+"""The model card (README.md) of a saved model: its facts are collected here, its text is `model_card_template.md`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,20 @@ from safetensors import safe_open
 
 from ..data.folder_spec import FOLDER
 from ..data.specs import DatasetSpec
-from ..errors import UsageError
+from ..errors import UsageError, as_usage_error
 from ..evaluation.scoring import iou_table
 from ..models.configuration_msctr import MsctrConfig
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
+from ..training.settings import purpose
 
 CARD_FILE = "README.md"
-_OURS = (
+_TEMPLATE = Path(__file__).with_name("model_card_template.md")
+_SIGNATURE = (
     "<!-- Written by msctr_hf from the files of the run. Without this line the card is yours and stays as it is. -->"
 )
 _CONTRASTS = {"ms": "multi-scale", "ms_cs": "multi-scale and cross-scale"}
 _METRICS = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
-_NETWORK = (
-    "decode_head", "decode_stages", "hidden_size", "align_corners", "use_auxiliary_head", "auxiliary_loss_weight",
-    "projection_dim", "projection_source", "projection_stages",
-)  # fmt: skip
-_RECIPE = (
-    "max_steps", "batch_size", "gradient_accumulation_steps", "crop_size", "scale_range", "aspect_range",
-    "flip_probability", "color_jitter", "max_class_share", "repeat_factor_threshold", "optimizer", "learning_rate",
-    "backbone_learning_rate_factor", "weight_decay", "no_decay", "schedule", "poly_power", "warmup_steps",
-    "max_grad_norm", "ema", "class_weights", "train_split", "seed",
-)  # fmt: skip
+_NESTED_FIELDS = {"backbone_config", "palette"}  # of the configuration; too long for a table
 
 
 def write_model_card(
@@ -42,56 +35,93 @@ def write_model_card(
     *,
     name: str | None = None,
     license: str | None = None,
-    show_pictures: bool | None = None,
+    show_images: bool | None = None,
 ) -> Path:
     """Write README.md into the folder of a saved model, from its config.json, run.json and results.json.
 
-    A card that somebody else wrote, or made theirs by removing the line that says so, is left alone.
+    A card that somebody else wrote, or took over by removing the line that says who wrote it, is left alone.
 
     Args:
         folder (`str` or `Path`): A folder for `from_pretrained`; what is missing there is left out of the card.
         spec (`DatasetSpec`, *optional*): What it was trained on.
-        name (`str`, *optional*): Hub id the card speaks of; without it the folder.
-        license (`str`, *optional*): Of the weights, as the Hub abbreviates it; where it is not given, the terms of the
-            data set are named.
-        show_pictures (`bool`, *optional*): Whether the card shows predictions.png, which holds pictures of the data
-            set; by default only of data sets whose pictures are free.
+        name (`str`, *optional*): Hub id that the example of the card loads; by default the folder itself.
+        license (`str`, *optional*): Of the weights, as the Hub abbreviates it; by default the terms of the data set
+            are named.
+        show_images (`bool`, *optional*): Whether the card shows predictions.png, which holds images of the data set;
+            by default only of data sets whose images are free.
 
     Raises:
-        UsageError: If the folder holds no model.
+        UsageError: If the folder holds no model, or cannot be read or written.
     """
     folder = Path(folder)
-    config, run, results = (read_json(folder / file) for file in ("config.json", RUN_FILE, RESULTS_FILE))
+    config, run, results = (read_saved_json(folder / file) for file in ("config.json", RUN_FILE, RESULTS_FILE))
     if not config:
         raise UsageError(f"{folder} holds no model.")
-    if (folder / CARD_FILE).exists() and _OURS not in (folder / CARD_FILE).read_text():
-        return folder / CARD_FILE
+    path = folder / CARD_FILE
+    with as_usage_error(OSError, prefix=f"{path} cannot be read: "):
+        if path.exists() and _SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
+            return path
     settings = run.get("settings", {})
-    free = show_pictures if show_pictures is not None else spec is not None and spec.shareable
-    parts = [
-        f"# {_title(config, spec)}",
-        _summary(config, settings),
-        "![Pictures, their labels and the predictions](predictions.png)"
-        if free and (folder / PREDICTIONS_FILE).exists()
-        else "",
-        _usage(config, name),
-        _network(config, settings, folder),
-        _objective(config, settings),
-        _data(spec, settings),
-        _training(run),
-        _results(results, settings),
-        _CITATION,
-        _OURS,
-    ]
-    card = ModelCard(f"---\n{_metadata(config, settings, results, spec, license).to_yaml()}\n---\n\n" + _joined(parts))
-    replace_file(folder / CARD_FILE, str(card))
-    return folder / CARD_FILE
+    free = show_images if show_images is not None else spec is not None and spec.shareable
+    card = ModelCard.from_template(
+        _metadata(config, settings, results, spec, license),
+        template_path=str(_TEMPLATE),
+        **_facts(config, run, results, spec),
+        name=name,
+        predictions=PREDICTIONS_FILE if free and (folder / PREDICTIONS_FILE).exists() else None,
+        network=_cells(_network(config, settings, folder)),
+        signature=_SIGNATURE,
+    )
+    with as_usage_error(OSError, prefix=f"{path} cannot be written: "):
+        replace_file(path, f"{card}\n")
+    return path
+
+
+def read_saved_json(path: Path) -> dict[str, Any]:
+    """Read a file of a saved folder; empty where there is none.
+
+    Raises:
+        UsageError: If it cannot be read or is not JSON.
+    """
+    with as_usage_error(OSError, ValueError, prefix=f"{path} cannot be read: "):
+        return read_json(path)
+
+
+def recipe(settings: dict[str, Any]) -> dict[str, Any]:
+    """Choose the settings of run.json that repeat a run: all that belong in a card and are not paths of a machine."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if purpose(name).in_card and not (purpose(name).is_path and value is not None and not _is_public(value))
+    }
+
+
+def _is_public(name: str) -> bool:
+    """Whether a value is a word or a Hub id, not a file of this machine."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+
+
+def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None) -> dict[str, Any]:
+    settings = run.get("settings", {})
+    return {
+        "title": _title(config, spec),
+        "num_classes": len(config["id2label"]),
+        "contrast": _contrast(config, settings),
+        "own_code": config["model_type"] == MsctrConfig.model_type,
+        "objective": _cells(_objective(config, settings)),
+        "data": _cells(_data(spec, settings)),
+        "data_is_bound": spec is not None and bool(spec.license),
+        "training": _cells(_training(config, run)),
+        "scores": iou_table(results) if results else None,
+        "seed": settings.get("seed", "not known"),
+        "step": results.get("step", "not known"),
+    }
 
 
 def _metadata(
     config: dict, settings: dict, results: dict, spec: DatasetSpec | None, license: str | None
 ) -> ModelCardData:
-    copy = _hub_dataset(settings)
+    dataset = _hub_dataset(settings)
     terms: dict[str, Any] = {"license": license} if license else {}
     if not license and spec is not None and spec.license:
         terms = {"license": "other", "license_name": _slug(f"{spec.name} terms")}
@@ -103,7 +133,7 @@ def _metadata(
         pipeline_tag="image-segmentation",
         tags=["semantic-segmentation", "contrastive-learning", "msctr", config["model_type"]],
         base_model=_base_model(settings),
-        datasets=[copy] if copy else None,
+        datasets=[dataset] if dataset else None,
         metrics=["mean_iou"] if results else None,
         model_name=_slug(_title(config, spec)),
         eval_results=_eval_results(results, settings, spec),
@@ -130,23 +160,23 @@ def _eval_results(results: dict, settings: dict, spec: DatasetSpec | None) -> li
 
 
 def _hub_dataset(settings: dict) -> str | None:
-    """Hub id of the copy that was read; a folder of this machine is nobody's business."""
+    """Hub id of the data set that was read; folders of a machine stay private."""
     name = settings.get("dataset_name") or ""
-    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
+    return name if "/" in name and _is_public(name) else None
 
 
 def _base_model(settings: dict) -> str | None:
     """Hub id of the weights the run started from, where they came from the Hub."""
     start, backbone = settings.get("model_name_or_path"), settings.get("backbone")
     if start is not None:
-        return start if start.count("/") == 1 and not Path(start).exists() else None
+        return start if "/" in start and _is_public(start) else None
     if settings.get("backbone_weights") != "hub" or not backbone:
         return None
     return backbone if "/" in backbone else f"timm/{backbone}"
 
 
 def _start(settings: dict) -> str | None:
-    """Where the first weights came from; paths of a machine are nobody's business."""
+    """Where the first weights came from; paths of a machine stay private."""
     base = _base_model(settings)
     if base or not settings:
         return base
@@ -168,51 +198,29 @@ def _architecture(config: dict) -> str:
     return f"{heads[config['decode_head']]} with {backbone.get('backbone') or backbone['model_type']}"
 
 
-def _summary(config: dict, settings: dict) -> str:
+def _contrast(config: dict, settings: dict) -> str | None:
     mode = config.get("contrastive_mode")
     if mode is None and settings.get("contrastive_adapter"):
         mode = settings.get("contrastive_mode", "ms_cs")
-    what = f"Semantic segmentation into {len(config['id2label'])} classes"
-    if mode not in _CONTRASTS:
-        return f"{what}, by `msctr_hf`."
-    return f"""{what}, trained with {_CONTRASTS[mode]} contrast ([Pissas et al., ECCV
-2022](https://arxiv.org/abs/2203.13409)) by `msctr_hf`. What the contrast needs works in training only: a prediction
-costs what the plain network costs."""
+    return _CONTRASTS.get(mode)
 
 
-def _usage(config: dict, name: str | None) -> str:
-    ours = config["model_type"] == MsctrConfig.model_type
-    flag = ", trust_remote_code=True" if ours else ""
-    note = "\nWith `msctr_hf` installed and imported, `trust_remote_code` is not needed.\n" if ours else ""
-    return f"""## Use
-
-```python
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-
-name = "{name or "."}"{"" if name else "  # this folder"}
-model = AutoModelForSemanticSegmentation.from_pretrained(name{flag})
-processor = AutoImageProcessor.from_pretrained(name{flag})
-image = Image.open("picture.jpg").convert("RGB")
-with torch.no_grad():
-    output = model(**processor(image, return_tensors="pt"))
-labels = processor.post_process_semantic_segmentation(output, target_sizes=[(image.height, image.width)])[0]
-classes = [model.config.id2label[label] for label in labels.unique().tolist()]
-```
-{note}"""
+def _own_fields(config: dict) -> dict[str, Any]:
+    """Fields that `MsctrConfig` adds to a configuration of transformers; none of other models."""
+    if config["model_type"] != MsctrConfig.model_type:
+        return {}
+    return {name: config.get(name) for name in MsctrConfig.__annotations__ if name not in _NESTED_FIELDS}
 
 
-def _network(config: dict, settings: dict, folder: Path) -> str:
+def _network(config: dict, settings: dict, folder: Path) -> dict[str, Any]:
     backbone = config.get("backbone_config") or {}
-    rows = {
+    return {
         "architecture": _architecture(config),
         "backbone": backbone.get("backbone") or backbone.get("model_type"),
         "initial weights": _start(settings),
-        **{name: config.get(name) for name in _NETWORK},
+        **{name: value for name, value in _own_fields(config).items() if not name.startswith("contrastive_")},
         "parameters": _parameters(folder),
     }
-    return f"## Network\n\n{_table(rows)}"
 
 
 def _parameters(folder: Path) -> str | None:
@@ -226,84 +234,45 @@ def _parameters(folder: Path) -> str | None:
     return f"{sum(counted.values()) / 1e6:.1f} million values, {contrast / 1e6:.1f} of them for the contrast only"
 
 
-def _objective(config: dict, settings: dict) -> str:
-    """Contrastive settings: those of the network, or of the adapter it was trained in."""
-    given = config if config["model_type"] == MsctrConfig.model_type else settings
-    rows = {name: value for name, value in given.items() if name.startswith("contrastive_")}
-    return f"## Objective\n\n{_table(rows)}" if rows else ""
+def _objective(config: dict, settings: dict) -> dict[str, Any]:
+    """Contrastive settings of the network, or of the adapter in which another model was trained."""
+    given = _own_fields(config) or settings
+    return {name: value for name, value in given.items() if name.startswith("contrastive_")}
 
 
-def _data(spec: DatasetSpec | None, settings: dict) -> str:
+def _data(spec: DatasetSpec | None, settings: dict) -> dict[str, Any]:
     if spec is None:
-        return ""
-    rows = {
+        return {}
+    return {
         "name": spec.name,
         "classes": len(spec.classes),
         "read from": _hub_dataset(settings),
         "terms": spec.license or "not stated",
         "source": spec.homepage,
     }
-    note = "" if not spec.license else "\n\nThese terms may bind the weights too."
-    return f"## Data\n\n{_table(rows)}{note}"
 
 
-def _training(run: dict) -> str:
+def _training(config: dict, run: dict) -> dict[str, Any]:
     if not run:
-        return ""
+        return {}
     settings, versions = run["settings"], run.get("versions", {})
-    rows = {
-        **{name: settings.get(name) for name in _RECIPE},
+    shown_above = {*_own_fields(config), *_objective(config, settings)}
+    return {
+        **{name: value for name, value in recipe(settings).items() if name not in shown_above},
         "processes": run.get("num_processes"),
         "precision": run.get("mixed_precision"),
         "device": run.get("device"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "commit of msctr_hf": run.get("git_commit"),
     }
-    return f"## Training\n\n{_table(rows)}"
 
 
-def _results(results: dict, settings: dict) -> str:
-    if not results:
-        return ""
-    seed, step = (source.get(name, "not known") for source, name in ((settings, "seed"), (results, "step")))
-    return f"""## Results
-
-Measured by the run itself on the validation split: whole pictures at one scale, at the resolution of the labels. This
-is the best of the validations of one run (seed {seed}, step {step}).
-
-```
-{iou_table(results)}
-```"""
-
-
-def _table(rows: dict[str, Any]) -> str:
-    """Two columns; what is not known is left out."""
+def _cells(rows: dict[str, Any]) -> dict[str, str]:
+    """Format values for a table; unknown ones are left out."""
     known = {name: value for name, value in rows.items() if value not in (None, "", [])}
-    lines = [f"| {name} | {_cell(value)} |" for name, value in known.items()]
-    return "\n".join(["| | |", "|---|---|", *lines])
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in known.items()}
+    return {name: text.replace("|", "\\|").replace("\n", " ") for name, text in texts.items()}
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _joined(parts: list[str]) -> str:
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
-
-
-_CITATION = """## Citation
-
-```bibtex
-@inproceedings{pissas2022multiscale,
-  title = {Multi-scale and Cross-scale Contrastive Learning for Semantic Segmentation},
-  author = {Pissas, Theodoros and Ravasio, Claudio S. and Da Cruz, Lyndon and Bergeles, Christos},
-  booktitle = {European Conference on Computer Vision},
-  year = {2022},
-  url = {https://arxiv.org/abs/2203.13409}
-}
-```"""

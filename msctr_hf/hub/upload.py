@@ -1,21 +1,28 @@
-"""One upload of a folder to the Hub. As a process of its own it may hang or crash without harm to a training run.
+"""Upload of one folder to the Hub, in a file of its own that a process can run by path: `python upload.py JSON`.
 
-Imports nothing but huggingface_hub, so that the process is small and starts at once.
+It imports nothing but huggingface_hub, so that the process starts in a fraction of a second. A process of
+`multiprocessing` would import this package and the script that runs, and with them PyTorch and transformers: seconds
+of a processor and more than a gigabyte of memory for every upload, next to a training run.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
 import time
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session
 
 SILENCE = 60.0  # seconds without an answer that count as a time-out
 PAUSES = (2.0, 10.0, 30.0)  # seconds before the second, third and fourth attempt
-_BUSY = (408, 429)
+REFUSED = 3  # exit code of the process when stderr ends with the sentence of an `UploadError`
+_BUSY = (408, 429)  # the only client errors that another attempt can cure
+
+
+class UploadError(Exception):
+    """The Hub refuses or cannot be reached; the message is one sentence."""
 
 
 def upload(
@@ -27,12 +34,12 @@ def upload(
     silence: float = SILENCE,
     pauses: tuple[float, ...] = PAUSES,
 ) -> str:
-    """Create the repository if need be, and commit the folder to it; what may pass is tried again.
+    """Create the repository if it does not exist and commit the folder to it; transient errors are retried.
 
     Args:
         folder (`str`): Everything in it is uploaded.
         repo_id (`str`): USER/NAME.
-        private (`bool`): Of a repository that is created.
+        private (`bool`): Whether a repository that is created is private.
         message (`str`): Of the commit.
         silence (`float`): Seconds without an answer that count as a time-out.
         pauses (`tuple[float, ...]`): Seconds before every further attempt.
@@ -41,61 +48,44 @@ def upload(
         `str`: URL of the commit.
 
     Raises:
-        ConnectionError: With one sentence, if the Hub refuses or cannot be reached.
+        UploadError: If the Hub refuses or cannot be reached.
     """
     for pause in (*pauses, None):  # None: the last attempt
         try:
-            get_session().timeout = silence  # of the client of this process; it has none by itself
+            get_session().timeout = silence  # without it, the client of huggingface_hub waits forever
             api = HfApi()
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message).commit_url)
-        except Exception as error:  # of the HTTP library, the Hub, or ours
-            if pause is None or _is_final(error):
-                raise ConnectionError(_sentence(error, repo_id)) from error
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:  # ValueError: metadata the Hub does not accept
+            if pause is None or not _is_transient(error):
+                raise UploadError(_sentence(error, repo_id)) from error
             time.sleep(pause)
     raise AssertionError
 
 
-def _status(error: Exception) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether another attempt would end the same way."""
-    if isinstance(error, (LocalTokenNotFoundError, OfflineModeIsEnabled, ValueError)):
-        return True
-    status = _status(error)
-    return status is not None and 400 <= status < 500 and status not in _BUSY
+def _is_transient(error: Exception) -> bool:
+    """Whether another attempt may succeed."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code in _BUSY
+    network_errors = (HTTPError, ConnectionError, TimeoutError, RuntimeError)  # RuntimeError: of hf_xet
+    return isinstance(error, network_errors) and not isinstance(error, OfflineModeIsEnabled)
 
 
 def _sentence(error: Exception, repo_id: str) -> str:
-    status = _status(error)
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return f"The Hub does not know you; log in with `hf auth login` or set HF_TOKEN to push to {repo_id}."
+        return f"Not logged in to the Hub; run `hf auth login` or set HF_TOKEN to push to {repo_id}."
     if status == 403:
         return f"Your token may not write to {repo_id}; use one with write access."
     if isinstance(error, OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set; unset it to push to {repo_id}."
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{repo_id} could not be pushed: {lines[0][:200]}"
-
-
-def main() -> None:
-    """Upload what the command line names; print the URL, or the sentence and exit with 1."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
-    parser.add_argument("repo_id")
-    parser.add_argument("--private", action="store_true")
-    parser.add_argument("--message", default="Upload model")
-    parser.add_argument("--silence", type=float, default=SILENCE)
-    parser.add_argument("--pauses", type=float, nargs="*", default=PAUSES)
-    arguments = vars(parser.parse_args())
-    try:
-        print(upload(arguments.pop("folder"), arguments.pop("repo_id"), **arguments))
-    except ConnectionError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{repo_id} could not be pushed: {reason[:300]}"
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        upload(**json.loads(sys.argv[1]))
+    except UploadError as error:
+        print(error, file=sys.stderr)
+        sys.exit(REFUSED)

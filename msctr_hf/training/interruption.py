@@ -17,9 +17,14 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGINT within a `with` block; a second signal acts as it would have without."""
+    """Remembers SIGTERM and SIGINT within a `with` block; a second signal acts as it would have without.
 
-    def __init__(self) -> None:
+    Args:
+        reaction (`str`): What the first signal leads to, for the line that answers it.
+    """
+
+    def __init__(self, reaction: str = "saving a checkpoint") -> None:
+        self.reaction = reaction
         self.came = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -34,7 +39,7 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.came = True
         # not print: the signal may have come while something was being printed
-        os.write(2, f"\n{signal.Signals(number).name}: saving a checkpoint; once more ends at once\n".encode())
+        os.write(2, f"\n{signal.Signals(number).name}: {self.reaction}; once more ends at once\n".encode())
         self._give_back()
 
     def _give_back(self) -> None:

@@ -22,6 +22,7 @@ class ModelArguments(Settings):
     backbone: str = setting(
         "resnet50.tv_in1k",
         help="timm name ('hrnet_w48.ms_in1k') or Hub id of a transformers backbone ('microsoft/swin-tiny-...').",
+        is_path=True,
     )
     output_stride: int | None = setting(
         None, help="Output stride of a dilated timm backbone: 8 or 16; its own by default.", at_least=1

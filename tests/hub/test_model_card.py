@@ -14,6 +14,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.errors import UsageError
 from msctr_hf.hub.model_card import write_model_card
 from msctr_hf.training.run_folder import write_json
 
@@ -50,7 +51,7 @@ def run_folder(folder):
     return folder
 
 
-def test_the_snippet_of_the_card_runs_as_it_stands(folder):
+def test_the_python_example_of_the_card_runs(folder):
     text = write_model_card(folder).read_text()
     snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
@@ -78,7 +79,7 @@ def test_metadata_are_what_the_hub_reads(run_folder):
     )
 
 
-def test_the_card_tells_network_objective_data_recipe_and_machine(run_folder):
+def test_the_card_states_network_objective_data_recipe_and_machine(run_folder):
     text = write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
     for line in (
         "# FCN with swin on cityscapes",
@@ -99,14 +100,14 @@ def test_the_card_tells_network_objective_data_recipe_and_machine(run_folder):
 
 
 @pytest.mark.parametrize(("copy", "named"), [("someone/cityscapes", True), ("/data/parquet", False), (None, False)])
-def test_a_copy_is_named_where_others_can_find_it(run_folder, copy, named):
+def test_a_data_set_on_the_hub_is_named_and_a_local_one_is_not(run_folder, copy, named):
     write_json(run_folder / "run.json", {**RUN, "settings": {**RUN["settings"], "dataset_name": copy}})
     text = write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
     assert ("datasets:\n- someone/cityscapes" in text) == named
     assert "/data/parquet" not in text
 
 
-def test_nothing_is_said_that_the_folder_does_not_know(folder):
+def test_the_card_leaves_out_what_the_folder_does_not_know(folder):
     text = write_model_card(folder).read_text()
     assert "model-index" not in text
     for section in ("## Results", "## Training", "## Data", "mean_iou", "license:", "base_model", "![", "not known"):
@@ -117,8 +118,8 @@ def test_nothing_is_said_that_the_folder_does_not_know(folder):
     ("synthetic_scenes", None, True), ("cityscapes", None, False), ("cityscapes", True, True),
     ("synthetic_scenes", False, False),
 ])  # fmt: skip
-def test_pictures_are_shown_where_they_may_be(run_folder, dataset, allowed, shown):
-    text = write_model_card(run_folder, get_dataset_spec(dataset), show_pictures=allowed).read_text()
+def test_images_are_shown_only_where_they_are_free_or_allowed(run_folder, dataset, allowed, shown):
+    text = write_model_card(run_folder, get_dataset_spec(dataset), show_images=allowed).read_text()
     assert ("(predictions.png)" in text) == shown
 
 
@@ -134,7 +135,7 @@ def test_an_adapted_model_needs_no_code_and_says_how_it_was_trained(tmp_path):
     assert "| contrastive_loss_weight | 0.2 |" in text
 
 
-def test_a_card_that_somebody_made_theirs_stays(run_folder):
+def test_a_card_that_a_user_took_over_is_kept(run_folder):
     card = write_model_card(run_folder)
     assert "on cityscapes" in write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
     mine = re.sub(r"<!-- Written by msctr_hf.*-->", "", card.read_text()) + "It also works on Mars.\n"
@@ -147,10 +148,42 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         write_model_card(tmp_path)
 
 
+def test_a_folder_that_cannot_be_read_or_written_is_the_users_mistake(run_folder, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(UsageError, match=r"README\.md cannot be written: .*No space left on device"):
+            write_model_card(run_folder)
+    assert not list(run_folder.glob("*README.md"))
+    (run_folder / "README.md").mkdir()
+    with pytest.raises(UsageError, match=r"README\.md cannot be read: .*Is a directory"):
+        write_model_card(run_folder)
+    (run_folder / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.json cannot be read: "):
+        write_model_card(run_folder)
+
+
 def test_a_run_writes_the_card_of_its_own_figures(run_script, tmp_path):
     run = tmp_path / "run"
     arguments = flags(None, run, dataset="synthetic_scenes", data_dir=None, class_weights=None, max_steps=1)
     code, _, err = run_script("train.py", *arguments)
     assert code == 0, err
     results = json.loads((run / "results.json").read_text())
-    assert ModelCard.load(run / "README.md").data.eval_results[0].metric_value == results["mean_iou"]
+    card = ModelCard.load(run / "README.md")
+    assert card.data.eval_results[0].metric_value == results["mean_iou"]
+    rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", card.text, re.MULTILINE))
+    settings = json.loads((run / "run.json").read_text())["settings"]
+    for name in (
+        "momentum",
+        "adam_betas",
+        "exponential_gamma",
+        "ema_decay",
+        "padding_mode",
+        "size_divisor",
+        "dropout",
+    ):
+        assert name in rows, name
+    for name in settings.keys() & rows.keys():
+        assert yaml.safe_load(rows[name]) == settings[name], name

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,13 +9,15 @@ import pytest
 import torch
 from conftest import ROOT, SWIN_TINY
 from layouts import write_folder
-from local_hub import LocalHub
+from local_hub import TOKEN, LocalHub
 from small_run import flags
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.errors import UsageError
 from msctr_hf.hub import upload
-from msctr_hf.hub.publishing import Destination, Publisher, take_snapshot
+from msctr_hf.hub.publishing import Destination, Publisher, publish, take_snapshot
+from msctr_hf.training.interruption import EXIT_INTERRUPTED
 from msctr_hf.training.run_folder import write_json
 
 REPOSITORY = "someone/network"
@@ -28,6 +31,18 @@ with torch.no_grad():
     torch.save(model(torch.load(folder + "/pixel_values.pt")).logits, saved)
 model.push_to_hub(again)
 processor.push_to_hub(again)
+"""
+PUBLISH = """
+import os, sys
+from msctr_hf.errors import UsageError
+from msctr_hf.hub.publishing import Destination, publish
+folder, name, *tokens = sys.argv[1:]
+for token in tokens:
+    os.environ["HF_TOKEN"] = token
+    try:
+        print(publish(folder, None, Destination(name)))
+    except UsageError as error:
+        print(error)
 """
 
 
@@ -97,7 +112,7 @@ def test_two_round_trips_give_the_same_network(hub, publisher, folder, tmp_path)
     assert weights[0] == weights[1]
 
 
-def test_what_goes_to_the_hub_stands_alone_and_tells_nothing_of_the_machine(hub, publisher, folder):
+def test_a_published_folder_is_complete_and_holds_no_path_of_this_machine(hub, publisher, folder):
     (folder / "predictions.png").write_bytes(b"picture")
     (folder / "not_finite.json").write_text("{}")
     push(publisher(), folder)
@@ -112,11 +127,11 @@ def test_what_goes_to_the_hub_stands_alone_and_tells_nothing_of_the_machine(hub,
     assert not (folder / ".pushed").exists()
 
 
-def test_pictures_of_other_data_sets_stay_at_home(folder):
+def test_images_of_restricted_data_sets_are_not_published(folder):
     (folder / "predictions.png").write_bytes(b"picture")
     for allowed in (None, True):
         Publisher(get_dataset_spec("cityscapes"))(folder)  # a card of the folder's own
-        publisher = Publisher(get_dataset_spec("cityscapes"), Destination(REPOSITORY, show_pictures=allowed))
+        publisher = Publisher(get_dataset_spec("cityscapes"), Destination(REPOSITORY, show_images=allowed))
         publisher._start_if_free = lambda: None
         publisher(folder)
         assert (take_snapshot(folder) / "predictions.png").exists() == bool(allowed)
@@ -137,35 +152,35 @@ def test_private_repositories_are_private(hub, publisher, folder, tmp_path):
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "hang", "cut before", "cut after"])
-def test_what_may_pass_is_tried_again(hub, publisher, folder, capfd, fault):
+def test_transient_errors_are_retried(hub, publisher, folder, capfd, fault):
     hub.faults.append(fault)
     push(publisher(), folder)
     assert "model.safetensors" in hub.repositories[REPOSITORY]["files"]
     assert "warning" not in capfd.readouterr().err
 
 
-def test_a_token_that_is_refused_is_said_once_and_not_tried_again(hub, publisher, folder, capfd):
+def test_a_refused_token_is_reported_once_and_not_retried(hub, publisher, folder, capfd):
     refused = publisher(token="hf_wrong")
     push(refused, folder)
     write_json(folder / "results.json", results_of(step=4))
     push(refused, folder)
     error = capfd.readouterr().err
-    assert error.count("The Hub does not know you; log in with `hf auth login`") == 1
+    assert error.count("Not logged in to the Hub; run `hf auth login`") == 1
     assert "Traceback" not in error
     assert hub.attempts == 0
 
 
 @pytest.mark.parametrize(("fault", "attempts"), [(403, 1), (500, 3)])
-def test_what_does_not_pass_ends_in_a_sentence(hub, publisher, folder, capfd, fault, attempts):
+def test_permanent_errors_are_reported_in_one_sentence(hub, publisher, folder, capfd, fault, attempts):
     hub.faults.extend([fault] * 50)
     push(publisher(), folder)
-    assert capfd.readouterr().err.count("The run is not affected. Push later with scripts/push_to_hub.py.") == 1
+    assert capfd.readouterr().err.count("The run is not affected. Push later with `msctr push`.") == 1
     assert hub.attempts >= attempts
     assert (hub.attempts == 1) == (fault == 403)  # a refusal is not asked for twice
     assert "model.safetensors" not in hub.repositories[REPOSITORY]["files"]
 
 
-def test_a_hub_that_cannot_be_reached_ends_in_a_sentence(hub, publisher, folder, capfd, monkeypatch):
+def test_a_hub_that_cannot_be_reached_is_reported_in_one_sentence(hub, publisher, folder, capfd, monkeypatch):
     unreachable = publisher()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     push(unreachable, folder)
@@ -185,7 +200,7 @@ def test_training_is_not_kept_waiting_and_the_newest_model_arrives_last(hub, pub
     assert len(hub.repositories[REPOSITORY]["messages"]) == 2  # the one in between was passed over
 
 
-def test_the_same_model_is_pushed_once_and_a_better_one_also_with_a_card_of_ones_own(hub, publisher, folder):
+def test_a_model_is_pushed_once_and_a_better_one_again_even_with_a_custom_card(hub, publisher, folder):
     (folder / "README.md").write_text("my own card")
     once = publisher()
     for step in (4, 4, 5):
@@ -195,7 +210,7 @@ def test_the_same_model_is_pushed_once_and_a_better_one_also_with_a_card_of_ones
     assert hub.repositories[REPOSITORY]["files"]["README.md"] == b"my own card"
 
 
-def test_an_upload_without_end_is_given_up(hub, publisher, folder, capfd):
+def test_an_upload_that_hangs_is_given_up(hub, publisher, folder, capfd):
     hub.faults.extend(["hang"] * 50)
     hub.seconds_hung = 60
     impatient = publisher()
@@ -205,7 +220,7 @@ def test_an_upload_without_end_is_given_up(hub, publisher, folder, capfd):
     assert "took too long and was given up" in capfd.readouterr().err
 
 
-def test_a_run_pushes_its_best_model_and_does_not_mind_a_hub_that_fails(hub, publisher, run_script, tmp_path):
+def test_a_run_pushes_its_best_model_and_is_not_ended_by_a_hub_that_fails(hub, publisher, run_script, tmp_path):
     publisher()
     data = write_folder(tmp_path / "data", num_train=6, num_validation=3)
     options = {"backbone_config": json.dumps(SWIN_TINY), "push_to_hub": "true", "hub_model_id": REPOSITORY}
@@ -230,8 +245,108 @@ def test_a_run_pushes_its_best_model_and_does_not_mind_a_hub_that_fails(hub, pub
     assert json.loads(files["results.json"]) == json.loads((tmp_path / "run/results.json").read_text())
 
 
+@pytest.mark.parametrize("text", ["", "some words\nMemoryError: too large\n"])
+def test_an_upload_process_that_crashes_is_reported_with_all_it_wrote(
+    hub, publisher, folder, capfd, monkeypatch, tmp_path, text
+):
+    crashing = tmp_path / "crashing.py"
+    crashing.write_text(f"import sys\nsys.stderr.write({text!r})\nsys.exit(1)\n")
+    monkeypatch.setattr(upload, "__file__", str(crashing))
+    push(publisher(), folder)
+    error = capfd.readouterr().err
+    reason = ": MemoryError: too large" if text else " without a message."
+    assert f"warning: The upload process failed{reason}" in error
+    assert text in error
+
+
+def test_a_card_that_fails_is_reported_with_its_traceback_and_does_not_end_the_run(folder, capfd, monkeypatch):
+    def fail(*arguments, **options):
+        raise KeyError("planted")
+
+    monkeypatch.setattr("msctr_hf.hub.publishing.write_model_card", fail)
+    publisher = Publisher(get_dataset_spec("synthetic_scenes"))
+    for _ in range(2):
+        publisher(folder)
+    error = capfd.readouterr().err
+    assert error.count("The model card could not be written") == error.count("Traceback") == 1
+    assert "in fail" in error
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_mistake_and_never_ends_a_run(hub, publisher, folder, capfd):
+    (folder / ".pushed").write_text("a file where a folder should be made")
+    in_training = publisher()
+    push(in_training, folder)
+    assert capfd.readouterr().err.count("The push could not be started") == 1
+    with pytest.raises(UsageError, match=f"{folder} cannot be written: .*File exists"):
+        publish(folder, None, Destination(REPOSITORY))
+    assert hub.attempts == 0
+
+
+def test_publishing_raises_a_usage_error_when_the_hub_refuses(hub, folder, tmp_path):
+    hub.faults.extend([403, 400])
+    run = process(hub, tmp_path, "-c", PUBLISH, folder, REPOSITORY, "hf_wrong", TOKEN, TOKEN)
+    assert run.returncode == 0, run.stderr
+    unknown, refused, bad = run.stdout.splitlines()
+    assert unknown == f"Not logged in to the Hub; run `hf auth login` or set HF_TOKEN to push to {REPOSITORY}."
+    assert refused == f"Your token may not write to {REPOSITORY}; use one with write access."
+    assert bad.startswith(f"{REPOSITORY} could not be pushed: ")
+    assert "fault 400" in bad  # the Hub's own words
+    assert hub.attempts == 2
+    assert not (folder / ".pushed").exists()
+
+
+def test_a_bug_in_an_upload_keeps_its_traceback(folder, monkeypatch):
+    def fail(*arguments, **options):
+        raise TypeError("planted")
+
+    monkeypatch.setattr(upload.HfApi, "create_repo", fail)
+    with pytest.raises(TypeError, match="planted"):
+        publish(folder, None, Destination(REPOSITORY))
+    assert not (folder / ".pushed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_steps", [4, 100_000], ids=["after the last step", "between steps"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_hub_that_hangs_does_not_hold_a_run_that_is_told_to_stop(hub, tmp_path, max_steps, number):
+    hub.faults.extend(["hang"] * 50)
+    hub.seconds_hung = 300
+    data = write_folder(tmp_path / "data", num_train=6, num_validation=3)
+    options = {"backbone_config": json.dumps(SWIN_TINY), "max_steps": max_steps, "validation_steps": 2}
+    arguments = [*flags(data, tmp_path / "run", checkpointing_steps=100_000), "--hub_model_id", REPOSITORY]
+    arguments += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    environment = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *map(str, arguments), "--push_to_hub", "true"]
+    run = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not hub.attempts or (max_steps == 4 and not (tmp_path / "run/last/model.safetensors").exists()):
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(2.0)  # the last save, of a few kB, is over
+    uploads = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(run.pid, number)
+    start = time.monotonic()
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == EXIT_INTERRUPTED, error
+    assert time.monotonic() - start < 10
+    assert "--resume auto" in error
+    assert "Traceback" not in error
+    assert uploads
+    assert not any(os.path.exists(f"/proc/{process}") for process in uploads)
+    assert not list((tmp_path / "run").glob(".pushed*"))
+
+    hub.faults.clear()
+    hub.seconds_hung = 0
+    if max_steps == 4:  # the same command makes up for it
+        resumed = subprocess.run([*command, "--resume", "auto"], env=environment, cwd=tmp_path, capture_output=True)
+        assert resumed.returncode == 0, resumed.stderr
+        files = hub.repositories[REPOSITORY]["files"]
+        assert files["model.safetensors"] == (tmp_path / "run/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["network", "some one/network", "a/b/c", "-x/y"])
-def test_a_name_that_is_none_is_refused_before_training(run_script, tmp_path, name):
+def test_an_invalid_repository_name_is_refused_before_training(run_script, tmp_path, name):
     code, _, err = run_script(
         "train.py", "--output_dir", tmp_path / "run", "--push_to_hub", "true", f"--hub_model_id={name}"
     )
