@@ -1,7 +1,7 @@
 .PHONY: install check test test-slow quickstart benchmark
 
 install:      ## package with everything its development needs
-	python -m pip install -e ".[dev]"
+	python -m pip install -c .ci/constraints.txt -e ".[dev]"
 
 check:        ## style and types
 	ruff check .
@@ -9,10 +9,10 @@ check:        ## style and types
 	mypy
 
 test:         ## the default suite, offline
-	python -m pytest -m "not slow"
+	python -m pytest -n 2 -m "not slow"
 
 test-slow:    ## what takes longer
-	python -m pytest -m slow
+	python -m pytest -n 2 -m slow
 
 quickstart:   ## the whole road once, on the CPU
 	python scripts/train.py --config configs/quickstart.yaml

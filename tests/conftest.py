@@ -4,6 +4,8 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # experiments/, which no wheel holds
@@ -11,6 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parent / name) 
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402, F401
 
 from msctr_hf import MsctrConfig  # noqa: E402
 

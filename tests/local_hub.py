@@ -1,11 +1,12 @@
 """A small Hub over HTTP: repositories in memory, with faults on demand. For tests only."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
-import time
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,7 +20,8 @@ class LocalHub:
         self.repositories = {}
         self.faults = deque()
         self.attempts = 0  # commits asked for
-        self.seconds_hung = 3.0
+        self.seconds_hung = 60.0
+        self.released = threading.Event()  # set: nothing hangs any longer
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -34,6 +36,7 @@ class LocalHub:
         }  # fmt: skip
 
     def close(self):
+        self.released.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -62,6 +65,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def cut(self):
+        """End the connection without an answer."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):  # the other side may have given up before
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def known(self):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
@@ -100,9 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             return self.answer(fault, {"error": f"fault {fault}"})
         if fault == "hang":
-            time.sleep(self.hub.seconds_hung)
+            self.hub.released.wait(self.hub.seconds_hung)
         if fault in ("hang", "cut before"):
-            return self.connection.close()
+            return self.cut()
         repository = self.hub.repositories[name]
         for line in lines:
             if line["key"] == "header":
@@ -110,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "file":
                 repository["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
         if fault == "cut after":
-            return self.connection.close()
+            return self.cut()
         commit = self.sha(name)
         return self.answer(
             200, {"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{name}/commit/{commit}"}

@@ -2,6 +2,11 @@
 
 from conftest import ROOT
 
+TORCHRUN = (  # two processes, which meet at a free port
+    *("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"),
+    *("--nproc_per_node", "2"),
+)
+
 
 def flags(folder, output_dir, **changes):
     settings = {

@@ -30,10 +30,11 @@ def snippet(word):
 
 
 def test_test_command_is_what_ci_runs():
-    command = re.search(r'pip install "\.\[dev\]" && (pytest .*)', README).group(1)
+    constraints, command = re.search(r'pip install -c (\S+) "\.\[dev\]" && (pytest .*)', README).groups()
     ci = (ROOT / ".ci/run").read_text()
-    assert '".[dev]"' in ci
-    assert command in ci
+    assert f"tested={constraints}\n" in ci
+    assert '"${constraints[@]}" ".[dev]"' in ci
+    assert f"\n{command}\n" in ci
 
 
 def test_prediction_snippet_labels_every_pixel(tiny_config, tmp_path, monkeypatch):

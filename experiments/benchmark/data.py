@@ -23,7 +23,7 @@ from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
 from msctr_hf.data.predecoded import write_predecoded
 from msctr_hf.data.synthetic import SYNTHETIC_CLASSES, draw_scene
 
-from .measuring import compare, median_seconds, promise
+from .measuring import compare, median_seconds, per_second, promise
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAMPLES, DRAWS = 4, 12  # pictures on disk; crops a round, so that scales average out
@@ -49,7 +49,7 @@ def data(repetitions: int | None, device: torch.device) -> list[dict]:
         for way, target in (("files", case["target"]), ("pre-decoded", case["cache target"])):
             row: dict[str, Any] = {"pictures": name, "ours from": way}
             row |= compare({"released order": seconds["released"], "ours": seconds[way]})
-            row["ours images/s"] = 1 / seconds[way]
+            row["ours images/s"] = per_second(1, row["ours ms"])
             promise(row, device, speed=target)
             rows.append(row)
     return rows

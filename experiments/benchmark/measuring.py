@@ -23,6 +23,10 @@ from msctr_hf.training.description import processor_name
 
 Step = Callable[[], Any]
 
+# Below these a figure says nothing: an allocator serves small requests from pages that an earlier step left, so that
+# the peak need not grow at all, Linux counts the pages of a process in batches, and reading a clock takes time too.
+RESOLUTIONS = {"MB": 1.0, "ms": 0.01}
+
 
 def median_seconds(steps: Mapping[str, Step], repetitions: int, device: torch.device) -> dict[str, float]:
     """Median time of every step; steps take turns, after a first round that does not count."""
@@ -117,14 +121,22 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 def compare(seconds: dict[str, float], memory: dict[str, float] | None = None) -> dict[str, Any]:
     """Columns of two ways, the other first and ours second: milliseconds, megabytes, and their ratios."""
     other, ours = seconds
-    row: dict[str, Any] = {
-        f"{other} ms": 1000 * seconds[other],
-        "ours ms": 1000 * seconds[ours],
-        "speed-up": seconds[other] / seconds[ours],
-    }
+    times = {f"{way} ms": 1000 * seconds[way] for way in (other, ours)}
+    row: dict[str, Any] = times | {"speed-up": ratio(*times.values(), unit="ms")}
     if memory is not None:
-        row |= {f"{other} MB": memory[other], "ours MB": memory[ours], "memory ratio": memory[other] / memory[ours]}
+        row |= {f"{way} MB": memory[way] for way in (other, ours)}
+        row["memory ratio"] = ratio(memory[other], memory[ours], unit="MB")
     return row
+
+
+def ratio(measure: float, base: float, *, unit: str) -> float | None:
+    """Divide two measures of a unit; `None` where one is below the resolution, so that the ratio would be noise."""
+    return None if min(measure, base) < RESOLUTIONS[unit] else measure / base
+
+
+def per_second(count: float, milliseconds: float) -> float | None:
+    """Divide what was done by the measured time; `None` where that is below the resolution."""
+    return None if milliseconds < RESOLUTIONS["ms"] else 1000 * count / milliseconds
 
 
 def promise(row: dict, device: torch.device, *, speed: float | None, memory: float | None = None) -> None:
@@ -136,14 +148,15 @@ def promise(row: dict, device: torch.device, *, speed: float | None, memory: flo
 
 
 def misses_target(row: Mapping[str, Any]) -> bool:
-    """Whether a ratio of a row lies below what it should reach; `None` asks for nothing."""
+    """Whether a ratio of a row was not shown to reach its target; a target of `None` asks for nothing."""
     targets = {name: row[name] for name in row if name.endswith(" target") and row[name] is not None}
-    return any(row[name.removesuffix(" target")] < target for name, target in targets.items())
+    reached = {name: row[name.removesuffix(" target")] for name in targets}
+    return any(reached[name] is None or reached[name] < target for name, target in targets.items())
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows with the same keys as a table to read and to paste."""
-    cells = [list(rows[0])] + [[_cell(value) for value in row.values()] for row in rows]
+    cells = [list(rows[0])] + [[_cell(name, value) for name, value in row.items()] for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
@@ -152,9 +165,12 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, float):
         return str(value)
+    resolution = RESOLUTIONS.get(name.rpartition(" ")[2], 0.0)
+    if value < resolution:
+        return f"< {resolution:g}"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -18,7 +18,7 @@ from msctr_hf.training.optimization import build_optimizer
 
 from .contrast import blob_labels
 from .data import seconds_per_crop
-from .measuring import Step, clock, peak_megabytes
+from .measuring import Step, clock, peak_megabytes, per_second, ratio
 from .reference import StraightforwardContrast
 
 STRAIGHTFORWARD = "ms_cs, straightforward"  # whole projected maps, full matrices
@@ -71,18 +71,17 @@ def training_step(config: str, setting: Setting, repetitions: int | None) -> lis
 def _row(
     mode: str, setting: Setting, data: float, seconds: dict[str, dict[str, float]], memory: dict[str, float]
 ) -> dict[str, Any]:
-    whole, of_ce = sum(seconds[mode].values()), sum(seconds["ce"].values())
+    step, step_of_ce = (1000 * sum(seconds[each].values()) for each in (mode, "ce"))
     return {
         "mode": mode,
         "images": setting.batch_size,
         "data ms": 1000 * data,
         **{f"{phase} ms": 1000 * time for phase, time in seconds[mode].items()},
-        "step ms": 1000 * whole,
-        "images/s": setting.batch_size / whole,
-        "time beside ce": whole / of_ce,
+        "step ms": step,
+        "images/s": per_second(setting.batch_size, step),
+        "time beside ce": ratio(step, step_of_ce, unit="ms"),
         "MB": memory.get(mode),
-        # a step so small that it needs no more than lies there has no ratio
-        "memory beside ce": memory[mode] / memory["ce"] if memory.get("ce") else None,
+        "memory beside ce": ratio(memory[mode], memory["ce"], unit="MB") if memory else None,
     }
 
 

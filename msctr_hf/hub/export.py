@@ -53,14 +53,18 @@ def export_network(
 ) -> list[Comparison]:
     """Export a network with its image processor; batch, height and width stay free.
 
-    `transformers.exporters.ExportedModel.from_pretrained(output_dir)` runs the result, and so does any ONNX
+    `transformers.exporters.ExportedModel.from_pretrained(output_dir)` loads the result, and so does any ONNX
     runtime: input `pixel_values` (B, 3, H, W), output `logits`.
+
+    A `torch.export` program is a pickle, which can run any code when it is loaded. Since version 5.24 transformers
+    loads it only with `trust_remote_code=True`: pass that for programs that you exported yourself or whose author you
+    trust, and share ONNX files instead, which hold no code.
 
     Args:
         model (`PreTrainedModel`): In evaluation mode, on the CPU.
         image_processor: Saved beside it.
         output_dir (`str` or `Path`): A new folder.
-        format (`str`): `"onnx"`, or `"torch"` (a `torch.export` program).
+        format (`str`): `"onnx"`, or `"torch"` (a `torch.export` program, which is a pickle).
         size_multiple (`int`): Heights and widths are multiples of this. Window transformers pad by the size of the
             picture, which an exported program cannot: 32.
         fixed_size (`tuple[int, int]`, *optional*): Only this height and width, in pixels.

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -85,8 +84,8 @@ def publisher(hub, monkeypatch, tmp_path):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(upload, "PAUSES", (0.05, 0.05))
-        monkeypatch.setattr(upload, "SILENCE", 1.0)
-        return Publisher(get_dataset_spec("synthetic_scenes"), Destination(REPOSITORY, **options), longest_wait=30)
+        monkeypatch.setattr(upload, "SILENCE", 3.0)
+        return Publisher(get_dataset_spec("synthetic_scenes"), Destination(REPOSITORY, **options), longest_wait=300)
 
     return build
 
@@ -190,11 +189,12 @@ def test_a_hub_that_cannot_be_reached_is_reported_in_one_sentence(hub, publisher
 def test_training_is_not_kept_waiting_and_the_newest_model_arrives_last(hub, publisher, folder):
     hub.faults.append("hang")
     patient = publisher()
-    start = time.perf_counter()
+    hub.seconds_hung = upload.SILENCE = 300.0
     for step in (4, 5, 6):
         write_json(folder / "results.json", results_of(step))
         patient(folder)
-    assert time.perf_counter() - start < 1.0  # the upload is still hanging
+    assert hub.repositories.get(REPOSITORY, {"messages": []})["messages"] == []  # the upload is still hanging
+    hub.released.set()
     patient.finish()
     assert json.loads(hub.repositories[REPOSITORY]["files"]["results.json"])["step"] == 6
     assert len(hub.repositories[REPOSITORY]["messages"]) == 2  # the one in between was passed over
@@ -212,7 +212,6 @@ def test_a_model_is_pushed_once_and_a_better_one_again_even_with_a_custom_card(h
 
 def test_an_upload_that_hangs_is_given_up(hub, publisher, folder, capfd):
     hub.faults.extend(["hang"] * 50)
-    hub.seconds_hung = 60
     impatient = publisher()
     upload.SILENCE = 60.0
     impatient.longest_wait = 3

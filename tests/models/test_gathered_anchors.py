@@ -59,7 +59,7 @@ def one_of_two(rank, folder):
     """Every case with the pictures of this process; writes what data parallel training would see."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=5)
     )
     results = {}
     for name in CASES:

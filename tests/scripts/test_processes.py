@@ -13,13 +13,12 @@ from conftest import ROOT
 from layouts import write_folder, write_labels
 from PIL import Image
 from safetensors.torch import load_file
-from small_run import flags
+from small_run import TORCHRUN, flags
 
 from msctr_hf.training.run_folder import read_log
 
 HERE = ROOT / "tests/scripts"
 CPU = {"ACCELERATE_USE_CPU": "true"}
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29623"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Training that is interrupted ends with the weights of training that was not."""
 
 import ctypes
+import itertools
 import json
 import os
 import random
@@ -9,7 +10,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -17,8 +17,9 @@ import torch
 from conftest import ROOT
 from layouts import write_folder
 from safetensors.torch import load_file
-from small_run import flags
+from small_run import TORCHRUN, flags
 
+from msctr_hf.data.augmentation import TrainingAugmentation
 from msctr_hf.training.checkpointing import find_checkpoint
 from msctr_hf.training.interruption import EXIT_INTERRUPTED
 from msctr_hf.training.validation import Validation
@@ -38,10 +39,6 @@ def start(*argv, launcher=()):
         env=ENVIRONMENT, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-
-
-def torchrun(port):
-    return ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port))
 
 
 def finish(process, timeout=300):
@@ -66,7 +63,7 @@ def losses(run):
 
 
 def wait_for_step(run, step, process=None):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not any(entry["step"] >= step for entry in log(run)[:-1] or log(run)):
         assert time.monotonic() < deadline
         assert process is None or process.poll() is None, finish(process)[1]
@@ -98,19 +95,24 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(run_script, folder, tmp_path, options):
-    settings = {"max_steps": 9, "validation_steps": 4, "checkpointing_steps": 100, "logging_steps": 2, **options}
+def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(run_script, folder, tmp_path, options, monkeypatch):
+    settings = {
+        "batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 9, "validation_steps": 4,
+        "checkpointing_steps": 100, "logging_steps": 2, **options,
+    }  # fmt: skip
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert run_script("train.py", *flags(folder, whole, **settings))[0] == 0
 
-    def send():
-        wait_for_step(part, 2)
-        os.kill(os.getpid(), signal.SIGTERM)
+    augment, drawn = TrainingAugmentation.__call__, itertools.count(1)
 
-    sender = threading.Thread(target=send)
-    sender.start()
-    code, _, error = run_script("train.py", *flags(folder, part, **settings))
-    sender.join()
+    def interrupting(*arguments):
+        if next(drawn) == 3 * settings["batch_size"] * settings["gradient_accumulation_steps"]:  # at about step 3
+            os.kill(os.getpid(), signal.SIGTERM)
+        return augment(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingAugmentation, "__call__", interrupting)
+        code, _, error = run_script("train.py", *flags(folder, part, **settings))
     assert (code, "continue with --resume auto" in error) == (EXIT_INTERRUPTED, True)
     assert 2 <= newest(part) < 9
     assert run_script("train.py", *flags(folder, part, **{**settings, "resume": "auto"}))[0] == 0
@@ -186,15 +188,19 @@ def test_ten_kills_lose_nothing(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_signals_every_process_finds_a_checkpoint_in_seconds(folder, tmp_path):
+def test_a_scheduler_that_signals_every_process_finds_a_checkpoint_after_the_step_under_way(folder, tmp_path):
     run = tmp_path / "run"
     settings = {"max_steps": 100_000, "validation_steps": 7, "checkpointing_steps": 100_000, "num_workers": 2}
     process = start(*flags(folder, run, **settings))
     wait_for_step(run, 5, process)
-    os.killpg(process.pid, signal.SIGTERM)
-    code, output = finish(process, timeout=20)
+    for number in (signal.SIGSTOP, signal.SIGTERM):  # held, so that its log tells at which step the signal arrives
+        os.killpg(process.pid, number)
+    logged = log(run)[-1]["step"]
+    os.killpg(process.pid, signal.SIGCONT)
+    code, output = finish(process)
     assert code == EXIT_INTERRUPTED, output
-    assert newest(run) >= 5
+    # a step is logged when the next has been started, and the last line may be half written
+    assert logged <= newest(run) <= logged + 3
 
 
 @pytest.mark.slow
@@ -202,11 +208,11 @@ def test_all_processes_stop_at_the_same_step_when_one_is_told(folder, tmp_path):
     """...and the run goes on on one process, with the batches the two had."""
     run = tmp_path / "run"
     settings = {"batch_size": 2, "max_steps": 100_000, "validation_steps": 100_000, "checkpointing_steps": 100_000}
-    process = start(*flags(folder, run, **settings), launcher=torchrun(29617))
+    process = start(*flags(folder, run, **settings), launcher=TORCHRUN)
     wait_for_step(run, 3, process)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(children.split()[-1]), signal.SIGTERM)  # the second process only
-    code, output = finish(process, timeout=60)
+    code, output = finish(process)
     assert code != 0  # torchrun's own code
     stopped = newest(run)
     assert stopped >= 3, output
@@ -225,8 +231,8 @@ def test_a_process_that_fails_ends_the_others_with_its_message(folder, tmp_path)
     for path in (folder / "train/images").iterdir():
         path.write_bytes(b"no picture") if path.stem == "3" else None
     settings = {"batch_size": 2, "max_steps": 100_000, "num_workers": 1, "checkpointing_steps": 100_000}
-    process = start(*flags(folder, tmp_path / "run", **settings), launcher=torchrun(29619))
-    code, output = finish(process, timeout=90)
+    process = start(*flags(folder, tmp_path / "run", **settings), launcher=TORCHRUN)
+    code, output = finish(process)
     assert code != 0
     assert "3.jpg cannot be read" in output
     assert subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout == ""

@@ -12,7 +12,7 @@ from conftest import ROOT
 from layouts import write_folder
 from PIL import Image
 from safetensors.torch import load_file
-from small_run import flags
+from small_run import TORCHRUN, flags
 
 from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.data.augmentation import TrainingAugmentation
@@ -144,7 +144,7 @@ def test_folder_of_another_run_is_kept(run_script, folder, tmp_path):
 def test_two_processes_train_and_score_as_one(folder, tmp_path):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     run = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
+    torchrun = [sys.executable, *TORCHRUN]
     subprocess.run(
         [*torchrun, ROOT / "scripts/train.py",
          *flags(folder, run, batch_size=2, max_steps=2, num_workers=0, contrastive_gather_anchors=True,

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from experiments.benchmark.measuring import markdown_table, median_seconds, misses_target, peak_megabytes
+from experiments.benchmark.measuring import compare, markdown_table, median_seconds, misses_target, peak_megabytes
 
 CPU = torch.device("cpu")
 
@@ -24,6 +25,21 @@ def test_ratio_below_its_target_is_a_miss():
     assert misses_target({"speed-up": 2.0, "speed-up target": 2.5})
     assert not misses_target({"speed-up": 3.0, "speed-up target": 2.5})
     assert not misses_target({"speed-up": 1.0, "speed-up target": None})
+
+
+@pytest.mark.parametrize("memory", [(0.0, 0.0), (30.0, 0.0), (0.0, 30.0), (30.0, 0.7)])
+def test_measures_below_the_resolution_are_printed_as_such_and_have_no_ratio(memory):
+    row = compare({"dense": 0.002, "ours": 0.0}, dict(zip(("dense", "ours"), memory, strict=True)))
+    assert (row["speed-up"], row["memory ratio"]) == (None, None)
+    assert (row["dense MB"], row["ours MB"]) == memory  # the file keeps what was measured
+    cells = [cell.strip() for cell in markdown_table([row]).splitlines()[2].strip("|").split("|")]
+    assert cells == ["2.00", "< 0.01", "", *("30.0" if each > 1 else "< 1" for each in memory), ""]
+    assert misses_target(row | {"memory ratio target": 2.0})  # nobody has seen it reached
+
+
+def test_measures_at_the_resolution_and_above_have_a_ratio():
+    row = compare({"dense": 0.003, "ours": 0.002}, {"dense": 4.0, "ours": 1.0})
+    assert (row["speed-up"], row["memory ratio"]) == pytest.approx((1.5, 4.0))
 
 
 def test_table_has_a_line_per_row():

@@ -1,0 +1,29 @@
+"""In CI a test that is skipped fails, unless its skip is expected: a missing program must not hide what it tests.
+
+`CI=true` turns this on. A line of `MSCTR_EXPECTED_SKIPS` that is part of "node id: reason" lets a skip pass.
+"""
+
+import os
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: after pytest has told skipped from xfailed
+def pytest_runtest_makereport():
+    return fail_if_skipped_unexpectedly((yield))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report():
+    return fail_if_skipped_unexpectedly((yield))
+
+
+def fail_if_skipped_unexpectedly(report):
+    if os.environ.get("CI") != "true" or not report.skipped or hasattr(report, "wasxfail"):
+        return report
+    skip = f"{report.nodeid}: {report.longrepr[2]}"
+    expected = os.environ.get("MSCTR_EXPECTED_SKIPS", "").splitlines()
+    if not any(text in skip for text in filter(None, expected)):
+        report.outcome = "failed"
+        report.longrepr = f"{skip}\nIn CI a skip that is not named in MSCTR_EXPECTED_SKIPS (.ci/run) is a failure."
+    return report
