@@ -19,44 +19,9 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
+from .decode_heads import DECODE_HEADS, DecodeHead
 
-# What a decode head uses where the configuration says nothing (the networks of the paper).
-# `decode_stages` and `projection_stages` count backbone stages from 1, the finest (C2 = 1 .. C5 = 4).
-DECODE_HEAD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "fcn": {
-        "align_corners": True,
-        "use_auxiliary_head": False,
-        "decode_stages": (1, 2, 3, 4),
-        "projection_stages": (1, 2, 3, 4),
-    },
-    "deeplabv3": {
-        "hidden_size": 256,
-        "align_corners": True,
-        "use_auxiliary_head": False,
-        "auxiliary_stage": 3,
-        "decode_stages": (4,),
-        "projection_stages": (1, 3, 4),
-    },
-    "ocr": {
-        "hidden_size": 512,
-        "align_corners": True,
-        "use_auxiliary_head": True,
-        "auxiliary_hidden_size": 512,
-        "decode_stages": (1, 2, 3, 4),
-        "projection_stages": (1, 2, 3, 4),
-    },
-    "upernet": {
-        "hidden_size": 512,
-        "dropout": 0.1,
-        "align_corners": False,
-        "use_auxiliary_head": True,
-        "auxiliary_stage": 4,
-        "decode_stages": (1, 2, 3, 4),
-        "projection_stages": (1, 2, 3, 4),
-    },
-}
-_GENERAL_DEFAULTS = {"dropout": 0.0, "auxiliary_hidden_size": 256}
+DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
 
 # Keys that transformers itself writes or passes and that are no fields of a configuration class.
 _KEYS_OF_TRANSFORMERS = {
@@ -87,14 +52,15 @@ class MsctrConfig(PreTrainedConfig):
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             A transformers backbone configuration; a dict needs its `model_type`. `timm_kwargs` in a
             `timm_backbone` go to `timm.create_model` (HRNet: `{"feature_location": ""}`). Without it ResNet-50.
-        decode_head (`str`, defaults to `"upernet"`): `"fcn"` (HRNet's), `"deeplabv3"`, `"ocr"` or `"upernet"`.
+        decode_head (`str`, defaults to `"upernet"`):
+            A name in `DECODE_HEADS`, such as `"fcn"` (HRNet's). Settings below that are `None` take its `defaults`.
         decode_stages (`list[int]`, *optional*): Stages the decode head reads.
         hidden_size (`int`, *optional*): Width of the decode head; `"fcn"` defaults to the sum of its inputs.
         dropout (`float`, *optional*): Probability of dropping a channel before the classifiers.
         align_corners (`bool`, *optional*): How logits are upsampled, in training and in prediction.
-        use_auxiliary_head (`bool`, *optional*): OCR needs it, UPerNet has it.
+        use_auxiliary_head (`bool`, *optional*): OCR needs it, UPerNet has it by default.
         auxiliary_loss_weight (`float`, defaults to 0.4): Weight of its cross entropy.
-        auxiliary_stage (`int`, *optional*): Stage it reads; `None` reads what the decode head of FCN and OCR reads.
+        auxiliary_stage (`int`, *optional*): Stage it reads; `None` reads what FCN, DeepLabV3 and OCR read.
         auxiliary_hidden_size (`int`, *optional*): Its width.
         projection_dim (`int`, defaults to 256): Channels D of the projections.
         projection_source (`str`, defaults to `"backbone"`): `"backbone"` stages or UPerNet's `"decode_head"` pyramid.
@@ -129,7 +95,7 @@ class MsctrConfig(PreTrainedConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
 
-    decode_head: Literal["fcn", "deeplabv3", "ocr", "upernet"] = "upernet"
+    decode_head: Literal[*DECODE_HEADS] = "upernet"  # type: ignore[valid-type]
     decode_stages: list[int] | tuple[int, ...] | None = None
     hidden_size: int | None = None
     dropout: float | int | None = None
@@ -179,9 +145,7 @@ class MsctrConfig(PreTrainedConfig):
             raise ValueError(f"`{key}` is no setting of MsctrConfig.{hint}")
 
     def _fill_in_defaults_of_the_decode_head(self) -> None:
-        if self.decode_head not in DECODE_HEAD_DEFAULTS:
-            raise ValueError(f"`decode_head` must be one of {sorted(DECODE_HEAD_DEFAULTS)}, got {self.decode_head!r}.")
-        for name, value in {**_GENERAL_DEFAULTS, **DECODE_HEAD_DEFAULTS[self.decode_head]}.items():
+        for name, value in (DecodeHead.defaults | DECODE_HEADS[self.decode_head].defaults).items():
             if getattr(self, name) is None:
                 setattr(self, name, list(value) if isinstance(value, tuple) else value)
 
@@ -192,11 +156,15 @@ class MsctrConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive, got {value}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
-        if self.decode_head == "ocr" and not self.use_auxiliary_head:
-            raise ValueError("The OCR head takes its object regions from the auxiliary head: use_auxiliary_head=True.")
-        if self.projection_source == "decode_head" and self.decode_head != "upernet":
+        head = DECODE_HEADS[self.decode_head]
+        if head.needs_auxiliary_logits and not self.use_auxiliary_head:
             raise ValueError(
-                "`projection_source='decode_head'` needs the pyramid of UPerNet; with "
+                f"The {head.display_name} head needs the logits of the auxiliary head: use_auxiliary_head=True."
+            )
+        if self.projection_source == "decode_head" and not head.gives_pyramid:
+            with_pyramid = " or ".join(each.display_name for each in DECODE_HEADS.values() if each.gives_pyramid)
+            raise ValueError(
+                f"`projection_source='decode_head'` needs the pyramid of {with_pyramid}; with "
                 f"decode_head={self.decode_head!r} use projection_source='backbone'."
             )
         for name in ("decode_stages", "projection_stages"):
