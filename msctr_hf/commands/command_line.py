@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from transformers import HfArgumentParser
@@ -160,7 +160,7 @@ class CommandLine(HfArgumentParser):
                 flags += [f"--{key}", *_as_words(value, many=action.nargs in ("+", "*"))]
         return flags
 
-    def _refuse(self, name: str, sentence: str, quoted: str) -> NoReturn:
+    def _refuse(self, name: str, sentence: str, quoted: str) -> None:
         """End with a sentence about an unknown name, and the one that was probably meant."""
         names = [action.dest for action in self._actions]
         if name in self.resembling:

@@ -1,4 +1,4 @@
-"""Joint augmentation of a picture and its labels: the paper's recipe, with no work outside the crop."""
+"""Joint augmentation of an image and its labels: the paper's recipe, with no work outside the crop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from PIL import Image
 
 from .color_jitter import jitter_colors
 from .labels import IGNORE_INDEX
-from .pictures import ArrayPicture, PartlyReadPicture
 
 CROP_TRIES = 10
 
@@ -45,26 +44,24 @@ class TrainingAugmentation:
 
     def __call__(
         self,
-        image: Image.Image | PartlyReadPicture,
-        label: Image.Image | PartlyReadPicture,
+        image: Image.Image | np.ndarray,
+        label: Image.Image | np.ndarray,
         random: np.random.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment one sample.
 
         Args:
-            image (`Image` or `PartlyReadPicture`): RGB picture.
-            label (`Image` or `PartlyReadPicture`): Train ids, mode L, of the same size.
+            image (`Image` or `np.ndarray` of shape `(H, W, 3)`, uint8): RGB image. Of an array in a mapped file, only
+                what the crop shows is read.
+            label (`Image` or `np.ndarray` of shape `(H, W)`, uint8): Train ids, mode L, of the same size.
             random (`np.random.Generator`): Source of all randomness.
 
         Returns:
             `tuple`: pixel values (3, height, width) float32, normalised; labels (height, width) int64, 255 where
             ignored or padded.
-
-        Raises:
-            UsageError: If a picture that is read only now is damaged.
         """
-        rows, columns, labels = self._choose_window(_partly(label), random)
-        pixels = self._resize_and_pad(_partly(image), rows, columns)
+        rows, columns, labels = self._choose_window(np.asarray(label), random)
+        pixels = self._resize_and_pad(np.asarray(image), rows, columns)
         if random.random() < self.flip_probability:
             pixels, labels = pixels.flip(-1), labels[:, ::-1]
         if self.color_jitter:
@@ -73,13 +70,12 @@ class TrainingAugmentation:
             pixel_values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return normalize(pixel_values, self.image_mean, self.image_std), torch.from_numpy(labels.astype(np.int64))
 
-    def _choose_window(self, label: PartlyReadPicture, random: np.random.Generator) -> tuple[_Span, _Span, np.ndarray]:
+    def _choose_window(self, label: np.ndarray, random: np.random.Generator) -> tuple[_Span, _Span, np.ndarray]:
         """Rows and columns of a crop, and its labels."""
         scale = random.uniform(self.scale_range[0], self.scale_range[1])
         aspect = random.uniform(self.aspect_range[0], self.aspect_range[1])
-        sources = (label.size[1], label.size[0])
         factors = (scale / math.sqrt(aspect), scale * math.sqrt(aspect))
-        sizes = [max(1, round(source * factor)) for source, factor in zip(sources, factors, strict=True)]
+        sizes = [max(1, round(source * factor)) for source, factor in zip(label.shape, factors, strict=True)]
         padding = [
             int(random.integers(max(crop - side, 0) + 1)) for crop, side in zip(self.crop_size, sizes, strict=True)
         ]
@@ -87,16 +83,20 @@ class TrainingAugmentation:
             corner = [
                 int(random.integers(max(side - crop, 0) + 1)) for crop, side in zip(self.crop_size, sizes, strict=True)
             ]
-            rows, columns = (_Span(*one) for one in zip(sources, sizes, self.crop_size, corner, padding, strict=True))
+            rows, columns = (
+                _Span(*one) for one in zip(label.shape, sizes, self.crop_size, corner, padding, strict=True)
+            )
             labels = _resize_labels(label, rows, columns)
             if largest_class_share(labels) < self.max_class_share:
                 break
         return rows, columns, labels
 
-    def _resize_and_pad(self, image: PartlyReadPicture, rows: _Span, columns: _Span) -> torch.Tensor:
+    def _resize_and_pad(self, image: np.ndarray, rows: _Span, columns: _Span) -> torch.Tensor:
         """Pixels of the crop, (3, height, width) uint8, by antialiased bilinear interpolation."""
-        region = np.require(image.region(rows.region, columns.region), requirements=["W"])  # as torch wants it
-        # F.interpolate(antialias=True), which takes a size or a scale, but not both
+        region = np.require(image[rows.region, columns.region], requirements=["W"])  # as torch wants it
+        # A private operator, because F.interpolate(antialias=True) takes a size or a scale, not both: with the scale
+        # alone 36 of 660 random crops came out different, most of them a row or column short. torchvision's
+        # resized_crop rounds the window to whole pixels of the source: 578 of the 660 came out different.
         resized = torch.ops.aten._upsample_bilinear2d_aa(
             torch.from_numpy(region).permute(2, 0, 1)[None],  # channels last in memory, for which there is a fast path
             [rows.computed, columns.computed],
@@ -107,7 +107,7 @@ class TrainingAugmentation:
         if resized.shape[1:] == tuple(self.crop_size):
             return resized
         if self.padding_mode == "reflect":
-            return resized[:, rows.reflected[:, None], columns.reflected]
+            return resized[:, rows.reflected()[:, None], columns.reflected()]
         canvas = torch.empty((3, *self.crop_size), dtype=torch.uint8)
         for channel, mean in enumerate(self.image_mean):
             canvas[channel] = round(255 * mean)
@@ -115,19 +115,19 @@ class TrainingAugmentation:
         return canvas
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Span:
-    """Rows, or columns, of a crop from a resized picture of which nothing else is computed.
+    """Rows, or columns, of a crop from a resized image of which nothing else is computed.
 
     The part that is resized starts at a whole pixel of the source, so that a crop lies where it would lie in the whole
-    resized picture to within half a pixel of the source.
+    resized image to within half a pixel of the source.
 
     Args:
-        source (`int`): Pixels of the picture.
-        resized (`int`): Pixels of the resized picture.
+        source (`int`): Pixels of the image.
+        resized (`int`): Pixels of the resized image.
         crop (`int`): Pixels of the crop.
-        corner (`int`): First pixel of the crop in the resized picture.
-        padding (`int`): Pixels of the crop before the picture.
+        corner (`int`): First pixel of the crop in the resized image.
+        padding (`int`): Pixels of the crop before the image.
     """
 
     source: int
@@ -136,74 +136,37 @@ class _Span:
     corner: int
     padding: int
 
-    @property
-    def length(self) -> int:
-        """Pixels of the crop that show the picture."""
-        return min(self.crop, self.resized)
+    def __post_init__(self) -> None:
+        self.length = min(self.crop, self.resized)  # pixels of the crop that show the image
+        self.place = slice(self.padding, self.padding + self.length)  # where they lie in the crop
+        self.scale = self.source / self.resized  # source pixels per pixel
 
-    @property
-    def scale(self) -> float:
-        """Source pixels per pixel."""
-        return self.source / self.resized
+        # source pixels that the filter looks at on either side of the nearest one; pixels before the crop are computed
+        # too, and skipped, so that the filter never ends at the crop's border
+        reach = math.ceil(max(1.0, self.scale))
+        skipped = min(self.corner, math.ceil(reach / self.scale))
+        count = skipped + self.length
+        self.kept = slice(skipped, count)  # what the crop shows of the resized region
 
-    @property
-    def reach(self) -> int:
-        """Source pixels that the filter looks at beside the nearest one."""
-        return math.ceil(max(1.0, self.scale))
+        last = math.floor(self.source - count * self.scale + 1e-6)
+        self.start = max(0, min(round((self.corner - skipped) * self.scale), last))
+        stop = min(self.source, math.ceil(self.start + count * self.scale) + reach)
+        self.region = slice(self.start, stop)  # source pixels that are resized
+        self.computed = count + 1 if count == stop - self.start else count  # torch copies where the number stays equal
 
-    @property
-    def skipped(self) -> int:
-        """Pixels before the crop that are computed, so that the filter never ends at its border."""
-        return min(self.corner, math.ceil(self.reach / self.scale))
+        # source pixel under the center of every pixel, counted from the start of the region
+        centers = (np.arange(skipped, count) + 0.5) * self.scale
+        self.nearest = centers.astype(np.intp).clip(max=self.source - 1 - self.start)
 
-    @property
-    def start(self) -> int:
-        """First source pixel of what is resized."""
-        last = math.floor(self.source - (self.skipped + self.length) * self.scale + 1e-6)
-        return max(0, min(round((self.corner - self.skipped) * self.scale), last))
-
-    @property
-    def region(self) -> slice:
-        """Source pixels that are resized."""
-        stop = math.ceil(self.start + (self.skipped + self.length) * self.scale) + self.reach
-        return slice(self.start, min(self.source, stop))
-
-    @property
-    def computed(self) -> int:
-        """Pixels that the region becomes; torch would leave it alone if their number stayed the same."""
-        count = self.skipped + self.length
-        return count + 1 if count == self.region.stop - self.region.start else count
-
-    @property
-    def kept(self) -> slice:
-        """Pixels of the resized region that the crop shows."""
-        return slice(self.skipped, self.skipped + self.length)
-
-    @property
-    def place(self) -> slice:
-        """Where they lie in the crop."""
-        return slice(self.padding, self.padding + self.length)
-
-    @property
     def reflected(self) -> np.ndarray:
-        """Pixel of the picture for every pixel of the crop, where the picture is reflected around itself."""
+        """Pixel of the image for every pixel of the crop, where the image is reflected around itself."""
         after = self.crop - self.length - self.padding
         return np.pad(np.arange(self.length), (self.padding, after), mode="reflect")
 
-    @property
-    def nearest(self) -> np.ndarray:
-        """Source pixel under the centre of every pixel, counted from the start of the region."""
-        centers = (np.arange(self.skipped, self.skipped + self.length) + 0.5) * self.scale
-        return centers.astype(np.intp).clip(max=self.source - 1 - self.start)
 
-
-def _partly(picture: Image.Image | PartlyReadPicture) -> PartlyReadPicture:
-    return ArrayPicture(np.asarray(picture)) if isinstance(picture, Image.Image) else picture
-
-
-def _resize_labels(label: PartlyReadPicture, rows: _Span, columns: _Span) -> np.ndarray:
+def _resize_labels(label: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray:
     """Labels of the crop, (height, width) uint8, by the nearest pixel; 255 where padded."""
-    labels = label.region(rows.region, columns.region)[rows.nearest].take(columns.nearest, axis=1)
+    labels = label[rows.region, columns.region][rows.nearest].take(columns.nearest, axis=1)
     if labels.shape == (rows.crop, columns.crop):
         return labels
     canvas = np.full((rows.crop, columns.crop), IGNORE_INDEX, dtype=np.uint8)

@@ -21,7 +21,6 @@ from datasets import Dataset
 from PIL import Image
 
 from ..errors import UsageError
-from .pictures import ArrayPicture
 
 DESCRIPTION = "predecoded.json"
 
@@ -31,31 +30,31 @@ class ReadMapped:
     """Turns rows of the index into samples {image, label, image_id}."""
 
     folder: str
-    partly: bool = False
+    as_arrays: bool = False
     with_images: bool = True
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
         """Samples: RGB picture, train ids (mode L), id."""
         places = list(zip(batch["split"], batch["start"], batch["height"], batch["width"], strict=True))
         samples: dict[str, list[Any]] = {
-            "label": [self._picture(split, "labels", start, (h, w)) for split, start, h, w in places],
+            "label": [self._image(split, "labels", start, (h, w)) for split, start, h, w in places],
             "image_id": batch["image_id"],
         }
         if self.with_images:
-            samples["image"] = [self._picture(split, "images", 3 * start, (h, w, 3)) for split, start, h, w in places]
+            samples["image"] = [self._image(split, "images", 3 * start, (h, w, 3)) for split, start, h, w in places]
         return samples
 
     def for_crops(self) -> ReadMapped:
-        """Read no more than a crop shows."""
-        return replace(self, partly=True)
+        """Give arrays that stay in the mapped files, so that a crop reads no more than it shows."""
+        return replace(self, as_arrays=True)
 
     def labels_only(self) -> ReadMapped:
         """Leave pictures alone."""
         return replace(self, with_images=False)
 
-    def _picture(self, split: str, kind: str, start: int, shape: tuple[int, ...]) -> Image.Image | ArrayPicture:
+    def _image(self, split: str, kind: str, start: int, shape: tuple[int, ...]) -> Image.Image | np.ndarray:
         values = _map(f"{self.folder}/{split}.{kind}")[start : start + math.prod(shape)].reshape(shape)
-        return ArrayPicture(values) if self.partly else Image.fromarray(values)
+        return values if self.as_arrays else Image.fromarray(values)
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""From undecoded rows {image, label, image_id} to pictures and train ids, when a row is read."""
+"""From undecoded rows {image, label, image_id} to images and train ids, when a row is read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeVar
 from datasets import Dataset, IterableDataset
 
 from ..errors import UsageError
+from .decoding import read_labels, read_sample
 from .labels import LabelMapping
-from .pictures import read_labels, read_sample
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 Batch = dict[str, list[Any]]
@@ -19,10 +19,10 @@ class Reader(Protocol):
     """Turns undecoded rows into samples {image, label, image_id}."""
 
     def __call__(self, batch: Batch) -> Batch:
-        """Samples: RGB picture, train ids (mode L), id."""
+        """Samples: RGB image, train ids (mode L), id."""
 
     def for_crops(self) -> Reader:
-        """The same samples with pictures of which only what a crop shows is read."""
+        """Give arrays (H, W, 3) and (H, W), which crops take sooner than Pillow's images, where they are at hand."""
 
     def labels_only(self) -> Reader:
         """The same samples without pictures."""
@@ -34,14 +34,14 @@ class ReadSamples:
 
     Args:
         mapping (`LabelMapping`): Raw label values -> train ids.
-        partly (`bool`): Give pictures that are decoded as far as is asked for.
+        as_arrays (`bool`): Give arrays instead of Pillow's images.
         with_images (`bool`): Whether pictures are read at all.
         embedded (`bool`): Refuse rows with the path of a file instead of the file: a foreign copy must not choose
             which files of this machine are read.
     """
 
     mapping: LabelMapping
-    partly: bool = False
+    as_arrays: bool = False
     with_images: bool = True
     embedded: bool = False
 
@@ -53,7 +53,7 @@ class ReadSamples:
             labels = [read_labels(file, self.mapping) for file in batch["label"]]
             return {"label": labels, "image_id": batch["image_id"]}
         samples = [
-            read_sample(image, label, self.mapping, partly=self.partly)
+            read_sample(image, label, self.mapping, as_arrays=self.as_arrays)
             for image, label in zip(batch["image"], batch["label"], strict=True)
         ]
         return {
@@ -63,8 +63,8 @@ class ReadSamples:
         }
 
     def for_crops(self) -> ReadSamples:
-        """Read no further than a crop needs."""
-        return replace(self, partly=True)
+        """Give arrays, which crops take sooner than Pillow's images."""
+        return replace(self, as_arrays=True)
 
     def labels_only(self) -> ReadSamples:
         """Leave pictures alone."""
@@ -94,7 +94,7 @@ def reader_of(dataset: Dataset) -> Reader:
 
 
 def rows_for_crops(dataset: Dataset) -> Dataset:
-    """The same rows for training: of a picture, only what a crop shows is read."""
+    """The same rows for training, in what crops take soonest."""
     return dataset.with_transform(reader_of(dataset).for_crops())
 
 

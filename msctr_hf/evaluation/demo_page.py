@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from ..data.decoding import read_image
 from ..data.file_source import PICTURE_SUFFIXES
 from ..data.loading import load_segmentation_dataset
-from ..data.pictures import read_image
 from ..data.synthetic import SYNTHETIC_CLASSES
 from ..errors import UsageError
 from .embeddings import similarity_maps, stage_features

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..errors import UsageError
 from ..models.anchor_sampling import resize_labels
+from ..models.decode_heads import DECODE_HEADS
 from .predictor import Predictor
 
 METHODS = ("tsne", "umap")
@@ -74,7 +75,7 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
         predictor (`Predictor`): The network.
         image (`Image.Image`): The picture.
         kind (`str`): `"projections"`; or what a network without contrast has too: `"stages"`, the backbone's maps, or
-            `"pyramid"`, those of UPerNet's feature pyramid.
+            `"pyramid"`, those of the decode head's feature pyramid (UPerNet).
 
     Raises:
         UsageError: If projections are asked of a network that has no projection head, or a pyramid of another head.
@@ -97,8 +98,9 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
 
 
 def _pyramid(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-    if getattr(model.config, "decode_head", None) != "upernet":
-        raise UsageError("`features='pyramid'`: only UPerNet has one; take `features='stages'`.")
+    if not getattr(getattr(model, "decode_head", None), "gives_pyramid", False):
+        with_pyramid = " and ".join(head.display_name for head in DECODE_HEADS.values() if head.gives_pyramid)
+        raise UsageError(f"`features='pyramid'`: only {with_pyramid} has one; take `features='stages'`.")
     maps: list[torch.Tensor] = []
     hook = model.decode_head.register_forward_hook(lambda head, arguments, output: maps.extend(output[1]))
     model(pixel_values=pixel_values)

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..data.decoding import read_image
 from ..data.file_source import PICTURE_SUFFIXES
-from ..data.pictures import read_image
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
 from .predictor import Predictor

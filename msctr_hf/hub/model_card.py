@@ -16,6 +16,7 @@ from ..data.specs import DatasetSpec
 from ..errors import UsageError, as_usage_error
 from ..evaluation.scoring import iou_table
 from ..models.configuration_msctr import MsctrConfig
+from ..models.decode_heads import DECODE_HEADS
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
 from ..training.settings import purpose
 
@@ -194,8 +195,8 @@ def _architecture(config: dict) -> str:
     if config["model_type"] != MsctrConfig.model_type:
         return config.get("architectures", [config["model_type"]])[0]
     backbone = config["backbone_config"]
-    heads = {"fcn": "FCN", "deeplabv3": "DeepLabV3", "ocr": "OCR", "upernet": "UPerNet"}
-    return f"{heads[config['decode_head']]} with {backbone.get('backbone') or backbone['model_type']}"
+    head = DECODE_HEADS[config["decode_head"]].display_name
+    return f"{head} with {backbone.get('backbone') or backbone['model_type']}"
 
 
 def _contrast(config: dict, settings: dict) -> str | None:

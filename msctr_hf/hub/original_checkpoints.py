@@ -90,7 +90,7 @@ def convert_original_checkpoint(
 
     Args:
         state_dict (`dict[str, torch.Tensor]`): Names with or without `module.`.
-        config (`MsctrConfig`): The network it belongs to; HRNet, ResNet or Swin backbone, any of the four heads.
+        config (`MsctrConfig`): The network it belongs to; HRNet, ResNet or Swin backbone.
 
     Returns:
         `tuple`: the network, and a dict from released names to the names they have in our folder.
@@ -128,8 +128,13 @@ def rename_original_state(
     """Rename the entries as they are stored in our folder.
 
     Raises:
-        UsageError: If an entry has no place in the network.
+        UsageError: If an entry has no place in the network, or the released code has no such decode head.
     """
+    if config.decode_head not in _HEAD_NAMES:
+        raise UsageError(
+            f"`config`: the released code has the decode heads {', '.join(_HEAD_NAMES)}; none of its checkpoints fits "
+            f"a network with decode_head={config.decode_head!r}."
+        )
     backbone_names = _SWIN_NAMES if config.backbone_config.model_type == "swin" else _TIMM_NAMES
     rules = [*_PROJECTION_NAMES, *_HEAD_NAMES[config.decode_head], *backbone_names]
     without_projections = config.contrastive_mode == "ce"

@@ -20,44 +20,9 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
+from .decode_heads import DECODE_HEADS, DecodeHead
 
-# What a decode head uses where the configuration says nothing (the networks of the paper).
-# `decode_stages` and `projection_stages` count backbone stages from 1, the finest (C2 = 1 .. C5 = 4).
-DECODE_HEAD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "fcn": {
-        "align_corners": True,
-        "use_auxiliary_head": False,
-        "decode_stages": (1, 2, 3, 4),
-        "projection_stages": (1, 2, 3, 4),
-    },
-    "deeplabv3": {
-        "hidden_size": 256,
-        "align_corners": True,
-        "use_auxiliary_head": False,
-        "auxiliary_stage": 3,
-        "decode_stages": (4,),
-        "projection_stages": (1, 3, 4),
-    },
-    "ocr": {
-        "hidden_size": 512,
-        "align_corners": True,
-        "use_auxiliary_head": True,
-        "auxiliary_hidden_size": 512,
-        "decode_stages": (1, 2, 3, 4),
-        "projection_stages": (1, 2, 3, 4),
-    },
-    "upernet": {
-        "hidden_size": 512,
-        "dropout": 0.1,
-        "align_corners": False,
-        "use_auxiliary_head": True,
-        "auxiliary_stage": 4,
-        "decode_stages": (1, 2, 3, 4),
-        "projection_stages": (1, 2, 3, 4),
-    },
-}
-_GENERAL_DEFAULTS = {"dropout": 0.0, "auxiliary_hidden_size": 256}
+DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
 
 # Keys that transformers itself writes or passes and that are no fields of a configuration class.
 _KEYS_OF_TRANSFORMERS = {
@@ -79,6 +44,18 @@ _KEYS_OF_TRANSFORMERS = {
 def _field(default: Any, help: str) -> Any:
     """A field of the configuration; its help is the docstring's and that of `msctr train --help`."""
     return field(default=default, metadata={"help": help})
+
+
+def _by_head(name: str) -> str:
+    """The end of a help text: the defaults of the decode heads, that of most heads first."""
+    heads: dict[str, list[str]] = {}
+    for head, kind in DECODE_HEADS.items():
+        value = (DecodeHead.defaults | kind.defaults).get(name)
+        heads.setdefault(str(list(value) if isinstance(value, tuple) else value), []).append(head)
+    ordered = sorted(heads.items(), key=lambda entry: -len(entry[1]))
+    return "; default: " + ", ".join(
+        f"{value} for {' and '.join(names)}" for value, names in ordered if value != "None"
+    )
 
 
 # Types are checked at run time: no `from __future__ import annotations` here, it would switch that off.
@@ -103,42 +80,27 @@ class MsctrConfig(PreTrainedConfig):
         "default.",
     )
 
-    decode_head: Literal["fcn", "deeplabv3", "ocr", "upernet"] = _field(
-        "upernet",
-        "Decode head: HRNet's, DeepLabV3's, OCR's or UPerNet's.",
-    )
+    decode_head: Literal[*DECODE_HEADS] = _field("upernet", "Decode head.")  # type: ignore[valid-type]
     decode_stages: list[int] | tuple[int, ...] | None = _field(
-        None,
-        "Stages the decode head reads; by default those of its network in the paper.",
+        None, f"Stages the decode head reads{_by_head('decode_stages')}"
     )
     hidden_size: int | None = _field(
-        None,
-        "Width of the decode head; by default 512 for ocr and upernet, 256 for deeplabv3, the sum of its "
-        "inputs for fcn.",
+        None, f"Width of the decode head, or the sum of what it reads{_by_head('hidden_size')}"
     )
     dropout: float | int | None = _field(
-        None,
-        "Probability of dropping a channel before the classifiers; by default 0.1 for upernet and 0 for the others.",
+        None, f"Probability of dropping a channel before the classifiers{_by_head('dropout')}"
     )
     align_corners: bool | None = _field(
-        None,
-        "How logits are upsampled, in training and in prediction; by default False for upernet and True for "
-        "the others.",
+        None, f"How logits are upsampled, in training and in prediction{_by_head('align_corners')}"
     )
     use_auxiliary_head: bool | None = _field(
-        None,
-        "Train a second classifier on an earlier map; by default with ocr, which needs it, and upernet.",
+        None, f"Train a second classifier on an earlier map{_by_head('use_auxiliary_head')}"
     )
     auxiliary_loss_weight: float | int = _field(0.4, "Weight of the cross entropy of the auxiliary head.")
     auxiliary_stage: int | None = _field(
-        None,
-        "Stage the auxiliary head reads; by default 4 for upernet, 3 for deeplabv3, what the decode head "
-        "reads for fcn and ocr.",
+        None, f"Stage the auxiliary head reads, or what the decode head reads{_by_head('auxiliary_stage')}"
     )
-    auxiliary_hidden_size: int | None = _field(
-        None,
-        "Width of the auxiliary head; by default 512 for ocr and 256 for the others.",
-    )
+    auxiliary_hidden_size: int | None = _field(None, f"Width of the auxiliary head{_by_head('auxiliary_hidden_size')}")
 
     projection_dim: int = _field(256, "Channels D of the projections.")
     projection_source: Literal["backbone", "decode_head"] = _field(
@@ -146,8 +108,7 @@ class MsctrConfig(PreTrainedConfig):
         "What is projected: maps of the backbone's stages, or UPerNet's pyramid.",
     )
     projection_stages: list[int] | tuple[int, ...] | None = _field(
-        None,
-        "The projected stages, finest first; by default those of the network in the paper.",
+        None, f"The projected stages, finest first{_by_head('projection_stages')}"
     )
 
     contrastive_mode: Literal["ce", "ms", "ms_cs"] = _field(
@@ -212,9 +173,7 @@ class MsctrConfig(PreTrainedConfig):
             raise ValueError(f"`{key}` is no setting of MsctrConfig.{hint}")
 
     def _fill_in_defaults_of_the_decode_head(self) -> None:
-        if self.decode_head not in DECODE_HEAD_DEFAULTS:
-            raise ValueError(f"`decode_head` must be one of {sorted(DECODE_HEAD_DEFAULTS)}, got {self.decode_head!r}.")
-        for name, value in {**_GENERAL_DEFAULTS, **DECODE_HEAD_DEFAULTS[self.decode_head]}.items():
+        for name, value in (DecodeHead.defaults | DECODE_HEADS[self.decode_head].defaults).items():
             if getattr(self, name) is None:
                 setattr(self, name, list(value) if isinstance(value, tuple) else value)
 
@@ -225,11 +184,15 @@ class MsctrConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive, got {value}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
-        if self.decode_head == "ocr" and not self.use_auxiliary_head:
-            raise ValueError("The OCR head takes its object regions from the auxiliary head: use_auxiliary_head=True.")
-        if self.projection_source == "decode_head" and self.decode_head != "upernet":
+        head = DECODE_HEADS[self.decode_head]
+        if head.needs_auxiliary_logits and not self.use_auxiliary_head:
             raise ValueError(
-                "`projection_source='decode_head'` needs the pyramid of UPerNet; with "
+                f"The {head.display_name} head needs the logits of the auxiliary head: use_auxiliary_head=True."
+            )
+        if self.projection_source == "decode_head" and not head.gives_pyramid:
+            with_pyramid = " or ".join(each.display_name for each in DECODE_HEADS.values() if each.gives_pyramid)
+            raise ValueError(
+                f"`projection_source='decode_head'` needs the pyramid of {with_pyramid}; with "
                 f"decode_head={self.decode_head!r} use projection_source='backbone'."
             )
         for name in ("decode_stages", "projection_stages"):

@@ -11,14 +11,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Decode heads of the four networks, and the auxiliary head.
+"""Decode heads, and the auxiliary head.
 
-B = images, L = classes, C = channels. Every head maps stage maps to logits (B, L, h, w) at its own stride.
+B = images, L = classes, C = channels. Every decode head maps stage maps to logits (B, L, h, w) at its own stride and
+says in class attributes what it needs; `DECODE_HEADS`, at the end, names all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +71,8 @@ def _averaging_matrix(side: int, cells: int, like: torch.Tensor) -> torch.Tensor
 
 def concatenate_stages(feature_maps: Sequence[torch.Tensor], align_corners: bool) -> torch.Tensor:
     """Bring stage maps to the size of the first and concatenate them: (B, sum of C_s, h_1, w_1)."""
+    if len(feature_maps) == 1:
+        return feature_maps[0]
     size = feature_maps[0].shape[-2:]
     return torch.cat([resize(features, size, align_corners) for features in feature_maps], dim=1)
 
@@ -80,51 +84,115 @@ class Classifier(nn.Conv2d):
         super().__init__(in_channels, num_labels, 1, bias=bias)
 
 
-class FcnHead(nn.Module):
-    """HRNet's head: 3x3 convolution with bias, BatchNorm, 1x1 convolution without bias; no ReLU between.
+class DecodeHead(nn.Module):
+    """What every decode head has: one constructor signature, one `forward` signature, and class attributes.
 
     Args:
-        in_channels (`int`): Channels of the concatenated stages.
-        hidden_size (`int`): Channels between the convolutions.
+        in_channels (`Sequence[int]`): Channels of the stages it reads, the configuration's `decode_stages`.
+        hidden_size (`int`): Width of the head.
         num_labels (`int`): Number of classes.
         dropout (`float`): Probability of dropping a channel before the classifier.
+        align_corners (`bool`): How the head resizes the stage maps that it concatenates.
+
+    Attributes:
+        display_name (`str`): The name in model cards and messages.
+        defaults (`dict`): What replaces `None` in the configuration; a head lists what differs from `DecodeHead`.
+            Stages are counted from 1, the finest (C2 = 1 .. C5 = 4); `hidden_size` is the sum of `in_channels` where
+            neither says another.
+        min_stages (`int`): Fewest stages it can read.
+        needs_auxiliary_logits (`bool`): Whether `forward` needs `auxiliary_logits`, also in prediction.
+        gives_pyramid (`bool`): Whether `forward` also returns one map of `hidden_size` channels per stage it reads.
+        concatenates_stages (`bool`): Whether it begins with `concatenate_stages`. Only then can the auxiliary head
+            read the same (`auxiliary_stage=None`): the network concatenates once and gives `forward` the one map.
     """
 
-    def __init__(self, in_channels: int, hidden_size: int, num_labels: int, dropout: float = 0.0):
+    display_name: ClassVar[str]
+    defaults: ClassVar[dict[str, Any]] = {
+        "dropout": 0.0,
+        "align_corners": True,
+        "use_auxiliary_head": False,
+        "auxiliary_hidden_size": 256,
+        "decode_stages": (1, 2, 3, 4),
+        "projection_stages": (1, 2, 3, 4),
+    }
+    min_stages: ClassVar[int] = 1
+    needs_auxiliary_logits: ClassVar[bool] = False
+    gives_pyramid: ClassVar[bool] = False
+    concatenates_stages: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        hidden_size: int,
+        num_labels: int,
+        dropout: float,
+        align_corners: bool,
+    ):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, hidden_size, 3, padding=1)
+        self.align_corners = align_corners
+
+    def forward(
+        self, feature_maps: Sequence[torch.Tensor], auxiliary_logits: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """Compute the logits.
+
+        Args:
+            feature_maps (`Sequence[torch.Tensor]` of shapes `(B, C_s, h_s, w_s)`): Finest first.
+            auxiliary_logits (`torch.Tensor` of shape `(B, L, h, w)`, *optional*): Given where the auxiliary head ran.
+
+        Returns:
+            `tuple`: logits (B, L, h, w); the pyramid, finest first, or `None`.
+        """
+        raise NotImplementedError
+
+
+class FcnHead(DecodeHead):
+    """HRNet's head: 3x3 convolution with bias, BatchNorm, 1x1 convolution without bias; no ReLU between."""
+
+    display_name = "FCN"
+    concatenates_stages = True
+
+    def __init__(self, in_channels, hidden_size, num_labels, dropout, align_corners):
+        super().__init__(in_channels, hidden_size, num_labels, dropout, align_corners)
+        self.conv = nn.Conv2d(sum(in_channels), hidden_size, 3, padding=1)
         self.batch_norm = nn.BatchNorm2d(hidden_size)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = Classifier(hidden_size, num_labels, bias=False)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> logits (B, L, h, w)."""
-        return self.classifier(self.dropout(self.batch_norm(self.conv(features))))
+    def forward(self, feature_maps, auxiliary_logits=None):
+        """Stage maps, concatenated -> logits at the stride of the first."""
+        features = concatenate_stages(feature_maps, self.align_corners)
+        return self.classifier(self.dropout(self.batch_norm(self.conv(features)))), None
 
 
-class DeepLabV3Head(nn.Module):
+class DeepLabV3Head(DecodeHead):
     """Atrous spatial pyramid pooling on the last stage (Chen et al., 2017, https://arxiv.org/abs/1706.05587)."""
 
-    def __init__(self, in_channels: int, hidden_size: int, num_labels: int, dropout: float = 0.0):
-        super().__init__()
-        eps = ASPP_BATCH_NORM_EPS
+    display_name = "DeepLabV3"
+    defaults = {"hidden_size": 256, "auxiliary_stage": 3, "decode_stages": (4,), "projection_stages": (1, 3, 4)}
+    concatenates_stages = True
+
+    def __init__(self, in_channels, hidden_size, num_labels, dropout, align_corners):
+        super().__init__(in_channels, hidden_size, num_labels, dropout, align_corners)
+        channels, eps = sum(in_channels), ASPP_BATCH_NORM_EPS
         self.branches = nn.ModuleList(
             [
-                conv_bn_relu(in_channels, hidden_size, 1, eps=eps),
-                *(conv_bn_relu(in_channels, hidden_size, 3, dilation=rate, eps=eps) for rate in ASPP_RATES),
+                conv_bn_relu(channels, hidden_size, 1, eps=eps),
+                *(conv_bn_relu(channels, hidden_size, 3, dilation=rate, eps=eps) for rate in ASPP_RATES),
             ]
         )
-        self.image_pooling = conv_bn_relu(in_channels, hidden_size, 1, eps=eps)
+        self.image_pooling = conv_bn_relu(channels, hidden_size, 1, eps=eps)
         self.fuse = conv_bn_relu((len(ASPP_RATES) + 2) * hidden_size, hidden_size, 1, eps=eps)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = Classifier(hidden_size, num_labels)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> logits (B, L, h, w)."""
+    def forward(self, feature_maps, auxiliary_logits=None):
+        """Stage maps, concatenated -> logits at the stride of the first."""
+        features = concatenate_stages(feature_maps, self.align_corners)
         pooled = self.image_pooling(features.mean(dim=(2, 3), keepdim=True))  # (B, hidden, 1, 1)
         branches = [branch(features) for branch in self.branches]
         branches.append(pooled.expand(-1, -1, *features.shape[-2:]))
-        return self.classifier(self.dropout(self.fuse(torch.cat(branches, dim=1))))
+        return self.classifier(self.dropout(self.fuse(torch.cat(branches, dim=1)))), None
 
 
 class ObjectAttention(nn.Module):
@@ -153,36 +221,52 @@ class ObjectAttention(nn.Module):
         return self.out(context)
 
 
-class OcrHead(nn.Module):
+class OcrHead(DecodeHead):
     """Object-contextual representations; soft object regions come from the auxiliary logits."""
 
-    def __init__(self, in_channels: int, hidden_size: int, num_labels: int, dropout: float = 0.0):
-        super().__init__()
-        self.conv = conv_bn_relu(in_channels, hidden_size, 3, bias=True)
+    display_name = "OCR"
+    defaults = {"hidden_size": 512, "use_auxiliary_head": True, "auxiliary_hidden_size": 512}
+    needs_auxiliary_logits = True
+    concatenates_stages = True
+
+    def __init__(self, in_channels, hidden_size, num_labels, dropout, align_corners):
+        super().__init__(in_channels, hidden_size, num_labels, dropout, align_corners)
+        self.conv = conv_bn_relu(sum(in_channels), hidden_size, 3, bias=True)
         self.object_attention = ObjectAttention(hidden_size, OCR_KEY_CHANNELS)
         self.fuse = conv_bn_relu(2 * hidden_size, hidden_size, 1)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = Classifier(hidden_size, num_labels)
 
-    def forward(self, features: torch.Tensor, auxiliary_logits: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) and auxiliary logits (B, L, h, w) -> logits (B, L, h, w)."""
-        features = self.conv(features)
+    def forward(self, feature_maps, auxiliary_logits=None):
+        """Stage maps, concatenated, and auxiliary logits -> logits at the stride of the first."""
+        features = self.conv(concatenate_stages(feature_maps, self.align_corners))
         auxiliary_logits = resize(auxiliary_logits, features.shape[-2:], align_corners=True)
         regions = auxiliary_logits.flatten(2).softmax(dim=-1)  # (B, L, h*w): over the pixels
         regions = (features.flatten(2) @ regions.transpose(1, 2)).unsqueeze(-1)  # (B, C, L, 1)
         context = self.object_attention(features, regions)
-        return self.classifier(self.dropout(self.fuse(torch.cat([context, features], dim=1))))
+        return self.classifier(self.dropout(self.fuse(torch.cat([context, features], dim=1)))), None
 
 
-class UperNetHead(nn.Module):
+class UperNetHead(DecodeHead):
     """Feature pyramid on top of pyramid pooling (Xiao et al., 2018, https://arxiv.org/abs/1807.10221).
 
-    As in the authors' code pooled maps are resized before their convolution, and levels are concatenated in the
-    order P2, P5, P4, P3.
+    As in the authors' code pooled maps are resized before their convolution, levels are concatenated in the order P2,
+    P5, P4, P3, and corners are aligned nowhere, whatever `align_corners` says.
     """
 
-    def __init__(self, in_channels: Sequence[int], hidden_size: int, num_labels: int, dropout: float = 0.1):
-        super().__init__()
+    display_name = "UPerNet"
+    defaults = {
+        "hidden_size": 512,
+        "dropout": 0.1,
+        "align_corners": False,
+        "use_auxiliary_head": True,
+        "auxiliary_stage": 4,
+    }
+    min_stages = 2
+    gives_pyramid = True
+
+    def __init__(self, in_channels, hidden_size, num_labels, dropout, align_corners):
+        super().__init__(in_channels, hidden_size, num_labels, dropout, align_corners)
         coarsest = in_channels[-1]
         self.pyramid_pooling = nn.ModuleList(conv_bn_relu(coarsest, hidden_size, 1) for _ in POOL_SIZES)
         self.pyramid_pooling_fuse = conv_bn_relu(coarsest + len(POOL_SIZES) * hidden_size, hidden_size, 3)
@@ -192,7 +276,7 @@ class UperNetHead(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = Classifier(hidden_size, num_labels)
 
-    def forward(self, feature_maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def forward(self, feature_maps, auxiliary_logits=None):
         """Stage maps, finest first -> logits (B, L, h_1, w_1) and the pyramid P2..P5, each (B, hidden, h_s, w_s)."""
         top_down = self._pool_pyramid(feature_maps[-1])
         pyramid = [top_down]
@@ -228,4 +312,9 @@ class AuxiliaryHead(nn.Module):
         return self.classifier(self.dropout(self.conv(features)))
 
 
-DECODE_HEADS = {"fcn": FcnHead, "deeplabv3": DeepLabV3Head, "ocr": OcrHead, "upernet": UperNetHead}
+DECODE_HEADS: dict[str, type[DecodeHead]] = {  # by their names in the configuration
+    "fcn": FcnHead,
+    "deeplabv3": DeepLabV3Head,
+    "ocr": OcrHead,
+    "upernet": UperNetHead,
+}

@@ -118,7 +118,10 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             channels = self.feature_pyramid.channels
         _check_stages(config, len(channels))
         decode_channels = [channels[stage - 1] for stage in config.decode_stages]
-        self.decode_head = _build_decode_head(config, decode_channels)
+        hidden_size = config.hidden_size or sum(decode_channels)
+        self.decode_head = DECODE_HEADS[config.decode_head](
+            decode_channels, hidden_size, config.num_labels, config.dropout, config.align_corners
+        )
         self.auxiliary_head = None
         if config.use_auxiliary_head:
             in_channels = (
@@ -132,7 +135,11 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         if config.contrastive_mode != "ce":
             # without touching the random numbers, so that one seed starts all modes from the same network
             with torch.random.fork_rng(devices=[]):
-                self.projection_head = ProjectionHead(_projected_channels(config, channels), config.projection_dim)
+                pyramid_channels = [hidden_size] * len(decode_channels)
+                projected = pyramid_channels if config.projection_source == "decode_head" else channels
+                self.projection_head = ProjectionHead(
+                    [projected[stage - 1] for stage in config.projection_stages], config.projection_dim
+                )
             self.contrastive_loss = MultiScaleContrastiveLoss.from_config(config)
         self.post_init()
 
@@ -186,21 +193,18 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         """There are none; libraries that shard or adapt models ask."""
 
     def _decode(self, feature_maps):
-        """Stage maps -> logits, auxiliary logits or `None`, UPerNet's pyramid or `None`."""
+        """Stage maps -> logits, auxiliary logits or `None`, the decode head's pyramid or `None`."""
         config = self.config
-        decode_input = [feature_maps[stage - 1] for stage in config.decode_stages]
-        if config.decode_head != "upernet":
-            decode_input = concatenate_stages(decode_input, config.align_corners)
+        decode_maps = [feature_maps[stage - 1] for stage in config.decode_stages]
         auxiliary_logits = None
-        if self.auxiliary_head is not None and (self.training or config.decode_head == "ocr"):
-            stage = config.auxiliary_stage
-            auxiliary_logits = self.auxiliary_head(decode_input if stage is None else feature_maps[stage - 1])
-        if config.decode_head == "upernet":
-            logits, pyramid = self.decode_head(decode_input)
-            return logits, auxiliary_logits, pyramid
-        if config.decode_head == "ocr":
-            return self.decode_head(decode_input, auxiliary_logits), auxiliary_logits, None
-        return self.decode_head(decode_input), auxiliary_logits, None
+        if self.auxiliary_head is not None and (self.training or self.decode_head.needs_auxiliary_logits):
+            if config.auxiliary_stage is None:  # concatenated once, for both heads
+                decode_maps = [concatenate_stages(decode_maps, config.align_corners)]
+                auxiliary_logits = self.auxiliary_head(decode_maps[0])
+            else:
+                auxiliary_logits = self.auxiliary_head(feature_maps[config.auxiliary_stage - 1])
+        logits, pyramid = self.decode_head(decode_maps, auxiliary_logits)
+        return logits, auxiliary_logits, pyramid
 
     def _projected_maps(self, feature_maps, pyramid):
         maps = pyramid if self.config.projection_source == "decode_head" else feature_maps
@@ -260,19 +264,6 @@ def cross_entropy(
     return total / (labels != ignore_index).sum().clamp_min(1)
 
 
-def _build_decode_head(config: MsctrConfig, channels: list[int]) -> nn.Module:
-    if config.decode_head == "upernet":
-        return DECODE_HEADS["upernet"](channels, config.hidden_size, config.num_labels, config.dropout)
-    hidden_size = config.hidden_size or sum(channels)
-    return DECODE_HEADS[config.decode_head](sum(channels), hidden_size, config.num_labels, config.dropout)
-
-
-def _projected_channels(config: MsctrConfig, channels: list[int]) -> list[int]:
-    if config.projection_source == "decode_head":
-        return [config.hidden_size] * len(config.projection_stages)
-    return [channels[stage - 1] for stage in config.projection_stages]
-
-
 def _check_stages(config: MsctrConfig, num_stages: int) -> None:
     auxiliary = [config.auxiliary_stage] if config.use_auxiliary_head and config.auxiliary_stage else []
     for name, stages in (
@@ -282,13 +273,16 @@ def _check_stages(config: MsctrConfig, num_stages: int) -> None:
     ):
         if any(not 1 <= stage <= num_stages for stage in stages):
             raise ValueError(f"`{name}` asks for {list(stages)}, but the backbone gives stages 1 to {num_stages}.")
-    if config.decode_head == "upernet":
-        if len(config.decode_stages) < 2:
-            raise ValueError(f"UPerNet's pyramid needs two stages or more, got {list(config.decode_stages)}.")
-        if config.auxiliary_stage is None and config.use_auxiliary_head:
-            raise ValueError("UPerNet's auxiliary head needs an `auxiliary_stage`.")
-        if config.projection_source == "decode_head" and max(config.projection_stages) > len(config.decode_stages):
-            raise ValueError(f"`projection_stages` {list(config.projection_stages)} go beyond the pyramid.")
+    head = DECODE_HEADS[config.decode_head]
+    if len(config.decode_stages) < head.min_stages:
+        raise ValueError(
+            f"{head.display_name} needs {head.min_stages} stages or more in `decode_stages`, "
+            f"got {list(config.decode_stages)}."
+        )
+    if config.use_auxiliary_head and config.auxiliary_stage is None and not head.concatenates_stages:
+        raise ValueError(f"With {head.display_name} the auxiliary head needs an `auxiliary_stage`.")
+    if config.projection_source == "decode_head" and max(config.projection_stages) > len(config.decode_stages):
+        raise ValueError(f"`projection_stages` {list(config.projection_stages)} go beyond the pyramid.")
 
 
 MsctrForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")

@@ -135,8 +135,7 @@ def processor_name() -> str:
 
 def _count_parameters(model: nn.Module) -> tuple[int, int]:
     """Parameters of a prediction, and those that work in training only."""
-    # object regions are weighted by the auxiliary logits
-    needs_auxiliary = getattr(model.config, "decode_head", None) == "ocr"
+    needs_auxiliary = getattr(getattr(model, "decode_head", None), "needs_auxiliary_logits", False)
     prefixes = ("projection_head.",) if needs_auxiliary else ("projection_head.", "auxiliary_head.")
     for_training = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(prefixes))
     return sum(parameter.numel() for parameter in model.parameters()) - for_training, for_training

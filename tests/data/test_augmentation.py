@@ -3,7 +3,6 @@ import pytest
 from PIL import Image
 
 from msctr_hf.data.augmentation import TrainingAugmentation, _Span, largest_class_share
-from msctr_hf.data.pictures import ArrayPicture
 
 PLAIN = {"image_mean": [0.0] * 3, "image_std": [1 / 255] * 3, "color_jitter": False, "flip_probability": 0.0}
 
@@ -44,7 +43,7 @@ def test_crop_equals_what_pillow_resizes_from_the_whole_picture():
     image, _ = sample()
     augmentation = TrainingAugmentation(**PLAIN, crop_size=(32, 48))
     for rows, columns in windows(200, (60, 90), (32, 48)):
-        crop = augmentation._resize_and_pad(ArrayPicture(np.asarray(image)), rows, columns).permute(1, 2, 0).numpy()
+        crop = augmentation._resize_and_pad(np.asarray(image), rows, columns).permute(1, 2, 0).numpy()
         (top, bottom), (left, right) = (
             (span.start + span.kept.start * span.scale, span.start + span.kept.stop * span.scale)
             for span in (rows, columns)
@@ -70,7 +69,7 @@ def test_crops_lie_where_they_lie_in_the_whole_resized_picture():
 def test_labels_are_those_of_the_nearest_pixel():
     _, label = sample()
     augmentation = TrainingAugmentation(**PLAIN, crop_size=(32, 48), max_class_share=2)
-    rows, columns, labels = augmentation._choose_window(ArrayPicture(np.asarray(label)), np.random.default_rng(3))
+    rows, columns, labels = augmentation._choose_window(np.asarray(label), np.random.default_rng(3))
     for row, column in ((0, 0), (5, 7), (31, 47)):
         y = int(rows.start + (rows.kept.start + row + 0.5) * rows.scale)
         x = int(columns.start + (columns.kept.start + column + 0.5) * columns.scale)
@@ -113,7 +112,7 @@ def test_mirroring_moves_picture_and_labels_together():
 def test_scale_and_aspect_have_the_published_ranges():
     random = np.random.default_rng(0)
     augmentation = TrainingAugmentation(crop_size=(8, 8), image_mean=[0] * 3, image_std=[1] * 3)
-    label = ArrayPicture(np.asarray(sample(600, 600)[1]))
+    label = np.asarray(sample(600, 600)[1])
     spans = [augmentation._choose_window(label, random)[:2] for _ in range(300)]
     sizes = np.array([(rows.resized, columns.resized) for rows, columns in spans]) / 600
     area, aspect = sizes.prod(axis=1), sizes[:, 1] / sizes[:, 0]

@@ -9,6 +9,7 @@ from msctr_hf.data.augmentation import TrainingAugmentation
 from msctr_hf.data.batches import training_loader
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.predecoded import write_predecoded
+from msctr_hf.data.reading import rows_for_crops
 
 LAYOUT = LAYOUTS["camvid"]
 
@@ -65,6 +66,13 @@ def test_training_sees_the_same_crops(official, tmp_path):
         (batch,) = training_loader(dataset, augmentation, batch_size=5, seed=0, num_workers=0)
         batches.append(batch)
     assert all((batches[0][name] == batches[1][name]).all() for name in ("pixel_values", "labels"))
+
+
+def test_crops_are_cut_from_the_mapped_file(official, tmp_path):
+    write(official, tmp_path / "cache")
+    sample = rows_for_crops(load_segmentation_dataset("camvid", "train", tmp_path / "cache"))[4]
+    assert all(isinstance(sample[name], np.memmap) for name in ("image", "label"))
+    assert [sample[name].shape for name in ("image", "label")] == [(20, 9, 3), (20, 9)]
 
 
 def test_copy_of_other_classes_or_splits_is_refused(official, tmp_path):

@@ -11,7 +11,7 @@ from transformers.exporters import ExportedModel
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.hub import export
 from msctr_hf.hub.export import export_network
-from msctr_hf.models.decode_heads import average_cells
+from msctr_hf.models.decode_heads import DECODE_HEADS, average_cells
 
 
 def network(config):
@@ -19,7 +19,7 @@ def network(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decode_head", ["fcn", "deeplabv3", "ocr", "upernet"])
+@pytest.mark.parametrize("decode_head", DECODE_HEADS)
 def test_onnx_runs_as_the_network_at_batches_and_sizes_it_was_not_exported_with(tiny_config, tmp_path, decode_head):
     model = network(tiny_config(decode_head))
     comparisons = export_network(model, MsctrImageProcessor(), tmp_path / "exported")

@@ -1,6 +1,7 @@
 """The released code's four networks: names all mapped, outputs the same."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from golden_numbers import fill, read, relative_error, uniform
 from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.commands.train import command_line
 from msctr_hf.data.specs import DATASETS
+from msctr_hf.errors import UsageError
 from msctr_hf.hub.original_checkpoints import convert_original_checkpoint, rename_original_state
 from msctr_hf.models.decode_heads import resize
 from msctr_hf.training.network import build_config
@@ -94,6 +96,11 @@ def test_leftovers_on_either_side_are_refused():
     misshapen = {**state, "conv_out.weight": torch.zeros(7, 256, 1, 1)}
     with pytest.raises(ValueError, match="other shapes"):
         convert_original_checkpoint(misshapen, config)
+
+
+def test_heads_that_the_released_code_lacks_get_a_sentence():
+    with pytest.raises(UsageError, match="the decode heads fcn, deeplabv3, ocr, upernet; .* decode_head='linear'"):
+        rename_original_state({}, SimpleNamespace(decode_head="linear"))
 
 
 def test_script_converts_a_file_of_the_released_code(run_script, tmp_path):

@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments
 
 from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation
+from msctr_hf.models.decode_heads import DECODE_HEADS
 
 PARTS_TRAINED = ["decode_head", "auxiliary_head", "projection_head"]
 
@@ -86,7 +87,7 @@ def test_low_rank_adapters_train_and_come_back(tiny_config, tiny_batch, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decode_head", ["fcn", "deeplabv3", "ocr", "upernet"])
+@pytest.mark.parametrize("decode_head", DECODE_HEADS)
 def test_prediction_compiles_into_one_graph(tiny_config, tiny_batch, decode_head):
     model = MsctrForSemanticSegmentation(tiny_config(decode_head)).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

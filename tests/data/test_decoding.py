@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msctr_hf.data import pictures
+from msctr_hf.data import decoding
+from msctr_hf.data.decoding import read_sample
 from msctr_hf.data.labels import LabelMapping
-from msctr_hf.data.pictures import TopOfPng, read_sample
+from msctr_hf.errors import UsageError
 
 MAPPING = LabelMapping({value: value for value in range(5)})
 
@@ -27,18 +28,10 @@ def sample(size=(37, 53)):
 @pytest.fixture(params=["fast decoders", "Pillow"])
 def decoder(request, monkeypatch):
     if request.param == "Pillow":
-        monkeypatch.setattr(pictures, "pyspng", None)
-        monkeypatch.setattr(pictures, "simplejpeg", None)
-    elif pictures.pyspng is None:
+        monkeypatch.setattr(decoding, "pyspng", None)
+        monkeypatch.setattr(decoding, "simplejpeg", None)
+    elif decoding.pyspng is None:
         pytest.skip("pyspng and simplejpeg are not installed")
-
-
-@pytest.mark.parametrize("stop", [1, 2, 20, 36, 37, 99])
-def test_top_of_a_png_equals_the_whole(decoder, stop):
-    image, labels = sample()
-    top, _ = read_sample(encode(image), encode(labels), MAPPING, partly=True)
-    assert isinstance(top, TopOfPng)
-    assert np.array_equal(top.region(slice(stop // 2, stop), slice(3, 40)), image[stop // 2 : stop, 3:40])
 
 
 @pytest.mark.parametrize(
@@ -53,15 +46,14 @@ def test_top_of_a_png_equals_the_whole(decoder, stop):
     ],
     ids=["png", "jpeg", "grey", "with alpha", "16 bits", "tiff"],
 )
-def test_read_in_parts_equals_read_whole(decoder, kind, change):
+def test_arrays_for_crops_hold_what_pillow_decodes(decoder, kind, change):
     image, labels = sample()
     files = encode(change(image), kind), encode(labels)
     whole, train_ids = read_sample(*files, MAPPING)
-    partly, partly_ids = read_sample(*files, MAPPING, partly=True)
-    everything = slice(0, 37), slice(0, 53)
-    assert partly.size == partly_ids.size == (53, 37)
-    assert np.array_equal(partly.region(*everything), np.asarray(whole))
-    assert np.array_equal(partly_ids.region(*everything), np.asarray(train_ids))
+    pixels, label_array = read_sample(*files, MAPPING, as_arrays=True)
+    assert pixels.shape == (37, 53, 3)
+    assert np.array_equal(pixels, np.asarray(whole))
+    assert np.array_equal(label_array, np.asarray(train_ids))
     assert np.array_equal(np.asarray(train_ids), labels)
 
 
@@ -73,28 +65,27 @@ def test_chunks_about_colours_change_no_pixel(decoder, chunk):
     name, data = chunk
     whole = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     file["bytes"] = file["bytes"][:33] + whole + file["bytes"][33:]
-    top, _ = read_sample(file, encode(labels), MAPPING, partly=True)
-    assert np.array_equal(top.region(slice(0, 37), slice(0, 53)), image)
+    assert np.array_equal(read_sample(file, encode(labels), MAPPING, as_arrays=True)[0], image)
     assert np.array_equal(np.asarray(read_sample(file, encode(labels), MAPPING)[0]), image)
 
 
-def test_turned_pngs_are_read_whole(decoder):
+def test_turned_pngs_are_read_upright(decoder):
     image, labels = sample()
     exif = Image.Exif()
     exif[0x0112] = 3
-    turned, _ = read_sample(encode(image, exif=exif), encode(labels), MAPPING, partly=True)
-    assert np.array_equal(turned.region(slice(0, 37), slice(0, 53)), image[::-1, ::-1])
+    turned, _ = read_sample(encode(image, exif=exif), encode(labels), MAPPING, as_arrays=True)
+    assert np.array_equal(turned, image[::-1, ::-1])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("cut", [40, 700, -60])
-def test_damaged_picture_is_named_when_its_rows_are_read(decoder, kind, cut):
+def test_damaged_image_is_named_when_it_is_read(decoder, kind, cut):
     image, labels = sample()
     file = encode(image, kind)
     file["bytes"] = file["bytes"][:cut]
-    with pytest.raises(ValueError, match=rf"name\.{kind.lower()} cannot be read"):
-        top, _ = read_sample(file, encode(labels), MAPPING, partly=True)
-        top.region(slice(0, 37), slice(0, 53))
+    for as_arrays in (True, False):
+        with pytest.raises(UsageError, match=rf"name\.{kind.lower()} cannot be read as a picture"):
+            read_sample(file, encode(labels), MAPPING, as_arrays=as_arrays)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
