@@ -1,0 +1,139 @@
+"""Flags from settings: groups, defaults, booleans, names of other libraries, words of the user."""
+
+import argparse
+import dataclasses
+
+import pytest
+
+from msctr_hf import MsctrConfig
+from msctr_hf.commands.command_line import CommandLine, one_sentence, written_to_output_dir
+from msctr_hf.commands.train import command_line
+from msctr_hf.data.settings import DataArguments
+from msctr_hf.errors import UsageError
+from msctr_hf.hub.settings import HubArguments
+from msctr_hf.training.interruption import Interrupted
+from msctr_hf.training.settings import ModelArguments, TrainingArguments
+
+GROUPS = (ModelArguments, DataArguments, TrainingArguments, HubArguments)
+
+
+def actions():
+    return {action.dest: action for action in command_line()._actions}
+
+
+def test_help_of_training_is_complete_and_shows_true_defaults():
+    help_text = " ".join(command_line().format_help().split())
+    settings = [each for group in GROUPS for each in dataclasses.fields(group)]
+    described = [each for each in dataclasses.fields(MsctrConfig) if "help" in each.metadata]
+    assert len(described) >= 28
+    for each in [*settings, *described]:
+        action = actions().get(each.name)
+        if each.name in ("backbone_config", "palette", "semantic_loss_ignore_index") and each in described:
+            continue
+        text = action.help.replace("%%", "%")
+        assert text.split(" (default")[0].rstrip(".")[:60] in help_text
+        assert text[0].isupper() or text.startswith(("cpu", "timm", "train", "USER"))
+        default = each.default if each.default is not dataclasses.MISSING else each.default_factory()
+        if default not in (None, []):
+            assert f"(default: {default})" in help_text, each.name
+    for title in ("network", "data set and augmentation", "training", "Hub", "network and objective (MsctrConfig)"):
+        assert any(group.title == title for group in command_line()._action_groups), title
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--ema"], True), (["--ema", "true"], True), (["--ema", "false"], False), ([], False),
+    ],
+)  # fmt: skip
+def test_booleans_work_bare_and_with_a_value(words, expected):
+    assert command_line().parse(words)[2].ema is expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--contrastive_detach_coarse"], {"contrastive_detach_coarse": True}),
+        (["--contrastive_detach_coarse", "false"], {"contrastive_detach_coarse": False}),
+        (["--align_corners", "--seed", "3"], {"align_corners": True}),
+        ([], {}),
+    ],
+)
+def test_booleans_of_the_network_do_too_and_only_given_ones_are_passed_on(words, expected):
+    assert command_line().parse(words)[-1] == expected
+
+
+def test_flags_win_over_the_recipe_which_wins_over_defaults(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("max_steps: 7\nseed: 1\nper_device_train_batch_size: 5\nema: true\n")
+    _, _, training, *_ = command_line().parse(["--config", str(tmp_path / "recipe.yaml"), "--seed", "2"])
+    assert (training.max_steps, training.seed, training.batch_size, training.ema) == (7, 2, 5, True)
+    assert training.momentum == TrainingArguments().momentum
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [
+        ("per_device_train_batch_size", "batch_size"),
+        ("dataloader_num_workers", "num_workers"),
+        ("hub_private_repo", "hub_private"),
+        ("torch_compile", "compile"),
+    ],
+)
+def test_names_of_transformers_with_the_same_meaning_are_taken(word, ours):
+    value = "true" if ours in ("hub_private", "compile") else "3"
+    parsed = {
+        name: entry for group in command_line().parse([f"--{word}", value])[:4] for name, entry in vars(group).items()
+    }
+    assert parsed[ours] == (value == "true" or 3)
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [("eval_steps", "validation_steps"), ("save_steps", "checkpointing_steps"), ("resume_from_checkpoint", "resume")],
+)
+def test_names_with_nearly_the_same_meaning_are_refused_with_ours(capsys, tmp_path, word, ours):
+    with pytest.raises(SystemExit):
+        command_line().parse([f"--{word}", "3"])
+    assert f"Its place is taken by --{ours}." in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text(f"{word}: 3")
+    with pytest.raises(SystemExit):
+        command_line().parse(["--config", str(tmp_path / "recipe.yaml")])
+    assert f"unknown key `{word}`. Its place is taken by `{ours}`." in capsys.readouterr().err
+
+
+def test_sentences_name_arguments_as_flags():
+    line = CommandLine([TrainingArguments], None, "train", words={"path": "output_dir"})
+    reworded = line.in_words_of_flags(
+        "Use `resume='auto'`,\n`ema=True` or `max_steps` with `path`; not `hf auth login`."
+    )
+    assert reworded == "Use --resume auto, --ema true or --max_steps with --output_dir; not `hf auth login`."
+
+
+@pytest.mark.parametrize(("error", "code"), [(UsageError("`a` is wrong."), 2), (Interrupted("stopped"), 75)])
+def test_mistakes_and_interruptions_end_with_their_code(capsys, error, code):
+    with pytest.raises(SystemExit) as stop, one_sentence():
+        raise error
+    assert stop.value.code == code
+    assert capsys.readouterr().err.strip().endswith(str(error))
+
+
+def test_a_fault_of_the_program_passes():
+    with pytest.raises(ValueError, match="zip"), one_sentence():
+        raise ValueError("zip() argument 2 is shorter than argument 1")
+
+
+def test_only_what_lies_below_the_named_folder_is_blamed_on_it(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="`output_dir`"), written_to_output_dir(tmp_path / "file/sub"):
+        (tmp_path / "file/sub").mkdir()
+    with pytest.raises(UsageError, match="No space left"), written_to_output_dir(tmp_path):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError), written_to_output_dir(tmp_path / "out"):
+        open(tmp_path / "elsewhere")
+
+
+def test_argparse_keeps_the_ranges_of_python(capsys):
+    with pytest.raises(SystemExit):
+        command_line().parse(["--max_steps", "many"])
+    assert "invalid int value" in capsys.readouterr().err
+    assert isinstance(command_line(), argparse.ArgumentParser)

@@ -1,0 +1,39 @@
+"""Recipes by name and by path."""
+
+import pytest
+from conftest import ROOT
+
+from msctr_hf.commands.recipes import find_recipe, recipe_names
+from msctr_hf.errors import UsageError
+
+
+def test_every_file_of_configs_but_the_launchers_own_is_a_recipe():
+    files = (path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml"))
+    names = {path.with_suffix("").as_posix() for path in files if path.parts[0] != "accelerate"}
+    assert set(recipe_names()) == names
+    assert {"quickstart", "cityscapes/hrnet_w48"} <= names
+
+
+def test_a_name_gives_the_shipped_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # not that of the working folder
+    assert find_recipe("quickstart").read_text() == (ROOT / "configs/quickstart.yaml").read_text()
+
+
+def test_a_file_that_exists_is_taken_whatever_it_is_called(tmp_path, monkeypatch):
+    (tmp_path / "quickstart").write_text("max_steps: 3")
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("quickstart").read_text() == "max_steps: 3"
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("quikstart", r"Did you mean quickstart\? Recipes: ade20k/.*quickstart"),
+        ("accelerate/ddp", "no recipe 'accelerate/ddp'"),
+        ("missing.yml", "there is no file missing.yml"),
+        ("cityscapes", "there is no file and no recipe 'cityscapes'.*cityscapes/hrnet_w48"),
+    ],
+)
+def test_what_is_neither_is_refused(config, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        find_recipe(config)

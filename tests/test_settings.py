@@ -1,0 +1,61 @@
+"""Settings are checked when they are set, and say themselves what they are for."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from msctr_hf.errors import UsageError
+from msctr_hf.settings import Settings, abouts, as_mapping, changed, setting
+from msctr_hf.training.settings import TrainingArguments, purpose, purposes
+
+
+@dataclass
+class Example(Settings):
+    count: int = setting(3, help="How many.", at_least=1)
+    share: float | None = setting(None, at_least=0, below=1)
+    pair: list[float] = setting([0.5, 2.0], length=2, above=0, ascending=True)
+    kind: Literal["a", "b"] | None = setting(None)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"count": 0}, "`count` must be at least 1, got 0."),
+        ({"share": 1.0}, r"`share` must be in \[0, 1\), got 1.0."),
+        ({"share": math.nan}, r"`share` must be in \[0, 1\) and finite, got nan."),
+        ({"pair": [1.0]}, r"`pair` needs 2 values, each above 0, got \[1.0\]."),
+        ({"pair": [0.0, 1.0]}, r"`pair` needs 2 values, each above 0, got \[0.0, 1.0\]."),
+        ({"pair": [2.0, 1.0]}, "`pair` goes from the smallest to the largest value"),
+        ({"kind": "c"}, "`kind` must be one of 'a', 'b', got 'c'."),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_range(values, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        Example(**values)
+
+
+def test_values_in_range_and_none_are_taken():
+    assert as_mapping(Example(share=0.0, kind="b")) == {"count": 3, "share": 0.0, "pair": [0.5, 2.0], "kind": "b"}
+    Example().pair.append(1.0)
+    assert Example().pair == [0.5, 2.0]  # a default is not shared
+
+
+def test_a_field_knows_its_help():
+    assert abouts(Example)["count"].help == "How many."
+
+
+def test_changes_are_listed_by_name():
+    assert changed({"a": 1, "b": 2, "c": None}, {"b": 3, "a": 1, "d": 4}) == ["b", "d"]
+
+
+def test_every_setting_of_a_run_says_what_it_is_for():
+    assert all(about.help for about in purposes().values())
+    started = {name for name, about in purposes().items() if about.of_a_start}
+    assert started == {"resume", "overwrite_output_dir", "dry_run"}
+    assert purpose("contrastive_temperature").on_resume == "refused"
+    assert {name for name, about in abouts(TrainingArguments).items() if about.on_resume == "batch"} == {
+        "batch_size",
+        "gradient_accumulation_steps",
+    }
