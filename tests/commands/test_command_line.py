@@ -11,6 +11,7 @@ from msctr_hf.commands.train import command_line
 from msctr_hf.data.settings import DataArguments
 from msctr_hf.errors import UsageError
 from msctr_hf.hub.settings import HubArguments
+from msctr_hf.settings import as_mapping
 from msctr_hf.training.interruption import Interrupted
 from msctr_hf.training.settings import ModelArguments, TrainingArguments
 
@@ -81,10 +82,8 @@ def test_flags_win_over_the_recipe_which_wins_over_defaults(tmp_path):
 )
 def test_names_of_transformers_with_the_same_meaning_are_taken(word, ours):
     value = "true" if ours in ("hub_private", "compile") else "3"
-    parsed = {
-        name: entry for group in command_line().parse([f"--{word}", value])[:4] for name, entry in vars(group).items()
-    }
-    assert parsed[ours] == (value == "true" or 3)
+    groups = command_line().parse([f"--{word}", value])[:4]
+    assert as_mapping(*groups)[ours] == (value == "true" or 3)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def test_only_what_lies_below_the_named_folder_is_blamed_on_it(tmp_path):
     with pytest.raises(UsageError, match="No space left"), written_to_output_dir(tmp_path):
         raise OSError(28, "No space left on device")
     with pytest.raises(FileNotFoundError), written_to_output_dir(tmp_path / "out"):
-        open(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").read_text()
 
 
 def test_argparse_keeps_the_ranges_of_python(capsys):

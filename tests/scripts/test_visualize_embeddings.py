@@ -39,7 +39,7 @@ def test_figures_are_written(run_script, options, tmp_path, features):
     [
         ({"picture": "no"}, "no picture 'no'"),
         ({"pixel": (64, 0)}, "outside the picture"),
-        ({"pixel": (64,)}, "a row and a column"),
+        ({"pixel": (64,)}, "--pixel needs 2 values"),
         ({"pictures": 0}, "pictures"),
         ({"method": "pca"}, "invalid choice"),
         ({"model": "/no/model"}, "/no/model"),
