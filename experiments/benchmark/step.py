@@ -12,7 +12,7 @@ import torch
 
 from msctr_hf.commands.train import command_line
 from msctr_hf.data.loading import get_dataset_spec
-from msctr_hf.training.devices import FUSED_DEVICES, keep_freed_memory, lay_out
+from msctr_hf.training.devices import FUSED_DEVICES, keep_freed_memory, optimize_layout
 from msctr_hf.training.network import build_network
 from msctr_hf.training.optimization import build_optimizer
 
@@ -98,7 +98,7 @@ class TrainingStep:
         if mode == STRAIGHTFORWARD:
             network.contrastive_loss = StraightforwardContrast(network.contrastive_loss, network.projection_head)
         bf16 = setting.precision == torch.bfloat16
-        network = lay_out(network, device, channels_last=setting.channels_last, bf16=bf16)
+        network = optimize_layout(network, device, channels_last=setting.channels_last, bf16=bf16)
         self.optimizer = build_optimizer(network, arguments, fused=device.type in FUSED_DEVICES)
         pictures = torch.randn(setting.batch_size, 3, *size, device=device)
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format

@@ -1,7 +1,11 @@
-"""Checkpoints that are whole or not there: OUTPUT_DIR/checkpoints/step_N with everything a run goes on from.
+"""Checkpoints that are whole or not there: OUTPUT_DIR/checkpoints/step_N with everything a run resumes from.
 
-A checkpoint is written to a temporary folder, brought to the disk and renamed; then its marker is written, which lists
-every file with size and checksum. A folder without a marker is none.
+A checkpoint is written to a temporary folder, fsynced and renamed; then its marker is written, which lists every file
+with size and checksum. A folder without a marker is not a checkpoint.
+
+What a validation changes, the progress, joins the checkpoint of its step as a file of its own, which carries its own
+checksum and takes its place by one rename. The files that the marker lists never change, so a kill at any point leaves
+a valid checkpoint: one whose validation is still due, or one whose validation is done.
 """
 
 from __future__ import annotations
@@ -21,10 +25,10 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
 from ..errors import UsageError
-from .run_folder import CHECKPOINTS, read_json, replace_file, sync, write_json
+from .run_folder import CHECKPOINTS, MARKER, read_json, replace_file, share_permissions, sync, write_json
 
-MARKER = "COMPLETE"
 SETTINGS_FILE = "settings.json"
+PROGRESS_FILE = "progress.json"  # after a validation; until then the progress in states.pt holds
 _SHARED_FILE = "states.pt"
 _PARTIAL = ".partial"
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of Python, of torch.save, of safetensors
@@ -96,7 +100,14 @@ def _own_file(accelerator: Accelerator) -> str:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, output_dir: Path, step: int, states: States, settings: dict[str, Any], *, keep: int
+    accelerator: Accelerator,
+    output_dir: Path,
+    step: int,
+    states: States,
+    settings: dict[str, Any],
+    *,
+    keep: int,
+    temporary: bool = False,
 ) -> None:
     """Save the states of model, optimiser, schedule, random numbers and progress, together with all processes.
 
@@ -108,8 +119,10 @@ def save_checkpoint(
         output_dir (`Path`): Folder of the run, seen by all processes.
         step (`int`): Names the checkpoint.
         states (`States`): What is saved beside what Accelerate knows.
-        settings (`dict`): Kept with it, to be compared when a run goes on.
-        keep (`int`): How many checkpoints stay.
+        settings (`dict`): Kept with it, to be compared when a run resumes.
+        keep (`int`): How many checkpoints stay, not counting temporary ones.
+        temporary (`bool`): Whether it stays only until the next one: it was saved for a validation or because of an
+            interruption, and must not crowd out those that the user asked for.
 
     Raises:
         UsageError: If a process cannot write it; what was written is removed and older checkpoints stay.
@@ -129,13 +142,12 @@ def save_checkpoint(
         states.save(partial, accelerator)
 
     def complete() -> None:
-        if accelerator.is_main_process:
-            write_json(partial / SETTINGS_FILE, settings)
-            _complete(partial, folder, step)
+        write_json(partial / SETTINGS_FILE, settings)
+        _complete(partial, folder, {"step": step, **({"temporary": True} if temporary else {})})
 
     try:
-        together(accelerator, save_state, what, advice)
-        together(accelerator, complete, what, advice)
+        write_on_all_ranks(accelerator, save_state, what, advice)
+        write_on_main(accelerator, complete, what, advice)
     except UsageError:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
@@ -144,7 +156,7 @@ def save_checkpoint(
         _rotate(folder.parent, step, keep)
 
 
-def together(
+def write_on_all_ranks(
     accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "go on with `resume='auto'`"
 ) -> None:
     """Let every process write; where one cannot, all of them raise its error.
@@ -162,8 +174,20 @@ def together(
         raise UsageError(f"{what} could not be written ({failures[0]}); make room there, then {advice}.")
 
 
-def _complete(partial: Path, folder: Path, step: int) -> None:
+def write_on_main(
+    accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "go on with `resume='auto'`"
+) -> None:
+    """Let the first process write; where it cannot, all of them raise its error.
+
+    Raises:
+        UsageError: With what could not be written, why, and what to do then.
+    """
+    write_on_all_ranks(accelerator, write if accelerator.is_main_process else lambda: None, what, advice)
+
+
+def _complete(partial: Path, folder: Path, facts: dict[str, Any]) -> None:
     """Rename the folder when all of it has reached the disk, and mark it."""
+    share_permissions(partial)
     files = {}
     for path in sorted(path for path in partial.rglob("*") if path.is_file()):
         sync(path)
@@ -173,7 +197,23 @@ def _complete(partial: Path, folder: Path, step: int) -> None:
         _remove(folder)
     partial.rename(folder)
     sync(folder.parent)
-    replace_file(folder / MARKER, json.dumps({"step": step, "files": files}, indent=1) + "\n")
+    replace_file(folder / MARKER, json.dumps({**facts, "files": files}, indent=1) + "\n")
+
+
+def replace_progress(checkpoint: Path, progress: Progress) -> None:
+    """Let a checkpoint know what became of the validation of its step: before the rename nothing of it, then all."""
+    state = progress.state_dict()
+    write_json(checkpoint / PROGRESS_FILE, {"progress": state, "sha256": _checksum_of_progress(state)})
+
+
+def load_progress(checkpoint: Path, progress: Progress) -> None:
+    """Take over the progress after the validation of the step, where there was one."""
+    if (checkpoint / PROGRESS_FILE).exists():
+        progress.load_state_dict(read_json(checkpoint / PROGRESS_FILE)["progress"])
+
+
+def _checksum_of_progress(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(path: Path) -> str:
@@ -182,12 +222,21 @@ def _checksum(path: Path) -> str:
 
 
 def _rotate(checkpoints: Path, step: int, keep: int) -> None:
+    """Keep the newest of any kind, and the newest `keep` of those that the user asked for."""
     stale = [path for path in checkpoints.iterdir() if path.name.endswith(_PARTIAL)]
     numbered = _numbered(checkpoints)
     stale += [path for number, path in numbered if number > step or not (path / MARKER).exists()]
-    stale += [path for number, path in numbered if number <= step and path not in stale][:-keep]
-    for path in stale:
+    complete = [path for _, path in numbered if path not in stale]
+    asked_for = [path for path in complete if not _is_temporary(path)][-keep:]
+    for path in [*stale, *(path for path in complete[:-1] if path not in asked_for)]:
         _remove(path)
+
+
+def _is_temporary(checkpoint: Path) -> bool:
+    try:
+        return bool(read_json(checkpoint / MARKER).get("temporary", False))
+    except (ValueError, AttributeError, OSError):
+        return False  # damaged: it stays as long as one that was asked for
 
 
 def _remove(checkpoint: Path) -> None:
@@ -252,4 +301,17 @@ def find_fault(checkpoint: Path) -> str | None:
                 return f"{checkpoint} is damaged: {name} is not as it was written"
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, OSError):
         return f"{checkpoint} is damaged: {MARKER} cannot be read"
+    return _find_fault_of_progress(checkpoint)
+
+
+def _find_fault_of_progress(checkpoint: Path) -> str | None:
+    path = checkpoint / PROGRESS_FILE
+    if not path.exists():
+        return None  # its validation is still due
+    try:
+        written = read_json(path)
+        if written["sha256"] != _checksum_of_progress(written["progress"]):
+            return f"{checkpoint} is damaged: {PROGRESS_FILE} is not as it was written"
+    except (ValueError, KeyError, TypeError, OSError):
+        return f"{checkpoint} is damaged: {PROGRESS_FILE} cannot be read"
     return None

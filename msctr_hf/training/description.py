@@ -1,4 +1,4 @@
-"""What a run tells about itself: run.json, and the summary before the first step."""
+"""Descriptions of a run: run.json, and the summary before the first step."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from ..models.contrastive_adapter import ContrastiveAdapter
-from .training_data import num_pictures
-
-if TYPE_CHECKING:
-    from .loop import Run
+from .settings import TrainingArguments
 
 _PACKAGES = ("msctr_hf", "torch", "transformers", "accelerate", "datasets", "timm", "evaluate", "huggingface_hub")
 # what changes how a run computes, and where a scheduler put it
@@ -89,34 +87,64 @@ def _version(package: str) -> str | None:
         return None
 
 
-def describe_start(run: Run) -> list[str]:
+@dataclass(frozen=True)
+class RunSummary:
+    """What is to be read about a run before its first step.
+
+    Args:
+        network (`nn.Module`): The network.
+        backbone (`str`): Name of its backbone, or of the saved model that is adapted.
+        dataset (`str`): Name of the data set.
+        num_classes (`int`): Its classes.
+        training_images, validation_images (`int`, *optional*): How many there are; `None` for a stream.
+        args (`TrainingArguments`): How it is trained.
+        steps_per_epoch (`int`, *optional*): `None` for a stream.
+        num_processes (`int`): Processes that train together.
+        precision (`str`): Mixed precision.
+        checkpoint (`Path`, *optional*): What it resumes from.
+        step (`int`): Step of the checkpoint.
+    """
+
+    network: nn.Module
+    backbone: str
+    dataset: str
+    num_classes: int
+    training_images: int | None
+    validation_images: int | None
+    args: TrainingArguments
+    steps_per_epoch: int | None
+    num_processes: int
+    precision: str
+    checkpoint: Path | None
+    step: int
+
+
+def describe_start(run: RunSummary) -> list[str]:
     """Lines to read before the first step: network, data, batch, schedule, device, folder."""
-    arguments, accelerator = run.arguments, run.accelerator
+    args = run.args
     always, in_training = _count_parameters(run.network)
-    batch = arguments.batch_size * arguments.gradient_accumulation_steps * accelerator.num_processes
-    pictures = num_pictures(run.train_set)
-    epochs = "" if run.steps_per_epoch is None else f", {arguments.max_steps / run.steps_per_epoch:.1f} epochs"
+    batch = args.batch_size * args.gradient_accumulation_steps * run.num_processes
+    epochs = "" if run.steps_per_epoch is None else f", {args.max_steps / run.steps_per_epoch:.1f} epochs"
     lines = [
         f"network   {_architecture(run)}: {always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training",
-        f"data      {run.spec.name}, {len(run.spec.classes)} classes: {pictures or 'streamed'} training and "
-        f"{num_pictures(run.validation.dataset) or 'streamed'} validation pictures",
-        f"batch     {batch} = {arguments.batch_size} pictures x {arguments.gradient_accumulation_steps} batches x "
-        f"{accelerator.num_processes} process(es)",
-        f"schedule  {arguments.max_steps} steps{epochs}: {arguments.optimizer}, {arguments.schedule}, rate "
-        f"{arguments.learning_rate:g}, {arguments.warmup_steps} steps of warm-up"
-        + (f", weights averaged with {arguments.ema_decay:g}" if arguments.ema else ""),
-        f"device    {_device_name()}, precision {accelerator.mixed_precision}",
-        f"folder    {run.output_dir}",
+        f"data      {run.dataset}, {run.num_classes} classes: {run.training_images or 'streamed'} training and "
+        f"{run.validation_images or 'streamed'} validation pictures",
+        f"batch     {batch} = {args.batch_size} pictures x {args.gradient_accumulation_steps} batches x "
+        f"{run.num_processes} process(es)",
+        f"schedule  {args.max_steps} steps{epochs}: {args.optimizer}, {args.schedule}, rate "
+        f"{args.learning_rate:g}, {args.warmup_steps} steps of warm-up"
+        + (f", weights averaged with {args.ema_decay:g}" if args.ema else ""),
+        f"device    {_device_name()}, precision {run.precision}",
+        f"folder    {Path(args.output_dir)}",
     ]
-    return lines if run.checkpoint is None else [*lines, f"goes on   from step {run.progress.step}, {run.checkpoint}"]
+    return lines if run.checkpoint is None else [*lines, f"goes on   from step {run.step}, {run.checkpoint}"]
 
 
-def _architecture(run: Run) -> str:
+def _architecture(run: RunSummary) -> str:
     network = run.network
     if isinstance(network, ContrastiveAdapter):
-        kind, mode = network.config.model_type, network.objective.contrastive_mode
-        return f"{run.settings['model_name_or_path']} ({kind}), {mode}"
-    return f"{network.config.decode_head} on {run.settings['backbone']}, {network.config.contrastive_mode}"
+        return f"{run.backbone} ({network.config.model_type}), {network.objective.contrastive_mode}"
+    return f"{network.config.decode_head} on {run.backbone}, {network.config.contrastive_mode}"
 
 
 def _device_name() -> str:

@@ -68,10 +68,10 @@ def keep_freed_memory() -> None:
             library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def lay_out(
+def optimize_layout(
     model: nn.Module, device: torch.device, *, channels_last: bool = False, bf16: bool = False, num_processes: int = 1
 ) -> nn.Module:
-    """The network as a machine likes it: memory format, precision of slow layers, statistics shared between GPUs."""
+    """Fit a network to the machine: memory format, precision of slow layers, statistics shared between GPUs."""
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     if device.type == "cpu" and bf16:

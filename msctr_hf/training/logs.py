@@ -1,11 +1,13 @@
-"""Scalars and pictures of a run: running means, log.jsonl, trackers."""
+"""Scalars and images of a run: running means, log.jsonl, trackers."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,12 @@ from PIL import Image
 from ..errors import UsageError
 from .description import without_secrets
 from .run_folder import LOG_FILE, replace_file
+from .step_guard import Verdict
+from .validation import ValidationResult
+
+_VALIDATION = "validation/"
+_SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunningMeans:
@@ -72,49 +80,97 @@ class RunLog:
     Args:
         accelerator (`Accelerator`): Its trackers are started.
         output_dir (`Path`): Folder of the run.
-        settings (`dict`): Told to the trackers.
-        step (`int`): Step the run goes on from; what an interrupted run logged after it is dropped.
+        settings (`dict`): Passed to the trackers.
+        step (`int`): Step the run resumes from; what an interrupted run logged after it is dropped.
+        validated_step (`int`, *optional*): Step of the last validation whose result the checkpoint knows, by default
+            its own; later ones are dropped and come again.
+
+    Raises:
+        UsageError: If log.jsonl cannot be written.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: Path, settings: dict[str, Any], step: int):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: Path,
+        settings: dict[str, Any],
+        step: int,
+        validated_step: int | None = None,
+    ):
         self.accelerator = accelerator
         self.path = output_dir / LOG_FILE
+        last_validated = step if validated_step is None else validated_step
         if accelerator.is_main_process and self.path.exists():
-            kept = "".join(line for line in self.path.read_text().splitlines(keepends=True) if _is_up_to(line, step))
-            replace_file(self.path, kept)
+            lines = self.path.read_text().splitlines(keepends=True)
+            with self._full_disk_reported(OSError):
+                replace_file(self.path, "".join(line for line in lines if _is_up_to(line, step, last_validated)))
         options = {"tensorboard": {"purge_step": step + 1}} if step else {}
         accelerator.init_trackers("msctr_hf", config=_flat(without_secrets(settings)), init_kwargs=options)
 
     def write(self, values: Mapping[str, Any], step: int) -> None:
-        """Log scalars of one step; what is no number goes to log.jsonl only."""
+        """Log scalars of one step; what is not a number goes to log.jsonl only.
+
+        Raises:
+            UsageError: If log.jsonl cannot be written, or the disk is full.
+        """
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         if numbers:
-            self.accelerator.log(numbers, step=step)
+            with self._full_disk_reported():
+                self.accelerator.log(numbers, step=step)
         if self.accelerator.is_main_process:
-            try:
-                with self.path.open("a") as file:
-                    file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise UsageError(
-                    f"{self.path} could not be written ({reason}); make room there, then go on with `resume='auto'`."
-                ) from error
+            with self._full_disk_reported(OSError), self.path.open("a") as file:
+                file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 
-    def show(self, name: str, picture: Image.Image, step: int) -> None:
-        """Give a picture to the trackers that take pictures."""
+    def write_skipped(self, verdict: Verdict) -> None:
+        """Log that a step was skipped, and why."""
+        faulty = verdict.faulty
+        self.write({"skipped": True, "not_finite": faulty.terms, "pictures": faulty.pictures}, verdict.step)
+        self.accelerator.print(
+            f"\nstep {verdict.step} was skipped, not finite: {', '.join(faulty.terms)}; "
+            f"pictures: {', '.join(faulty.pictures)}"
+        )
+
+    def write_validation(self, result: ValidationResult, step: int) -> None:
+        """Log the scores of a validation, and a few predictions where a tracker takes images."""
+        self.write({f"{_VALIDATION}{name}": result.results[name] for name in _SCORES}, step)
+        if result.sheet is not None:
+            self.show(f"{_VALIDATION}predictions", result.sheet, step)
+        self.accelerator.print(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %")
+
+    def show(self, name: str, image: Image.Image, step: int) -> None:
+        """Give an image to the trackers that take images."""
         for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
-            elif hasattr(tracker, "log_images"):
-                tracker.log_images({name: [picture]}, step=step)
+            with self._full_disk_reported():
+                if tracker.name == "tensorboard":
+                    tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
+                elif hasattr(tracker, "log_images"):
+                    tracker.log_images({name: [image]}, step=step)
+
+    @contextmanager
+    def _full_disk_reported(self, kind: type[OSError] | None = None) -> Iterator[None]:
+        """Convert errors of writing: all of `kind`; of the trackers, which use the network too, only a full disk."""
+        try:
+            yield
+        except OSError as error:
+            if kind is None and error.errno not in _DISK_FULL:
+                raise
+            reason = error.strerror or str(error)
+            raise UsageError(
+                f"{self.path} could not be written ({reason}); make room there, then go on with `resume='auto'`."
+            ) from error
 
 
-def _is_up_to(line: str, step: int) -> bool:
-    """Whether a line was written whole, and not after this step."""
+def _is_up_to(line: str, step: int, last_validated: int) -> bool:
+    """Whether a line was written whole, and not after this step; lines of validations not after theirs.
+
+    A run that is killed between the log line of a validation and the checkpoint's progress validates once more.
+    """
     try:
-        return json.loads(line)["step"] <= step and line.endswith("\n")
+        entry = json.loads(line)
     except json.JSONDecodeError:
         return False
+    of_validation = any(name.startswith(_VALIDATION) for name in entry)
+    return entry["step"] <= (last_validated if of_validation else step) and line.endswith("\n")
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import convert_sync_batchnorm
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig
 
 from ..data.labels import IGNORE_INDEX
@@ -127,6 +129,26 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
     timm's conversion keeps the activations that are part of its norms; torch's own would drop them.
     """
     return convert_sync_batchnorm(model)
+
+
+def refuse_single_values(model: nn.Module) -> None:
+    """Let batch normalization refuse one value per channel in a sentence; torch raises a plain ValueError for it.
+
+    Only the forward pass knows the sizes of all maps: `batch_size=1` is enough for networks that do not pool a whole
+    image to one value, as the heads of DeepLabV3 and UPerNet do.
+    """
+    for module in model.modules():
+        # a synchronized one counts the values of all processes
+        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            module.register_forward_pre_hook(_refuse_single_value)
+
+
+def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    if module.training and inputs[0].numel() == inputs[0].shape[1]:
+        raise UsageError(
+            "With this `batch_size` and `crop_size` a normalisation layer sees a single value per channel; use "
+            "`batch_size` 2 or more."
+        )
 
 
 def freeze(module: nn.Module) -> None:

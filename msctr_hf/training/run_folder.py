@@ -5,7 +5,7 @@ OUTPUT_DIR/                     the best validated model, for `from_pretrained`
     run.json config.yaml log.jsonl tensorboard/ profile/ not_finite.json
     last/                       the last model, for `from_pretrained`
     checkpoints/step_N/         states of everything, to go on from
-    .replaced/                  the run that was here before, until this one has saved something
+.OUTPUT_DIR.replaced/           the run that was there before, until this one has saved something
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ LOG_FILE = "log.jsonl"
 NOT_FINITE_FILE = "not_finite.json"
 PREDICTIONS_FILE = "predictions.png"
 CHECKPOINTS = "checkpoints"
+MARKER = "COMPLETE"  # of a checkpoint
 LAST = "last"
-_REPLACED = ".replaced"
+OLD_REPLACED = ".replaced"  # in OUTPUT_DIR, where older versions left the run that was to be replaced
 _PARTIAL = ".partial"
 
 
@@ -47,9 +48,15 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"`output_dir`: {output_dir} is a file.")
-    if resume or is_empty(output_dir):
+    replaced = replaced_folder(output_dir)
+    if resume or (is_empty(output_dir) and not replaced.exists()):
         return
-    if not (output_dir / RUN_FILE).exists() and not (output_dir / _REPLACED).exists():
+    if not overwrite and replaced.exists() and not holds_a_model(output_dir):
+        raise UsageError(
+            f"`output_dir`: the run of {output_dir} lies in {replaced}, since a start that was to replace it ended "
+            "before it saved anything; rename it back, or replace it with `overwrite_output_dir`."
+        )
+    if not any(path.exists() for path in (output_dir / RUN_FILE, output_dir / OLD_REPLACED, replaced)):
         raise UsageError(f"`output_dir`: {output_dir} is not empty and holds no run; choose another folder.")
     if not overwrite:
         raise UsageError(
@@ -64,40 +71,34 @@ def is_empty(output_dir: Path) -> bool:
 
 
 def holds_a_model(output_dir: Path) -> bool:
-    """Whether a run has saved anything worth keeping."""
-    return any((output_dir / name).exists() for name in (RESULTS_FILE, LAST, CHECKPOINTS))
+    """Whether a run has saved anything to go on from or to predict with."""
+    saved = (RESULTS_FILE, f"{LAST}/config.json", f"{CHECKPOINTS}/*/{MARKER}")
+    return any(any(output_dir.glob(pattern)) for pattern in saved)
 
 
-def set_aside(output_dir: Path) -> None:
-    """Move the run that is to be replaced out of the way, until the new one has saved something."""
-    if is_empty(output_dir):
-        return
-    replaced = output_dir / _REPLACED
-    if replaced.exists() and not holds_a_model(output_dir):
-        bring_back(output_dir)  # the attempt before this one was ended before it saved anything
-    shutil.rmtree(replaced, ignore_errors=True)
-    entries = list(output_dir.iterdir())
-    replaced.mkdir()
-    for entry in entries:
-        entry.rename(replaced / entry.name)
+def holds_a_log(output_dir: Path) -> bool:
+    """Whether a run has logged anything."""
+    log = output_dir / LOG_FILE
+    return log.exists() and log.stat().st_size > 0
 
 
-def bring_back(output_dir: Path) -> None:
-    """Put the run that was set aside back, in place of what lies there."""
-    replaced = output_dir / _REPLACED
-    if not replaced.exists():
-        return
-    for entry in output_dir.iterdir():
-        if entry != replaced:
-            remove(entry)
-    for entry in replaced.iterdir():
-        entry.rename(output_dir / entry.name)
-    replaced.rmdir()
+def replaced_folder(output_dir: Path) -> Path:
+    """Where the run lies that is to be replaced, until the new one has saved something: beside the folder."""
+    folder = output_dir.resolve()
+    return folder.with_name(f".{folder.name}.replaced")
 
 
-def forget_what_was_set_aside(output_dir: Path) -> None:
-    """Remove the replaced run for good."""
-    shutil.rmtree(output_dir / _REPLACED, ignore_errors=True)
+def share_permissions(folder: Path) -> None:
+    """Give `.safetensors` files the permissions of their neighbors.
+
+    safetensors creates them for their owner only, whatever the umask, so that nobody else could read the model. The
+    neighbors show the umask, and the rules of the folder, without changing either.
+    """
+    for path in folder.rglob("*.safetensors"):
+        neighbors = (each for each in path.parent.iterdir() if each.is_file() and each.suffix != ".safetensors")
+        if (neighbor := next(neighbors, None)) is not None:
+            with suppress(PermissionError):  # a file system that keeps no permissions
+                path.chmod(neighbor.stat().st_mode & 0o777)
 
 
 def save_model(
@@ -115,6 +116,7 @@ def save_model(
     try:
         model.save_pretrained(partial, state_dict=state_dict)
         image_processor.save_pretrained(partial)
+        share_permissions(partial)
         for path in sorted(partial.iterdir()):
             sync(path)
             path.replace(folder / path.name)

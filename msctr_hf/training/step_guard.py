@@ -1,14 +1,17 @@
 """Steps with numbers that are not finite are skipped on the device; the host learns of them a step later.
 
-No step waits for the device: what it decides there, it copies to the host, which reads it when the next step has been
-handed over. What must not be lost by then, the statistics of normalisation layers, has been kept.
+No step waits for the device. A GPU works through a queue that the host fills; if the host read the loss of every
+step to see whether it is finite, the queue would run empty and the GPU would idle until the next step is handed over.
+So the decision is made on the device, its flags are copied to the host meanwhile, and the host reads them when the
+next step is in the queue. By then this next step has used the statistics of the normalization layers that the skipped
+step spoiled, so they are kept before every step and put back.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,6 +39,26 @@ class Verdict(NamedTuple):
     stop: bool
 
 
+class Outcome(NamedTuple):
+    """What follows from the steps that were checked."""
+
+    stop: bool  # a process was told to stop; true in all of them at the same step
+
+
+class TooManySkippedSteps(Exception):
+    """So many steps in a row were skipped that training on makes no sense.
+
+    Args:
+        verdict (`Verdict`): The last of them.
+        in_a_row (`int`): How many.
+    """
+
+    def __init__(self, verdict: Verdict, in_a_row: int):
+        super().__init__(f"{in_a_row} steps in a row were skipped, up to step {verdict.step}")
+        self.verdict = verdict
+        self.in_a_row = in_a_row
+
+
 @dataclass
 class _Sent:
     """Flags of a step on their way to the host, with what is wanted if they say that it was skipped."""
@@ -49,17 +72,29 @@ class _Sent:
 
 
 class StepGuard:
-    """Keeps numbers that are not finite out of weights, optimiser and statistics.
+    """Keeps numbers that are not finite out of weights, optimizer and statistics; counts and reports skipped steps.
 
     Args:
         accelerator (`Accelerator`): Its processes skip a step together.
         optimizer: As `Accelerator.prepare` gives it; a fused one skips without the host.
         models (`nn.Module`): The network, and its average if there is one: their buffers are put back.
+        max_skipped (`int`, *optional*): So many skipped steps in a row are too many.
+        report (`Callable`, *optional*): Called with the verdict on every skipped step.
     """
 
-    def __init__(self, accelerator: Accelerator, optimizer: Any, *models: nn.Module):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizer: Any,
+        *models: nn.Module,
+        max_skipped: int | None = None,
+        report: Callable[[Verdict], None] | None = None,
+    ):
         self.accelerator = accelerator
         self.optimizer = optimizer
+        self.max_skipped = max_skipped
+        self.report = report
+        self.skipped_in_a_row = 0
         inner = optimizer.optimizer
         self.skips_on_device = (
             getattr(inner, "_step_supports_amp_scaling", False) and accelerator.distributed_type not in SHARDED
@@ -79,7 +114,7 @@ class StepGuard:
         self._pictures: list[torch.Tensor] = []
 
     def before_forward(self) -> None:
-        """Keep the statistics of the normalisation layers as they are before a step."""
+        """Keep the statistics of the normalization layers as they are before a step, at its first batch."""
         if not self._pictures:
             self._copies.rotate()
             _copy(self._copies[0], self.statistics[0])
@@ -121,6 +156,29 @@ class StepGuard:
         elif not faulty.item():
             self.optimizer.step()
 
+    def check(self, *, wait: bool) -> Outcome:
+        """Learn what became of the step before; called after every step.
+
+        Args:
+            wait (`bool`): Learn of this step too, for which the host has to wait; for log lines and checkpoints, which
+                wait anyway and are to miss nothing.
+
+        Raises:
+            TooManySkippedSteps: If `max_skipped` steps in a row were skipped.
+        """
+        verdicts = list(self.verdicts(of_all=wait))
+        if any(verdict.stop or verdict.faulty for verdict in verdicts):
+            # what follows is said or saved at once: let it hold for all steps so far. The flags are sums over all
+            # processes, so that all of them come here at the same step
+            verdicts += self.verdicts(of_all=True)
+        for verdict in verdicts:
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if verdict.faulty else 0
+            if verdict.faulty and self.report is not None:
+                self.report(verdict)
+            if verdict.faulty and self.skipped_in_a_row == self.max_skipped:
+                raise TooManySkippedSteps(verdict, self.skipped_in_a_row)
+        return Outcome(stop=any(verdict.stop for verdict in verdicts))
+
     def verdicts(self, *, of_all: bool) -> Iterator[Verdict]:
         """What became of the step before the last, or of all steps so far, for which the host then has to wait."""
         while len(self._sent) > (0 if of_all else 1):
@@ -128,14 +186,10 @@ class StepGuard:
             if sent.arrived is not None:
                 sent.arrived.synchronize()
             faulty, stop = sent.flags.tolist()
-            if faulty:
-                self._put_back(sent.statistics)
+            if faulty:  # into the models, and into what was kept since, when they were spoiled already
+                for buffers in (*self.statistics, *(later.statistics for later in self._sent)):
+                    _copy(buffers, sent.statistics)
             yield Verdict(sent.step, self._describe(sent) if faulty else None, bool(stop))
-
-    def _put_back(self, statistics: list[torch.Tensor]) -> None:
-        """Into the models, and into what was kept since, when they were spoilt already."""
-        for buffers in (*self.statistics, *(sent.statistics for sent in self._sent)):
-            _copy(buffers, statistics)
 
     def _describe(self, sent: _Sent) -> Faulty:
         terms = [name for name, value in sent.terms.items() if not value.isfinite()]
@@ -165,8 +219,9 @@ def _to_host(flags: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Momentum from zero: a fused SGD whose first step is skipped would leave it as it found the memory."""
+    """Start momentum at zero: a fused SGD whose first step is skipped would leave it as it found the memory."""
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
             for parameter in group["params"] if group["momentum"] else ():
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                if optimizer.state[parameter].get("momentum_buffer") is None:  # a resumed run has its own
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

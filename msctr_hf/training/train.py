@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ from ..errors import UsageError
 from ..evaluation.scoring import iou_table
 from .checkpointing import find_checkpoint
 from .interruption import StopRequest
-from .loop import Run
-from .run_folder import bring_back, check_output_dir, holds_a_model, is_empty, read_log
+from .loop import TrainingLoop
+from .replacement import restore
+from .run_folder import check_output_dir, holds_a_log, holds_a_model, is_empty, read_log
 from .settings import ModelArguments, TrainingArguments
+from .setup import Setup
 
-REHEARSED_STEPS, REHEARSED_PICTURES = 2, 4
+REHEARSED_STEPS, REHEARSED_IMAGES = 2, 4
 
 
 def train(
@@ -41,9 +45,9 @@ def train(
         `dict`: results of the best model, as in `results.json`; empty after a dry run.
 
     Raises:
-        UsageError: If the input is faulty; a folder that this call made is removed again where nothing was saved yet,
-            and a run that was to be replaced is put back. If something cannot be written, or another process has
-            ended, checkpoints from before stay whole.
+        UsageError: If the input is faulty: a folder that this call made is removed again where nothing was logged or
+            saved yet, and a run that was to be replaced is put back where nothing was saved yet. If something cannot
+            be written, or another process has ended: checkpoints from before stay whole.
         Interrupted: If the process was told to stop; there is a checkpoint to go on from.
     """
     output_dir = Path(arguments.output_dir)
@@ -54,25 +58,36 @@ def train(
     was_empty = is_empty(output_dir)
     try:
         with StopRequest() as stop:
-            return Run(model_arguments, data_arguments, arguments, settings, stop, publish=publish).go()
+            setup = Setup(model_arguments, data_arguments, arguments, settings)
+            setup.start()
+            return TrainingLoop(setup, stop, publish).run()
     except BaseException as error:
-        if not holds_a_model(output_dir) and PartialState().is_main_process:
-            if was_empty:
-                shutil.rmtree(output_dir, ignore_errors=True)
-            else:
-                bring_back(output_dir)
+        if PartialState().is_main_process and not holds_a_model(output_dir):
+            _clean_up(output_dir, was_empty)
         if _lost_another_process(error):
             raise UsageError("Another process of this run has ended; its message says why.") from error
-        if "Expected more than 1 value per channel" in str(error):  # torch's, of a normalisation layer
-            raise UsageError(
-                "With this `batch_size` and `crop_size` a normalisation layer sees a single value per channel; use "
-                "`batch_size` 2 or more."
-            ) from error
         raise
 
 
+def _clean_up(output_dir: Path, was_empty: bool) -> None:
+    """Put back what a run that saved nothing was to replace, or remove its folder unless it logged something.
+
+    What a run has logged or saved stays: hours of training may have gone into it.
+    """
+    with suppress(OSError):  # the error that ended the run is the one to be seen
+        restored = restore(output_dir)
+        if restored is not None:
+            print(f"\n{restored}", file=sys.stderr)
+        elif was_empty and not holds_a_log(output_dir):
+            shutil.rmtree(output_dir, ignore_errors=True)
+
+
 def _lost_another_process(error: BaseException) -> bool:
-    """Whether a process waited in vain for another: NCCL raises errors of its own, gloo plain ones."""
+    """Whether a process waited in vain for another.
+
+    NCCL raises types of its own. gloo raises a plain RuntimeError, and the processes that are left cannot ask each
+    other who is missing, since each waits in another call; so the name that gloo writes into its messages has to do.
+    """
     return isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error) and PartialState().num_processes > 1
     )
@@ -101,12 +116,13 @@ def _rehearse(
     shutil.rmtree(folder, ignore_errors=True)  # what an attempt before this one left
     try:
         with StopRequest() as stop:
-            run = Run(model_arguments, data_arguments, short, settings, stop, pictures=REHEARSED_PICTURES)
-            run.go()
-            run.go_on_from(find_checkpoint(folder, "auto"))
-        if run.accelerator.is_main_process:
+            setup = Setup(model_arguments, data_arguments, short, settings, validation_images=REHEARSED_IMAGES)
+            setup.start()
+            TrainingLoop(setup, stop).run()
+            setup.resume_from(find_checkpoint(folder, "auto"))
+        if setup.accelerator.is_main_process:
             last = [line for line in read_log(folder) if "images_per_second" in line][-1]
-            pictures = arguments.batch_size * arguments.gradient_accumulation_steps * run.accelerator.num_processes
+            pictures = arguments.batch_size * arguments.gradient_accumulation_steps * setup.accelerator.num_processes
             seconds = arguments.max_steps * pictures / last["images_per_second"]
             print(
                 f"dry run: training, validation, saving and loading work; {last['used_mb']:.0f} MB in use, "

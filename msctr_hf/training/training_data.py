@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from ..data.repeat_factors import classes_present, repeat_factors
 from ..data.settings import DataArguments
 from ..errors import UsageError
 from ..models.image_processing_msctr import MsctrImageProcessor
+from .checkpointing import Progress
 from .settings import TrainingArguments
 
 Batch = TypeVar("Batch")
@@ -57,6 +58,23 @@ def build_loader(
             f"{accelerator.num_processes} process(es); lower `batch_size`."
         )
     return loader, max(1, batches // arguments.gradient_accumulation_steps)
+
+
+def endless_batches(accelerator: Accelerator, loader: DataLoader, progress: Progress) -> Generator[dict]:
+    """Batches from where the progress stands, epoch after epoch; the progress counts them.
+
+    A batch counts as soon as it is read: whoever saves the progress has trained on all that were read.
+    """
+    while True:
+        batches: Any = loader
+        if progress.batches_in_epoch:
+            batches = accelerator.skip_first_batches(loader, progress.batches_in_epoch)
+        batches.set_epoch(progress.epoch)  # a loader that skips would count epochs from 0
+        for batch in without_drawing_at_the_start(batches):
+            progress.batches_in_epoch += 1
+            yield batch
+        progress.epoch += 1
+        progress.batches_in_epoch = 0
 
 
 def without_drawing_at_the_start(batches: Iterable[Batch]) -> Iterator[Batch]:

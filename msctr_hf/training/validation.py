@@ -1,15 +1,13 @@
-"""Validation within a run: score the network, show what it sees, keep the best."""
+"""Validation within a run: scores of the network, and a few of its predictions to look at."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from datasets import Dataset, IterableDataset
@@ -21,27 +19,37 @@ from ..evaluation.predictor import Predictor
 from ..evaluation.scoring import score_dataset
 from ..evaluation.visualization import contact_sheet
 from ..models.image_processing_msctr import MsctrImageProcessor
-from .checkpointing import Progress, together
-from .devices import full_state_dict
-from .logs import RunLog
-from .run_folder import PREDICTIONS_FILE, RESULTS_FILE, save_model, save_picture, write_json
 from .training_data import num_pictures
 
-PICTURES_SHOWN = 4
-_LOGGED = ("mean_iou", "mean_accuracy", "overall_accuracy")
+IMAGES_SHOWN = 4
+
+
+class ValidationResult(NamedTuple):
+    """What a validation found.
+
+    Args:
+        results (`dict`): Scores, as results.json holds them.
+        sheet (`Image`, *optional*): A few images with labels and predictions; `None` in a process that saw none.
+    """
+
+    results: dict[str, Any]
+    sheet: Image.Image | None
+
+    @property
+    def mean_iou(self) -> float:
+        """The score by which the best network is chosen; 0 where there was nothing to score."""
+        return self.results["mean_iou"] or 0.0
 
 
 class Validation:
-    """Scores a network on all processes and saves it where it is the best so far.
+    """Scores a network on all processes; what follows from the result is up to the loop.
 
     Args:
         accelerator (`Accelerator`): The processes.
-        dataset (`datasets.Dataset`): Validation pictures.
+        dataset (`datasets.Dataset`): Validation images.
         spec (`DatasetSpec`): Their classes.
-        image_processor (`MsctrImageProcessor`): Prepares them, and is saved with the network.
-        output_dir (`Path`): Where the best network goes.
-        num_workers (`int`): Of the loader.
-        publish (`Callable`, *optional*): Called by the first process with the folder of every new best network.
+        image_processor (`MsctrImageProcessor`): Prepares them.
+        num_workers (`int`): Worker processes of the loader.
     """
 
     def __init__(
@@ -50,62 +58,31 @@ class Validation:
         dataset: Dataset | IterableDataset,
         spec: DatasetSpec,
         image_processor: MsctrImageProcessor,
-        output_dir: Path,
         num_workers: int,
-        publish: Callable[[Path], None] | None = None,
     ):
         self.accelerator = accelerator
         self.dataset = dataset
         self.spec = spec
         self.image_processor = image_processor
-        self.output_dir = output_dir
         self.num_workers = num_workers
-        self.publish = publish
 
-    def run(self, model: nn.Module, progress: Progress, log: RunLog, should_stop: Callable[[], bool]) -> bool:
-        """Score the network; `False` if a process was told to stop before the end, and nothing came of it."""
+    def run(self, model: nn.Module, should_stop: Callable[[], bool]) -> ValidationResult | None:
+        """Score the network; `None` if a process was told to stop before the end."""
         # without SyncBatchNorm every process has statistics of its own; those of the first are the ones saved
         broadcast(list(model.buffers()))
         shown: list[tuple] = []
         results = self._score(model, shown, should_stop)
         if results is None:
-            return False
-        progress.validated_step = progress.step
-        sheet = contact_sheet(shown, self.spec.palette, self.spec.classes) if shown else None
-        log.write({f"validation/{name}": results[name] for name in _LOGGED}, progress.step)
-        if sheet is not None:
-            log.show("validation/predictions", sheet, progress.step)
-        mean_iou = results["mean_iou"] or 0.0
-        self.accelerator.print(f"step {progress.step}: validation mIoU {100 * mean_iou:.2f} %")
-        if mean_iou > progress.best_mean_iou:
-            progress.best_mean_iou = mean_iou
-            progress.best_results = {"step": progress.step, **results}
-            weights = full_state_dict(self.accelerator, model)
-            together(
-                self.accelerator,
-                lambda: self._save_best(model, weights, progress, sheet),
-                f"The best model in {self.output_dir}",
-            )
-        return True
-
-    def _save_best(
-        self, model: nn.Module, weights: dict[str, torch.Tensor] | None, progress: Progress, sheet: Image.Image | None
-    ) -> None:
-        if self.accelerator.is_main_process:
-            save_model(model, self.image_processor, self.output_dir, weights)
-            write_json(self.output_dir / RESULTS_FILE, progress.best_results)
-            if sheet is not None:
-                save_picture(sheet, self.output_dir / PREDICTIONS_FILE)
-            if self.publish is not None:
-                self.publish(self.output_dir)
+            return None
+        return ValidationResult(results, contact_sheet(shown, self.spec.palette, self.spec.classes) if shown else None)
 
     def _score(self, model: nn.Module, shown: list[tuple], should_stop: Callable[[], bool]) -> dict[str, Any] | None:
-        # from all over the set: neighbours are often frames of one video
-        pictures = (num_pictures(self.dataset) or PICTURES_SHOWN) // self.accelerator.num_processes
-        every, seen = max(1, pictures // PICTURES_SHOWN), itertools.count()
+        # from all over the set: neighbors are often frames of one video
+        images = (num_pictures(self.dataset) or IMAGES_SHOWN) // self.accelerator.num_processes
+        every, seen = max(1, images // IMAGES_SHOWN), itertools.count()
 
         def keep_a_few(samples: list[dict[str, Any]], predictions: list[np.ndarray]) -> None:
-            if next(seen) % every == 0 and len(shown) < PICTURES_SHOWN:
+            if next(seen) % every == 0 and len(shown) < IMAGES_SHOWN:
                 shown.append((samples[0]["image"], samples[0]["label"], predictions[0]))
 
         with _in_full_precision(model):

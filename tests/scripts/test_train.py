@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from small_run import TORCHRUN, flags
 
 from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.data.augmentation import TrainingAugmentation
-from msctr_hf.training import loop
+from msctr_hf.training import meter, train
 from msctr_hf.training.checkpointing import find_checkpoint
+from msctr_hf.training.loop import TrainingLoop
 
 
 @pytest.fixture
@@ -213,7 +215,7 @@ def test_too_many_faulty_steps_in_a_row_end_the_run_with_a_report(run_script, fo
 
 
 def test_a_run_that_contrasts_nothing_says_so(run_script, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "STEPS_WITHOUT_ANCHORS", 3)
+    monkeypatch.setattr(meter, "STEPS_WITHOUT_ANCHORS", 3)
     with pytest.warns(UserWarning, match="Nothing was contrasted in 3 batches"):
         run_script("train.py", *flags(folder, tmp_path / "run", contrastive_min_anchors_per_class=10_000))
 
@@ -275,6 +277,85 @@ def test_a_replaced_run_comes_back_if_the_new_one_fails(run_script, folder, tmp_
     code, _, error = run_script("train.py", *flags(folder, run, overwrite_output_dir=True))
     assert (code, "cannot be read" in error) == (2, True)
     assert {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_run_has_logged_stays_where_it_fails_before_it_saved_anything(run_script, folder, tmp_path):
+    run = tmp_path / "runs/run"
+    (folder / "train/images/3.jpg").write_bytes(b"no picture")
+    settings = {"max_steps": 30, "checkpointing_steps": 30, "validation_steps": 30}
+    code, _, error = run_script("train.py", *flags(folder, run, **settings, seed=1))
+    assert (code, "3.jpg cannot be read" in error) == (2, True), error
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1]
+    assert (run / "run.json").exists()
+
+
+def test_a_replaced_run_comes_back_beside_what_the_new_one_logged(run_script, folder, tmp_path):
+    run = tmp_path / "runs/run"
+    assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
+    before = content(run)
+    (folder / "train/images/3.jpg").write_bytes(b"no picture")
+    settings = {"max_steps": 30, "checkpointing_steps": 30, "validation_steps": 30, "seed": 1}
+    code, _, error = run_script("train.py", *flags(folder, run, **settings, overwrite_output_dir=True))
+    assert code == 2
+    assert "holds the run again that was to be replaced; what the new one logged is in" in error
+    assert error.strip().splitlines()[-1].startswith("error: ")
+    assert content(run) == before
+    assert sorted(path.name for path in run.parent.iterdir()) == [".run.failed_1", "run"]
+    assert (run.parent / ".run.failed_1/log.jsonl").exists()
+
+
+@pytest.mark.parametrize("next_start", [{"overwrite_output_dir": True}, {"resume": "auto"}], ids=str)
+def test_a_start_that_was_killed_before_it_saved_anything_loses_no_run(
+    run_script, folder, tmp_path, monkeypatch, next_start
+):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_, **__):
+        raise Killed
+
+    run = tmp_path / "runs/run"
+    assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
+    before = content(run)
+
+    def kill(**changes):
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingLoop, "train_step", killed)
+            patch.setattr(train, "_clean_up", lambda *_: None)  # a kill leaves no time for it
+            with pytest.raises(Killed):
+                run_script("train.py", *flags(folder, run, max_steps=2, seed=1, **changes))
+
+    kill(overwrite_output_dir=True)
+    assert content(run.parent / ".run.replaced") == before
+    code, _, error = run_script("train.py", *flags(folder, run, max_steps=2, seed=1))
+    assert (code, "before it saved anything; rename it back" in error) == (2, True)
+    kill(**next_start)
+    assert content(run.parent / ".run.replaced") == before
+    with monkeypatch.context() as patch:  # one that fails puts it back
+        patch.setattr(TrainingLoop, "train_step", killed)
+        with pytest.raises(Killed):
+            run_script("train.py", *flags(folder, run, max_steps=2, seed=1, **next_start))
+    assert content(run.parent) == {Path("run") / name: data for name, data in before.items()}
+
+
+def test_a_replaced_run_goes_when_the_new_one_has_saved(run_script, folder, tmp_path, monkeypatch):
+    run = tmp_path / "runs/run"
+    assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
+    lying, save = [], TrainingLoop.save_checkpoint
+
+    def look_before_and_after(self):
+        before = (run.parent / ".run.replaced").exists()
+        save(self)
+        lying.append((before, (run.parent / ".run.replaced").exists()))
+
+    monkeypatch.setattr(TrainingLoop, "save_checkpoint", look_before_and_after)
+    assert run_script("train.py", *flags(folder, run, max_steps=2, seed=1, overwrite_output_dir=True))[0] == 0
+    assert lying == [(True, False)]
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
 def test_resuming_another_run_is_refused(run_script, folder, tmp_path):

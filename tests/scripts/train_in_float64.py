@@ -7,7 +7,7 @@ from torch import nn
 
 from msctr_hf.commands.train import main
 from msctr_hf.data.augmentation import TrainingAugmentation
-from msctr_hf.training import loop
+from msctr_hf.training import setup
 from msctr_hf.training.network import build_network, freeze
 
 augment = TrainingAugmentation.__call__
@@ -27,6 +27,6 @@ def with_fixed_norms(*arguments):
 
 
 TrainingAugmentation.__call__ = in_float64
-loop.build_network = with_fixed_norms
+setup.build_network = with_fixed_norms
 torch.set_default_dtype(torch.float64)
 main(sys.argv[1:])

@@ -10,8 +10,16 @@ import torch
 from accelerate import Accelerator
 
 from msctr_hf.errors import UsageError
-from msctr_hf.training import checkpointing
-from msctr_hf.training.checkpointing import Progress, States, find_checkpoint, find_fault, save_checkpoint
+from msctr_hf.training import checkpointing, run_folder
+from msctr_hf.training.checkpointing import (
+    Progress,
+    States,
+    find_checkpoint,
+    find_fault,
+    load_progress,
+    replace_progress,
+    save_checkpoint,
+)
 
 SETTINGS = {"seed": 0}
 
@@ -153,3 +161,89 @@ def test_the_marker_comes_last_and_lists_everything(accelerator, tmp_path, monke
     assert {"model.safetensors", "settings.json", "random_states_0.pkl", "states.pt", "states_0.pt"} <= set(
         marker["files"]
     )
+
+
+def save(accelerator, folder, step, **options):
+    save_checkpoint(accelerator, folder, step, accelerator.states, SETTINGS, **{"keep": 2, **options})
+    return folder / f"checkpoints/step_{step}"
+
+
+def progress_of(accelerator, checkpoint):
+    """As a run that resumes reads it."""
+    accelerator.states.load(checkpoint, accelerator, own=True)
+    load_progress(checkpoint, accelerator.progress)
+    return accelerator.progress
+
+
+def test_a_validation_joins_the_checkpoint_of_its_step(accelerator, tmp_path):
+    checkpoint = save(accelerator, tmp_path, 3)
+    assert progress_of(accelerator, checkpoint).validated_step == 0
+    listed = (checkpoint / "COMPLETE").read_bytes()
+    replace_progress(checkpoint, Progress(step=3, validated_step=3, best_results={"mean_iou": 0.1 + 0.2, "a": None}))
+    assert find_fault(checkpoint) is None
+    assert (checkpoint / "COMPLETE").read_bytes() == listed
+    progress = progress_of(accelerator, checkpoint)
+    assert (progress.validated_step, progress.best_results) == (3, {"mean_iou": 0.1 + 0.2, "a": None})
+
+
+def test_a_checkpoint_of_an_older_version_knows_its_validation_without_a_file_for_it(accelerator, tmp_path):
+    accelerator.progress.validated_step = 3
+    checkpoint = save(accelerator, tmp_path, 3)
+    accelerator.progress.validated_step = 0
+    assert progress_of(accelerator, checkpoint).validated_step == 3
+
+
+def test_a_progress_that_cannot_be_written_leaves_the_checkpoint_valid(accelerator, tmp_path, monkeypatch):
+    checkpoint = save(accelerator, tmp_path, 3)
+    before = sorted(checkpoint.iterdir())
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "sync", full)
+        with pytest.raises(OSError, match="No space"):
+            replace_progress(checkpoint, Progress(step=3, validated_step=3))
+    assert sorted(checkpoint.iterdir()) == before
+    assert find_fault(checkpoint) is None
+    assert progress_of(accelerator, checkpoint).validated_step == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path: path.write_text(path.read_text().replace('"step": 2', '"step": 7')), "is not as it was written"),
+        (cut_short, "cannot be read"),
+        (lambda path: path.write_text("{}"), "cannot be read"),
+    ],
+)
+def test_a_damaged_progress_is_a_damaged_checkpoint(accelerator, tmp_path, damage, sentence):
+    checkpoints = [save(accelerator, tmp_path, step) for step in (1, 2)]
+    replace_progress(checkpoints[1], Progress(step=2, validated_step=2))
+    damage(checkpoints[1] / "progress.json")
+    assert f"progress.json {sentence}" in find_fault(checkpoints[1])
+    with pytest.warns(UserWarning, match="going on from step_1 instead"):
+        assert find_checkpoint(tmp_path, "auto") == checkpoints[0]
+
+
+def test_checkpoints_of_validations_do_not_crowd_out_those_that_were_asked_for(accelerator, tmp_path):
+    kept = {}
+    for step in range(2, 22, 2):
+        save(accelerator, tmp_path, step, temporary=step % 6 != 0)
+        kept[step] = {int(name.removeprefix("step_")) for name in names(tmp_path)}
+    assert kept == {
+        2: {2}, 4: {4}, 6: {6}, 8: {6, 8}, 10: {6, 10}, 12: {6, 12}, 14: {6, 12, 14}, 16: {6, 12, 16}, 18: {12, 18},
+        20: {12, 18, 20},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_of_a_checkpoint_have_the_permissions_of_the_umask(accelerator, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        checkpoint = save(accelerator, tmp_path, 3)
+    finally:
+        os.umask(before)
+    permissions = {path.name: path.stat().st_mode & 0o777 for path in checkpoint.iterdir()}
+    assert "model.safetensors" in permissions
+    assert set(permissions.values()) == {0o666 & ~umask}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from msctr_hf.errors import UsageError
 from msctr_hf.training.logs import RunLog, RunningMeans
 
 
@@ -37,6 +38,34 @@ def test_log_drops_what_an_interrupted_run_wrote_after_its_checkpoint(tmp_path):
     RunLog(Accelerator(cpu=True), tmp_path, {}, step=4).write({"loss": 2.0}, 5)
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(entry["step"], entry["loss"]) for entry in entries] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]
+
+
+def test_log_drops_a_validation_that_the_checkpoint_does_not_know(tmp_path):
+    entries = [(2, "loss"), (2, "validation/mean_iou"), (4, "loss"), (4, "validation/mean_iou")]
+    log = tmp_path / "log.jsonl"
+    for validated_step, kept in ((2, entries[:3]), (4, entries)):
+        log.write_text("".join(json.dumps({"step": step, name: 1.0}) + "\n" for step, name in entries))
+        RunLog(Accelerator(cpu=True), tmp_path, {}, step=4, validated_step=validated_step)
+        left = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [(entry["step"], list(entry)[1]) for entry in left] == kept
+
+
+def test_a_full_disk_is_said_and_other_errors_of_trackers_are_shown(tmp_path):
+    class Tracker:
+        name = "other"
+
+        def log_images(self, *_, **__):
+            raise self.error
+
+    accelerator, tracker = Accelerator(cpu=True), Tracker()
+    log = RunLog(accelerator, tmp_path, {}, step=0)
+    accelerator.trackers = [tracker]
+    tracker.error = OSError(28, "No space left on device")
+    with pytest.raises(UsageError, match=r"No space left on device\); make room there"):
+        log.show("predictions", None, 1)
+    tracker.error = ConnectionError("refused")
+    with pytest.raises(ConnectionError):
+        log.show("predictions", None, 1)
 
 
 def test_pictures_reach_tensorboard(tmp_path):

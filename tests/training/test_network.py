@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from conftest import TIMM_TINY
@@ -6,7 +8,15 @@ from transformers import Dinov2Config
 
 from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.data.specs import DATASETS
-from msctr_hf.training.network import build_config, build_image_processor, build_network, synchronize_batch_norms
+from msctr_hf.errors import UsageError
+from msctr_hf.training.network import (
+    build_config,
+    build_image_processor,
+    build_network,
+    freeze,
+    refuse_single_values,
+    synchronize_batch_norms,
+)
 from msctr_hf.training.settings import ModelArguments
 
 
@@ -92,3 +102,24 @@ def test_a_network_of_one_size_only_gets_a_sentence():
     arguments = ModelArguments(backbone="beit_base_patch16_224", backbone_weights="none")
     with pytest.raises(ValueError, match="takes pictures of one size only in timm"):
         build_network(arguments, {}, DATASETS["synthetic_scenes"])
+
+
+def test_one_value_per_channel_is_refused_where_torch_refuses_it():
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    for prepare in (lambda model: model.train(), lambda model: model.eval(), freeze):
+        prepare(pooled)
+        for batch_size in (1, 2):
+            images = torch.randn(batch_size, 3, 4, 4)
+            try:
+                pooled(images)
+                refused_by_torch = False
+            except ValueError:
+                refused_by_torch = True
+            checked = copy.deepcopy(pooled)
+            refuse_single_values(checked)
+            if refused_by_torch:
+                with pytest.raises(UsageError, match="a single value per channel; use `batch_size` 2 or more"):
+                    checked(images)
+            else:
+                torch.testing.assert_close(checked(images), pooled(images))
+        assert refused_by_torch is False

@@ -1,47 +1,14 @@
+import os
+
 import pytest
 
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.training import run_folder
-from msctr_hf.training.run_folder import bring_back, forget_what_was_set_aside, replace_file, save_model, set_aside
+from msctr_hf.training.run_folder import replace_file, save_model
 
 
 def content(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def run(tmp_path):
-    for name in ("run.json", "results.json", "last/model.safetensors", "checkpoints/step_1/COMPLETE"):
-        path = tmp_path / "run" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("old")
-    return tmp_path / "run"
-
-
-def test_a_run_that_is_replaced_comes_back(run):
-    before = content(run)
-    set_aside(run)
-    assert content(run) == {f".replaced/{name}" for name in before}
-    (run / "run.json").write_text("new")
-    bring_back(run)
-    assert content(run) == before
-    assert (run / "run.json").read_text() == "old"
-
-
-def test_an_attempt_that_saved_nothing_does_not_replace_what_was_set_aside(run):
-    before = content(run)
-    set_aside(run)
-    (run / "run.json").write_text("killed before it saved anything")
-    set_aside(run)
-    bring_back(run)
-    assert content(run) == before
-    assert (run / "run.json").read_text() == "old"
-
-
-def test_a_run_that_has_saved_replaces_the_old_one(run):
-    set_aside(run)
-    (run / "run.json").write_text("new")
-    forget_what_was_set_aside(run)
-    assert content(run) == {"run.json"}
 
 
 def test_a_model_is_replaced_when_all_of_it_is_written(tmp_path):
@@ -74,3 +41,15 @@ def test_a_file_that_cannot_be_written_keeps_its_content(tmp_path, monkeypatch):
         replace_file(path, "new")
     assert path.read_text() == "old"
     assert content(tmp_path) == {"results.json"}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_saved_weights_have_the_permissions_of_their_neighbors(tiny_config, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_model(MsctrForSemanticSegmentation(tiny_config("fcn")), MsctrImageProcessor(), tmp_path)
+    finally:
+        os.umask(before)
+    permissions = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert {"model.safetensors", "config.json"} <= set(permissions)
+    assert set(permissions.values()) == {0o666 & ~umask}

@@ -7,7 +7,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from msctr_hf.data.batches import _encode
-from msctr_hf.training.step_guard import StepGuard
+from msctr_hf.training.step_guard import StepGuard, TooManySkippedSteps
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, fused=True),
@@ -128,3 +128,52 @@ def test_an_overflow_in_half_precision_is_skipped_and_lowers_the_scale():
             assert scaler.get_scale() == 2.0
     assert not torch.equal(layer.weight, before)
     assert [bool(verdict.faulty) for verdict in verdicts] == [True, False]
+
+
+class Checked:
+    """Steps whose loss is finite or not, each followed by a check."""
+
+    def __init__(self, max_skipped):
+        self.accelerator, self.layer = Accelerator(cpu=True), nn.Linear(1, 1)
+        model, optimizer = self.accelerator.prepare(self.layer, OPTIMIZERS["sgd"](self.layer.parameters()))
+        self.model, self.optimizer, self.reported, self.step = model, optimizer, [], 0
+        self.guard = StepGuard(
+            self.accelerator, optimizer, self.layer, max_skipped=max_skipped,
+            report=lambda verdict: self.reported.append(verdict.step),
+        )  # fmt: skip
+
+    def __call__(self, *, finite=True, stop=False, wait=False):
+        self.step += 1
+        self.guard.before_forward()
+        loss = self.model(torch.full((1, 1), 1.0 if finite else float("nan"))).sum()
+        self.accelerator.backward(loss)
+        self.guard.add_batch({"loss": loss.detach()}, _encode(str(self.step))[None])
+        self.guard.update(self.step, self.accelerator.clip_grad_norm_(self.layer.parameters(), 1.0), stop=stop)
+        self.optimizer.zero_grad()
+        return self.guard.check(wait=wait)
+
+
+def test_skipped_steps_are_counted_in_a_row_and_too_many_raise():
+    run = Checked(max_skipped=3)
+    for finite in (False, False, True, False, True):
+        assert not run(finite=finite).stop
+    assert run.reported == [1, 2, 4]
+    run(finite=False, wait=True)
+    run(finite=False, wait=True)
+    with pytest.raises(TooManySkippedSteps, match="3 steps in a row were skipped, up to step 8") as caught:
+        run(finite=False, wait=True)
+    assert (caught.value.in_a_row, caught.value.verdict.step) == (3, 8)
+    assert run.reported == [1, 2, 4, 6, 7, 8]
+
+
+def test_the_host_learns_of_a_step_one_step_later_unless_it_waits():
+    run = Checked(max_skipped=9)
+    assert not run(stop=True).stop
+    assert run().stop
+    assert run(stop=True, wait=True).stop
+    run(finite=False)
+    assert run.reported == []
+    run()
+    assert run.reported == [4]
+    run(finite=False, wait=True)
+    assert run.reported == [4, 6]

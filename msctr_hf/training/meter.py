@@ -1,0 +1,85 @@
+"""What is measured while a network trains: means of losses, images per second, memory, and the progress bar."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from .devices import used_megabytes
+from .logs import RunningMeans
+
+STEPS_WITHOUT_ANCHORS = 100  # in a row, before a warning
+
+
+class Meter:
+    """Means and a stopwatch since the last report; validation, saving and logging do not count as training time.
+
+    Args:
+        accelerator (`Accelerator`): Its processes are averaged.
+        means (`RunningMeans`): Their state is part of a checkpoint.
+        images_per_step (`int`): Images of one step in all processes.
+    """
+
+    def __init__(self, accelerator: Accelerator, means: RunningMeans, images_per_step: int):
+        self.accelerator = accelerator
+        self.means = means
+        self.images_per_step = images_per_step
+        self.batches_without_anchors = 0
+
+    @contextmanager
+    def running(self, step: int, max_steps: int) -> Iterator[None]:
+        """Start the stopwatch at a step, and show a progress bar."""
+        self._since, self._reported_step = time.perf_counter(), step
+        shown = self.accelerator.is_local_main_process
+        with tqdm(total=max_steps, initial=step, desc="training", unit="step", disable=not shown) as self._bar:
+            yield
+
+    def add_batch(self, terms: Mapping[str, torch.Tensor], diagnostics: Mapping[str, Any]) -> None:
+        """Add the loss terms and diagnostics of a batch."""
+        self.means.update(terms, diagnostics)
+        nothing_contrasted = diagnostics.get("contrastive/skipped_stages", 0.0) == 1
+        self.batches_without_anchors = self.batches_without_anchors + 1 if nothing_contrasted else 0
+        if self.batches_without_anchors == STEPS_WITHOUT_ANCHORS:
+            warnings.warn(
+                f"Nothing was contrasted in {STEPS_WITHOUT_ANCHORS} batches: in no stage has a class enough pixels of "
+                "one picture. Take larger crops or batches, or a lower contrastive_min_anchors_per_class.",
+                stacklevel=2,
+            )
+
+    def end_step(self, grad_norm: torch.Tensor | None) -> None:
+        """Count a step; some launchers do not say the norm of its gradient."""
+        if isinstance(grad_norm, torch.Tensor):
+            self.means.update({"grad_norm": grad_norm})
+        self._bar.update()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the stopwatch."""
+        self._paused = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - self._paused
+
+    def report(self, step: int, learning_rate: Any, skipped_steps: int) -> dict[str, float]:
+        """Return what is logged of the steps since the last report, and start anew; called within `paused`."""
+        values = self.means.report(self.accelerator)
+        seconds = self._paused - self._since
+        values["learning_rate"] = float(learning_rate)
+        values["images_per_second"] = (step - self._reported_step) * self.images_per_step / seconds
+        values["skipped_steps"] = skipped_steps
+        values["used_mb"] = round(used_megabytes(self.accelerator.device), 1)
+        self._since, self._reported_step = self._paused, step
+        self._bar.set_postfix(
+            loss=f"{values.get('loss', float('nan')):.4f}",
+            rate=f"{values['learning_rate']:.2e}",
+            img_s=f"{values['images_per_second']:.1f}",
+        )
+        return values

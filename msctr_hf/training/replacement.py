@@ -1,0 +1,57 @@
+"""Replacing a run (`overwrite_output_dir`): the old one is renamed, and comes back if the new one saves nothing.
+
+OUTPUT_DIR is renamed to .OUTPUT_DIR.replaced beside it. That folder is removed when the new run has saved a
+checkpoint, and gets its name back when the new run ends before. A kill between the two leaves both folders, and the
+next start keeps the old run until it has saved something itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+from .run_folder import OLD_REPLACED, holds_a_log, holds_a_model, is_empty, replaced_folder, sync
+
+
+def put_aside(output_dir: Path) -> None:
+    """Rename the folder of the run that is to be replaced; one that a start before this one renamed stays renamed."""
+    output_dir, replaced = output_dir.resolve(), replaced_folder(output_dir)
+    if is_empty(output_dir):
+        return
+    if (output_dir / OLD_REPLACED).exists() and not replaced.exists() and not holds_a_model(output_dir):
+        (output_dir / OLD_REPLACED).rename(replaced)  # what lies around it is an attempt that saved nothing
+    if replaced.exists() and not holds_a_model(output_dir):
+        _clear_attempt(output_dir)
+        return
+    shutil.rmtree(replaced, ignore_errors=True)  # the run that is replaced now has saved something since
+    output_dir.rename(replaced)
+    sync(replaced.parent)
+
+
+def restore(output_dir: Path) -> str | None:
+    """Let the replaced run take its place again; a sentence about it, `None` where there is no such run."""
+    output_dir, replaced = output_dir.resolve(), replaced_folder(output_dir)
+    if not replaced.exists():
+        return None
+    failed = _clear_attempt(output_dir) if output_dir.exists() else None
+    replaced.rename(output_dir)
+    sync(output_dir.parent)
+    kept = "" if failed is None else f"; what the new one logged is in {failed}"
+    return f"{output_dir} holds the run again that was to be replaced{kept}"
+
+
+def forget(output_dir: Path) -> None:
+    """Remove the replaced run for good: the new one has saved something."""
+    shutil.rmtree(replaced_folder(output_dir), ignore_errors=True)
+
+
+def _clear_attempt(output_dir: Path) -> Path | None:
+    """Make room where a run has saved nothing; its folder is kept under another name if it has logged something."""
+    if not holds_a_log(output_dir):
+        shutil.rmtree(output_dir)
+        return None
+    names = (output_dir.with_name(f".{output_dir.name}.failed_{number}") for number in itertools.count(1))
+    failed = next(path for path in names if not path.exists())
+    output_dir.rename(failed)
+    return failed

@@ -1,0 +1,192 @@
+"""Everything that a run is made of, from its arguments to the moment before the first step."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, set_seed
+from timm.utils import ModelEmaV3
+
+from ..data.settings import DataArguments
+from ..errors import UsageError
+from ..models.contrastive_adapter import ContrastiveAdapter
+from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
+from .description import RunSummary, describe_run, describe_start, without_secrets
+from .devices import FUSED_DEVICES, SHARDED, build_accelerator, optimize_layout
+from .logs import RunLog, RunningMeans
+from .meter import Meter
+from .network import build_network, choose_image_processor, refuse_single_values
+from .optimization import build_optimizer, build_schedule
+from .replacement import put_aside
+from .resuming import compare_settings, move_to_the_same_picture, splits_as_before
+from .run_folder import write_config, write_run_file
+from .settings import ModelArguments, TrainingArguments
+from .step_guard import StepGuard, Verdict
+from .training_data import build_loader, num_pictures
+from .validation import Validation
+
+
+class Setup:
+    """Everything that a run is made of: built in `__init__`, which writes nothing; `start` takes over a checkpoint.
+
+    Args:
+        model_arguments, data_arguments, args: What to train, on what and how.
+        network_settings (`dict`): Further settings of `MsctrConfig`.
+        validation_images (`int`, *optional*): Validate on so many images only.
+
+    Raises:
+        UsageError: If something does not fit.
+    """
+
+    def __init__(
+        self,
+        model_arguments: ModelArguments,
+        data_arguments: DataArguments,
+        args: TrainingArguments,
+        network_settings: dict[str, Any],
+        validation_images: int | None = None,
+    ):
+        self.args = args
+        self.output_dir = Path(args.output_dir)
+        self.spec = data_arguments.spec
+        self.train_set = data_arguments.load(data_arguments.train_split)
+        validation_set = data_arguments.load("validation")
+        # DPT, MobileNetV2 and others have parameters that no prediction needs; our own networks have none
+        accelerator = build_accelerator(args, find_unused_parameters=model_arguments.contrastive_adapter)
+        self.accelerator = accelerator
+        given = {**asdict(model_arguments), **asdict(data_arguments), **asdict(args), **network_settings}
+        self.settings = json.loads(json.dumps(without_secrets(given)))
+        self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}  # with every checkpoint
+        self.checkpoint = self._find_checkpoint()
+        self.notes = [] if self.checkpoint is None else compare_settings(self.checkpoint, self.kept_settings)
+
+        set_seed(args.seed)
+        with accelerator.local_main_process_first():  # one download of weights per machine
+            network = build_network(model_arguments, network_settings, self.spec)
+            self.image_processor = choose_image_processor(network, model_arguments, data_arguments)
+        loader, self.steps_per_epoch = build_loader(
+            self.train_set, data_arguments, args, self.image_processor, accelerator
+        )
+        network = optimize_layout(  # type: ignore[assignment]
+            network,
+            accelerator.device,
+            channels_last=args.channels_last,
+            bf16=accelerator.mixed_precision == "bf16",
+            num_processes=accelerator.num_processes,
+        )
+        if args.batch_size == 1:
+            refuse_single_values(network)
+        self.average = self._average(network)
+        optimizer = build_optimizer(network, args, fused=accelerator.device.type in FUSED_DEVICES)
+        self.schedule = build_schedule(optimizer, args, self.steps_per_epoch)
+        self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
+        self.network = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.validation = Validation(
+            accelerator,
+            validation_set if validation_images is None else validation_set.take(validation_images),
+            self.spec,
+            self.image_processor,
+            data_arguments.num_workers,
+        )
+        self.progress, self.means = Progress(), RunningMeans()
+        averages = {} if self.average is None else {"average": self.average}
+        self.states = States(
+            shared={"schedule": self.schedule, "progress": self.progress, **averages}, own={"means": self.means}
+        )
+        set_seed(args.seed, device_specific=True)  # every process draws its own anchors and dropout
+
+    def _find_checkpoint(self) -> Path | None:
+        """Searched by the first process, for all."""
+        found: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found[0] = find_checkpoint(self.output_dir, self.args.resume)
+            except UsageError as error:
+                found[1] = str(error)
+        checkpoint, fault = broadcast_object_list(found)
+        if fault is not None:
+            raise UsageError(fault)
+        return checkpoint
+
+    def _average(self, network: torch.nn.Module) -> ModelEmaV3 | None:
+        """Copied before `prepare`, which binds the forward pass to the network itself."""
+        if not self.args.ema:
+            return None
+        if self.accelerator.distributed_type in SHARDED:
+            raise UsageError(f"`ema`: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
+        average = ModelEmaV3(network, decay=self.args.ema_decay, use_warmup=True, exclude_buffers=True)
+        return average.to(self.accelerator.device)
+
+    def start(self) -> None:
+        """Take over the checkpoint, and write what a run writes before its first step."""
+        folder = f"`output_dir`: {self.output_dir}"
+        if self.args.overwrite_output_dir and self.checkpoint is None:
+            write_on_main(self.accelerator, lambda: put_aside(self.output_dir), folder, "start again")
+        if self.checkpoint is not None:
+            self.resume_from(self.checkpoint)
+        write_on_main(self.accelerator, self._describe, folder, "start again")
+        step, validated_step = self.progress.step, self.progress.validated_step
+        self.log = RunLog(self.accelerator, self.output_dir, self.settings, step, validated_step)
+        averages = [] if self.average is None else [self.average.module]
+        self.guard = StepGuard(
+            self.accelerator,
+            self.optimizer,
+            self.network,
+            *averages,
+            max_skipped=self.args.max_skipped_steps,
+            report=self._report_skipped,
+        )
+        images_per_step = self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        self.meter = Meter(self.accelerator, self.means, images_per_step)
+        for line in [*describe_start(self._summary()), *self.notes]:
+            self.accelerator.print(line)
+
+    def _describe(self) -> None:
+        write_run_file(self.output_dir, describe_run(self.settings, self.accelerator, self.progress.step))
+        write_config(self.output_dir, self.settings)
+
+    def _report_skipped(self, verdict: Verdict) -> None:
+        self.progress.skipped_steps += 1
+        self.log.write_skipped(verdict)
+
+    def _summary(self) -> RunSummary:
+        adapted = isinstance(self.network, ContrastiveAdapter)
+        return RunSummary(
+            network=self.network,
+            backbone=self.settings["model_name_or_path" if adapted else "backbone"],
+            dataset=self.spec.name,
+            num_classes=len(self.spec.classes),
+            training_images=num_pictures(self.train_set),
+            validation_images=num_pictures(self.validation.dataset),
+            args=self.args,
+            steps_per_epoch=self.steps_per_epoch,
+            num_processes=self.accelerator.num_processes,
+            precision=self.accelerator.mixed_precision,
+            checkpoint=self.checkpoint,
+            step=self.progress.step,
+        )
+
+    def resume_from(self, checkpoint: Path) -> None:
+        """Take over the state of everything, so that the next step is the one that an uninterrupted run would take.
+
+        Raises:
+            UsageError: If the checkpoint holds more than tensors.
+        """
+        same_split = splits_as_before(checkpoint, self.kept_settings)
+        try:
+            self.accelerator.load_state(str(checkpoint))
+            self.states.load(checkpoint, self.accelerator, own=same_split)
+        except pickle.UnpicklingError as error:
+            raise UsageError(f"`resume`: {checkpoint} holds more than tensors; nothing of it was run.") from error
+        # the states are those from before the validation of their step: a kill during it must find them whole
+        load_progress(checkpoint, self.progress)
+        if not same_split:
+            # random numbers belong to a process: those of another number of processes cannot be taken over, but the
+            # order of the data can, which depends on how many images were seen and on nothing else
+            move_to_the_same_picture(self.progress, checkpoint, self.kept_settings)
+            set_seed(self.args.seed + self.progress.step, device_specific=True)

@@ -1,0 +1,52 @@
+"""No circle of imports: every module can be understood with what it imports, and nothing imports it back."""
+
+import ast
+from pathlib import Path
+
+import msctr_hf
+
+PACKAGE = Path(msctr_hf.__file__).parent
+FOLDERS = ("models", "evaluation", "training", "hub")
+
+
+def modules():
+    """Names within the package -> files."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+        for folder in FOLDERS
+        for path in (PACKAGE / folder).rglob("*.py")
+    }
+
+
+def imports(name, path, known):
+    """Modules that a file imports anywhere: at its top, within functions, and for type checkers only."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = name.split(".")[: -node.level] + (node.module.split(".") if node.module else [])
+            named = [".".join([*base, alias.name]) for alias in node.names]
+            yield from {each for each in [".".join(base), *named] if each in known}
+
+
+def circles(graph):
+    """Modules that import themselves by way of others."""
+
+    def reached(name):
+        seen, waiting = set(), list(graph[name])
+        while waiting:
+            if (each := waiting.pop()) not in seen:
+                seen.add(each)
+                waiting += graph[each]
+        return seen
+
+    return sorted(name for name in graph if name in reached(name))
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    known = modules()
+    graph = {name: set(imports(name, path, known)) for name, path in known.items()}
+    assert "training.checkpointing" in graph["training.loop"]
+    assert circles(graph) == []

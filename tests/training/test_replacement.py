@@ -1,0 +1,101 @@
+"""A run that is replaced is lost only when the new one has saved something."""
+
+import pytest
+
+from msctr_hf.training.replacement import forget, put_aside, restore
+from msctr_hf.training.run_folder import check_output_dir
+
+FILES = ("run.json", "results.json", "last/model.safetensors", "checkpoints/step_1/COMPLETE")
+
+
+def write(folder, *names, text="new"):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def run(tmp_path):
+    write(tmp_path / "run", *FILES, text="old")
+    return tmp_path / "run"
+
+
+def test_a_replaced_run_is_renamed_and_restored(run):
+    before = content(run)
+    put_aside(run)
+    assert not run.exists()
+    assert content(run.parent / ".run.replaced") == before
+    write(run, "run.json")
+    assert "holds the run again" in restore(run)
+    assert content(run.parent) == {f"run/{name}": text for name, text in before.items()}
+
+
+def test_nothing_is_restored_where_nothing_was_replaced(run):
+    before = content(run)
+    assert restore(run) is None
+    assert content(run) == before
+
+
+@pytest.mark.parametrize("between", [(), ("run.json",), ("run.json", "checkpoints/.step_2.partial/optimizer.bin")])
+def test_after_a_kill_the_next_start_keeps_the_old_run(run, between):
+    before = content(run)
+    put_aside(run)
+    write(run, *between)  # killed before it saved anything
+    put_aside(run)
+    assert not run.exists()
+    restore(run)
+    assert content(run) == before
+
+
+def test_what_a_failed_run_logged_is_kept_beside(run):
+    before = content(run)
+    for number in (1, 2):
+        put_aside(run)
+        write(run, "run.json", "log.jsonl")
+        assert f".run.failed_{number}" in restore(run)
+        assert content(run) == before
+        assert content(run.parent / f".run.failed_{number}") == {"run.json": "new", "log.jsonl": "new"}
+
+
+@pytest.mark.parametrize("saved", ["checkpoints/step_2/COMPLETE", "last/config.json", "results.json"])
+def test_a_run_that_has_saved_something_replaces_the_old_one(run, saved):
+    put_aside(run)
+    write(run, saved)
+    put_aside(run)  # killed before it removed the old one, and replaced in turn
+    assert content(run.parent) == {f".run.replaced/{saved}": "new"}
+    forget(run)
+    assert not content(run.parent)
+
+
+def test_a_run_that_an_older_version_left_within_the_folder_is_found(run):
+    before = content(run)
+    run.rename(run.with_name("old"))
+    run.mkdir()
+    run.with_name("old").rename(run / ".replaced")
+    write(run, "run.json")
+    put_aside(run)
+    assert "holds the run again" in restore(run)
+    assert content(run) == before
+
+
+def test_a_link_to_another_disk_stays_a_link(run, tmp_path):
+    before, link = content(run), tmp_path / "link"
+    link.symlink_to(run)
+    put_aside(link)
+    write(run, "run.json")
+    restore(link)
+    assert content(link) == content(run) == before
+
+
+def test_the_place_of_a_run_that_a_killed_start_left_aside_is_said(run):
+    put_aside(run)
+    with pytest.raises(ValueError, match=r"lies in .*\.run\.replaced.* rename it back, or replace it with"):
+        check_output_dir(run, overwrite=False, resume=False)
+    check_output_dir(run, overwrite=True, resume=False)
+    write(run, "run.json", "checkpoints/step_2/COMPLETE")
+    with pytest.raises(ValueError, match="holds another run"):
+        check_output_dir(run, overwrite=False, resume=False)
