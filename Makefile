@@ -15,7 +15,7 @@ test-slow:    ## what takes longer
 	python -m pytest -n 2 -m slow
 
 quickstart:   ## the whole road once, on the CPU
-	python scripts/train.py --config configs/quickstart.yaml
+	python -m msctr_hf train --config quickstart
 
 benchmark:    ## ratios of speed and memory, against their targets
 	for name in loss sampling together projection data upsampling metric; do python scripts/benchmark.py $$name --check || exit 1; done

@@ -1,4 +1,4 @@
-"""`msctr demo` in a clone, or app.py of a Space: python scripts/demo.py --model runs/quickstart"""
+"""`msctr demo` in a clone: python scripts/demo.py --model runs/quickstart"""
 
 if __name__ == "__main__":
     from _door import run
