@@ -6,7 +6,7 @@ from pathlib import Path
 import msctr_hf
 
 PACKAGE = Path(msctr_hf.__file__).parent
-FOLDERS = ("models", "evaluation", "training", "hub")
+FOLDERS = ("models", "data", "evaluation", "training", "hub", "commands")
 
 
 def modules():

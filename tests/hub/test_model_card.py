@@ -5,18 +5,23 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import SWIN_TINY
 from huggingface_hub import ModelCard
+from layouts import write_folder
 from PIL import Image
+from safetensors.torch import load_file
 from small_run import flags
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.commands.train import command_line
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.errors import UsageError
 from msctr_hf.hub.model_card import write_model_card
 from msctr_hf.training.run_folder import write_json
+from msctr_hf.training.settings import purpose
 
 SCORES = {"sky": 0.9, "road": 0.123456, "never seen": None}
 RESULTS = {
@@ -187,3 +192,31 @@ def test_a_run_writes_the_card_of_its_own_figures(run_script, tmp_path):
         assert name in rows, name
     for name in settings.keys() & rows.keys():
         assert yaml.safe_load(rows[name]) == settings[name], name
+
+
+def test_the_recipe_of_a_card_repeats_the_run(run_script, tmp_path):
+    data = write_folder(tmp_path / "data", num_train=6, num_validation=3)
+    changes = {
+        "momentum": 0.8, "optimizer": "sgd", "adam_betas": "0.8 0.9", "schedule": "exponential", "exponential_gamma": 0.5,
+        "ema": True, "ema_decay": 0.7, "padding_mode": "reflect", "resize_shorter_side": 48, "size_divisor": 32,
+        "no_decay": "norm bias", "seed": 3, "contrastive_temperature": 0.2, "max_steps": 2, "color_jitter": False,
+    }  # fmt: skip
+    run, again = tmp_path / "run", tmp_path / "again"
+    assert run_script("train.py", *flags(data, run, **changes))[0] == 0
+    rows = re.findall(r"^\| (\w+) \| (.*) \|$", (run / "README.md").read_text(), re.MULTILINE)
+    known = {action.dest for action in command_line()._actions}
+    recipe = {name: yaml.safe_load(value) for name, value in rows if name in known}
+    assert {"momentum", "adam_betas", "exponential_gamma", "ema_decay", "padding_mode", "size_divisor"} <= set(recipe)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    local = ["--data_dir", data, "--output_dir", again, "--num_workers", "0", "--report_to", "none"]
+    assert run_script("train.py", "--config", tmp_path / "recipe.yaml", *local)[0] == 0
+    before, after = (json.loads((folder / "run.json").read_text())["settings"] for folder in (run, again))
+    config, config_again = (json.loads((folder / "config.json").read_text()) for folder in (run, again))
+    assert config == config_again
+    differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    # what the network fills in by itself is written out in the card; where things lie and what is watched is not there
+    logistics = {name for name in differing if not purpose(name).in_card}
+    assert {name for name in differing - logistics if config.get(name) != after.get(name)} == set()
+    assert logistics <= {"output_dir", "validation_steps", "checkpointing_steps", "logging_steps"}
+    weights, weights_again = (load_file(folder / "model.safetensors") for folder in (run, again))
+    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
