@@ -6,65 +6,13 @@ B = images, L = classes; sizes are (height, width) in pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..errors import UsageError
 from ..models.decode_heads import resize
 from ..models.image_processing_msctr import pad
-
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class InferenceSettings:
-    """How images are presented to a network.
-
-    Args:
-        scales (`tuple[float, ...]`): Factors by which images are resized; their probabilities are averaged.
-        flip (`bool`): Also predict mirror images.
-        window_size (`tuple[int, int]`, *optional*): Height and width of a sliding window; whole images by default.
-            Overlapping logits are averaged; smaller images are padded to one window.
-        window_stride (`tuple[int, int]`, *optional*): Of the window; two thirds of it by default. The last window is
-            shifted inside.
-        batch_size (`int`): Windows, or images, at a time.
-        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple; padding is cut off again.
-        padding_mode (`str`): `"constant"`, zero, or `"reflect"`.
-
-    Raises:
-        UsageError: If a size, a stride or a scale is impossible.
-    """
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    window_size: Size | None = None
-    window_stride: Size | None = None
-    batch_size: int = 1
-    size_divisor: int = 1
-    padding_mode: str = "constant"
-
-    def __post_init__(self):
-        if not self.scales or min(self.scales) <= 0:
-            raise UsageError(f"`scales` must be positive, got {list(self.scales)}.")
-        if self.size_divisor < 1:
-            raise UsageError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
-        if self.window_size is None:
-            if self.window_stride is not None:
-                raise UsageError("A `window_stride` needs a `window_size`.")
-            return
-        sides = zip(self.stride, self.window_size, strict=True)
-        if min(self.window_size) < 1 or any(not 1 <= step <= side for step, side in sides):
-            raise UsageError(
-                f"The `window_stride` must lie between 1 and the `window_size` {self.window_size}, got {self.stride}."
-            )
-
-    @property
-    def stride(self) -> Size:
-        """Stride of the window, given or by default."""
-        return _size(self.window_stride or (max(1, 2 * side // 3) for side in self.window_size))
-
+from .settings import InferenceSettings, Size
 
 CPU_STRIP_ROWS = 4  # a strip stays in a core's cache
 DEVICE_STRIP_ROWS = 256  # fewer launches

@@ -9,8 +9,8 @@ from transformers import Pipeline
 from transformers.image_utils import load_image
 
 from ..errors import UsageError
-from .inference import InferenceSettings
 from .predictor import Predictor
+from .settings import InferenceSettings
 from .visualization import overlay
 
 TASK = "msctr-segmentation"

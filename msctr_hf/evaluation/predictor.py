@@ -15,7 +15,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import voc_palette
 from ..errors import UsageError
-from .inference import InferenceSettings, predict_labels
+from .inference import predict_labels
+from .settings import InferenceSettings
 
 
 @dataclass

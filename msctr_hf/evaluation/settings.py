@@ -4,17 +4,67 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..data.settings import DatasetArguments
 from ..errors import UsageError
 from ..settings import Settings, setting
 
-if TYPE_CHECKING:
-    from .inference import InferenceSettings
+Size = tuple[int, int]  # height, width
 
 _ANY_MODEL = "Saved folder or Hub id of any AutoModelForSemanticSegmentation."
 _DEVICE = "cpu, cuda, cuda:1, ...; the best there is by default."
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How images are presented to a network.
+
+    Args:
+        scales (`tuple[float, ...]`): Factors by which images are resized; their probabilities are averaged.
+        flip (`bool`): Also predict mirror images.
+        window_size (`tuple[int, int]`, *optional*): Height and width of a sliding window; whole images by default.
+            Overlapping logits are averaged; smaller images are padded to one window.
+        window_stride (`tuple[int, int]`, *optional*): Of the window; two thirds of it by default. The last window is
+            shifted inside.
+        batch_size (`int`): Windows, or images, at a time.
+        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple; padding is cut off again.
+        padding_mode (`str`): `"constant"`, zero, or `"reflect"`.
+
+    Raises:
+        UsageError: If a size, a stride or a scale is impossible.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window_size: Size | None = None
+    window_stride: Size | None = None
+    batch_size: int = 1
+    size_divisor: int = 1
+    padding_mode: str = "constant"
+
+    def __post_init__(self):
+        if not self.scales or min(self.scales) <= 0:
+            raise UsageError(f"`scales` must be positive, got {list(self.scales)}.")
+        if self.size_divisor < 1:
+            raise UsageError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
+        if self.window_size is None:
+            if self.window_stride is not None:
+                raise UsageError("A `window_stride` needs a `window_size`.")
+            return
+        sides = zip(self.stride, self.window_size, strict=True)
+        if min(self.window_size) < 1 or any(not 1 <= step <= side for step, side in sides):
+            raise UsageError(
+                f"The `window_stride` must lie between 1 and the `window_size` {self.window_size}, got {self.stride}."
+            )
+
+    @property
+    def stride(self) -> Size:
+        """Stride of the window, given or by default."""
+        if self.window_stride is not None:
+            return self.window_stride
+        height, width = self.window_size
+        return max(1, 2 * height // 3), max(1, 2 * width // 3)
 
 
 @dataclass
@@ -38,8 +88,6 @@ class EvaluationArguments(Settings):
     @property
     def inference(self) -> InferenceSettings:
         """What does not depend on the machine."""
-        from .inference import InferenceSettings
-
         return InferenceSettings(
             scales=tuple(self.scales),
             flip=self.flip,

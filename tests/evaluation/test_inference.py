@@ -8,7 +8,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from msctr_hf import predict_probabilities
-from msctr_hf.evaluation.inference import InferenceSettings, most_probable_classes, predict_labels, window_starts
+from msctr_hf.evaluation.inference import most_probable_classes, predict_labels, window_starts
+from msctr_hf.evaluation.settings import InferenceSettings
 
 
 class Network(nn.Module):

@@ -4,8 +4,8 @@ from PIL import Image
 from transformers import pipeline
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
-from msctr_hf.evaluation.inference import InferenceSettings
 from msctr_hf.evaluation.predictor import load_predictor
+from msctr_hf.evaluation.settings import InferenceSettings
 
 
 @pytest.fixture

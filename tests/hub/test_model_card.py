@@ -197,9 +197,10 @@ def test_a_run_writes_the_card_of_its_own_figures(run_script, tmp_path):
 def test_the_recipe_of_a_card_repeats_the_run(run_script, tmp_path):
     data = write_folder(tmp_path / "data", num_train=6, num_validation=3)
     changes = {
-        "momentum": 0.8, "optimizer": "sgd", "adam_betas": "0.8 0.9", "schedule": "exponential", "exponential_gamma": 0.5,
-        "ema": True, "ema_decay": 0.7, "padding_mode": "reflect", "resize_shorter_side": 48, "size_divisor": 32,
-        "no_decay": "norm bias", "seed": 3, "contrastive_temperature": 0.2, "max_steps": 2, "color_jitter": False,
+        "momentum": 0.8, "optimizer": "sgd", "adam_betas": "0.8 0.9", "schedule": "exponential", "ema": True,
+        "exponential_gamma": 0.5, "ema_decay": 0.7, "padding_mode": "reflect", "resize_shorter_side": 48,
+        "size_divisor": 32, "no_decay": "norm bias", "seed": 3, "contrastive_temperature": 0.2, "max_steps": 2,
+        "color_jitter": False,
     }  # fmt: skip
     run, again = tmp_path / "run", tmp_path / "again"
     assert run_script("train.py", *flags(data, run, **changes))[0] == 0
