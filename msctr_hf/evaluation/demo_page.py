@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,16 +57,13 @@ def segment_picture(predictor: Predictor, path: str | Path) -> Segmented:
     """Read a picture file and label it.
 
     Raises:
-        UsageError: If it is no picture, or the network cannot take it.
+        UsageError: If it is not an image.
     """
     image = read_image(path)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    try:
-        labels = next(predictor([image]))
-        has_projections = getattr(predictor.model, "projection_head", None) is not None
-        projections = stage_features(predictor, image) if has_projections else {}
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"The network cannot take a picture of {image.width} x {image.height} pixels.") from error
+    labels = next(predictor([image]))
+    has_projections = getattr(predictor.model, "projection_head", None) is not None
+    projections = stage_features(predictor, image) if has_projections else {}
     return Segmented(image, labels, projections)
 
 
@@ -165,8 +163,11 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
             return [None, "", None, *cleared]
         try:
             segmented = segment_picture(predictor, path)
-        except UsageError as error:
+        except Exception as error:
             sentence = html.escape(str(error).replace(str(path), Path(path).name))
+            if not isinstance(error, UsageError):  # the page goes on; the traceback is for whoever serves it
+                traceback.print_exc()
+                sentence = "The network failed on this image; the log of the server shows where."
             return [None, f'<p class="fault">{sentence}</p>', None, *cleared]
         return [shade(segmented, opacity), area_table(segmented.labels, names, palette), segmented, *cleared]
 

@@ -3,7 +3,13 @@ import pytest
 from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
-from msctr_hf.evaluation.demo_page import area_table, example_pictures, segment_picture, similarity_pictures
+from msctr_hf.evaluation.demo_page import (
+    area_table,
+    build_page,
+    example_pictures,
+    segment_picture,
+    similarity_pictures,
+)
 from msctr_hf.evaluation.predictor import Predictor
 
 
@@ -50,3 +56,22 @@ def test_examples_come_from_a_folder_or_are_drawn_for_drawn_classes(tiny_config,
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no picture"):
         example_pictures(tmp_path / "empty", config, tmp_path)
+
+
+def test_a_network_that_fails_leaves_the_page_usable_and_its_traceback_in_the_log(
+    tiny_config, picture, capsys, monkeypatch
+):
+    page = build_page(predictor(tiny_config()), "network")
+    segment = next(each.fn for each in page.fns.values() if each.fn.__name__ == "segment")
+    assert isinstance(segment(str(picture), 0.5)[0], Image.Image)
+
+    def fail(*_):
+        raise RuntimeError("sizes of tensors must match")
+
+    monkeypatch.setattr(Predictor, "__call__", fail)
+    shown, table, *_ = segment(str(picture), 0.5)
+    assert shown is None
+    assert "The network failed on this image" in table
+    error = capsys.readouterr().err
+    assert "demo_page.py" in error
+    assert "RuntimeError: sizes of tensors must match" in error
