@@ -8,7 +8,7 @@ import pytest
 
 from msctr_hf.errors import UsageError
 from msctr_hf.settings import Settings, abouts, as_mapping, changed, setting
-from msctr_hf.training.settings import TrainingArguments, purpose, purposes
+from msctr_hf.training.settings import TrainingSettings, purpose, purposes
 
 
 @dataclass
@@ -55,7 +55,7 @@ def test_every_setting_of_a_run_says_what_it_is_for():
     started = {name for name, about in purposes().items() if about.of_a_start}
     assert started == {"resume", "overwrite_output_dir", "dry_run"}
     assert purpose("contrastive_temperature").on_resume == "refused"
-    assert {name for name, about in abouts(TrainingArguments).items() if about.on_resume == "batch"} == {
+    assert {name for name, about in abouts(TrainingSettings).items() if about.on_resume == "batch"} == {
         "batch_size",
         "gradient_accumulation_steps",
     }

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.settings import DataArguments
+from ..data.settings import DataSettings
 from ..errors import UsageError
-from ..hub.settings import ConversionArguments
-from ..training.settings import ModelArguments, TrainingArguments
+from ..hub.settings import ConversionSettings
+from ..training.settings import ModelSettings, TrainingSettings
 from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    groups = [ConversionArguments, ModelArguments, DataArguments, TrainingArguments]
+    groups = [ConversionSettings, ModelSettings, DataSettings, TrainingSettings]
     command_line = CommandLine(groups, __doc__, "convert", with_network_settings=True)
 
     def convert(*settings: Any) -> None:
@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _convert(
-    conversion: ConversionArguments,
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    arguments: TrainingArguments,
+    conversion: ConversionSettings,
+    model_arguments: ModelSettings,
+    data_arguments: DataSettings,
+    arguments: TrainingSettings,
     network_settings: dict[str, Any],
 ) -> None:
     from transformers.utils import logging

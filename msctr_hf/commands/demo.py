@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..evaluation.settings import DemoArguments
+from ..evaluation.settings import DemoSettings
 from .command_line import CommandLine
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    CommandLine([DemoArguments], __doc__, "demo", words={"source": "examples"}).run(argv, _serve)
+    CommandLine([DemoSettings], __doc__, "demo", words={"source": "examples"}).run(argv, _serve)
 
 
-def _serve(arguments: DemoArguments) -> None:
+def _serve(arguments: DemoSettings) -> None:
     import tempfile
     from pathlib import Path
 

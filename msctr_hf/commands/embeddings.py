@@ -15,16 +15,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluation.settings import EmbeddingArguments
+from ..evaluation.settings import EmbeddingSettings
 from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    CommandLine([EmbeddingArguments], __doc__, "embeddings", words={"image_id": "picture"}).run(argv, _embeddings)
+    CommandLine([EmbeddingSettings], __doc__, "embeddings", words={"image_id": "picture"}).run(argv, _embeddings)
 
 
-def _embeddings(arguments: EmbeddingArguments) -> None:
+def _embeddings(arguments: EmbeddingSettings) -> None:
     from transformers.utils import logging
 
     from ..evaluation.embeddings import (

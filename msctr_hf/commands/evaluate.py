@@ -15,16 +15,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UsageError
-from ..evaluation.settings import EvaluationArguments, ScoringArguments
+from ..evaluation.settings import EvaluationSettings, ScoringSettings
 from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    CommandLine([ScoringArguments, EvaluationArguments], __doc__, "evaluate").run(argv, _evaluate)
+    CommandLine([ScoringSettings, EvaluationSettings], __doc__, "evaluate").run(argv, _evaluate)
 
 
-def _evaluate(arguments: ScoringArguments, view: EvaluationArguments) -> None:
+def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
     from accelerate import Accelerator
     from transformers.utils import logging
 

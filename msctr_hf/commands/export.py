@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..hub.settings import ExportArguments
+from ..hub.settings import ExportSettings
 from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    CommandLine([ExportArguments], __doc__, "export").run(argv, _export)
+    CommandLine([ExportSettings], __doc__, "export").run(argv, _export)
 
 
-def _export(arguments: ExportArguments) -> None:
+def _export(arguments: ExportSettings) -> None:
     from transformers.utils import logging
 
     from ..evaluation.predictor import load_predictor

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..evaluation.settings import EvaluationArguments, PredictionArguments
+from ..evaluation.settings import EvaluationSettings, PredictionSettings
 from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    groups = [PredictionArguments, EvaluationArguments]
+    groups = [PredictionSettings, EvaluationSettings]
     CommandLine(groups, __doc__, "predict", words={"source": "input"}).run(argv, _predict)
 
 
-def _predict(arguments: PredictionArguments, view: EvaluationArguments) -> None:
+def _predict(arguments: PredictionSettings, view: EvaluationSettings) -> None:
     from transformers.utils import logging
 
     from ..data.loading import get_dataset_spec

@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.settings import PreparationArguments
+from ..data.settings import PreparationSettings
 from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    CommandLine([PreparationArguments], __doc__, "prepare").run(argv, _prepare)
+    CommandLine([PreparationSettings], __doc__, "prepare").run(argv, _prepare)
 
 
-def _prepare(arguments: PreparationArguments) -> None:
+def _prepare(arguments: PreparationSettings) -> None:
     from ..data.preparation import prepare
 
     data_dir, output_dir, corrections = (

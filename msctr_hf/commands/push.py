@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..hub.settings import PushArguments
+from ..hub.settings import PushSettings
 from .command_line import CommandLine
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    CommandLine([PushArguments], __doc__, "push").run(argv, _push)
+    CommandLine([PushSettings], __doc__, "push").run(argv, _push)
 
 
-def _push(arguments: PushArguments) -> None:
+def _push(arguments: PushSettings) -> None:
     from transformers.utils import logging
 
     from ..hub.publishing import Destination, publish, spec_of_run
 
     logging.disable_progress_bar()
-    print(publish(arguments.model, spec_of_run(arguments.model), Destination.from_arguments(arguments)))
+    print(publish(arguments.model, spec_of_run(arguments.model), Destination.from_settings(arguments)))

@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.settings import DataArguments
-from ..hub.settings import HubArguments
-from ..training.settings import ModelArguments, TrainingArguments
+from ..data.settings import DataSettings
+from ..hub.settings import HubSettings
+from ..training.settings import ModelSettings, TrainingSettings
 from .command_line import CommandLine
 
 
 def command_line() -> CommandLine:
     """Every setting of a run as a flag."""
-    groups = [ModelArguments, DataArguments, TrainingArguments, HubArguments]
+    groups = [ModelSettings, DataSettings, TrainingSettings, HubSettings]
     return CommandLine(groups, __doc__, "train", with_network_settings=True)
 
 
@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    arguments: TrainingArguments,
-    hub_arguments: HubArguments,
+    model_arguments: ModelSettings,
+    data_arguments: DataSettings,
+    arguments: TrainingSettings,
+    hub_arguments: HubSettings,
     network_settings: dict[str, Any],
 ) -> None:
     from transformers.utils import logging
@@ -43,7 +43,7 @@ def _train(
     from ..training.train import print_results, train
 
     logging.disable_progress_bar()
-    destination = Destination.from_arguments(hub_arguments) if hub_arguments.push_to_hub else None
+    destination = Destination.from_settings(hub_arguments) if hub_arguments.push_to_hub else None
     publisher = Publisher(data_arguments.spec, destination)
     try:
         results = train(model_arguments, data_arguments, arguments, network_settings, publisher)

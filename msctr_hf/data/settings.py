@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class DatasetArguments(Settings):
+class DatasetSettings(Settings):
     """Which data set, and where it lies."""
 
     _argument_group_name = "data set"
@@ -98,7 +98,7 @@ def _read_id_map(text: str | None) -> dict[int, int] | None:
 
 
 @dataclass(kw_only=True)
-class DataArguments(DatasetArguments):
+class DataSettings(DatasetSettings):
     """Which images, and how they are augmented (the paper's recipe by default)."""
 
     _argument_group_name = "data set and augmentation"
@@ -147,7 +147,7 @@ class DataArguments(DatasetArguments):
 
 
 @dataclass(kw_only=True)
-class PreparationArguments(DatasetArguments):
+class PreparationSettings(DatasetSettings):
     """Which data set is checked, and what copy of it is made."""
 
     splits: list[str] = setting(["train", "validation"], help="Splits to check and to convert.")

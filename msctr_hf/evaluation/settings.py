@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from ..data.settings import DatasetArguments
+from ..data.settings import DatasetSettings
 from ..errors import UsageError
 from ..settings import Settings, setting
 
@@ -68,7 +68,7 @@ class InferenceSettings:
 
 
 @dataclass
-class EvaluationArguments(Settings):
+class EvaluationSettings(Settings):
     """How a network is applied to images."""
 
     _argument_group_name = "inference"
@@ -98,7 +98,7 @@ class EvaluationArguments(Settings):
 
 
 @dataclass(kw_only=True)
-class ScoringArguments(DatasetArguments):
+class ScoringSettings(DatasetSettings):
     """Which network is scored on what."""
 
     _argument_group_name = "network and data set"
@@ -114,7 +114,7 @@ class ScoringArguments(DatasetArguments):
 
 
 @dataclass
-class PredictionArguments(Settings):
+class PredictionSettings(Settings):
     """Which images a network labels."""
 
     _argument_group_name = "network and images"
@@ -133,7 +133,7 @@ class PredictionArguments(Settings):
 
 
 @dataclass(kw_only=True)
-class EmbeddingArguments(DatasetArguments):
+class EmbeddingSettings(DatasetSettings):
     """Whose projections are shown, of which images."""
 
     _argument_group_name = "network and images"
@@ -165,7 +165,7 @@ class EmbeddingArguments(DatasetArguments):
 
 
 @dataclass
-class DemoArguments(Settings):
+class DemoSettings(Settings):
     """Which network is shown, and where."""
 
     model: str = setting(

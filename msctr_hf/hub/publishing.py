@@ -22,7 +22,7 @@ from ..training.interruption import Interrupted, StopRequest
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json
 from . import upload
 from .model_card import CARD_FILE, read_saved_json, write_model_card
-from .settings import HubArguments
+from .settings import HubSettings
 
 LONGEST_WAIT = 1800.0  # seconds for an upload that is under way when training has ended
 _SNAPSHOT, _UPLOAD_LOG = ".pushed", ".pushed.log"
@@ -53,9 +53,9 @@ class Destination:
             raise UsageError(f"`hub_model_id` must look like USER/NAME, got {self.repo_id!r}.")
 
     @classmethod
-    def from_arguments(cls, arguments: HubArguments) -> Destination:
+    def from_settings(cls, settings: HubSettings) -> Destination:
         """Read the destination from command-line arguments."""
-        return cls(arguments.hub_model_id, arguments.hub_private, arguments.hub_license, arguments.hub_pictures)
+        return cls(settings.hub_model_id, settings.hub_private, settings.hub_license, settings.hub_pictures)
 
 
 class Publisher:

@@ -10,7 +10,7 @@ from ..settings import Settings, setting
 
 
 @dataclass
-class HubArguments(Settings):
+class HubSettings(Settings):
     """Where a model goes on the Hub."""
 
     _argument_group_name = "Hub"
@@ -34,7 +34,7 @@ class HubArguments(Settings):
 
 
 @dataclass
-class PushArguments(HubArguments):
+class PushSettings(HubSettings):
     """What is pushed, and where it goes."""
 
     model: str = setting("", help="OUTPUT_DIR of a run, or another saved folder.")
@@ -46,7 +46,7 @@ class PushArguments(HubArguments):
 
 
 @dataclass
-class ExportArguments(Settings):
+class ExportSettings(Settings):
     """Which network is exported, and how."""
 
     model: str = setting(help="Saved folder or Hub id of any AutoModelForSemanticSegmentation.")
@@ -59,7 +59,7 @@ class ExportArguments(Settings):
 
 
 @dataclass
-class ConversionArguments(Settings):
+class ConversionSettings(Settings):
     """Which checkpoint of the released code is converted."""
 
     _argument_group_name = "checkpoint"

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..models.contrastive_adapter import ContrastiveAdapter
-from .settings import TrainingArguments
+from .settings import TrainingSettings
 
 _PACKAGES = ("msctr_hf", "torch", "transformers", "accelerate", "datasets", "timm", "evaluate", "huggingface_hub")
 # what changes how a run computes, and where a scheduler put it
@@ -97,7 +97,7 @@ class RunSummary:
         dataset (`str`): Name of the data set.
         num_classes (`int`): Its classes.
         training_images, validation_images (`int`, *optional*): How many there are; `None` for a stream.
-        args (`TrainingArguments`): How it is trained.
+        args (`TrainingSettings`): How it is trained.
         steps_per_epoch (`int`, *optional*): `None` for a stream.
         num_processes (`int`): Processes that train together.
         precision (`str`): Mixed precision.
@@ -111,7 +111,7 @@ class RunSummary:
     num_classes: int
     training_images: int | None
     validation_images: int | None
-    args: TrainingArguments
+    args: TrainingSettings
     steps_per_epoch: int | None
     num_processes: int
     precision: str

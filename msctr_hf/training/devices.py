@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import UsageError
 from .network import synchronize_batch_norms
-from .settings import TrainingArguments
+from .settings import TrainingSettings
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimisers torch has in fused form
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # which spread weights, gradients or states
@@ -29,7 +29,7 @@ _SKIPPED, _WARM_UP, _TRACED = 5, 2, 3  # steps of a profile
 _LISTED = 25
 
 
-def build_accelerator(arguments: TrainingArguments, find_unused_parameters: bool = False) -> Accelerator:
+def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool = False) -> Accelerator:
     """Accelerate for this process, with the trackers of the run.
 
     `find_unused_parameters` lets processes go together where a network has parameters that get no gradient.

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig
 
 from ..data.labels import IGNORE_INDEX
-from ..data.settings import DataArguments
+from ..data.settings import DataSettings
 from ..data.specs import DatasetSpec
 from ..errors import UsageError, as_usage_error
 from ..models.backbone_weights import load_backbone_weights
@@ -28,14 +28,14 @@ from ..models.contrastive_adapter import ContrastiveAdapter
 from ..models.image_processing_msctr import MsctrImageProcessor
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 from .adapted_network import adapt_saved, image_processor_of_saved, saved_kind
-from .settings import ModelArguments
+from .settings import ModelSettings
 
 
-def build_config(arguments: ModelArguments, settings: dict[str, Any], spec: DatasetSpec) -> MsctrConfig:
+def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: DatasetSpec) -> MsctrConfig:
     """Configuration of a network for the classes of a data set.
 
     Args:
-        arguments (`ModelArguments`): Which backbone.
+        arguments (`ModelSettings`): Which backbone.
         settings (`dict`): Further settings of `MsctrConfig`.
         spec (`DatasetSpec`): Classes and colours.
 
@@ -67,7 +67,7 @@ def _faulty_settings_refused() -> Iterator[None]:
 
 
 def build_network(
-    arguments: ModelArguments, settings: dict[str, Any], spec: DatasetSpec
+    arguments: ModelSettings, settings: dict[str, Any], spec: DatasetSpec
 ) -> MsctrForSemanticSegmentation | ContrastiveAdapter:
     """Build a network and give it its initial weights: the backbone's, or those of a saved model.
 
@@ -96,7 +96,7 @@ def build_network(
 
 
 def choose_image_processor(
-    model: MsctrForSemanticSegmentation | ContrastiveAdapter, arguments: ModelArguments, data_arguments: DataArguments
+    model: MsctrForSemanticSegmentation | ContrastiveAdapter, arguments: ModelSettings, data_arguments: DataSettings
 ) -> Any:
     """What prepares pictures for a network and is saved with it; an adapted model keeps its own."""
     options = image_processor_options(data_arguments)
@@ -116,7 +116,7 @@ def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -
     )
 
 
-def image_processor_options(arguments: DataArguments) -> dict[str, Any]:
+def image_processor_options(arguments: DataSettings) -> dict[str, Any]:
     """How validation pictures are resized and padded, as options of the image processor."""
     shorter = arguments.resize_shorter_side
     resize = {"do_resize": True, "size": {"shortest_edge": shorter}} if shorter else {"do_resize": False}
@@ -158,7 +158,7 @@ def freeze(module: nn.Module) -> None:
     module.train = lambda mode=True: module  # type: ignore[method-assign]
 
 
-def _backbone_config(arguments: ModelArguments) -> dict[str, Any]:
+def _backbone_config(arguments: ModelSettings) -> dict[str, Any]:
     from_timm = arguments.backbone_config is None and "/" not in arguments.backbone
     if arguments.output_stride is not None and (not from_timm or arguments.backbone.startswith(("hrnet", "vit_"))):
         raise UsageError(f"`output_stride={arguments.output_stride}`: {arguments.backbone} cannot be dilated.")

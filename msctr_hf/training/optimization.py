@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from .settings import TrainingArguments
+from .settings import TrainingSettings
 
 NORMS = "norm"
 
 
-def build_optimizer(model: nn.Module, arguments: TrainingArguments, fused: bool = True) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, arguments: TrainingSettings, fused: bool = True) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW over the trainable parameters, grouped by learning rate and weight decay.
 
     Args:
         model (`nn.Module`): Parameters of its `backbone` take the backbone's rate.
-        arguments (`TrainingArguments`): Rates, decay, and which parameters go without it.
+        arguments (`TrainingSettings`): Rates, decay, and which parameters go without it.
         fused (`bool`): Whether the device has the fused form; CPUs, NVIDIA and AMD GPUs, Apple's and Intel's do.
     """
     groups = parameter_groups(model, arguments)
@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments, fused: bool 
     return optimizer(groups, betas=tuple(arguments.adam_betas), **options)
 
 
-def parameter_groups(model: nn.Module, arguments: TrainingArguments) -> list[dict]:
+def parameter_groups(model: nn.Module, arguments: TrainingSettings) -> list[dict]:
     """Parameters by (backbone or not, decay or not); empty groups are left out."""
     backbone = set(model.backbone.parameters())
     in_norms = set(_parameters_of_norms(model)) if NORMS in arguments.no_decay else set()
@@ -58,13 +58,13 @@ def _parameters_of_norms(model: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, arguments: TrainingArguments, steps_per_epoch: int | None
+    optimizer: torch.optim.Optimizer, arguments: TrainingSettings, steps_per_epoch: int | None
 ) -> LambdaLR:
     """Rate per optimiser step: linear warm-up, then poly, exponential or constant; never negative."""
     return LambdaLR(optimizer, lambda step: schedule_factor(step, arguments, steps_per_epoch))
 
 
-def schedule_factor(step: int, arguments: TrainingArguments, steps_per_epoch: int | None) -> float:
+def schedule_factor(step: int, arguments: TrainingSettings, steps_per_epoch: int | None) -> float:
     """Factor of the learning rate at a step, from 0.
 
     After the warm-up the factor follows from the absolute step: the schedule is not restarted.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from ..data.settings import DataArguments
+from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..settings import About, Settings, abouts, setting
 
@@ -14,7 +14,7 @@ _TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 
 
 @dataclass
-class ModelArguments(Settings):
+class ModelSettings(Settings):
     """Where the network comes from; its own settings are the fields of `MsctrConfig`."""
 
     _argument_group_name = "network"
@@ -55,7 +55,7 @@ class ModelArguments(Settings):
 
 
 @dataclass
-class TrainingArguments(Settings):
+class TrainingSettings(Settings):
     """How the network is trained."""
 
     _argument_group_name = "training"
@@ -212,7 +212,7 @@ class TrainingArguments(Settings):
 @cache
 def purposes() -> dict[str, About]:
     """What is known of every setting of a run but those of `MsctrConfig`, for which the defaults of `About` hold."""
-    return abouts(ModelArguments, DataArguments, TrainingArguments)
+    return abouts(ModelSettings, DataSettings, TrainingSettings)
 
 
 def purpose(name: str) -> About:

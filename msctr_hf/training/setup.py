@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 
-from ..data.settings import DataArguments
+from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..models.contrastive_adapter import ContrastiveAdapter
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
@@ -25,7 +25,7 @@ from .optimization import build_optimizer, build_schedule
 from .replacement import put_aside
 from .resuming import compare_settings, move_to_the_same_picture, splits_as_before
 from .run_folder import write_config, write_run_file
-from .settings import ModelArguments, TrainingArguments
+from .settings import ModelSettings, TrainingSettings
 from .step_guard import StepGuard, Verdict
 from .training_data import build_loader, num_pictures
 from .validation import Validation
@@ -45,9 +45,9 @@ class Setup:
 
     def __init__(
         self,
-        model_arguments: ModelArguments,
-        data_arguments: DataArguments,
-        args: TrainingArguments,
+        model_arguments: ModelSettings,
+        data_arguments: DataSettings,
+        args: TrainingSettings,
         network_settings: dict[str, Any],
         validation_images: int | None = None,
     ):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from ..data.settings import DataArguments
+from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..evaluation.scoring import iou_table
 from .checkpointing import find_checkpoint
@@ -21,16 +21,16 @@ from .interruption import StopRequest
 from .loop import TrainingLoop
 from .replacement import restore
 from .run_folder import check_output_dir, holds_a_log, holds_a_model, is_empty, read_log
-from .settings import ModelArguments, TrainingArguments
+from .settings import ModelSettings, TrainingSettings
 from .setup import Setup
 
 REHEARSED_STEPS, REHEARSED_IMAGES = 2, 4
 
 
 def train(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    arguments: TrainingArguments,
+    model_arguments: ModelSettings,
+    data_arguments: DataSettings,
+    arguments: TrainingSettings,
     settings: dict[str, Any],
     publish: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
@@ -94,9 +94,9 @@ def _lost_another_process(error: BaseException) -> bool:
 
 
 def _rehearse(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    arguments: TrainingArguments,
+    model_arguments: ModelSettings,
+    data_arguments: DataSettings,
+    arguments: TrainingSettings,
     settings: dict[str, Any],
 ) -> None:
     """Two steps of everything, in a folder beside the output that goes away again."""

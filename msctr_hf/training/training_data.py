@@ -15,19 +15,19 @@ from torch.utils.data import DataLoader
 from ..data.augmentation import TrainingAugmentation
 from ..data.batches import training_loader
 from ..data.repeat_factors import classes_present, repeat_factors
-from ..data.settings import DataArguments
+from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..models.image_processing_msctr import MsctrImageProcessor
 from .checkpointing import Progress
-from .settings import TrainingArguments
+from .settings import TrainingSettings
 
 Batch = TypeVar("Batch")
 
 
 def build_loader(
     train_set: Dataset | IterableDataset,
-    data_arguments: DataArguments,
-    arguments: TrainingArguments,
+    data_arguments: DataSettings,
+    arguments: TrainingSettings,
     image_processor: MsctrImageProcessor,
     accelerator: Accelerator,
 ) -> tuple[DataLoader, int | None]:
@@ -93,7 +93,7 @@ def num_pictures(dataset: Dataset | IterableDataset) -> int | None:
     return None if isinstance(dataset, IterableDataset) else len(dataset)
 
 
-def _repeats(train_set: Dataset, data_arguments: DataArguments, accelerator: Accelerator) -> Any:
+def _repeats(train_set: Dataset, data_arguments: DataSettings, accelerator: Accelerator) -> Any:
     """How often every picture comes in an epoch; the labels are read once, by the first process."""
     threshold = data_arguments.repeat_factor_threshold
     if threshold is None:
@@ -105,7 +105,7 @@ def _repeats(train_set: Dataset, data_arguments: DataArguments, accelerator: Acc
     return repeat_factors(broadcast_object_list(present)[0], threshold)
 
 
-def _augmentation(arguments: DataArguments, image_processor: MsctrImageProcessor) -> TrainingAugmentation:
+def _augmentation(arguments: DataSettings, image_processor: MsctrImageProcessor) -> TrainingAugmentation:
     return TrainingAugmentation(
         crop_size=arguments.crop_size,
         image_mean=image_processor.image_mean,

@@ -8,14 +8,14 @@ import pytest
 from msctr_hf import MsctrConfig
 from msctr_hf.commands.command_line import CommandLine, one_sentence, written_to_output_dir
 from msctr_hf.commands.train import command_line
-from msctr_hf.data.settings import DataArguments
+from msctr_hf.data.settings import DataSettings
 from msctr_hf.errors import UsageError
-from msctr_hf.hub.settings import HubArguments
+from msctr_hf.hub.settings import HubSettings
 from msctr_hf.settings import as_mapping
 from msctr_hf.training.interruption import Interrupted
-from msctr_hf.training.settings import ModelArguments, TrainingArguments
+from msctr_hf.training.settings import ModelSettings, TrainingSettings
 
-GROUPS = (ModelArguments, DataArguments, TrainingArguments, HubArguments)
+GROUPS = (ModelSettings, DataSettings, TrainingSettings, HubSettings)
 
 
 def actions():
@@ -68,7 +68,7 @@ def test_flags_win_over_the_recipe_which_wins_over_defaults(tmp_path):
     (tmp_path / "recipe.yaml").write_text("max_steps: 7\nseed: 1\nper_device_train_batch_size: 5\nema: true\n")
     _, _, training, *_ = command_line().parse(["--config", str(tmp_path / "recipe.yaml"), "--seed", "2"])
     assert (training.max_steps, training.seed, training.batch_size, training.ema) == (7, 2, 5, True)
-    assert training.momentum == TrainingArguments().momentum
+    assert training.momentum == TrainingSettings().momentum
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_names_with_nearly_the_same_meaning_are_refused_with_ours(capsys, tmp_pa
 
 
 def test_sentences_name_arguments_as_flags():
-    line = CommandLine([TrainingArguments], None, "train", words={"path": "output_dir"})
+    line = CommandLine([TrainingSettings], None, "train", words={"path": "output_dir"})
     reworded = line.in_words_of_flags(
         "Use `resume='auto'`,\n`ema=True` or `max_steps` with `path`; not `hf auth login`."
     )

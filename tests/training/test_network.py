@@ -17,7 +17,7 @@ from msctr_hf.training.network import (
     refuse_single_values,
     synchronize_batch_norms,
 )
-from msctr_hf.training.settings import ModelArguments
+from msctr_hf.training.settings import ModelSettings
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
@@ -35,12 +35,12 @@ def test_synchronised_norms_leave_predictions_and_names_as_they_are(tiny_config,
 def test_pictures_are_normalised_as_the_backbone_was_trained():
     spec = DATASETS["camvid"]
     for backbone, mean in (("tf_efficientnet_lite0", 0.5), ("resnet18", 0.485)):
-        model = build_network(ModelArguments(backbone=backbone, backbone_weights="none"), {"hidden_size": 8}, spec)
+        model = build_network(ModelSettings(backbone=backbone, backbone_weights="none"), {"hidden_size": 8}, spec)
         assert build_image_processor(model).image_mean[0] == mean
 
 
 def test_configuration_carries_the_classes_and_colours_of_the_data_set():
-    config = build_config(ModelArguments(), {"contrastive_temperature": 0.2}, DATASETS["cityscapes"])
+    config = build_config(ModelSettings(), {"contrastive_temperature": 0.2}, DATASETS["cityscapes"])
     assert config.id2label[18] == "bicycle"
     assert config.label2id["road"] == 0
     assert config.palette[0] == [128, 64, 128]
@@ -52,7 +52,7 @@ def test_configuration_carries_the_classes_and_colours_of_the_data_set():
     [("hrnet_w18_small.ms_in1k", [1, 2, 3, 4]), ("resnet18", [1, 2, 3, 4]), ("convnext_atto", [0, 1, 2, 3])],
 )
 def test_timm_backbones_are_tapped_at_strides_4_to_32(name, stages):
-    config = build_config(ModelArguments(backbone=name), {}, DATASETS["camvid"])
+    config = build_config(ModelSettings(backbone=name), {}, DATASETS["camvid"])
     assert config.backbone_config.out_indices == stages
 
 
@@ -67,7 +67,7 @@ def test_timm_backbones_are_tapped_at_strides_4_to_32(name, stages):
 )
 def test_unknown_backbones_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        build_config(ModelArguments(**arguments), {}, DATASETS["camvid"])
+        build_config(ModelSettings(**arguments), {}, DATASETS["camvid"])
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_unknown_backbones_are_named(arguments, message):
     ],
 )
 def test_backbones_of_timm_work_by_name(name, indices):
-    arguments = ModelArguments(backbone=name, backbone_weights="none")
+    arguments = ModelSettings(backbone=name, backbone_weights="none")
     model = build_network(arguments, {"hidden_size": 8, "projection_dim": 8}, DATASETS["synthetic_scenes"])
     assert list(model.config.backbone_config.out_indices) == indices
     with torch.no_grad():
@@ -92,14 +92,14 @@ def test_backbones_of_timm_work_by_name(name, indices):
 
 def test_plain_transformers_of_the_hub_give_four_maps(tmp_path):
     Dinov2Config(hidden_size=32, num_hidden_layers=12, num_attention_heads=2, image_size=56).save_pretrained(tmp_path)
-    arguments = ModelArguments(backbone=str(tmp_path), backbone_weights="none")
+    arguments = ModelSettings(backbone=str(tmp_path), backbone_weights="none")
     model = build_network(arguments, {"hidden_size": 8, "projection_dim": 8}, DATASETS["synthetic_scenes"])
     assert model.config.backbone_config.out_features == ["stage3", "stage6", "stage9", "stage12"]
     assert model.feature_pyramid is not None
 
 
 def test_a_network_of_one_size_only_gets_a_sentence():
-    arguments = ModelArguments(backbone="beit_base_patch16_224", backbone_weights="none")
+    arguments = ModelSettings(backbone="beit_base_patch16_224", backbone_weights="none")
     with pytest.raises(ValueError, match="takes pictures of one size only in timm"):
         build_network(arguments, {}, DATASETS["synthetic_scenes"])
 

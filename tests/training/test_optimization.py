@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from msctr_hf.training.optimization import build_optimizer, build_schedule, parameter_groups, schedule_factor
-from msctr_hf.training.settings import TrainingArguments
+from msctr_hf.training.settings import TrainingSettings
 
 
 class Network(nn.Module):
@@ -17,13 +17,13 @@ class Network(nn.Module):
 @pytest.mark.parametrize("schedule", ["poly", "exponential", "constant"])
 @pytest.mark.parametrize("warmup_steps", [0, 5])
 def test_rate_is_never_negative_or_complex_even_beyond_the_last_step(schedule, warmup_steps):
-    arguments = TrainingArguments(max_steps=20, schedule=schedule, warmup_steps=warmup_steps)
+    arguments = TrainingSettings(max_steps=20, schedule=schedule, warmup_steps=warmup_steps)
     factors = [schedule_factor(step, arguments, 4) for step in range(30)]
     assert all(isinstance(factor, float) and 0 <= factor <= 1 for factor in factors)
 
 
 def test_poly_follows_the_absolute_step_after_the_warm_up():
-    arguments = TrainingArguments(max_steps=100, poly_power=0.9, warmup_steps=10)
+    arguments = TrainingSettings(max_steps=100, poly_power=0.9, warmup_steps=10)
     assert [schedule_factor(step, arguments, 4) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
     assert schedule_factor(10, arguments, 4) == pytest.approx(0.9**0.9)
     assert schedule_factor(50, arguments, 4) == pytest.approx(0.5**0.9)
@@ -31,13 +31,13 @@ def test_poly_follows_the_absolute_step_after_the_warm_up():
 
 
 def test_exponential_decays_once_an_epoch():
-    arguments = TrainingArguments(schedule="exponential", exponential_gamma=0.98)
+    arguments = TrainingSettings(schedule="exponential", exponential_gamma=0.98)
     assert [schedule_factor(step, arguments, 10) for step in (0, 9, 10, 25)] == [1, 1, 0.98, 0.98**2]
 
 
 def test_groups_hold_every_parameter_once_with_its_rate_and_decay():
     model = Network()
-    arguments = TrainingArguments(
+    arguments = TrainingSettings(
         learning_rate=1.0,
         backbone_learning_rate_factor=0.1,
         weight_decay=0.5,
@@ -58,7 +58,7 @@ def test_groups_hold_every_parameter_once_with_its_rate_and_decay():
 def test_frozen_parameters_are_left_out():
     model = Network()
     model.backbone.requires_grad_(False)
-    groups = parameter_groups(model, TrainingArguments())
+    groups = parameter_groups(model, TrainingSettings())
     assert {p for group in groups for p in group["params"]} == {
         *model.decode_head.parameters(),
         model.relative_position_bias_table,
@@ -68,7 +68,7 @@ def test_frozen_parameters_are_left_out():
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 def test_optimiser_and_schedule_work_together(kind):
     name = kind.__name__.lower()
-    arguments = TrainingArguments(optimizer=name, max_steps=4, learning_rate=0.1, poly_power=1.0)
+    arguments = TrainingSettings(optimizer=name, max_steps=4, learning_rate=0.1, poly_power=1.0)
     optimizer = build_optimizer(Network(), arguments)
     assert type(optimizer) is kind
     schedule = build_schedule(optimizer, arguments, 1)
