@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 
 class UsageError(ValueError):
@@ -36,6 +40,25 @@ def as_usage_error(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
         raise
     except kinds as error:
         raise UsageError(f"{prefix}{first_line(error)}") from error
+
+
+@contextmanager
+def building_a_network(prefix: str = "") -> Iterator[None]:
+    """Convert what is wrong with a configuration, weights or a saved folder; never put it around a forward pass.
+
+    `models/` must stand alone on the Hub, so it raises plain errors, and so does transformers.
+
+    Args:
+        prefix (`str`): Start of the sentence.
+    """
+    try:
+        with as_usage_error(OSError, ValueError, SafetensorError, prefix=prefix):
+            yield
+    except StrictDataclassError as error:
+        # "Validation error for field 'name':\n    TypeError: Field 'name' with value ...": the last line says it all
+        reason = str(error).strip().splitlines()[-1].split(". Errors:")[0]
+        reason = re.sub(r"^\s*\w+: Field '(\w+)'", r"`\1`", reason)
+        raise UsageError(f"{prefix}{reason}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -29,7 +29,8 @@ class About:
         aliases (`tuple[str, ...]`): Names of other libraries that mean exactly the same.
         resembles (`tuple[str, ...]`): Names of other libraries that mean nearly the same; an error points here.
         on_resume (`str`): What another value means for a run that resumes: `"refused"`, it would be another run;
-            `"announced"`; `"batch"`, only the split of a step may change; `"free"`.
+            `"announced"`; `"batch"`, only the split of a step may change; `"replaced"`, what it gave the run is in the
+            checkpoint; `"free"`.
         in_card (`bool`): Whether it belongs to the recipe of a model card.
         is_path (`bool`): Whether it may be a path of this machine.
         of_a_start (`bool`): Whether it says how a run was started, not what the run is.
@@ -44,7 +45,7 @@ class About:
     ascending: bool = False
     aliases: tuple[str, ...] = ()
     resembles: tuple[str, ...] = ()
-    on_resume: Literal["refused", "announced", "batch", "free"] = "refused"
+    on_resume: Literal["refused", "announced", "batch", "replaced", "free"] = "refused"
     in_card: bool = True
     is_path: bool = False
     of_a_start: bool = False

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..models.configuration_msctr import MsctrConfig
 from ..settings import About, abouts
 from ..training.interruption import EXIT_INTERRUPTED, Interrupted
@@ -82,6 +83,9 @@ class CommandLine(HfArgumentParser):
         aliases = [f"--{name}" for name in about.aliases]
         known.metadata = {"help": about.help.replace("%", "%%"), "aliases": aliases}  # type: ignore[assignment]
         HfArgumentParser._parse_dataclass_field(parser, known)
+        action = parser._option_string_actions[f"--{field.name}"]
+        if action.nargs == "+":
+            action.nargs = "*"  # an empty list is a value too, and config.yaml of a run has some
 
     def _add_network_settings(self) -> list[str]:
         taken = {action.dest for action in self._actions} | _WITHOUT_FLAG
@@ -199,6 +203,8 @@ def written_to_output_dir(output_dir: str | Path | None) -> Iterator[None]:
     """Convert a full disk, and what the system says of files below a folder that the user named."""
     try:
         yield
+    except SafetensorError as error:  # a full disk, while weights are written
+        raise UsageError(f"`output_dir`: {output_dir} could not be written ({first_line(error)}).") from error
     except OSError as error:
         named = str(error.filename or "")
         below = output_dir is not None and Path(named).absolute().is_relative_to(Path(output_dir).absolute())

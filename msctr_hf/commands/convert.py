@@ -44,7 +44,7 @@ def _convert(
     from ..hub.original_checkpoints import convert_original_checkpoint
     from ..models.backbone_weights import read_state_dict
     from ..training.network import build_config, build_image_processor, image_processor_options
-    from ..training.run_folder import check_output_dir
+    from ..training.run_folder import check_output_dir, save_model
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -58,6 +58,5 @@ def _convert(
     for original, ours in names.items():
         print(f"{original} -> {ours}")
     with written_to_output_dir(output_dir):
-        model.save_pretrained(output_dir)
-        build_image_processor(model, **image_processor_options(data_arguments)).save_pretrained(output_dir)
+        save_model(model, build_image_processor(model, **image_processor_options(data_arguments)), output_dir)
     print(f"{len(names)} tensors converted; the model is in {output_dir}")

@@ -21,7 +21,9 @@ from .command_line import CommandLine, written_to_output_dir
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    CommandLine([EmbeddingSettings], __doc__, "embeddings", words={"image_id": "picture"}).run(argv, _embeddings)
+    CommandLine([EmbeddingSettings], __doc__, "embeddings", words={"image_id": "picture", "kind": "features"}).run(
+        argv, _embeddings
+    )
 
 
 def _embeddings(arguments: EmbeddingSettings) -> None:

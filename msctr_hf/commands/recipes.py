@@ -18,7 +18,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(config: str) -> Path:
-    """The file behind `config`: a path (it ends in .yaml or .yml, or exists), or the name of a shipped recipe.
+    """The file behind `config`: a path (it ends in .yaml or .yml, or is a file), or the name of a shipped recipe.
 
     Raises:
         UsageError: If there is neither; the message lists the names.
@@ -26,7 +26,7 @@ def find_recipe(config: str) -> Path:
     path = Path(config)
     if path.is_file():
         return path
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml"):
         raise UsageError(f"`config`: there is no file {config}.")
     names = recipe_names()
     if config in names:

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from .augmentation import TrainingAugmentation
 from .reading import rows_for_crops
-from .worker_signals import heed_the_parent_only
+from .worker_signals import ignore_signals
 
 ID_BYTES = 96
 SHUFFLE_BUFFER = 64  # samples of a stream that every worker holds, decoded, to be mixed
@@ -154,7 +154,7 @@ def training_loader(
         persistent_workers=num_workers > 0 and sampler is not None,  # a stream is told its epoch when workers start
         generator=torch.Generator(),  # starting an epoch must not draw from the numbers that training draws from
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=heed_the_parent_only,
+        worker_init_fn=ignore_signals,
     )
 
 
@@ -178,7 +178,7 @@ def evaluation_loader(
         num_workers=num_workers,
         collate_fn=_keep_as_list,
         generator=torch.Generator(),  # validating must not change the numbers that training draws
-        worker_init_fn=heed_the_parent_only,
+        worker_init_fn=ignore_signals,
     )
 
 

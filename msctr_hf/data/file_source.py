@@ -10,7 +10,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
-from ..errors import UsageError
+from ..errors import UsageError, as_usage_error
 from .labels import LabelMapping
 from .reading import ReadSamples
 
@@ -170,7 +170,8 @@ def _index_folder(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 def _read_names(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}, which names the pictures of the split.")
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    with as_usage_error(OSError, UnicodeDecodeError, prefix=f"{path} cannot be read: "):
+        return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
 
 def _below(folder: Path, path: str) -> Path:
@@ -183,11 +184,12 @@ def _correct(
     rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
 ) -> Iterator[tuple[str, Path, Path]]:
     """Leave out the frames that a CSV lists without a label, take the labels of others from where it says."""
-    try:
-        with open(corrections, newline="") as file:
-            lines = list(csv.DictReader(file))
-    except OSError as error:
-        raise UsageError(f"`corrections`: {corrections} cannot be read ({error.strerror}).") from None
+    unreadable = (OSError, UnicodeDecodeError, csv.Error)
+    with (
+        as_usage_error(*unreadable, prefix=f"`corrections`: {corrections} cannot be read: "),
+        open(corrections, newline="") as file,
+    ):
+        lines = list(csv.DictReader(file))
     if lines and not {"image_id", "label"} <= set(lines[0]):
         raise UsageError(f"`corrections`: {corrections} must have the columns image_id and label.")
     label_of = {line["image_id"]: line["label"] for line in lines}

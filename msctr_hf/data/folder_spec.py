@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from .classes import voc_palette
 from .file_source import FileSource, Layout, PairedFiles
 from .labels import MAX_CLASSES, Color
@@ -28,11 +28,13 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
         raise UsageError(f"`dataset='{FOLDER}'` needs `data_dir`, the folder with {DESCRIPTION}.")
     path = Path(data_dir) / DESCRIPTION
     if not path.is_file():
-        raise UsageError(f"There is no file {path}; it must list `classes` and `splits` (see README).")
+        raise UsageError(f"There is no file {path}; it must list `classes:` and `splits:` (see README).")
     try:
         description = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(description, dict):
         raise UsageError(f"{path} must hold `classes:` and `splits:`.")
     if unknown := sorted(set(map(str, description)) - _KEYS):
@@ -53,9 +55,9 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
 def _read_classes(description: dict[str, Any], path: Path) -> list[str]:
     classes = description.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or len(classes) < 2:
-        raise UsageError(f"{path}: `classes` must list the names of two classes or more, got {classes!r}.")
+        raise UsageError(f"{path}: `classes:` must list the names of two classes or more, got {classes!r}.")
     if len(set(classes)) != len(classes):
-        raise UsageError(f"{path}: `classes` names a class twice.")
+        raise UsageError(f"{path}: `classes:` names a class twice.")
     if len(classes) > MAX_CLASSES:
         raise UsageError(f"{path}: {len(classes)} classes are more than {MAX_CLASSES}.")
     return classes
@@ -63,17 +65,17 @@ def _read_classes(description: dict[str, Any], path: Path) -> list[str]:
 
 def _read_label_values(description: dict[str, Any], classes: list[str], path: Path) -> dict[int | Color, int]:
     if "label_values" in description and "label_colors" in description:
-        raise UsageError(f"{path}: give `label_values` or `label_colors`, not both.")
+        raise UsageError(f"{path}: give `label_values:` or `label_colors:`, not both.")
     key = "label_colors" if "label_colors" in description else "label_values"
     mapping = description.get(key, dict(enumerate(classes)))
     if not isinstance(mapping, dict) or not mapping:
-        raise UsageError(f"{path}: `{key}` must map raw values to class names, got {mapping!r}.")
+        raise UsageError(f"{path}: `{key}:` must map raw values to class names, got {mapping!r}.")
     for name in mapping.values():
         if name not in classes:
-            raise UsageError(f"{path}: `{key}` names the class {name!r}, which `classes` does not list.")
+            raise UsageError(f"{path}: `{key}:` names the class {name!r}, which `classes:` does not list.")
     values = {_raw_value(raw, path): classes.index(name) for raw, name in mapping.items()}
     if any(isinstance(value, tuple) != (key == "label_colors") for value in values):
-        raise UsageError(f"{path}: keys of `{key}` must be {'colours' if key == 'label_colors' else 'integers'}.")
+        raise UsageError(f"{path}: keys of `{key}:` must be {'colours' if key == 'label_colors' else 'integers'}.")
     return values
 
 
@@ -92,7 +94,7 @@ def _read_palette(description: dict[str, Any], classes: list[str], path: Path) -
     palette = voc_palette(len(classes))
     for name, color in (description.get("palette") or {}).items():
         if name not in classes:
-            raise UsageError(f"{path}: `palette` names the class {name!r}, which `classes` does not list.")
+            raise UsageError(f"{path}: `palette:` names the class {name!r}, which `classes:` does not list.")
         color = _raw_value(",".join(map(str, color)) if isinstance(color, list) else color, path)
         if not isinstance(color, tuple):
             raise UsageError(f"{path}: the colour of {name!r} must be three values, got {color!r}.")
@@ -104,19 +106,19 @@ def _read_groups(description: dict[str, Any], classes: list[str], path: Path) ->
     groups = description.get("groups") or {}
     for group, names in groups.items():
         if unknown := sorted(set(names) - set(classes)):
-            raise UsageError(f"{path}: the group {group!r} names {unknown}, which `classes` does not list.")
+            raise UsageError(f"{path}: the group {group!r} names {unknown}, which `classes:` does not list.")
     return {group: [classes.index(name) for name in names] for group, names in groups.items()}
 
 
 def _read_splits(description: dict[str, Any], path: Path) -> Layout:
     splits = description.get("splits")
     if not isinstance(splits, dict) or not splits:
-        raise UsageError(f"{path}: `splits` must name the folders of train, validation or test.")
+        raise UsageError(f"{path}: `splits:` must name the folders of train, validation or test.")
     for split, folders in splits.items():
         if split not in ("train", "validation", "test"):
             raise UsageError(f"{path}: a split is train, validation or test, not {split!r}.")
         if not isinstance(folders, dict) or set(folders) != {"images", "labels"}:
-            raise UsageError(f"{path}: split {split} must have `images` and `labels`, got {folders!r}.")
+            raise UsageError(f"{path}: split {split} must have `images:` and `labels:`, got {folders!r}.")
         for folder in folders.values():
             if Path(folder).is_absolute() or ".." in Path(folder).parts:
                 raise UsageError(f"{path}: {folder} must lie in the folder of the data set.")

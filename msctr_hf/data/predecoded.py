@@ -20,7 +20,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from ..errors import UsageError
+from ..errors import UsageError, as_usage_error
 
 DESCRIPTION = "predecoded.json"
 
@@ -73,14 +73,20 @@ def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[s
     Raises:
         UsageError: If the copy is of another data set, or the split is missing or was not finished.
     """
-    description = json.loads((folder / DESCRIPTION).read_text())
+    description = _read_description(folder)
     if description["classes"] != list(classes):
         raise UsageError(f"{folder} was pre-decoded for {description['dataset']}, not for {name}.")
     if split not in description["splits"]:
         raise UsageError(
             f"{folder} has the splits {description['splits']}, not {split!r}; add it with `msctr prepare`."
         )
-    rows = list(_read_index(folder / f"{split}.index.jsonl"))
+    for kind in ("images", "labels"):
+        if not (folder / f"{split}.{kind}").is_file():
+            raise UsageError(
+                f"There is no file {folder / f'{split}.{kind}'}; make the copy again with `msctr prepare`."
+            )
+    with as_usage_error(OSError, ValueError, prefix=f"{folder}: the index of {split} cannot be read: "):
+        rows = list(_read_index(folder / f"{split}.index.jsonl"))
     columns = {column: [row[column] for row in rows] for column in ("image_id", "start", "height", "width")}
     return Dataset.from_dict({**columns, "split": [split] * len(rows)}), ReadMapped(str(folder.resolve()))
 
@@ -131,10 +137,15 @@ def _description(name: str, classes: Sequence[str], folder: Path) -> dict[str, A
     path = folder / DESCRIPTION
     if not path.exists():
         return {"dataset": name, "classes": list(classes), "splits": []}
-    description = json.loads(path.read_text())
+    description = _read_description(folder)
     if description["classes"] != list(classes):
         raise UsageError(f"{folder} was pre-decoded for {description['dataset']}; choose another folder.")
     return description
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    with as_usage_error(OSError, ValueError, prefix=f"{folder / DESCRIPTION} cannot be read: "):
+        return json.loads((folder / DESCRIPTION).read_text())
 
 
 def _read_index(path: Path) -> Iterator[dict[str, Any]]:

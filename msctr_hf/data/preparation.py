@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..errors import UsageError
+from ..errors import UsageError, as_usage_error
 from .checking import SplitReport, check_rows, report_table
 from .file_source import FileSource
 from .folder_spec import DESCRIPTION as FOLDER_DESCRIPTION
@@ -179,9 +180,12 @@ def save_report(spec: DatasetSpec, report: SplitReport, split: str, name: str, f
 def _all_reports(folder: Path) -> dict[str, SplitReport]:
     """Reports of all splits in a folder, also of those converted before."""
     paths = {split: folder / REPORT_FILE.format(split=split) for split in SPLIT_NAMES}
-    return {
-        split: SplitReport.from_dict(json.loads(path.read_text())) for split, path in paths.items() if path.is_file()
-    }
+    return {split: SplitReport.from_dict(_read_report(path)) for split, path in paths.items() if path.is_file()}
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    with as_usage_error(OSError, ValueError, prefix=f"{path} cannot be read: "):
+        return json.loads(path.read_text())
 
 
 def saved_report(split: str, name: str, folder: Path) -> SplitReport | None:
@@ -193,7 +197,7 @@ def saved_report(split: str, name: str, folder: Path) -> SplitReport | None:
     path = folder / REPORT_FILE.format(split=split)
     if not path.is_file():
         return None
-    report = json.loads(path.read_text())
+    report = _read_report(path)
     if report["fingerprint"] != name:
         raise UsageError(f"`output_dir`: {folder} was made from other files of {split}; choose another folder.")
     return SplitReport.from_dict(report)

@@ -16,9 +16,9 @@ from datasets import (
     load_from_disk,
 )
 from datasets import Image as ImageFeature
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from ..errors import UsageError
+from ..errors import UsageError, as_usage_error, first_line
 
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
@@ -72,7 +72,8 @@ def _parquet_files(folder: Path) -> Iterable[Path]:
 
 def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
     if _was_saved_to_disk(folder):
-        saved = load_from_disk(str(folder))
+        with as_usage_error(OSError, ValueError, prefix=f"{folder} cannot be read: "):
+            saved = load_from_disk(str(folder))
         if not isinstance(saved, DatasetDict):
             saved = DatasetDict({str(saved.split or "train"): saved})  # never taken for another split
         saved = saved[_own_name(split, list(saved), str(folder))]
@@ -82,7 +83,8 @@ def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
         stem = path.parent.name if path.parent not in (folder, folder / "data") else path.stem.split("-")[0]
         files.setdefault(stem, []).append(str(path))
     name = _own_name(split, list(files), str(folder))
-    return load_dataset("parquet", data_files={name: files[name]}, split=name, streaming=streaming)
+    with as_usage_error(OSError, ValueError, DatasetGenerationError, prefix=f"{folder} cannot be read: "):
+        return load_dataset("parquet", data_files={name: files[name]}, split=name, streaming=streaming)
 
 
 def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
@@ -99,8 +101,11 @@ def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
         raise UsageError(
             f"`dataset_name`: there is no data set {saved.name} on the Hub, and no such folder."
         ) from error
-    except (OSError, RuntimeError) as error:  # no network; a repository of a script, which `datasets` no longer runs
-        reason = str(error).strip().splitlines()[0]
+    except UsageError:
+        raise
+    # no network; several configurations to choose from; a repository of a script, which `datasets` no longer runs
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = first_line(error)
         raise UsageError(f"`dataset_name`: {saved.name} cannot be read from the Hub ({reason}).") from error
 
 

@@ -7,7 +7,7 @@ import signal
 import threading
 
 
-def heed_the_parent_only(worker_id: int) -> None:
+def ignore_signals(worker_id: int) -> None:
     """Let a worker ignore Ctrl-C, and SIGTERM from anyone but the process that started it (`worker_init_fn`)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a signalled worker ends, and the run with it

@@ -111,7 +111,7 @@ def example_pictures(source: str | Path | None, config: Any, folder: str | Path)
     if source is not None:
         paths = sorted(path for path in Path(source).glob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
         if not paths:
-            raise UsageError(f"`examples`: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+            raise UsageError(f"`source`: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
         return [str(path) for path in paths[:MOST_EXAMPLES]]
     if list(config.id2label.values()) != list(SYNTHETIC_CLASSES):
         return []

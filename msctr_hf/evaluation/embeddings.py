@@ -63,7 +63,7 @@ def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
     image_ids = dataset.with_format(None)["image_id"][:]
     if image_id not in image_ids:
         close = difflib.get_close_matches(image_id, image_ids, n=3) or image_ids[:3]
-        raise UsageError(f"`picture`: there is no picture {image_id!r}; there are {', '.join(close)}, ...")
+        raise UsageError(f"`image_id`: there is no picture {image_id!r}; there are {', '.join(close)}, ...")
     return dataset[image_ids.index(image_id)]
 
 
@@ -82,9 +82,7 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
     """
     model = predictor.model
     if kind == "projections" and getattr(model, "projection_head", None) is None:
-        raise UsageError(
-            "`model`: this network was trained without contrast and has no projections; take `features='stages'`."
-        )
+        raise UsageError("This network was trained without contrast and has no projections; take `kind='stages'`.")
     prepared = predictor.prepare([image])
     if kind == "projections":
         maps = model(pixel_values=prepared, output_projections=True).projections
@@ -100,7 +98,7 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
 def _pyramid(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
     if not getattr(getattr(model, "decode_head", None), "gives_pyramid", False):
         with_pyramid = " and ".join(head.display_name for head in DECODE_HEADS.values() if head.gives_pyramid)
-        raise UsageError(f"`features='pyramid'`: only {with_pyramid} has one; take `features='stages'`.")
+        raise UsageError(f"`kind='pyramid'`: only {with_pyramid} has one; take `kind='stages'`.")
     maps: list[torch.Tensor] = []
     hook = model.decode_head.register_forward_hook(lambda head, arguments, output: maps.extend(output[1]))
     model(pixel_values=pixel_values)
@@ -156,7 +154,7 @@ def to_plane(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.nd
         UsageError: If the method is unknown or not installed, or there are too few rows.
     """
     if len(features) < 4:
-        raise UsageError(f"{len(features)} pixels are too few for a map; take more `pictures`.")
+        raise UsageError(f"{len(features)} pixels are too few for a map; take more images.")
     if method == "umap":
         try:
             from umap import UMAP

@@ -73,21 +73,21 @@ def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
 def _plan_outputs(source: Path, output_dir: Path, submission_for: DatasetSpec | None) -> dict[Path, Path]:
     """Picture -> path of its outputs without endings."""
     if not source.exists():
-        raise UsageError(f"`input`: there is no file or folder {source}.")
+        raise UsageError(f"`source`: there is no file or folder {source}.")
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"`output_dir`: {output_dir} is a file.")
     pictures = [source]
     if source.is_dir():
         pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     if not pictures:
-        raise UsageError(f"`input`: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+        raise UsageError(f"`source`: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
     if submission_for is not None:
         targets = {path: output_dir / _official_name(path, submission_for) for path in pictures}
     else:
         root = source if source.is_dir() else source.parent
         targets = {path: output_dir / path.relative_to(root).with_suffix("") for path in pictures}
     if len(set(targets.values())) < len(targets):
-        raise UsageError(f"`input`: {source} holds pictures whose names differ only in their endings.")
+        raise UsageError(f"`source`: {source} holds pictures whose names differ only in their endings.")
     inputs = {path.resolve() for path in pictures}
     for target in targets.values():
         if target.with_name(f"{target.name}.png").resolve() in inputs:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import voc_palette
-from ..errors import UsageError
+from ..errors import UsageError, building_a_network
 from .inference import predict_labels
 from .settings import InferenceSettings
 
@@ -85,12 +84,9 @@ def load_predictor(
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    try:
+    with building_a_network(prefix=f"`model`: {model} cannot be loaded: "):
         network = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
         image_processor = AutoImageProcessor.from_pretrained(model)
-    except OSError as error:
-        kind = "folder holds no model" if Path(model).is_dir() else "model cannot be found"
-        raise UsageError(f"`model`: {model}: the {kind} ({str(error).strip().splitlines()[0]})") from error
     try:
         return Predictor(network.to(device).eval(), image_processor, settings or InferenceSettings())
     except (RuntimeError, AssertionError) as error:

@@ -50,12 +50,12 @@ class InferenceSettings:
             raise UsageError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
         if self.window_size is None:
             if self.window_stride is not None:
-                raise UsageError("A `window_stride` needs a `window_size`.")
+                raise UsageError("A window stride needs a window size.")
             return
         sides = zip(self.stride, self.window_size, strict=True)
         if min(self.window_size) < 1 or any(not 1 <= step <= side for step, side in sides):
             raise UsageError(
-                f"The `window_stride` must lie between 1 and the `window_size` {self.window_size}, got {self.stride}."
+                f"The stride of a window must lie between 1 and its size {self.window_size}, got {self.stride}."
             )
 
     @property

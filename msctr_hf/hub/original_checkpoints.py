@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ..errors import UsageError
+from ..errors import UsageError, building_a_network
 from ..models.configuration_msctr import MsctrConfig
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 
@@ -96,10 +96,10 @@ def convert_original_checkpoint(
         `tuple`: the network, and a dict from released names to the names they have in our folder.
 
     Raises:
-        UsageError: If a name is left over on either side, or a shape differs.
+        UsageError: If a name is left over on either side, a shape differs, or the configuration fits no network.
     """
     state, names = rename_original_state(state_dict, config)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, building_a_network():
         config.save_pretrained(folder)
         save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         model, info = MsctrForSemanticSegmentation.from_pretrained(
@@ -133,7 +133,7 @@ def rename_original_state(
     if config.decode_head not in _HEAD_NAMES:
         raise UsageError(
             f"`config`: the released code has the decode heads {', '.join(_HEAD_NAMES)}; none of its checkpoints fits "
-            f"a network with decode_head={config.decode_head!r}."
+            f"a network with `decode_head={config.decode_head!r}`."
         )
     backbone_names = _SWIN_NAMES if config.backbone_config.model_type == "swin" else _TIMM_NAMES
     rules = [*_PROJECTION_NAMES, *_HEAD_NAMES[config.decode_head], *backbone_names]

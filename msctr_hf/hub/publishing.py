@@ -146,8 +146,9 @@ class Publisher:
     def _report_failure(self, code: int) -> None:
         if code == 0:
             return
-        text = (self._folder / _UPLOAD_LOG).read_text(errors="replace").strip()
-        if code == upload.REFUSED:
+        log = self._folder / _UPLOAD_LOG
+        text = log.read_text(errors="replace").strip() if log.is_file() else ""
+        if code == upload.REFUSED and text:
             self._report(text.splitlines()[-1])  # warnings of huggingface_hub come before the sentence
         else:
             reason = f": {text.splitlines()[-1]}" if text else " without a message."

@@ -187,13 +187,13 @@ class MsctrConfig(PreTrainedConfig):
         head = DECODE_HEADS[self.decode_head]
         if head.needs_auxiliary_logits and not self.use_auxiliary_head:
             raise ValueError(
-                f"The {head.display_name} head needs the logits of the auxiliary head: use_auxiliary_head=True."
+                f"The {head.display_name} head needs the logits of the auxiliary head: `use_auxiliary_head=True`."
             )
         if self.projection_source == "decode_head" and not head.gives_pyramid:
             with_pyramid = " or ".join(each.display_name for each in DECODE_HEADS.values() if each.gives_pyramid)
             raise ValueError(
                 f"`projection_source='decode_head'` needs the pyramid of {with_pyramid}; with "
-                f"decode_head={self.decode_head!r} use projection_source='backbone'."
+                f"`decode_head={self.decode_head!r}` use `projection_source='backbone'`."
             )
         for name in ("decode_stages", "projection_stages"):
             stages = getattr(self, name)

@@ -33,7 +33,7 @@ def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> Contr
         UsageError: If there is no such model, it does not segment, it is one of ours, or settings do not fit it.
     """
     if saved_kind(path) == MsctrConfig.model_type:
-        raise UsageError(f"`contrastive_adapter`: {path} has the contrast built in; leave the flag out.")
+        raise UsageError(f"`contrastive_adapter`: {path} has the contrast built in; leave it out.")
     try:
         model = AutoModelForSemanticSegmentation.from_pretrained(
             path,
@@ -58,7 +58,7 @@ def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
     except (OSError, ValueError) as error:
         raise _cannot_be_loaded(path, error) from error
     if options["size_divisor"] > 1:
-        raise UsageError("`size_divisor`: an adapted model keeps its own image processor; leave the flag out.")
+        raise UsageError("`size_divisor`: an adapted model keeps its own image processor; leave it out.")
     if getattr(image_processor, "do_reduce_labels", False):
         image_processor.do_reduce_labels = False
     if options["do_resize"]:

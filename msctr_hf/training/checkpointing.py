@@ -31,6 +31,7 @@ SETTINGS_FILE = "settings.json"
 PROGRESS_FILE = "progress.json"  # after a validation; until then the progress in states.pt holds
 _SHARED_FILE = "states.pt"
 _PARTIAL = ".partial"
+_VALIDATED = ("validated_step", "best_mean_iou", "best_results")  # what a validation changes
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of Python, of torch.save, of safetensors
 
 
@@ -164,14 +165,14 @@ def write_on_all_ranks(
     Raises:
         UsageError: With what could not be written, why, and what to do then.
     """
-    message = None
+    message, cause = None, None
     try:
         write()
     except WRITE_ERRORS as error:
-        message = " ".join(str(error).split())[:300] or type(error).__name__
+        message, cause = " ".join(str(error).split())[:300] or type(error).__name__, error
     failures = [text for text in gather_object([message]) if text is not None]
     if failures:
-        raise UsageError(f"{what} could not be written ({failures[0]}); make room there, then {advice}.")
+        raise UsageError(f"{what} could not be written ({failures[0]}); make room there, then {advice}.") from cause
 
 
 def write_on_main(
@@ -202,7 +203,8 @@ def _complete(partial: Path, folder: Path, facts: dict[str, Any]) -> None:
 
 def replace_progress(checkpoint: Path, progress: Progress) -> None:
     """Let a checkpoint know what became of the validation of its step: before the rename nothing of it, then all."""
-    state = progress.state_dict()
+    # no more than that: a run may go on with other batches than those that the checkpoint counts
+    state = {name: getattr(progress, name) for name in _VALIDATED}
     write_json(checkpoint / PROGRESS_FILE, {"progress": state, "sha256": _checksum_of_progress(state)})
 
 

@@ -17,7 +17,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProfileKwargs
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import UsageError, as_usage_error
 from .network import synchronize_batch_norms
 from .settings import TrainingSettings
 
@@ -38,16 +38,17 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"`report_to='{name}'` needs the package: pip install {name}, or `report_to='none'`.")
-    accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision,
-        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        log_with=trackers or None,
-        project_dir=str(Path(arguments.output_dir) / "tensorboard"),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        dynamo_backend="inductor" if arguments.compile else None,
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
-    )
+    with as_usage_error(ValueError, prefix="Accelerate refuses these settings: "):  # such as bf16 on an old GPU
+        accelerator = Accelerator(
+            mixed_precision=arguments.mixed_precision,
+            gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+            log_with=trackers or None,
+            project_dir=str(Path(arguments.output_dir) / "tensorboard"),
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
+            dynamo_backend="inductor" if arguments.compile else None,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        )
     if arguments.tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     if accelerator.device.type == "cpu":

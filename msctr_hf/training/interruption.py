@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """A run was told to stop and has saved where it stands; `scripts/train.py` exits with `EXIT_INTERRUPTED`."""
+    """A run was told to stop and has saved where it stands; `msctr train` exits with `EXIT_INTERRUPTED`."""
 
 
 class StopRequest:

@@ -48,8 +48,8 @@ class Meter:
         self.batches_without_anchors = self.batches_without_anchors + 1 if nothing_contrasted else 0
         if self.batches_without_anchors == STEPS_WITHOUT_ANCHORS:
             warnings.warn(
-                f"Nothing was contrasted in {STEPS_WITHOUT_ANCHORS} batches: in no stage has a class enough pixels of "
-                "one picture. Take larger crops or batches, or a lower contrastive_min_anchors_per_class.",
+                f"No anchors in the last {STEPS_WITHOUT_ANCHORS} batches: no class has enough pixels in any image. "
+                "Take larger crops or batches, or lower `contrastive_min_anchors_per_class`.",
                 stacklevel=2,
             )
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import convert_sync_batchnorm
@@ -21,7 +18,7 @@ from transformers import AutoConfig
 from ..data.labels import IGNORE_INDEX
 from ..data.settings import DataSettings
 from ..data.specs import DatasetSpec
-from ..errors import UsageError, as_usage_error
+from ..errors import UsageError, building_a_network
 from ..models.backbone_weights import load_backbone_weights
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
@@ -43,7 +40,7 @@ def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: Datas
         UsageError: If a setting is unknown, of a wrong type or does not fit the others.
     """
     backbone_config = _backbone_config(arguments)
-    with _faulty_settings_refused():
+    with building_a_network():
         return MsctrConfig(
             backbone_config=backbone_config,
             id2label=spec.id2label,
@@ -52,18 +49,6 @@ def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: Datas
             semantic_loss_ignore_index=IGNORE_INDEX,
             **settings,
         )
-
-
-@contextmanager
-def _faulty_settings_refused() -> Iterator[None]:
-    """Convert the plain errors of `models/`, which must stand alone on the Hub; around building only."""
-    try:
-        with as_usage_error(ValueError):
-            yield
-    except StrictDataclassError as error:
-        # "Validation error for field 'name':\n    TypeError: Field 'name' with value ...": the second line says it all
-        reason = str(error).strip().splitlines()[-1].split(". Errors:")[0]
-        raise UsageError(re.sub(r"^\s*\w+: Field '(\w+)'", r"`\1`", reason)) from error
 
 
 def build_network(
@@ -76,14 +61,14 @@ def build_network(
     """
     model: MsctrForSemanticSegmentation | ContrastiveAdapter
     if arguments.contrastive_adapter:
-        with _faulty_settings_refused():
+        with building_a_network():
             model = adapt_saved(arguments.model_name_or_path, settings, spec)
     elif arguments.model_name_or_path is not None:
-        with _faulty_settings_refused():
+        with building_a_network():
             model = _start_from_saved(arguments.model_name_or_path, settings, spec)
     else:
         config = build_config(arguments, settings, spec)
-        with _faulty_settings_refused():
+        with building_a_network():
             model = MsctrForSemanticSegmentation(config)
             load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
     if arguments.activation_checkpointing:
@@ -202,7 +187,7 @@ def _evenly_spaced(blocks: Sequence) -> list:
 def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
     try:
         config = AutoConfig.from_pretrained(hub_id)
-    except Exception as error:
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"The configuration of {hub_id} cannot be had from the Hub ({str(error).splitlines()[0][:160]}); give it "
             "as `backbone_config`."
@@ -244,6 +229,6 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
     if new:
         raise UsageError(
             f"`model_name_or_path`: the settings describe another network than {path}, {len(new)} of its tensors do "
-            f"not fit ({', '.join(sorted(new)[:4])}); leave decode_head, hidden_size and the like to the saved model."
+            f"not fit ({', '.join(sorted(new)[:4])}); leave `decode_head` and the like to the saved model."
         )
     return model.float().train()

@@ -11,6 +11,7 @@ import itertools
 import shutil
 from pathlib import Path
 
+from ..errors import as_usage_error
 from .run_folder import OLD_REPLACED, holds_a_log, holds_a_model, is_empty, replaced_folder, sync
 
 
@@ -25,7 +26,9 @@ def put_aside(output_dir: Path) -> None:
         _clear_attempt(output_dir)
         return
     shutil.rmtree(replaced, ignore_errors=True)  # the run that is replaced now has saved something since
-    output_dir.rename(replaced)
+    with as_usage_error(OSError, prefix=f"`overwrite_output_dir`: {output_dir} cannot be renamed to keep the old run; "
+                        "choose another `output_dir`: "):  # fmt: skip
+        output_dir.rename(replaced)
     sync(replaced.parent)
 
 

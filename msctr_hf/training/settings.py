@@ -34,7 +34,7 @@ class ModelSettings(Settings):
         "hub", help="Initial weights of the backbone: 'hub', 'none' or a local file.", on_resume="free", is_path=True
     )
     model_name_or_path: str | None = setting(
-        None, help="Start from this saved model instead; its classes may differ.", on_resume="free", is_path=True
+        None, help="Start from this saved model instead; its classes may differ.", on_resume="replaced", is_path=True
     )
     contrastive_adapter: bool = setting(
         False,

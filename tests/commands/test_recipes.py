@@ -19,6 +19,12 @@ def test_a_name_gives_the_shipped_file(tmp_path, monkeypatch):
     assert find_recipe("quickstart").read_text() == (ROOT / "configs/quickstart.yaml").read_text()
 
 
+def test_a_folder_of_the_name_of_a_recipe_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "quickstart").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("quickstart").is_file()
+
+
 def test_a_file_that_exists_is_taken_whatever_it_is_called(tmp_path, monkeypatch):
     (tmp_path / "quickstart").write_text("max_steps: 3")
     monkeypatch.chdir(tmp_path)

@@ -98,7 +98,7 @@ def truncate_picture(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_yaml, "no valid YAML"),
+        (break_yaml, "not valid YAML"),
         (lambda root: (root / "dataset.yaml").unlink(), "dataset.yaml"),
         (lambda root: (root / "train/labels/0.png").unlink(), "no label"),
         (

@@ -80,7 +80,7 @@ def test_pyramid_is_what_is_projected_from_the_decode_head_also_without_a_projec
 
 def test_pyramid_of_a_network_without_one_is_refused(tiny_config):
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(decode_head="fcn")), MsctrImageProcessor())
-    with pytest.raises(ValueError, match="only UPerNet has one; take `features='stages'`"):
+    with pytest.raises(ValueError, match="only UPerNet has one; take `kind='stages'`"):
         stage_features(predictor, picture()["image"], "pyramid")
 
 

@@ -178,7 +178,7 @@ def test_last_window_is_shifted_inside(side, window, stride, expected):
     [
         ({"scales": ()}, "scales"),
         ({"scales": (0,)}, "scales"),
-        ({"stride": (4, 4)}, "window_size"),
+        ({"stride": (4, 4)}, "window size"),
         ({"crop_size": (8, 8), "stride": (9, 4)}, "stride"),
         ({"size_divisor": 0}, "size_divisor"),
     ],

@@ -75,6 +75,12 @@ def test_runs_of_another_recipe_are_refused(tmp_path):
         plan(tmp_path)
 
 
+def test_runs_that_started_from_another_model_are_refused(tmp_path):
+    finish(plan(tmp_path)[0], model_name_or_path="someone/else")
+    with pytest.raises(ValueError, match="model_name_or_path was 'someone/else' and is None"):
+        plan(tmp_path)
+
+
 @pytest.mark.parametrize("arms, seeds, message", [
     (["ce", "ce"], [0], "--arms: every one once"),
     (["ce", "ms"], [1, 1], "--seeds: every one once"),

@@ -99,8 +99,17 @@ def test_leftovers_on_either_side_are_refused():
 
 
 def test_heads_that_the_released_code_lacks_get_a_sentence():
-    with pytest.raises(UsageError, match="the decode heads fcn, deeplabv3, ocr, upernet; .* decode_head='linear'"):
+    with pytest.raises(UsageError, match="the decode heads fcn, deeplabv3, ocr, upernet; .* `decode_head='linear'`"):
         rename_original_state({}, SimpleNamespace(decode_head="linear"))
+
+
+def test_a_configuration_that_fits_no_network_gets_one_sentence(run_script, tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "chkpt.pt")
+    options = ["--checkpoint", tmp_path / "chkpt.pt", "--output_dir", tmp_path / "converted"]
+    network = ["--config", "cityscapes/deeplabv3_resnet50", "--projection_stages", "[4,1]"]
+    code, _, error = run_script("convert_checkpoint.py", *options, *network)
+    assert (code, "Traceback" in error) == (2, False)
+    assert "--projection_stages" in error
 
 
 def test_script_converts_a_file_of_the_released_code(run_script, tmp_path):

@@ -173,7 +173,7 @@ FILES = {
     "no pictures": (for_all("train/images/*", lambda path: path.unlink()), "hold(s) no picture"),
     "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "There is no folder"),
     "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "There is no file"),
-    "description is no YAML": (lambda folder: (folder / "dataset.yaml").write_text("a: ["), "is no valid YAML"),
+    "description is no YAML": (lambda folder: (folder / "dataset.yaml").write_text("a: ["), "is not valid YAML"),
     "unknown key": (describe(klasses=["a", "b"]), "unknown keys ['klasses']"),
     "one class": (describe(classes=["a"]), "must list the names of two classes or more"),
     "values of no class": (describe(label_values={0: "sky", 1: "sea"}), "names the class 'sea'"),

@@ -133,3 +133,34 @@ def test_prediction_never_overwrites_its_input(run_script, model, tmp_path):
     )
     assert (code, "overwrite" in error) == (2, True)
     assert (tmp_path / "pictures/street.png").read_bytes() == before
+
+
+def change_config(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+NO_MODEL = {
+    "another kind of model": (change_config(model_type="bert"), "cannot be loaded"),
+    "a kind that nobody knows": (change_config(model_type="nonesuch"), "nonesuch"),
+    "a setting that is not one": (change_config(contrastive_temprature=0.1), "Did you mean"),
+    "a decode head that is not one": (change_config(decode_head="linear"), "linear"),
+    "broken weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"none"), "cannot be loaded"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", NO_MODEL)
+@pytest.mark.parametrize("script", ["evaluate.py", "predict.py"])
+def test_a_folder_that_is_not_a_network_gets_one_sentence(run_script, model, folder, script, case):
+    damage, sentence = NO_MODEL[case]
+    damage(model)
+    data = ["--dataset", "folder", "--data_dir", folder] if script == "evaluate.py" else ["--input", folder]
+    code, _, error = run_script(script, "--model", model, "--device", "cpu", *data)
+    assert code == 2, error
+    assert error.strip().splitlines()[-1].startswith(f"error: --model: {model} cannot be loaded: ")
+    assert sentence in error
+    assert "Traceback" not in error

@@ -134,3 +134,46 @@ def test_generic_folder_takes_its_description_along(run_script, tmp_path):
 def test_drawn_data_sets_have_nothing_to_prepare(run_script):
     code, _, error = run_script("prepare_dataset.py", "--dataset", "synthetic_scenes")
     assert (code, "nothing to prepare" in error) == (2, True)
+
+
+def predecoded(run_script, folder, copy):
+    options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--predecode", "--output_dir", copy]
+    assert run_script("prepare_dataset.py", *options)[0] == 0
+    return copy
+
+
+UNREADABLE = {
+    "description in another encoding": ("dataset.yaml", "classes: [stra\u00dfe, weg]".encode("latin-1")),
+    "damaged description of a copy": ("predecoded.json", b"{"),
+    "damaged index of a copy": ("validation.index.jsonl", b"none\n"),
+    "damaged report of a copy": ("report_train.json", b"{"),
+    "missing pixels of a copy": ("validation.images", None),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_copy_that_cannot_be_read_gets_one_sentence_with_the_file(run_script, tmp_path, case):
+    name, data = UNREADABLE[case]
+    source = write_folder(tmp_path / "folder", num_train=2, num_validation=2)
+    copy = predecoded(run_script, source, tmp_path / "copy")
+    (copy / name).unlink()
+    if data is not None:
+        (copy / name).write_bytes(data)
+    if name.startswith("report"):
+        options = ["prepare_dataset.py", "--output_dir", copy, "--predecode", "--data_dir", source]
+    else:
+        options = ["evaluate.py", "--model", tmp_path, "--data_dir", copy]
+    code, _, error = run_script(*options, "--dataset", "folder", "--num_workers", "0")
+    assert code == 2, error
+    assert name.split(".index")[0] in error.strip().splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_a_saved_data_set_that_cannot_be_read_gets_one_sentence(run_script, tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/dataset_dict.json").write_text('{"splits": ["train"]}')
+    options = ["--dataset", "camvid", "--data_dir", tmp_path / "saved", "--splits", "train"]
+    code, _, error = run_script("prepare_dataset.py", *options)
+    assert code == 2, error
+    assert error.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in error

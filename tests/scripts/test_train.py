@@ -216,7 +216,7 @@ def test_too_many_faulty_steps_in_a_row_end_the_run_with_a_report(run_script, fo
 
 def test_a_run_that_contrasts_nothing_says_so(run_script, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(meter, "STEPS_WITHOUT_ANCHORS", 3)
-    with pytest.warns(UserWarning, match="Nothing was contrasted in 3 batches"):
+    with pytest.warns(UserWarning, match="No anchors in the last 3 batches"):
         run_script("train.py", *flags(folder, tmp_path / "run", contrastive_min_anchors_per_class=10_000))
 
 
@@ -256,6 +256,9 @@ def test_a_run_describes_itself_and_its_config_starts_it_again(run_script, folde
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     first, second = tmp_path / "first", tmp_path / "second"
     settings = {"max_steps": 2, "contrastive_cross_scale_pairs": "[[0,3]]", "contrastive_cross_scale_weights": "[0.5]"}
+    recipe = (ROOT / "configs/quickstart.yaml").read_text().replace("no_decay: [norm]\n", "")  # an empty list instead
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    settings["config"] = tmp_path / "recipe.yaml"
     assert run_script("train.py", *flags(folder, first, **settings, dataset_revision="hf_averysecrettoken"))[0] == 0
     run = json.loads((first / "run.json").read_text())
     assert "--dataset_revision ***" in run["command"]

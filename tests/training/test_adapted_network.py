@@ -79,4 +79,4 @@ def test_our_own_networks_need_no_adapter(run_script, adapted_flags, tiny_config
     MsctrImageProcessor().save_pretrained(tmp_path / "ours")
     code, _, err = run_script("train.py", *adapted_flags(model_name_or_path=tmp_path / "ours"))
     assert code == 2
-    assert "has the contrast built in; leave the flag out" in err
+    assert "has the contrast built in; leave it out" in err

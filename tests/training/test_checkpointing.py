@@ -186,6 +186,15 @@ def test_a_validation_joins_the_checkpoint_of_its_step(accelerator, tmp_path):
     assert (progress.validated_step, progress.best_results) == (3, {"mean_iou": 0.1 + 0.2, "a": None})
 
 
+def test_a_validation_leaves_the_place_in_the_data_to_the_checkpoint(accelerator, tmp_path):
+    """A run may resume with other batches than those that the checkpoint counts."""
+    accelerator.progress.batches_in_epoch = 6
+    checkpoint = save(accelerator, tmp_path, 3)
+    replace_progress(checkpoint, Progress(step=3, batches_in_epoch=12, validated_step=3))
+    progress = progress_of(accelerator, checkpoint)
+    assert (progress.batches_in_epoch, progress.validated_step) == (6, 3)
+
+
 def test_a_checkpoint_of_an_older_version_knows_its_validation_without_a_file_for_it(accelerator, tmp_path):
     accelerator.progress.validated_step = 3
     checkpoint = save(accelerator, tmp_path, 3)
@@ -212,7 +221,10 @@ def test_a_progress_that_cannot_be_written_leaves_the_checkpoint_valid(accelerat
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda path: path.write_text(path.read_text().replace('"step": 2', '"step": 7')), "is not as it was written"),
+        (
+            lambda path: path.write_text(path.read_text().replace('"validated_step": 2', '"validated_step": 7')),
+            "is not as it was written",
+        ),
         (cut_short, "cannot be read"),
         (lambda path: path.write_text("{}"), "cannot be read"),
     ],
