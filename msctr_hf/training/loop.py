@@ -29,7 +29,7 @@ from .run_folder import (
 from .setup import Setup
 from .step_guard import TooManySkippedSteps
 from .training_data import endless_batches
-from .validation import ValidationResult
+from .validation import ValidationResult, share_statistics
 
 
 class TrainingLoop:
@@ -169,10 +169,9 @@ class TrainingLoop:
         """Make up for what an interruption cut off after the checkpoint that the run resumes from."""
         if self.progress.step == 0:
             return
-        best = self.progress.best_results
-        best_is_here = bool(best) and read_json(self.output_dir / RESULTS_FILE) == best
-        if best and not best_is_here:
-            path = self.output_dir / RESULTS_FILE
+        best, path = self.progress.best_results, self.output_dir / RESULTS_FILE
+        best_is_here = bool(best) and read_json(path) == best  # to the first process, which alone may see the folder
+        if best:
             write_on_main(self.accelerator, lambda: write_json(path, best), str(path))
         if self.save_is_due():
             self.save_last()
@@ -238,6 +237,8 @@ class TrainingLoop:
         """Save a checkpoint, unless this step has one."""
         if self.saved_step == self.progress.step:
             return
+        if self.validation_is_due():
+            share_statistics(self.best_network)
         save_checkpoint(
             self.accelerator,
             self.output_dir,

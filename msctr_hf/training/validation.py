@@ -68,8 +68,6 @@ class Validation:
 
     def run(self, model: nn.Module, should_stop: Callable[[], bool]) -> ValidationResult | None:
         """Score the network; `None` if a process was told to stop before the end."""
-        # without SyncBatchNorm every process has statistics of its own; those of the first are the ones saved
-        broadcast(list(model.buffers()))
         shown: list[tuple] = []
         results = self._score(model, shown, should_stop)
         if results is None:
@@ -96,6 +94,15 @@ class Validation:
                 should_stop=should_stop,
             )
         return None if scores is None else scores.results(self.spec.id2label, self.spec.groups)
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Give the statistics of normalization layers in the first process to all.
+
+    Without synchronized normalization every process has its own. Before the checkpoint of a validated step they become
+    those of the first, with which the network is scored and saved; a sharded one would hold some of each.
+    """
+    broadcast(list(model.buffers()))
 
 
 @contextmanager

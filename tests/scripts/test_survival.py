@@ -257,7 +257,8 @@ def test_a_kill_around_a_validation_loses_nothing_and_repeats_nothing(
 
 
 KILL = """
-import os, runpy, signal, sys
+import os, signal, sys
+from msctr_hf.commands.train import main
 from msctr_hf.evaluation.predictor import Predictor
 from msctr_hf.training import loop
 from msctr_hf.training.logs import RunLog
@@ -276,8 +277,7 @@ def killed(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(place, name, killed)
-sys.argv = sys.argv[5:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+main(sys.argv[6:])
 """
 
 
@@ -508,7 +508,8 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_last_checkpoint_whole(
 # Training whose log tells of memory in use: what is resident without the blocks that the C library keeps for later,
 # since how it cuts and joins those is not the run's doing.
 MEMORY_IN_USE = """
-import ctypes, psutil, runpy, sys
+import ctypes, psutil, sys
+from msctr_hf.commands.train import main
 from msctr_hf.training import meter
 
 class MallInfo(ctypes.Structure):  # mallinfo(3)
@@ -518,8 +519,7 @@ class MallInfo(ctypes.Structure):  # mallinfo(3)
 library = ctypes.CDLL(None)
 library.mallinfo2.restype = MallInfo
 meter.used_megabytes = lambda device: (psutil.Process().memory_info().rss - library.mallinfo2().fordblks) / 2**20
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+main(sys.argv[2:])
 """
 
 
