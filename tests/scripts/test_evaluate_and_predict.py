@@ -145,7 +145,7 @@ def change_config(**changes):
 
 NO_MODEL = {
     "another kind of model": (change_config(model_type="bert"), "cannot be loaded"),
-    "a kind that nobody knows": (change_config(model_type="nonesuch"), "nonesuch"),
+    "a kind that nobody knows": (change_config(model_type="nonesuch"), "cannot be loaded"),
     "a setting that is not one": (change_config(contrastive_temprature=0.1), "Did you mean"),
     "a decode head that is not one": (change_config(decode_head="linear"), "linear"),
     "broken weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"none"), "cannot be loaded"),
