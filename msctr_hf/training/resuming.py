@@ -1,4 +1,7 @@
-"""Going on from a checkpoint: what may differ from the run that wrote it, and what may not."""
+"""Resuming from a checkpoint: what may differ from the run that wrote it, and what may not.
+
+`Setup.resume_from` takes its states over, `TrainingLoop.finish_what_was_due` makes up for what was cut off.
+"""
 
 from __future__ import annotations
 

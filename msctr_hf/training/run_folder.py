@@ -56,7 +56,8 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
             f"`output_dir`: the run of {output_dir} lies in {replaced}, since a start that was to replace it ended "
             "before it saved anything; rename it back, or replace it with `overwrite_output_dir`."
         )
-    if not any(path.exists() for path in (output_dir / RUN_FILE, output_dir / OLD_REPLACED, replaced)):
+    holds_a_run = (output_dir / RUN_FILE).exists() or (output_dir / OLD_REPLACED).exists()
+    if not is_empty(output_dir) and not holds_a_run:
         raise UsageError(f"`output_dir`: {output_dir} is not empty and holds no run; choose another folder.")
     if not overwrite:
         raise UsageError(

@@ -3,8 +3,9 @@ import os
 import pytest
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.errors import UsageError
 from msctr_hf.training import run_folder
-from msctr_hf.training.run_folder import replace_file, save_model
+from msctr_hf.training.run_folder import check_output_dir, replace_file, save_model
 
 
 def content(folder):
@@ -53,3 +54,11 @@ def test_saved_weights_have_the_permissions_of_their_neighbors(tiny_config, tmp_
     permissions = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert {"model.safetensors", "config.json"} <= set(permissions)
     assert set(permissions.values()) == {0o666 & ~umask}
+
+
+def test_files_that_no_run_has_written_are_not_replaced_even_where_an_old_run_waits(tmp_path):
+    (tmp_path / ".out.replaced").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").touch()
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        check_output_dir(tmp_path / "out", overwrite=True, resume=False)
