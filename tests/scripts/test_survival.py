@@ -346,7 +346,7 @@ def test_a_validation_that_fails_costs_nothing(run_script, folder, tmp_path, mon
 def in_the_layout_of_older_versions(checkpoint):
     """All of the progress within states.pt, and no file of its own."""
     states = torch.load(checkpoint / "states.pt", weights_only=True)
-    states["progress"] = json.loads((checkpoint / "progress.json").read_text())["progress"]
+    states["progress"] |= json.loads((checkpoint / "progress.json").read_text())["progress"]
     (checkpoint / "progress.json").unlink()
     torch.save(states, checkpoint / "states.pt")
     marker = json.loads((checkpoint / "COMPLETE").read_text())
