@@ -2,8 +2,11 @@
 
 import argparse
 import dataclasses
+import os
 
+import accelerate
 import pytest
+from accelerate import PartialState
 
 from msctr_hf import MsctrConfig
 from msctr_hf.commands.command_line import CommandLine, one_sentence, written_to_output_dir
@@ -114,6 +117,16 @@ def test_mistakes_and_interruptions_end_with_their_code(capsys, error, code):
         raise error
     assert stop.value.code == code
     assert capsys.readouterr().err.strip().endswith(str(error))
+
+
+@pytest.mark.parametrize("backend", ["gloo", None])
+def test_one_of_several_cpu_processes_ends_without_shutting_python_down(monkeypatch, backend):
+    state, ended = PartialState(cpu=True), []
+    monkeypatch.setattr(accelerate.state, "is_initialized", lambda: True)
+    monkeypatch.setattr(state, "backend", backend)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    CommandLine([], None, "nothing").run([], lambda: None)
+    assert ended == ([0] if backend == "gloo" else [])
 
 
 def test_a_fault_of_the_program_passes():

@@ -1,6 +1,5 @@
 """Run `msctr train` with what Accelerate offers for GPUs only (FSDP2, DeepSpeed) on CPU processes, over gloo."""
 
-import os
 import sys
 
 import torch
@@ -17,6 +16,3 @@ def gloo(self, *arguments, **options):
 
 PartialState._prepare_backend = gloo
 main(sys.argv[1:])
-# gloo's threads outlive FSDP2's groups and, with PyTorch 2.15, now and then abort an interpreter that is shutting down
-sys.stdout.flush()
-os._exit(0)
