@@ -91,6 +91,15 @@ def _mark(picture: Image.Image, column: int, row: int) -> None:
     ImageDraw.Draw(picture).ellipse(box, outline="black", width=max(2, radius // 3))
 
 
+def _fault(error: Exception, path: str) -> str:
+    """HTML of what is wrong with an upload; a fault of the program shows its traceback to whoever serves the page."""
+    sentence = html.escape(str(error).replace(path, Path(path).name))
+    if not isinstance(error, UsageError):
+        traceback.print_exception(error)
+        sentence = "The network failed on this image; the log of the server shows where."
+    return f'<p class="fault">{sentence}</p>'
+
+
 def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
     """HTML legend of the classes that occur, the largest first, with their shares of the picture."""
     present, counts = np.unique(labels, return_counts=True)
@@ -164,11 +173,7 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
         try:
             segmented = segment_picture(predictor, path)
         except Exception as error:
-            sentence = html.escape(str(error).replace(str(path), Path(path).name))
-            if not isinstance(error, UsageError):  # the page goes on; the traceback is for whoever serves it
-                traceback.print_exc()
-                sentence = "The network failed on this image; the log of the server shows where."
-            return [None, f'<p class="fault">{sentence}</p>', None, *cleared]
+            return [None, _fault(error, path), None, *cleared]
         return [shade(segmented, opacity), area_table(segmented.labels, names, palette), segmented, *cleared]
 
     def shade(segmented: Segmented | None, opacity: float) -> Image.Image | None:
