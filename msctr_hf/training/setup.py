@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from timm.utils import ModelEmaV3
 from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..models.contrastive_adapter import ContrastiveAdapter
+from ..settings import as_mapping
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
 from .description import RunSummary, describe_run, describe_start, without_secrets
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, optimize_layout
@@ -59,7 +59,7 @@ class Setup:
         # DPT, MobileNetV2 and others have parameters that no prediction needs; our own networks have none
         accelerator = build_accelerator(args, find_unused_parameters=model_arguments.contrastive_adapter)
         self.accelerator = accelerator
-        given = {**asdict(model_arguments), **asdict(data_arguments), **asdict(args), **network_settings}
+        given = {**as_mapping(model_arguments, data_arguments, args), **network_settings}
         self.settings = json.loads(json.dumps(without_secrets(given)))
         self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}  # with every checkpoint
         self.checkpoint = self._find_checkpoint()

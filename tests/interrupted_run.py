@@ -1,0 +1,64 @@
+"""Training in a process that can be signaled and killed, and whether two runs ended the same."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def start(*argv, launcher=()):
+    """A training process, and all it starts, in a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "scripts/train.py"), *map(str, argv)],
+        env=ENVIRONMENT, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(process, timeout=300):
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def log(run):
+    path = run / "log.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
+
+
+def losses(run):
+    """Step -> every logged mean that does not depend on the clock."""
+    timed = {"time", "images_per_second", "used_mb"}
+    return {
+        entry["step"]: {name: value for name, value in entry.items() if name not in timed}
+        for entry in log(run)
+        if "loss" in entry
+    }
+
+
+def wait_for_step(run, step, process=None):
+    deadline = time.monotonic() + 300
+    while not any(entry["step"] >= step for entry in log(run)[:-1] or log(run)):
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, finish(process)[1]
+        time.sleep(0.02)
+
+
+def newest(run):
+    steps = [int(path.parent.name.removeprefix("step_")) for path in run.glob("checkpoints/step_*/COMPLETE")]
+    return max(steps, default=0)
+
+
+def assert_same_end(run, expected):
+    for name in ("last", "."):
+        weights, reference = (load_file(each / name / "model.safetensors") for each in (run, expected))
+        assert all(torch.equal(weights[key], reference[key]) for key in reference)
+    assert losses(run) == losses(expected)
+    assert json.loads((run / "results.json").read_text()) == json.loads((expected / "results.json").read_text())
