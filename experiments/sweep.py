@@ -73,7 +73,7 @@ def plan_runs(arms: Sequence[Arm], seeds: Sequence[int], output_dir: Path, flags
 
     Args:
         arms (`Sequence[Arm]`): What is compared; the first is the baseline.
-        seeds (`Sequence[int]`): Seeds of initialisation, data order and augmentation; the same for every arm.
+        seeds (`Sequence[int]`): Seeds of initialization, data order and augmentation; the same for every arm.
         output_dir (`Path`): Folder of the sweep.
         flags (`Sequence[str]`): Of `scripts/train.py`, the same for all.
 

@@ -24,8 +24,8 @@ class Comparison(NamedTuple):
         difference (`float`, *optional*): Mean of the differences to the baseline in pairs of one seed.
         interval (`float`, *optional*): Half the width of its 95 % interval (Student's t); needs two pairs.
         per_class (`dict[str, float]`): IoU of every class for the baseline, differences to it for others; NaN for a
-            class that is in no validation picture.
-        time, memory (`float`): Cost of a picture and largest memory, as ratios to the baseline.
+            class that is in no validation image.
+        time, memory (`float`): Cost of an image and largest memory, as ratios to the baseline.
     """
 
     arm: str

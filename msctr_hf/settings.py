@@ -27,6 +27,7 @@ class About:
         length (`int`, *optional*): Number of values of a list.
         ascending (`bool`): Whether a list must not descend.
         aliases (`tuple[str, ...]`): Names of other libraries that mean exactly the same.
+        former (`tuple[str, ...]`): Names that older versions gave it; accepted, but not shown.
         resembles (`tuple[str, ...]`): Names of other libraries that mean nearly the same; an error points here.
         on_resume (`str`): What another value means for a run that resumes: `"refused"`, it would be another run;
             `"announced"`; `"batch"`, only the split of a step may change; `"replaced"`, what it gave the run is in the
@@ -44,6 +45,7 @@ class About:
     length: int | None = None
     ascending: bool = False
     aliases: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
     resembles: tuple[str, ...] = ()
     on_resume: Literal["refused", "announced", "batch", "replaced", "free"] = "refused"
     in_card: bool = True

@@ -52,7 +52,7 @@ def tiny_config():
 
 @pytest.fixture
 def tiny_batch():
-    """Two pictures of 64x96 with blocks of five classes and some ignored pixels."""
+    """Two images of 64x96 with blocks of five classes and some ignored pixels."""
     labels = torch.randint(0, 5, (2, 4, 6)).repeat_interleave(16, 1).repeat_interleave(16, 2)
     labels[:, :3] = 255
     return {"pixel_values": torch.randn(2, 3, 64, 96), "labels": labels}

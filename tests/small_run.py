@@ -1,4 +1,4 @@
-"""A run of scripts/train.py on a few small pictures."""
+"""A run of scripts/train.py on a few small images."""
 
 from conftest import ROOT
 

@@ -92,9 +92,9 @@ def test_tutorial_leads_from_a_folder_to_predictions_of_a_model_on_the_hub(tmp_p
         (tmp_path / "my_data" / name).mkdir(parents=True)
     for index in range(20):
         pixels = random.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"my_data/images/picture {index}.jpg")
+        Image.fromarray(pixels).save(tmp_path / f"my_data/images/image {index}.jpg")
         mask = random.integers(0, 3, (6, 8), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(mask).save(tmp_path / f"my_data/masks/picture {index}.png")
+        Image.fromarray(mask).save(tmp_path / f"my_data/masks/image {index}.png")
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     hub = LocalHub()
     paths = {

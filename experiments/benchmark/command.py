@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     add("data", "our augmentation beside the released code's order of work", lambda o, device: data.data(
         o.repetitions, device))  # fmt: skip
 
-    add("upsampling", "upsampling and argmax in strips beside whole pictures", lambda o, device: evaluation.upsampling(
+    add("upsampling", "upsampling and argmax in strips beside whole images", lambda o, device: evaluation.upsampling(
         o.repetitions, device))  # fmt: skip
 
     add("metric", "mean IoU beside the stock metric of evaluate", lambda o, device: evaluation.metric(

@@ -16,9 +16,9 @@ from torchvision.transforms import ColorJitter
 from torchvision.transforms import functional as tvF
 
 from msctr_hf.data.augmentation import CROP_TRIES, TrainingAugmentation
-from msctr_hf.data.batches import AugmentedDataset
 from msctr_hf.data.color_jitter import HUE_RANGE, JITTER_RANGE
 from msctr_hf.data.labels import IGNORE_INDEX
+from msctr_hf.data.loaders import AugmentedDataset
 from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
 from msctr_hf.data.predecoded import write_predecoded
 from msctr_hf.data.synthetic import SYNTHETIC_CLASSES, draw_scene
@@ -26,7 +26,7 @@ from msctr_hf.data.synthetic import SYNTHETIC_CLASSES, draw_scene
 from .measuring import compare, median_seconds, per_second, promise
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SAMPLES, DRAWS = 4, 12  # pictures on disk; crops a round, so that scales average out
+SAMPLES, DRAWS = 4, 12  # images on disk; crops a round, so that scales average out
 CASES: dict[str, dict[str, Any]] = {
     "PNG as Cityscapes": {
         "size": (1024, 2048), "crop": (512, 1024), "suffix": "png", "options": {}, "target": 1.7, "cache target": 10.0
@@ -47,7 +47,7 @@ def data(repetitions: int | None, device: torch.device) -> list[dict]:
             steps = {way: _over_draws(sample) for way, sample in ways.items()}
             seconds = {way: total / DRAWS for way, total in median_seconds(steps, repetitions or 5, device).items()}
         for way, target in (("files", case["target"]), ("pre-decoded", case["cache target"])):
-            row: dict[str, Any] = {"pictures": name, "ours from": way}
+            row: dict[str, Any] = {"images": name, "ours from": way}
             row |= compare({"released order": seconds["released"], "ours": seconds[way]})
             row["ours images/s"] = per_second(1, row["ours ms"])
             promise(row, device, speed=target)
@@ -58,7 +58,7 @@ def data(repetitions: int | None, device: torch.device) -> list[dict]:
 def seconds_per_crop(folder: Path, crop: Sequence[int], repetitions: int) -> float:
     """What one worker needs for a training crop from a PNG as Cityscapes has them."""
     case = {**CASES["PNG as Cityscapes"], "crop": tuple(crop)}
-    _write_pictures(folder, case)
+    _write_images(folder, case)
     crops = _crops(folder, case)
     return median_seconds({"crops": _over_draws(crops)}, repetitions, torch.device("cpu"))["crops"] / DRAWS
 
@@ -72,7 +72,7 @@ def _crops(folder: Path, case: dict[str, Any]) -> Callable[[int], Any]:
 
 def _ways(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[int], Any]]:
     """Functions that make the sample of a draw."""
-    _write_pictures(folder, case)
+    _write_images(folder, case)
     files = load_segmentation_dataset("folder", "train", folder)
     copy = folder / "copy"
     classes = get_dataset_spec("folder", folder).classes
@@ -86,12 +86,12 @@ def _ways(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[int], Any]]
     }
 
 
-def _write_pictures(folder: Path, case: dict[str, Any]) -> None:
+def _write_images(folder: Path, case: dict[str, Any]) -> None:
     for name in ("images", "labels"):
         (folder / name).mkdir()
     for number in range(SAMPLES):
         image, label = draw_scene((0, number), case["size"])
-        image = image.filter(ImageFilter.GaussianBlur(0.9))  # to the 2.3 MB that a picture of Cityscapes takes
+        image = image.filter(ImageFilter.GaussianBlur(0.9))  # to the 2.3 MB that an image of Cityscapes takes
         image.save(folder / f"images/{number}.{case['suffix']}", **case["options"])
         label.save(folder / f"labels/{number}.png")
     description = {
@@ -111,10 +111,10 @@ def _over_draws(sample: Callable[[int], Any]) -> Callable[[], None]:
 
 
 def released_order(folder: Path, suffix: str, draw: int, crop: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The paper's augmentation in the released code's order of work: everything on the whole picture, then the crop.
+    """The paper's augmentation in the released code's order of work: everything on the whole image, then the crop.
 
-    Decode, map labels, mirror, resize, pad, crop with OpenCV; jitter, scale and normalise with torchvision on Pillow
-    pictures. Written for this comparison.
+    Decode, map labels, mirror, resize, pad, crop with OpenCV; jitter, scale and normalize with torchvision on Pillow
+    images. Written for this comparison.
     """
     cv2 = _opencv()
     random = np.random.default_rng(draw)
@@ -143,8 +143,8 @@ def released_order(folder: Path, suffix: str, draw: int, crop: tuple[int, int]) 
         if len(counts) and counts.max() < 0.75 * counts.sum():
             break
     jitter = ColorJitter(JITTER_RANGE, JITTER_RANGE, JITTER_RANGE, HUE_RANGE)
-    picture = jitter(Image.fromarray(np.ascontiguousarray(image[y : y + crop[0], x : x + crop[1]])))
-    pixel_values = tvF.normalize(tvF.to_tensor(picture), MEAN, STD)
+    jittered = jitter(Image.fromarray(np.ascontiguousarray(image[y : y + crop[0], x : x + crop[1]])))
+    pixel_values = tvF.normalize(tvF.to_tensor(jittered), MEAN, STD)
     return pixel_values, torch.from_numpy(np.ascontiguousarray(window)).long()
 
 

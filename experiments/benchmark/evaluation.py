@@ -18,11 +18,11 @@ CASES = {  # classes, size of the logits, size of the labels
 }
 SPEED_TARGET = 3.0
 METRIC_SPEED_TARGET = 30.0
-PICTURES = 8  # through the metric, in batches of 4
+IMAGES = 8  # through the metric, in batches of 4
 
 
 def upsampling(repetitions: int | None, device: torch.device) -> list[dict]:
-    """Bilinear upsampling and the largest class, in strips of rows and on the whole picture."""
+    """Bilinear upsampling and the largest class, in strips of rows and on the whole image."""
     rows = []
     for name, (num_labels, source, target) in CASES.items():
         ways = {way: (way, num_labels, source, target, device) for way in ("whole", "ours")}
@@ -40,7 +40,7 @@ def upsampling(repetitions: int | None, device: torch.device) -> list[dict]:
 def upsampling_step(
     way: str, num_labels: int, source: tuple[int, int], target: tuple[int, int], device: torch.device
 ) -> Step:
-    """Classes of one picture from random logits."""
+    """Classes of one image from random logits."""
     logits = torch.randn(1, num_labels, *source, device=device)
     if way == "ours":
         return lambda: most_probable_classes([logits], target, align_corners=False)
@@ -53,7 +53,7 @@ def metric(repetitions: int | None, device: torch.device) -> list[dict]:
     for name, (num_labels, _, size) in CASES.items():
         steps = {way: metric_step(way, num_labels, size) for way in ("stock", "ours")}
         seconds = median_seconds(steps, repetitions or 5, device)
-        rows.append({"size of": name, "classes": num_labels, "pictures": PICTURES} | compare(seconds))
+        rows.append({"size of": name, "classes": num_labels, "images": IMAGES} | compare(seconds))
         promise(rows[-1], device, speed=METRIC_SPEED_TARGET)
     return rows
 
@@ -61,7 +61,7 @@ def metric(repetitions: int | None, device: torch.device) -> list[dict]:
 def metric_step(way: str, num_labels: int, size: tuple[int, int]) -> Step:
     """Scores of blocky labels and predictions that are right at four pixels of five."""
     random = np.random.default_rng(0)
-    blocks = random.integers(0, num_labels, (PICTURES, -(-size[0] // 16), -(-size[1] // 16)), dtype=np.uint8)
+    blocks = random.integers(0, num_labels, (IMAGES, -(-size[0] // 16), -(-size[1] // 16)), dtype=np.uint8)
     references = blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : size[0], : size[1]].copy()
     noise = random.integers(0, num_labels, references.shape, dtype=np.uint8)
     predictions = np.where(random.random(references.shape, dtype=np.float32) < 0.8, references, noise)
@@ -70,7 +70,7 @@ def metric_step(way: str, num_labels: int, size: tuple[int, int]) -> Step:
     def step() -> dict:
         score = MeanIoU(num_labels) if way == "ours" else StockMeanIoU()
         options = {} if way == "ours" else {"num_labels": num_labels, "ignore_index": 255}
-        for start in range(0, PICTURES, 4):
+        for start in range(0, IMAGES, 4):
             score.add_batch(predictions=predictions[start : start + 4], references=references[start : start + 4])
         return score.compute(**options)
 

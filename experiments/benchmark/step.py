@@ -23,7 +23,7 @@ from .reference import StraightforwardContrast
 
 STRAIGHTFORWARD = "ms_cs, straightforward"  # whole projected maps, full matrices
 MODES = ("ce", "ms", "ms_cs", STRAIGHTFORWARD)
-PHASES = ("forward", "loss", "backward", "optimiser")
+PHASES = ("forward", "loss", "backward", "optimizer")
 
 
 class Setting(NamedTuple):
@@ -45,7 +45,7 @@ def training_step(config: str, setting: Setting, repetitions: int | None) -> lis
 
     Args:
         config (`str`): YAML file of a network, from random weights.
-        setting (`Setting`): Pictures, device, precision.
+        setting (`Setting`): Images, device, precision.
         repetitions (`int`, *optional*): Steps measured; 3 by default.
     """
     recipe = command_line().parse(["--config", config, "--backbone_weights", "none"])
@@ -86,7 +86,7 @@ def _row(
 
 
 class TrainingStep:
-    """One network with its optimiser and a batch of random pictures."""
+    """One network with its optimizer and a batch of random images."""
 
     def __init__(self, recipe: tuple, mode: str, setting: Setting):
         torch.manual_seed(0)
@@ -100,9 +100,9 @@ class TrainingStep:
         bf16 = setting.precision == torch.bfloat16
         network = optimize_layout(network, device, channels_last=setting.channels_last, bf16=bf16)
         self.optimizer = build_optimizer(network, arguments, fused=device.type in FUSED_DEVICES)
-        pictures = torch.randn(setting.batch_size, 3, *size, device=device)
+        images = torch.randn(setting.batch_size, 3, *size, device=device)
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-        self.pixel_values = pictures.contiguous(memory_format=layout)
+        self.pixel_values = images.contiguous(memory_format=layout)
         self.labels = blob_labels(setting.batch_size, size, device, len(spec.classes))
         self.logits_at = 0.0
         if setting.compile:
@@ -122,7 +122,7 @@ class TrainingStep:
             return self.model(self.pixel_values, labels=self.labels).loss
 
     def update(self) -> None:
-        """Step of the optimiser."""
+        """Step of the optimizer."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class StockMeanIoU(evaluate.Metric):
-    """Histograms of intersection and areas per picture, summed when all pictures are there.
+    """Histograms of intersection and areas per image, summed when all images are there.
 
     As the published metric: maps are stored by `add_batch` in a table of `datasets`; pixels of the ignored class are
     taken out of both; IoU = intersection / (prediction + reference - intersection).
@@ -32,13 +32,13 @@ class StockMeanIoU(evaluate.Metric):
             prediction, reference = prediction[kept], reference[kept]
             for row, values in enumerate((prediction[prediction == reference], prediction, reference)):
                 areas[row] += np.histogram(values, bins=num_labels, range=(0, num_labels - 1))[0]
-        intersection, predicted, labelled = areas
+        intersection, predicted, labeled = areas
         with np.errstate(invalid="ignore"):
-            iou, accuracy = intersection / (predicted + labelled - intersection), intersection / labelled
+            iou, accuracy = intersection / (predicted + labeled - intersection), intersection / labeled
         return {
             "mean_iou": np.nanmean(iou),
             "mean_accuracy": np.nanmean(accuracy),
-            "overall_accuracy": intersection.sum() / labelled.sum(),
+            "overall_accuracy": intersection.sum() / labeled.sum(),
             "per_category_iou": iou,
             "per_category_accuracy": accuracy,
         }

@@ -86,6 +86,11 @@ class CommandLine(HfArgumentParser):
         action = parser._option_string_actions[f"--{field.name}"]
         if action.nargs == "+":
             action.nargs = "*"  # an empty list is a value too, and config.yaml of a run has some
+        for name in about.former:  # scripts and files of older versions still name it so; the help does not
+            options = {"nargs": action.nargs, "const": action.const, "type": action.type, "choices": action.choices}
+            parser.add_argument(
+                f"--{name}", dest=field.name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options
+            )
 
     def _add_network_settings(self) -> list[str]:
         taken = {action.dest for action in self._actions} | _WITHOUT_FLAG

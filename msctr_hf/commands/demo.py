@@ -25,11 +25,11 @@ def _serve(arguments: DemoSettings) -> None:
 
     from transformers.utils import logging
 
-    from ..evaluation.demo_page import build_page, example_pictures, launch
+    from ..evaluation.demo_page import build_page, example_images, launch
     from ..evaluation.predictor import load_predictor
 
     logging.disable_progress_bar()
     predictor = load_predictor(arguments.model, device=arguments.device)
     with tempfile.TemporaryDirectory() as folder:
-        examples = example_pictures(arguments.examples, predictor.model.config, folder)
+        examples = example_images(arguments.examples, predictor.model.config, folder)
         launch(build_page(predictor, Path(arguments.model).name, examples), arguments.port)

@@ -2,7 +2,7 @@
 
 msctr embeddings --model runs/quickstart --dataset synthetic_scenes
 msctr embeddings --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes \\
-    --picture frankfurt/frankfurt_000000_000294 --pixel 500 1200
+    --image frankfurt/frankfurt_000000_000294 --pixel 500 1200
 
 embeddings.png shows pixels of every stage, colored by class and similar ones close together, with their silhouette
 coefficient: how far classes lie apart (1 far, 0 not at all, below 0 mixed up). similarity.png shows the cosine between
@@ -21,7 +21,7 @@ from .command_line import CommandLine, written_to_output_dir
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    CommandLine([EmbeddingSettings], __doc__, "embeddings", words={"image_id": "picture", "kind": "features"}).run(
+    CommandLine([EmbeddingSettings], __doc__, "embeddings", words={"image_id": "image", "kind": "features"}).run(
         argv, _embeddings
     )
 
@@ -44,14 +44,14 @@ def _embeddings(arguments: EmbeddingSettings) -> None:
     logging.disable_progress_bar()
     spec, dataset = arguments.spec, arguments.load(arguments.split)
     predictor = load_predictor(arguments.model, device=arguments.device)
-    image = choose_sample(dataset, arguments.picture)["image"]
+    image = choose_sample(dataset, arguments.image)["image"]
     features = stage_features(predictor, image, arguments.features)
     row, column = ask_for_pixel(image) if arguments.click else arguments.pixel or (image.height // 2, image.width // 2)
     across = arguments.features == "projections"
     maps = similarity_maps(features, (row, column), (image.height, image.width), across)
 
-    every = max(1, len(dataset) // arguments.pictures)
-    samples = [dataset[index] for index in range(0, len(dataset), every)][: arguments.pictures]
+    every = max(1, len(dataset) // arguments.num_images)
+    samples = [dataset[index] for index in range(0, len(dataset), every)][: arguments.num_images]
     stages = collect_embeddings(
         predictor, samples, len(spec.classes), arguments.pixels_per_class, arguments.seed, arguments.features
     )

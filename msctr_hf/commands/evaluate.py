@@ -60,7 +60,7 @@ def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
         "model": arguments.model,
         "dataset": spec.name,
         "split": arguments.split,
-        "pictures": len(scores.pictures),
+        "images": len(scores.images),
         "protocol": asdict(view),
         "git_commit": git_commit(),
     }

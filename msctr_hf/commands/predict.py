@@ -33,4 +33,4 @@ def _predict(arguments: PredictionSettings, view: EvaluationSettings) -> None:
         written = predict_files(
             predictor, arguments.input, arguments.output_dir, opacity=arguments.opacity, submission_for=spec
         )
-    print(f"labelled {written} picture(s) in {arguments.output_dir}")
+    print(f"labeled {written} image(s) in {arguments.output_dir}")

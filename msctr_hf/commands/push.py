@@ -3,7 +3,7 @@
 msctr push --model runs/hrnet --hub_model_id USER/NAME
 
 Weights, configuration, image processor, code, card and results.json are published. run.json, with the paths of a
-machine, is not; predictions.png is where the images of the data set may be shown (--hub_pictures: they may).
+machine, is not; predictions.png is where the images of the data set may be shown (--hub_images: they may).
 """
 
 from __future__ import annotations

@@ -18,17 +18,17 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class TrainingAugmentation:
-    """Scale, aspect, padding, crop, mirror, colours, normalisation.
+    """Scale, aspect, padding, crop, mirror, colors, normalization.
 
     Args:
         crop_size (`Sequence[int]`): Height and width of the result, in pixels.
-        image_mean, image_std (`Sequence[float]`): Normalisation, for values from 0 to 1.
+        image_mean, image_std (`Sequence[float]`): Normalization, for values from 0 to 1.
         scale_range (`Sequence[float]`): Range of the scale s.
         aspect_range (`Sequence[float]`): Range of a; the width is scaled by s sqrt(a), the height by s / sqrt(a).
         max_class_share (`float`): Crops of which one class fills this share of the valid pixels are drawn again.
         flip_probability (`float`): Probability of mirroring.
-        color_jitter (`bool`): Whether colours vary.
-        padding_mode (`str`): What surrounds pictures smaller than the crop: `"constant"`, the mean colour, or
+        color_jitter (`bool`): Whether colors vary.
+        padding_mode (`str`): What surrounds images smaller than the crop: `"constant"`, the mean color, or
             `"reflect"`; labels are ignored there in both.
     """
 
@@ -57,7 +57,7 @@ class TrainingAugmentation:
             random (`np.random.Generator`): Source of all randomness.
 
         Returns:
-            `tuple`: pixel values (3, height, width) float32, normalised; labels (height, width) int64, 255 where
+            `tuple`: pixel values (3, height, width) float32, normalized; labels (height, width) int64, 255 where
             ignored or padded.
         """
         rows, columns, labels = self._choose_window(np.asarray(label), random)
@@ -181,6 +181,6 @@ def largest_class_share(labels: np.ndarray) -> float:
 
 
 def normalize(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Normalise (3, H, W) float32 from 0 to 255, in place."""
+    """Normalize (3, H, W) float32 from 0 to 255, in place."""
     shift, scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] * 255 for values in (mean, std))
     return pixel_values.sub_(shift).div_(scale)

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from ..errors import UsageError
+from .decoding import Reader
 from .labels import IGNORE_INDEX
-from .reading import Reader
 from .specs import DatasetSpec
 
 
@@ -23,17 +23,17 @@ class SplitReport:
     """What one split holds.
 
     Args:
-        pictures (`int`): Pictures with labels that could be read.
-        sizes (`Counter`): "width x height" -> pictures.
-        pixels (`np.ndarray` of shape `(num_classes,)`, int64): Labelled pixels of every class.
-        in_pictures (`np.ndarray` of shape `(num_classes,)`, int64): Pictures that hold the class.
+        images (`int`): Images with labels that could be read.
+        sizes (`Counter`): "width x height" -> images.
+        pixels (`np.ndarray` of shape `(num_classes,)`, int64): Labeled pixels of every class.
+        in_images (`np.ndarray` of shape `(num_classes,)`, int64): Images that hold the class.
         ignored (`int`): Pixels that are ignored.
-        broken (`dict[str, str]`): Image id -> a sentence about why the picture cannot be used.
+        broken (`dict[str, str]`): Image id -> a sentence about why the image cannot be used.
     """
 
     pixels: np.ndarray
-    in_pictures: np.ndarray
-    pictures: int = 0
+    in_images: np.ndarray
+    images: int = 0
     ignored: int = 0
     sizes: Counter = field(default_factory=Counter)
     broken: dict[str, str] = field(default_factory=dict)
@@ -41,10 +41,10 @@ class SplitReport:
     def as_dict(self, spec: DatasetSpec) -> dict[str, Any]:
         """For JSON, classes by name."""
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "sizes": dict(self.sizes.most_common()),
             "pixels": dict(zip(spec.classes, self.pixels.tolist(), strict=True)),
-            "in_pictures": dict(zip(spec.classes, self.in_pictures.tolist(), strict=True)),
+            "in_images": dict(zip(spec.classes, self.in_images.tolist(), strict=True)),
             "ignored": self.ignored,
             "broken": self.broken,
         }
@@ -54,14 +54,14 @@ class SplitReport:
         """Back from JSON."""
         return cls(
             pixels=np.array(list(report["pixels"].values())),
-            in_pictures=np.array(list(report["in_pictures"].values())),
+            in_images=np.array(list(report["in_images"].values())),
             sizes=Counter(report["sizes"]),
-            **{name: report[name] for name in ("pictures", "ignored", "broken")},
+            **{name: report[name] for name in ("images", "ignored", "broken")},
         )
 
 
 def check_rows(rows: Dataset, reader: Reader, num_classes: int, *, num_workers: int, title: str) -> SplitReport:
-    """Decode every picture and its labels; faults are collected, not raised.
+    """Decode every image and its labels; faults are collected, not raised.
 
     Args:
         rows (`datasets.Dataset`): Undecoded rows {image, label, image_id}.
@@ -72,32 +72,31 @@ def check_rows(rows: Dataset, reader: Reader, num_classes: int, *, num_workers: 
     """
     report = SplitReport(np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64))
     loader = DataLoader(_Checked(rows, reader), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
-    for image_id, size, histogram, fault in tqdm(loader, desc=title, unit="picture", leave=False):
+    for image_id, size, histogram, fault in tqdm(loader, desc=title, unit="image", leave=False):
         if fault:
             report.broken[image_id] = fault
             continue
-        report.pictures += 1
+        report.images += 1
         report.sizes[size] += 1
         report.pixels += histogram[:num_classes]
-        report.in_pictures += histogram[:num_classes] > 0
+        report.in_images += histogram[:num_classes] > 0
         report.ignored += int(histogram[IGNORE_INDEX])
     return report
 
 
 def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
     """The report as lines of text: counts, sizes, share of every class."""
-    labelled = max(1, int(report.pixels.sum()))
-    share_ignored = report.ignored / max(1, labelled + report.ignored)
+    labeled = max(1, int(report.pixels.sum()))
+    share_ignored = report.ignored / max(1, labeled + report.ignored)
     sizes = ", ".join(f"{size} ({count})" for size, count in report.sizes.most_common(3))
     sizes += f" and {len(report.sizes) - 3} more" if len(report.sizes) > 3 else ""
     width = max(len(name) for name in spec.classes)
     lines = [
-        f"{split}: {report.pictures} pictures, {sizes or 'none readable'}; {100 * share_ignored:.1f} % of pixels "
-        "ignored",
-        f"  {'class':<{width}}  {'pixels':>8}  {'pictures':>8}",
+        f"{split}: {report.images} images, {sizes or 'none readable'}; {100 * share_ignored:.1f} % of pixels ignored",
+        f"  {'class':<{width}}  {'pixels':>8}  {'images':>8}",
     ]
-    for name, pixels, pictures in zip(spec.classes, report.pixels, report.in_pictures, strict=True):
-        lines.append(f"  {name:<{width}}  {100 * pixels / labelled:>6.2f} %  {pictures:>8}")
+    for name, pixels, images in zip(spec.classes, report.pixels, report.in_images, strict=True):
+        lines.append(f"  {name:<{width}}  {100 * pixels / labeled:>6.2f} %  {images:>8}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Classes of the data sets: names in the order of the train ids, colours, raw label values, groups for reports."""
+"""Classes of the data sets: names in the order of the train ids, colors, raw label values, groups for reports."""
 
 CITYSCAPES_CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
@@ -42,7 +42,7 @@ ADE20K_CLASSES = (
     "bulletin board", "shower", "radiator", "glass", "clock", "flag",
 )  # fmt: skip
 
-# Colours of the SceneParse150 release.
+# Colors of the SceneParse150 release.
 ADE20K_PALETTE = (
     (120, 120, 120), (180, 120, 120), (6, 230, 230), (80, 50, 50), (4, 200, 3), (120, 120, 80), (140, 140, 140),
     (204, 5, 255), (230, 230, 230), (4, 250, 7), (224, 5, 255), (235, 255, 7), (150, 5, 61), (120, 120, 70),

@@ -1,7 +1,7 @@
-"""Colour jitter on float pictures: brightness, contrast, saturation and hue in random order.
+"""Color jitter on float images: brightness, contrast, saturation and hue in random order.
 
 The changes are those of torchvision's `ColorJitter`, without rounding to 8 bits after each, and with a hue shift that
-needs neither a division nor a conversion to HSV. Pictures are worked on in strips of rows that stay in a core's cache.
+needs neither a division nor a conversion to HSV. Images are worked on in strips of rows that stay in a core's cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def jitter_colors(pixels: torch.Tensor, random: np.random.Generator) -> torch.Te
     Returns:
         `torch.Tensor` of shape `(3, H, W)`: float32, 0 to 255.
     """
-    before: list[Change] = []  # contrast needs the mean of the whole picture as it is by then
+    before: list[Change] = []  # contrast needs the mean of the whole image as it is by then
     after: list[Change] = []
     contrast = None
     for position in random.permutation(4):

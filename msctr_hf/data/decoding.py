@@ -1,199 +1,103 @@
-"""Decoding image and label files."""
+"""From undecoded rows {image, label, image_id} to images and train ids, when a row is read."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-from io import BytesIO
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from datasets import Dataset, IterableDataset
 
 from ..errors import UsageError
+from .images import read_labels, read_sample
 from .labels import LabelMapping
 
-try:  # they decode faster than Pillow, to the same pixels
-    import pyspng
-    import simplejpeg
-except ImportError:
-    pyspng = simplejpeg = None
-
-_ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"}
-_COLOR_MODES = {"RGB", "RGBA"}
-_GRAY_STEPS = {b"\x02\x00": 85, b"\x04\x00": 17}  # Pillow stretches gray values of 2 and 4 bits to 8
-_JPEG_SIGNATURE = b"\xff\xd8\xff"
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_IHDR_END = 33
-_8_BIT_GRAY, _8_BIT_RGB = b"\x08\x00", b"\x08\x02"
-_ORIENTATION = 0x0112
-
-Decoded = TypeVar("Decoded")
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+Batch = dict[str, list[Any]]
 
 
-def read_sample(
-    image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool = False
-) -> tuple[Image.Image, Image.Image] | tuple[np.ndarray, np.ndarray]:
-    """Decode one image and its labels.
+class Reader(Protocol):
+    """Turns undecoded rows into samples {image, label, image_id}."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Samples: RGB image, train ids (mode L), id."""
+
+    def for_crops(self) -> Reader:
+        """Give arrays (H, W, 3) and (H, W), which crops take sooner than Pillow's images, where they are at hand."""
+
+    def labels_only(self) -> Reader:
+        """The same samples without images."""
+
+
+@dataclass(frozen=True)
+class ReadSamples:
+    """Decodes image and label files.
 
     Args:
-        image, label: Files as `datasets.Image(decode=False)` gives them: dicts with `path` and `bytes`.
-        mapping (`LabelMapping`): How label values become train ids.
-        as_arrays (`bool`): Return arrays (H, W, 3) and (H, W), which crops take sooner than Pillow's images.
-
-    Returns:
-        `tuple`: RGB image; train ids (mode L), 255 where ignored.
-
-    Raises:
-        UsageError: If a file cannot be read, sizes differ or a label value is unknown; the file is named.
+        mapping (`LabelMapping`): Raw label values -> train ids.
+        as_arrays (`bool`): Give arrays instead of Pillow's images.
+        with_images (`bool`): Whether images are read at all.
+        embedded (`bool`): Refuse rows with the path of a file instead of the file: a foreign copy must not choose
+            which files of this machine are read.
     """
-    train_ids = _read_train_ids(label, mapping)
-    size = (train_ids.shape[1], train_ids.shape[0])
-    if as_arrays:
-        image = _with_bytes(image)
-        if (pixels := _decode_quickly(image, size)) is not None:
-            return pixels, train_ids
-    stored = _open(image)
-    # labels were drawn on the image as shown; where only the stored orientation fits, they were drawn on that
-    upright = _upright(stored)
-    shown = stored if upright.size != size == stored.size else upright
-    if shown.size != size:
-        raise UsageError(
-            f"{_name(label)} is {size[0]}x{size[1]} pixels but its picture {_name(image)} is "
-            f"{shown.width}x{shown.height}; they must have the same size."
-        )
-    shown = _as_rgb(shown)
-    return (np.asarray(shown), train_ids) if as_arrays else (shown, Image.fromarray(train_ids))
+
+    mapping: LabelMapping
+    as_arrays: bool = False
+    with_images: bool = True
+    embedded: bool = False
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Samples: RGB image, train ids (mode L), id."""
+        if self.embedded:
+            _refuse_paths(batch)
+        if not self.with_images:
+            labels = [read_labels(file, self.mapping) for file in batch["label"]]
+            return {"label": labels, "image_id": batch["image_id"]}
+        samples = [
+            read_sample(image, label, self.mapping, as_arrays=self.as_arrays)
+            for image, label in zip(batch["image"], batch["label"], strict=True)
+        ]
+        return {
+            "image": [image for image, _ in samples],
+            "label": [label for _, label in samples],
+            "image_id": batch["image_id"],
+        }
+
+    def for_crops(self) -> ReadSamples:
+        """Give arrays, which crops take sooner than Pillow's images."""
+        return replace(self, as_arrays=True)
+
+    def labels_only(self) -> ReadSamples:
+        """Leave images alone."""
+        return replace(self, with_images=False)
 
 
-def read_labels(label: Any, mapping: LabelMapping) -> Image.Image:
-    """Decode labels to train ids (mode L), 255 where ignored.
-
-    Raises:
-        UsageError: If the file cannot be read or holds an unknown value; it is named.
-    """
-    return Image.fromarray(_read_train_ids(label, mapping))
-
-
-def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
-    """Class values (H, W), palettes and 16 bits taken as values, or colors (H, W, 3).
-
-    Raises:
-        UsageError: If the file cannot be read or has another mode; it is named.
-    """
-    label = _with_bytes(label)
-    data = label["bytes"]
-    _refuse_bomb(data, _name(label))
-    if pyspng is not None and not by_color and _png_kind(data) == _8_BIT_GRAY and not _is_interlaced(data):
-        return _named(_name(label), lambda: pyspng.load(data))
-    image = _open(label)
-    modes = _COLOR_MODES | {"P"} if by_color else _ID_MODES
-    if image.mode not in modes:
-        wanted = "an RGB picture" if by_color else "one value a pixel (8 or 16 bits, or a palette)"
-        raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}.")
-    raw = np.asarray(image.convert("RGB") if by_color else image)
-    return raw // _GRAY_STEPS[data[24:26]] if _png_kind(data) in _GRAY_STEPS else raw
+def _refuse_paths(batch: Batch) -> None:
+    for column in ("image", "label"):
+        for file, image_id in zip(batch[column], batch["image_id"], strict=True):
+            if not file.get("bytes"):
+                raise UsageError(
+                    f"The copy holds no {column} of {image_id}, only the path {file.get('path')}, which is not "
+                    "followed; write it with the files themselves (`msctr prepare`, or save_to_disk)."
+                )
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image as RGB, upright.
-
-    Raises:
-        UsageError: If the file cannot be read.
-    """
-    return _as_rgb(_upright(_open({"path": str(path)})))
+def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:
+    """Read the rows of a data set, or of a stream, with this reader."""
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(reader, batched=True, batch_size=1, remove_columns=list(dataset.column_names or []))
+    return dataset.with_transform(reader)
 
 
-def _read_train_ids(label: Any, mapping: LabelMapping) -> np.ndarray:
-    return mapping(read_raw_labels(label, mapping.by_color), _name(label))
+def reader_of(dataset: Dataset) -> Reader:
+    """The reader that was attached."""
+    return dataset.format["format_kwargs"]["transform"]
 
 
-def _decode_quickly(file: Any, size: tuple[int, int]) -> np.ndarray | None:
-    """Pixels of an upright RGB JPEG or PNG of this size, Pillow's but sooner; `None` where the file is another."""
-    data = file["bytes"]
-    if simplejpeg is None:
-        return None
-    if data.startswith(_JPEG_SIGNATURE):
-        return _named(_name(file), lambda: _decode_jpeg(data, size))
-    if _png_kind(data) != _8_BIT_RGB or _is_interlaced(data) or _may_be_turned(data):
-        return None
-    if struct.unpack(">II", data[16:24]) != size:
-        return None
-    return _named(_name(file), lambda: pyspng.load(data, format="RGB"))
+def rows_for_crops(dataset: Dataset) -> Dataset:
+    """The same rows for training, in what crops take soonest."""
+    return dataset.with_transform(reader_of(dataset).for_crops())
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray | None:
-    with Image.open(BytesIO(data)) as header:
-        if header.mode != "RGB" or header.size != size or header.getexif().get(_ORIENTATION, 1) != 1:
-            return None
-    return simplejpeg.decode_jpeg(data, "RGB")
-
-
-def _png_kind(data: bytes) -> bytes | None:
-    """Bit depth and color type of a PNG."""
-    return data[24:26] if data.startswith(_PNG_SIGNATURE) and len(data) > _IHDR_END else None
-
-
-def _refuse_bomb(data: bytes, name: str) -> None:
-    """Pillow's own limit, for PNGs that other decoders would read."""
-    if _png_kind(data) is not None:
-        width, height = struct.unpack(">II", data[16:24])
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and width * height > 2 * limit:
-            raise UsageError(f"{name} would be {width}x{height} pixels, more than {2 * limit}; it is not decoded.")
-
-
-def _is_interlaced(png: bytes) -> bool:
-    return png[28] != 0
-
-
-def _may_be_turned(png: bytes) -> bool:
-    """Whether a PNG has a chunk with its orientation; it may also lie behind the pixels."""
-    position = len(_PNG_SIGNATURE)
-    while position + 8 <= len(png):
-        if png[position + 4 : position + 8] == b"eXIf":
-            return True
-        position += 12 + int.from_bytes(png[position : position + 4], "big")
-    return False
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
-
-
-def _name(file: Any) -> str:
-    return str(file.get("path") or "a file without a name")
-
-
-def _with_bytes(file: Any) -> dict[str, Any]:
-    """The file, read."""
-    data = file.get("bytes") or _named(_name(file), lambda: Path(file["path"]).read_bytes())
-    return {"path": file.get("path"), "bytes": data}
-
-
-def _open(file: Any) -> Image.Image:
-    def load() -> Image.Image:
-        with Image.open(BytesIO(file["bytes"]) if file.get("bytes") else file["path"]) as image:
-            image.load()
-            return image
-
-    return _named(_name(file), load)
-
-
-def _named(name: str, decode: Callable[[], Decoded]) -> Decoded:
-    """Decode; what goes wrong becomes a sentence with the name of the file."""
-    try:
-        return decode()
-    except FileNotFoundError:
-        raise UsageError(f"There is no file {name}.") from None
-    except UnidentifiedImageError:
-        raise UsageError(f"{name} cannot be read as a picture: its format is unknown.") from None
-    except Exception as error:  # decoders raise a dozen kinds for broken files
-        raise UsageError(f"{name} cannot be read as a picture: {error}") from None
+def rows_of_labels(dataset: Dataset) -> Dataset:
+    """The same rows without their images."""
+    return dataset.with_transform(reader_of(dataset).labels_only())

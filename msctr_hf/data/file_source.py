@@ -1,4 +1,4 @@
-"""Samples that lie in folders as pairs of a picture and a label file."""
+"""Samples that lie in folders as pairs of an image and a label file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
 from ..errors import UsageError, as_usage_error
+from .decoding import ReadSamples
 from .labels import LabelMapping
-from .reading import ReadSamples
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 UNDECODED = Features(
     {"image": ImageFeature(decode=False), "label": ImageFeature(decode=False), "image_id": Value("string")}
@@ -24,19 +24,19 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """Folders whose pictures and labels share the path below them, without the suffixes.
+    """Folders whose images and labels share the path below them, without the suffixes.
 
     Args:
         images, labels (`str`): Folders below that of the data set; sub-folders are searched too.
-        image_suffixes (`tuple[str, ...]`): Ends of picture names; other files are not looked at.
-        label_suffix (`str`, *optional*): End of label names; `None` takes any picture format without loss.
-        names (`str`, *optional*): Text file with the names of the split's pictures, one a line; all by default.
+        image_suffixes (`tuple[str, ...]`): Ends of image names; other files are not looked at.
+        label_suffix (`str`, *optional*): End of label names; `None` takes any image format without loss.
+        names (`str`, *optional*): Text file with the names of the split's images, one a line; all by default.
         prefix (`str`): Put before the shared path to make the image id.
     """
 
     images: str
     labels: str
-    image_suffixes: tuple[str, ...] = PICTURE_SUFFIXES
+    image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     label_suffix: str | None = None
     names: str | None = None
     prefix: str = ""
@@ -50,14 +50,14 @@ class Pairs:
     """What a split consists of, and what does not fit.
 
     Args:
-        complete (`list[tuple[str, Path, Path]]`): Image id, picture, label; by id.
-        without_label (`list[Path]`): Pictures.
-        without_picture (`list[Path]`): Label files.
+        complete (`list[tuple[str, Path, Path]]`): Image id, image, label; by id.
+        without_label (`list[Path]`): Images.
+        without_image (`list[Path]`): Label files.
     """
 
     complete: list[tuple[str, Path, Path]]
     without_label: list[Path]
-    without_picture: list[Path]
+    without_image: list[Path]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class FileSource:
         """Undecoded rows {image, label, image_id} of one split.
 
         Raises:
-            UsageError: If folders, pictures or labels are missing; the message says which.
+            UsageError: If folders, images or labels are missing; the message says which.
         """
         pairs = self.find(split, data_dir, name=name, where_to_get=where_to_get)
         if pairs.without_label:
@@ -90,7 +90,7 @@ class FileSource:
             more = ", ..." if len(pairs.without_label) > _NAMES_SHOWN else ""
             count = len(pairs.without_label)
             raise UsageError(
-                f"{count} of {count + len(pairs.complete)} pictures of {split} have no label: {shown}{more}"
+                f"{count} of {count + len(pairs.complete)} images of {split} have no label: {shown}{more}"
             )
         return self.rows(pairs, data_dir, corrections)
 
@@ -110,7 +110,7 @@ class FileSource:
         """Pair the files of one split of the data set `name`; errors say where to get what is missing.
 
         Raises:
-            UsageError: If there is no such split, a folder is missing or holds no picture.
+            UsageError: If there is no such split, a folder is missing or holds no image.
         """
         if split not in self.layouts[0]:
             raise UsageError(f"{name} has the splits {list(self.layouts[0])}, not {split!r}.")
@@ -126,7 +126,7 @@ class FileSource:
         pairs = Pairs(*(sum(parts, []) for parts in zip(*found, strict=True)))
         if not pairs.complete and not pairs.without_label:
             searched = ", ".join(str(root / files.images) for files in folders[:_NAMES_SHOWN])
-            raise UsageError(f"{searched} hold(s) no picture that ends in {', '.join(folders[0].image_suffixes)}.")
+            raise UsageError(f"{searched} hold(s) no image that ends in {', '.join(folders[0].image_suffixes)}.")
         return pairs
 
     def _choose_layout(self, split: str, data_dir: Path) -> tuple[Path, Sequence[PairedFiles]]:
@@ -169,7 +169,7 @@ def _index_folder(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
 
 def _read_names(path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, which names the pictures of the split.")
+        raise FileNotFoundError(f"There is no file {path}, which names the images of the split.")
     with as_usage_error(OSError, UnicodeDecodeError, prefix=f"{path} cannot be read: "):
         return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 

@@ -19,7 +19,7 @@ _KEYS = {"classes", "label_values", "label_colors", "ignored", "palette", "group
 
 
 def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
-    """Read `dataset.yaml` of a folder: classes, label values or colours, ignored values, palette, splits, licence.
+    """Read `dataset.yaml` of a folder: classes, label values or colors, ignored values, palette, splits, license.
 
     Raises:
         UsageError: If the file is missing or faulty; the message says where.
@@ -75,7 +75,7 @@ def _read_label_values(description: dict[str, Any], classes: list[str], path: Pa
             raise UsageError(f"{path}: `{key}:` names the class {name!r}, which `classes:` does not list.")
     values = {_raw_value(raw, path): classes.index(name) for raw, name in mapping.items()}
     if any(isinstance(value, tuple) != (key == "label_colors") for value in values):
-        raise UsageError(f"{path}: keys of `{key}:` must be {'colours' if key == 'label_colors' else 'integers'}.")
+        raise UsageError(f"{path}: keys of `{key}:` must be {'colors' if key == 'label_colors' else 'integers'}.")
     return values
 
 
@@ -87,7 +87,7 @@ def _raw_value(value: Any, path: Path) -> int | Color:
     if len(parts) == 3 and all(part.strip().isdigit() and int(part) < 256 for part in parts):
         red, green, blue = (int(part) for part in parts)
         return red, green, blue
-    raise UsageError(f'{path}: a raw label must be an integer or a colour like "128,0,0", got {value!r}.')
+    raise UsageError(f'{path}: a raw label must be an integer or a color like "128,0,0", got {value!r}.')
 
 
 def _read_palette(description: dict[str, Any], classes: list[str], path: Path) -> list[Color]:
@@ -97,7 +97,7 @@ def _read_palette(description: dict[str, Any], classes: list[str], path: Path) -
             raise UsageError(f"{path}: `palette:` names the class {name!r}, which `classes:` does not list.")
         color = _raw_value(",".join(map(str, color)) if isinstance(color, list) else color, path)
         if not isinstance(color, tuple):
-            raise UsageError(f"{path}: the colour of {name!r} must be three values, got {color!r}.")
+            raise UsageError(f"{path}: the color of {name!r} must be three values, got {color!r}.")
         palette[classes.index(name)] = color
     return palette
 

@@ -21,10 +21,10 @@ _UNLISTED = 256
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """Raw label values, or colours, to train ids.
+    """Raw label values, or colors, to train ids.
 
     Args:
-        values (`Mapping`): Raw value or RGB colour -> train id.
+        values (`Mapping`): Raw value or RGB color -> train id.
         ignored (`frozenset`, *optional*): Raw values that become 255; `None`: every value not listed.
     """
 
@@ -33,7 +33,7 @@ class LabelMapping:
 
     @property
     def by_color(self) -> bool:
-        """Whether labels are told by colour."""
+        """Whether labels are told by color."""
         return any(isinstance(value, tuple) for value in self.values)
 
     @cached_property
@@ -59,12 +59,12 @@ class LabelMapping:
 
     @cached_property
     def _colors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Listed colours as ascending integers, and their train ids."""
+        """Listed colors as ascending integers, and their train ids."""
         by_key = {_key(color): train_id for color, train_id in self._targets.items() if isinstance(color, tuple)}
         return np.array(sorted(by_key)), np.array([by_key[key] for key in sorted(by_key)], dtype=np.int16)
 
     def __call__(self, raw: np.ndarray, file: str) -> np.ndarray:
-        """Map raw labels (H, W), or colours (H, W, 3), to train ids (H, W) uint8, 255 where ignored.
+        """Map raw labels (H, W), or colors (H, W, 3), to train ids (H, W) uint8, 255 where ignored.
 
         Raises:
             UsageError: If a value is not listed; `file` is named.
@@ -101,7 +101,7 @@ class LabelMapping:
 
     def _complaint(self, unlisted: np.ndarray, file: str) -> str:
         found = np.unique(unlisted, axis=0).tolist()
-        kind = "colours" if self.by_color else "values"
+        kind = "colors" if self.by_color else "values"
         return (
             f"{file}: label {kind} {found[:8]} belong to no class (known: {sorted(self._targets)[:40]}). Add them to "
             "the classes or to the ignored values."

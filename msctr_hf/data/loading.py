@@ -9,11 +9,11 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from ..errors import UsageError
+from .decoding import Reader, ReadSamples, attach
 from .file_source import FileSource
 from .folder_spec import FOLDER, read_folder_spec
 from .labels import IGNORE_INDEX, Color
 from .predecoded import holds_predecoded, index_predecoded
-from .reading import Reader, ReadSamples, attach
 from .saved_source import SavedDataset, index_copy, is_a_copy
 from .specs import DATASETS, DatasetSpec
 
@@ -59,7 +59,7 @@ def load_segmentation_dataset(
             copy; `synthetic_scenes` needs none.
         dataset_name (`str`, *optional*): Hub id, or folder of parquet files, to read instead of `data_dir`.
         revision (`str`, *optional*): Branch, tag or commit of the Hub id.
-        image_column, label_column (`str`): How a copy calls its pictures and labels.
+        image_column, label_column (`str`): How a copy calls its images and labels.
         id_map (`Mapping[int, int]`, *optional*): Raw label value -> train id, where a copy differs from the official
             files; every other value is ignored.
         reduce_zero_label (`bool`): Labels are numbered from 1, and 0 is ignored.
@@ -68,7 +68,7 @@ def load_segmentation_dataset(
             (no label) or to take labels from elsewhere (a path below `data_dir`).
 
     Returns:
-        `datasets.Dataset`: rows with `image` (RGB picture), `label` (picture of mode L: train ids, 255 where
+        `datasets.Dataset`: rows with `image` (RGB image), `label` (image of mode L: train ids, 255 where
         ignored) and `image_id`. Files are read, mapped and checked when a row is.
 
     Raises:
@@ -100,7 +100,7 @@ def index_split(
     if from_copy:
         return index_copy(saved, split, data_dir), ReadSamples(spec.mapping, embedded=True)
     if saved.streaming:
-        raise UsageError("`streaming` reads parquet files or a Hub id; pictures in folders need no copy anyway.")
+        raise UsageError("`streaming` reads parquet files or a Hub id; images in folders need no copy anyway.")
     return spec.index(split, data_dir, corrections), spec.reader()
 
 

@@ -1,4 +1,4 @@
-"""A copy of a data set as parquet files with its pictures inside, and the card that says what it is."""
+"""A copy of a data set as parquet files with its images inside, and the card that says what it is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_parquet(rows: Dataset, split: str, folder: Path) -> None:
     target = folder / "data"
     target.mkdir(parents=True, exist_ok=True)
     num_shards = max(1, math.ceil(_num_bytes(rows) / SHARD_BYTES))
-    with tqdm(total=len(rows), desc=f"writing {split}", unit="picture", leave=False) as bar:
+    with tqdm(total=len(rows), desc=f"writing {split}", unit="image", leave=False) as bar:
         for number in range(num_shards):
             shard = rows.shard(num_shards, number, contiguous=True)
             path = target / f"{split}-{number:05d}-of-{num_shards:05d}.parquet"
@@ -42,21 +42,21 @@ def write_parquet(rows: Dataset, split: str, folder: Path) -> None:
 
 def write_card(spec: DatasetSpec, reports: Mapping[str, SplitReport], folder: Path) -> None:
     """Write the data card, README.md: what this is, classes, splits, terms, how to use it."""
-    labelled = {split: max(1, int(report.pixels.sum())) for split, report in reports.items()}
-    head = " | ".join(f"{split}: % of pixels | pictures" for split in reports)
+    labeled = {split: max(1, int(report.pixels.sum())) for split, report in reports.items()}
+    head = " | ".join(f"{split}: % of pixels | images" for split in reports)
     lines = [
         f"| id | class | {head} |",
         "|" + "---|" * (2 + 2 * len(reports)),
     ]
     for label, name in enumerate(spec.classes):
         cells = [
-            f"{100 * report.pixels[label] / labelled[split]:.2f} | {report.in_pictures[label]}"
+            f"{100 * report.pixels[label] / labeled[split]:.2f} | {report.in_images[label]}"
             for split, report in reports.items()
         ]
         lines.append(f"| {label} | {name} | {' | '.join(cells)} |")
     splits = "\n".join(
-        f"- {split}: {report.pictures} pictures, {', '.join(size for size, _ in report.sizes.most_common(3))} pixels, "
-        f"{100 * report.ignored / (report.ignored + labelled[split]):.1f} % ignored"
+        f"- {split}: {report.images} images, {', '.join(size for size, _ in report.sizes.most_common(3))} pixels, "
+        f"{100 * report.ignored / (report.ignored + labeled[split]):.1f} % ignored"
         for split, report in reports.items()
     )
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in reports)
@@ -109,7 +109,7 @@ configs:
 ---
 # {name}
 
-Pictures and label files of {name}, embedded as they were, in parquet shards made by `msctr prepare`
+Images and label files of {name}, embedded as they were, in parquet shards made by `msctr prepare`
 of `msctr_hf`. Columns: `image`, `label` (raw values), `image_id`.
 
 {splits}

@@ -1,8 +1,8 @@
 """A copy of a data set without compression, mapped into memory, so that a crop reads no more than itself.
 
 FOLDER/predecoded.json            data set and classes, complete splits
-FOLDER/SPLIT.images, .labels      RGB and train ids, 8 bits a value, picture after picture
-FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every picture
+FOLDER/SPLIT.images, .labels      RGB and train ids, 8 bits a value, image after image
+FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every image
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ReadMapped:
     with_images: bool = True
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
-        """Samples: RGB picture, train ids (mode L), id."""
+        """Samples: RGB image, train ids (mode L), id."""
         places = list(zip(batch["split"], batch["start"], batch["height"], batch["width"], strict=True))
         samples: dict[str, list[Any]] = {
             "label": [self._image(split, "labels", start, (h, w)) for split, start, h, w in places],
@@ -49,7 +49,7 @@ class ReadMapped:
         return replace(self, as_arrays=True)
 
     def labels_only(self) -> ReadMapped:
-        """Leave pictures alone."""
+        """Leave images alone."""
         return replace(self, with_images=False)
 
     def _image(self, split: str, kind: str, start: int, shape: tuple[int, ...]) -> Image.Image | np.ndarray:
@@ -94,7 +94,7 @@ def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[s
 def write_predecoded(
     dataset: Dataset, split: str, folder: Path, *, name: str, classes: Sequence[str]
 ) -> Iterator[int]:
-    """Decode a split into a folder, going on where an earlier call stopped; yields the number of pictures done.
+    """Decode a split into a folder, going on where an earlier call stopped; yields the number of images done.
 
     Args:
         dataset (`datasets.Dataset`): Samples {image, label, image_id}.

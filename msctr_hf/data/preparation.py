@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from ..errors import UsageError, as_usage_error
 from .checking import SplitReport, check_rows, report_table
+from .decoding import Reader, attach
 from .file_source import FileSource
 from .folder_spec import DESCRIPTION as FOLDER_DESCRIPTION
 from .loading import index_split
 from .parquet_copy import write_card, write_parquet
 from .predecoded import write_predecoded
-from .reading import Reader, attach
 from .saved_source import SPLIT_NAMES, SavedDataset, is_a_copy
 from .specs import DatasetSpec
 
@@ -40,7 +40,7 @@ class _Split:
 
     @property
     def faults(self) -> list[str]:
-        """A sentence for every picture that cannot be used."""
+        """A sentence for every image that cannot be used."""
         return [f"{path} has no label." for path in self.without_label] + list(self.report.broken.values())
 
     def usable_rows(self) -> Dataset:
@@ -73,7 +73,7 @@ def prepare(
         corrections (`Path`, *optional*): CSV of frames to leave out or to relabel.
         output_dir (`Path`, *optional*): Where the copy goes; only the check by default.
         predecode (`bool`): Plain pixels instead of parquet.
-        skip_broken (`bool`): Leave broken pictures out instead of refusing.
+        skip_broken (`bool`): Leave broken images out instead of refusing.
         num_workers (`int`): Worker processes of the check.
 
     Raises:
@@ -95,7 +95,7 @@ def prepare(
         print(f"broken: {fault}")
     if faults and not skip_broken:
         raise UsageError(
-            f"{len(faults)} pictures of {spec.name} cannot be used (listed above); mend them, or leave them out with "
+            f"{len(faults)} images of {spec.name} cannot be used (listed above); mend them, or leave them out with "
             "`skip_broken`."
         )
     if output_dir is not None:
@@ -112,8 +112,8 @@ def _find(
     if is_a_copy(saved, data_dir):
         return _Split(split, *index_split(spec, split, data_dir, saved, corrections), without_label=[])
     pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get)
-    for path in pairs.without_picture:
-        print(f"not used: {path} has no picture.")
+    for path in pairs.without_image:
+        print(f"not used: {path} has no image.")
     rows = spec.source.rows(pairs, data_dir, corrections)
     return _Split(split, rows, spec.reader(), pairs.without_label)
 
@@ -139,14 +139,14 @@ def _convert(
         if predecode:
             dataset = attach(rows, split.reader)
             written = write_predecoded(dataset, split.name, output_dir, name=spec.name, classes=spec.classes)
-            with tqdm(total=len(rows), desc=f"decoding {split.name}", unit="picture", leave=False) as bar:
+            with tqdm(total=len(rows), desc=f"decoding {split.name}", unit="image", leave=False) as bar:
                 for done in written:
                     bar.update(done - bar.n)
         else:
             write_parquet(rows, split.name, output_dir)
     if not predecode:
         write_card(spec, _all_reports(output_dir), output_dir)
-    print(f"{sum(len(split.usable_rows()) for split in splits)} pictures are in {output_dir}; use it as `data_dir`.")
+    print(f"{sum(len(split.usable_rows()) for split in splits)} images are in {output_dir}; use it as `data_dir`.")
 
 
 def fingerprint(rows: Dataset) -> str:

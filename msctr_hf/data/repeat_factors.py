@@ -1,4 +1,4 @@
-"""Repeat factors: pictures with rare classes come several times in an epoch."""
+"""Repeat factors: images with rare classes come several times in an epoch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..errors import UsageError
+from .decoding import rows_of_labels
 from .labels import IGNORE_INDEX
-from .reading import rows_of_labels
 
 
 def classes_present(
     dataset: Dataset, num_classes: int, *, num_workers: int = 0, show_progress: bool = True
 ) -> np.ndarray:
-    """Which classes occur in which picture, from one pass over all labels.
+    """Which classes occur in which image, from one pass over all labels.
 
     Args:
-        dataset (`datasets.Dataset`): Samples {image, label, image_id}; pictures are not read.
+        dataset (`datasets.Dataset`): Samples {image, label, image_id}; images are not read.
         num_classes (`int`): Number of classes.
         num_workers (`int`): Worker processes.
         show_progress (`bool`): Whether to draw a bar.
@@ -27,19 +27,19 @@ def classes_present(
         `np.ndarray` of shape `(len(dataset), num_classes)`, bool.
     """
     loader = DataLoader(rows_of_labels(dataset), batch_size=8, num_workers=num_workers, collate_fn=_histograms)
-    bar = tqdm(loader, desc="classes of every picture", leave=False, disable=not show_progress)
+    bar = tqdm(loader, desc="classes of every image", leave=False, disable=not show_progress)
     return np.concatenate([histograms[:, :num_classes] > 0 for histograms in bar])
 
 
 def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
-    """How often every picture comes in an epoch, on average.
+    """How often every image comes in an epoch, on average.
 
-    With f(c) the share of pictures that hold class c, r(c) = max(1, sqrt(threshold / f(c))); a picture gets the
+    With f(c) the share of images that hold class c, r(c) = max(1, sqrt(threshold / f(c))); an image gets the
     largest r(c) of its classes.
 
     Args:
-        present (`np.ndarray` of shape `(N, num_classes)`, bool): Classes of every picture.
-        threshold (`float`): Classes in a smaller share of the pictures come more often.
+        present (`np.ndarray` of shape `(N, num_classes)`, bool): Classes of every image.
+        threshold (`float`): Classes in a smaller share of the images come more often.
 
     Returns:
         `np.ndarray` of shape `(N,)`: at least 1.

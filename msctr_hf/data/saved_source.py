@@ -30,7 +30,7 @@ class SavedDataset:
     Args:
         name (`str`, *optional*): Hub id, or folder of parquet files; `data_dir` by default.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        image_column, label_column (`str`): Columns with pictures and labels.
+        image_column, label_column (`str`): Columns with images and labels.
         streaming (`bool`): Read on the way, without a copy on this disk.
     """
 

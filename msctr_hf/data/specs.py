@@ -12,18 +12,18 @@ from pathlib import Path
 from datasets import Dataset
 
 from . import classes
+from .decoding import Reader
 from .file_source import FileSource, PairedFiles
 from .labels import IGNORE_INDEX, Color, LabelMapping
-from .reading import Reader
 from .synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, SyntheticSource
 
 
 @dataclass(frozen=True)
 class Submission:
-    """How a test server wants predictions: raw label values, in files named after the pictures.
+    """How a test server wants predictions: raw label values, in files named after the images.
 
     Args:
-        image_suffix (`str`): End of a picture's stem that is left out.
+        image_suffix (`str`): End of an image's stem that is left out.
         label_suffix (`str`): End of the stem that takes its place.
     """
 
@@ -38,15 +38,15 @@ class DatasetSpec:
     Args:
         name (`str`): The name users type.
         classes (`Sequence[str]`): Class names; their positions are the train ids.
-        palette (`Sequence[Color]`): RGB colour of every class.
+        palette (`Sequence[Color]`): RGB color of every class.
         source (`FileSource` or `SyntheticSource`): Where samples come from.
-        label_values (`Mapping`): Raw label value, or RGB colour, -> train id.
+        label_values (`Mapping`): Raw label value, or RGB color, -> train id.
         ignored (`frozenset`): Raw values that are ignored; `None` ignores every value not listed.
         groups (`Mapping[str, Sequence[int]]`): Train ids whose mean IoU is reported too.
         submission (`Submission`, *optional*): Files for the official test server.
         homepage (`str`): Where to get it, or where to register.
         license (`str`): Under what terms, as its owners say.
-        shareable (`bool`): Whether its pictures may be shown to everyone.
+        shareable (`bool`): Whether its images may be shown to everyone.
     """
 
     name: str
@@ -68,7 +68,7 @@ class DatasetSpec:
 
     @property
     def mapping(self) -> LabelMapping:
-        """Raw values or colours -> train ids."""
+        """Raw values or colors -> train ids."""
         return LabelMapping(self.label_values, self.ignored)
 
     def reader(self) -> Reader:
@@ -202,8 +202,8 @@ def _pascal_context(name: str, order: Sequence[str], *, with_background: bool) -
         FileSource((official, by_split), roots=("VOCdevkit/VOC2010", "VOC2010")),
         {0: 0, **values} if with_background else values,
         frozenset({IGNORE_INDEX} if with_background else {0, IGNORE_INDEX}),
-        homepage="https://cs.stanford.edu/~roozbeh/pascal-context (labels) and VOC2010 (pictures)",
-        license="labels: see the homepage; pictures: flickr terms, as VOC2010",
+        homepage="https://cs.stanford.edu/~roozbeh/pascal-context (labels) and VOC2010 (images)",
+        license="labels: see the homepage; images: flickr terms, as VOC2010",
     )
 
 

@@ -1,8 +1,8 @@
-"""`synthetic_scenes`: street-like pictures with exact labels, drawn on demand, the same for the same seed.
+"""`synthetic_scenes`: street-like images with exact labels, drawn on demand, the same for the same seed.
 
-A horizon splits sky from ground; a road runs towards it, houses and trees stand behind pavements, vehicles, persons,
-poles and signs stand on them. Objects near the horizon are a few pixels large, near ones up to half the picture.
-Every class has a colour range and a texture, ranges overlap, light and noise vary, so that neither colour nor place
+A horizon splits sky from ground; a road runs toward it, houses and trees stand behind pavements, vehicles, persons,
+poles and signs stand on them. Objects near the horizon are a few pixels large, near ones up to half the image.
+Every class has a color range and a texture, ranges overlap, light and noise vary, so that neither color nor place
 alone tells a class.
 """
 
@@ -26,7 +26,7 @@ SYNTHETIC_PALETTE = (
 SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR, PERSON, POLE, SIGN = range(len(SYNTHETIC_CLASSES))
 
 HEIGHT, WIDTH = 192, 256
-SPLITS = {"train": (0, 400), "validation": (1, 60), "test": (2, 60)}  # stream of random numbers, pictures
+SPLITS = {"train": (0, 400), "validation": (1, 60), "test": (2, 60)}  # stream of random numbers, images
 
 # Mean RGB and its spread over objects.
 _COLORS = {
@@ -76,7 +76,7 @@ class DrawScenes:
         return self
 
     def labels_only(self) -> DrawScenes:
-        """Labels are drawn with their picture."""
+        """Labels are drawn with their image."""
         return self
 
 
@@ -88,7 +88,7 @@ def draw_scene(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -
         size (`tuple[int, int]`): Height and width, in pixels.
 
     Returns:
-        `tuple[Image, Image]`: RGB picture and labels (mode L): train ids, 255 along a few unlabelled patches.
+        `tuple[Image, Image]`: RGB image and labels (mode L): train ids, 255 along a few unlabeled patches.
     """
     canvas = _Canvas(np.random.default_rng(seed), *size)
     _draw_background(canvas)
@@ -98,7 +98,7 @@ def draw_scene(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -
 
 
 class _Canvas:
-    """Picture and labels drawn together."""
+    """Image and labels drawn together."""
 
     def __init__(self, random: np.random.Generator, height: int, width: int):
         self.random = random

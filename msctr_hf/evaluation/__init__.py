@@ -1,1 +1,1 @@
-"""Prediction, mean IoU and pictures."""
+"""Prediction, mean IoU and images."""

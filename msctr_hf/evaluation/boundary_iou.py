@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-DISTANCE = 0.02  # of the picture's diagonal
+DISTANCE = 0.02  # of the image's diagonal
 
 
 class BoundaryIoU:
     """IoU of the pixels near outlines, per class, over a data set.
 
-    A pixel of a class is near its outline if a pixel of another class, or the outside of the picture, lies within the
+    A pixel of a class is near its outline if a pixel of another class, or the outside of the image, lies within the
     distance along rows and columns. What is ignored in the reference does not count, though it makes outlines.
 
     Args:
         num_labels (`int`): Number of classes.
         ignore_index (`int`): Reference value that does not count.
-        distance (`float`): As a share of the picture's diagonal.
+        distance (`float`): As a share of the image's diagonal.
 
     Source: Cheng et al., CVPR 2021, Boundary IoU (https://arxiv.org/abs/2103.16562), Eq. 3, for label maps.
     """
@@ -61,7 +61,7 @@ def near_outline(labels: np.ndarray, distance: int) -> np.ndarray:
 
 
 def _spread(labels: np.ndarray, distance: int, choose: np.ufunc) -> np.ndarray:
-    """Largest, or least, label of the square of 2 `distance` + 1 pixels around every pixel inside the picture."""
+    """Largest, or least, label of the square of 2 `distance` + 1 pixels around every pixel inside the image."""
     for axis in (0, 1):
         padded = np.pad(labels, [(distance, distance) if side == axis else (0, 0) for side in (0, 1)], mode="edge")
         labels = _running(padded, 2 * distance + 1, axis, choose)
@@ -69,7 +69,7 @@ def _spread(labels: np.ndarray, distance: int, choose: np.ufunc) -> np.ndarray:
 
 
 def _running(values: np.ndarray, width: int, axis: int, choose: np.ufunc) -> np.ndarray:
-    """Choose among every `width` neighbours along an axis, by doubling: log2(width) passes."""
+    """Choose among every `width` neighbors along an axis, by doubling: log2(width) passes."""
     values = np.moveaxis(values, axis, 0)
     covered = 1
     while covered < width:

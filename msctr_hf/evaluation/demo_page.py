@@ -1,4 +1,4 @@
-"""A page to look at what a network sees: labels over a picture, their areas, and how similar pixels are."""
+"""A page to look at what a network sees: labels over an image, their areas, and how similar pixels are."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ..data.decoding import read_image
-from ..data.file_source import PICTURE_SUFFIXES
+from ..data.file_source import IMAGE_SUFFIXES
+from ..data.images import read_image
 from ..data.loading import load_segmentation_dataset
 from ..data.synthetic import SYNTHETIC_CLASSES
 from ..errors import UsageError
@@ -23,9 +23,9 @@ from .embeddings import similarity_maps, stage_features
 from .predictor import Predictor
 from .visualization import overlay
 
-LONGEST_SIDE = 1280  # pixels; larger pictures are made smaller
+LONGEST_SIDE = 1280  # pixels; larger images are made smaller
 MOST_EXAMPLES = 8
-FORGET_AFTER = 3600.0  # seconds after which the picture of a visitor is forgotten
+FORGET_AFTER = 3600.0  # seconds after which the image of a visitor is forgotten
 _COLD, _EVEN, _WARM = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # cosines -1, 0, 1
 _STYLE = """
 .areas { width: 100%; border-collapse: collapse; }
@@ -40,7 +40,7 @@ footer { display: none !important; }
 
 @dataclass
 class Segmented:
-    """A visitor's picture and what the network made of it.
+    """A visitor's image and what the network made of it.
 
     Args:
         image (`Image`): RGB.
@@ -53,8 +53,8 @@ class Segmented:
     projections: dict[int, torch.Tensor]
 
 
-def segment_picture(predictor: Predictor, path: str | Path) -> Segmented:
-    """Read a picture file and label it.
+def segment_image(predictor: Predictor, path: str | Path) -> Segmented:
+    """Read an image file and label it.
 
     Raises:
         UsageError: If it is not an image.
@@ -67,16 +67,16 @@ def segment_picture(predictor: Predictor, path: str | Path) -> Segmented:
     return Segmented(image, labels, projections)
 
 
-def similarity_pictures(segmented: Segmented, column: int, row: int) -> list[Image.Image]:
+def similarity_figures(segmented: Segmented, column: int, row: int) -> list[Image.Image]:
     """Per stage the cosines of all its pixels to one pixel of the finest: blue -1, white 0, red 1."""
     size = (segmented.image.height, segmented.image.width)
     maps = similarity_maps(segmented.projections, (row, column), size)
-    pictures = []
+    shown = []
     for cosines in maps.values():
-        picture = Image.fromarray(_diverging(cosines)).resize(segmented.image.size, Image.Resampling.NEAREST)
-        _mark(picture, column, row)
-        pictures.append(picture)
-    return pictures
+        shading = Image.fromarray(_diverging(cosines)).resize(segmented.image.size, Image.Resampling.NEAREST)
+        _mark(shading, column, row)
+        shown.append(shading)
+    return shown
 
 
 def _diverging(cosines: np.ndarray) -> np.ndarray:
@@ -85,10 +85,10 @@ def _diverging(cosines: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
-def _mark(picture: Image.Image, column: int, row: int) -> None:
-    radius = max(4, min(picture.size) // 40)
+def _mark(figure: Image.Image, column: int, row: int) -> None:
+    radius = max(4, min(figure.size) // 40)
     box = (column - radius, row - radius, column + radius, row + radius)
-    ImageDraw.Draw(picture).ellipse(box, outline="black", width=max(2, radius // 3))
+    ImageDraw.Draw(figure).ellipse(box, outline="black", width=max(2, radius // 3))
 
 
 def _fault(error: Exception, path: str) -> str:
@@ -101,7 +101,7 @@ def _fault(error: Exception, path: str) -> str:
 
 
 def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
-    """HTML legend of the classes that occur, the largest first, with their shares of the picture."""
+    """HTML legend of the classes that occur, the largest first, with their shares of the image."""
     present, counts = np.unique(labels, return_counts=True)
     rows = [
         f'<tr><td><div class="swatch" style="background: rgb({", ".join(map(str, palette[label]))})"></div></td>'
@@ -111,16 +111,16 @@ def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Seque
     return f'<table class="areas">{"".join(rows)}</table>'
 
 
-def example_pictures(source: str | Path | None, config: Any, folder: str | Path) -> list[str]:
-    """Picture files to pick from: those of a folder or, for a network of drawn scenes, some drawn into `folder`.
+def example_images(source: str | Path | None, config: Any, folder: str | Path) -> list[str]:
+    """Image files to pick from: those of a folder or, for a network of drawn scenes, some drawn into `folder`.
 
     Raises:
-        UsageError: If the folder holds no picture.
+        UsageError: If the folder holds no image.
     """
     if source is not None:
-        paths = sorted(path for path in Path(source).glob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        paths = sorted(path for path in Path(source).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
-            raise UsageError(f"`source`: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+            raise UsageError(f"`source`: {source} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
         return [str(path) for path in paths[:MOST_EXAMPLES]]
     if list(config.id2label.values()) != list(SYNTHETIC_CLASSES):
         return []
@@ -152,7 +152,7 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
     Args:
         predictor (`Predictor`): The network.
         name (`str`): What it is called on the page.
-        examples (`Sequence[str]`): Picture files to pick from.
+        examples (`Sequence[str]`): Image files to pick from.
 
     Raises:
         UsageError: If gradio is not installed.
@@ -171,7 +171,7 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
         if path is None:
             return [None, "", None, *cleared]
         try:
-            segmented = segment_picture(predictor, path)
+            segmented = segment_image(predictor, path)
         except Exception as error:
             return [None, _fault(error, path), None, *cleared]
         return [shade(segmented, opacity), area_table(segmented.labels, names, palette), segmented, *cleared]
@@ -180,7 +180,7 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
         return None if segmented is None else overlay(segmented.image, segmented.labels, palette, opacity=opacity)
 
     def compare(segmented: Segmented, event: Any) -> list[Image.Image]:
-        return similarity_pictures(segmented, *event.index)
+        return similarity_figures(segmented, *event.index)
 
     compare.__annotations__["event"] = gradio.SelectData  # gradio wants the class, not its name
 
@@ -190,11 +190,11 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
         segmented = gradio.State(time_to_live=FORGET_AFTER)
         with gradio.Row():
             with gradio.Column(min_width=300):
-                picture = gradio.Image(sources=["upload", "clipboard"], label="Picture", height=320)
+                upload = gradio.Image(sources=["upload", "clipboard"], label="Image", height=320)
                 # handed on as it was uploaded: what is wrong with a file, we can say better
-                picture.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore
+                upload.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore
                 if examples:
-                    gradio.Examples([[path] for path in examples], [picture], label="Or pick one")
+                    gradio.Examples([[path] for path in examples], [upload], label="Or pick one")
                 opacity = gradio.Slider(0, 1, 0.55, step=0.05, label="Opacity of the classes")
             with gradio.Column(min_width=300):
                 title = "Classes: click a pixel" if stages else "Classes"
@@ -209,6 +209,6 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
                     for stage in stages
                 ]
             shaded.select(compare, segmented, similar)
-        picture.change(segment, [picture, opacity], [shaded, areas, segmented, *similar])
+        upload.change(segment, [upload, opacity], [shaded, areas, segmented, *similar])
         opacity.release(shade, [segmented, opacity], shaded)
     return page

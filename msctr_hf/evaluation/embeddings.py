@@ -56,24 +56,24 @@ def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
     """The sample with this image id; the first by default.
 
     Raises:
-        UsageError: If there is no such picture.
+        UsageError: If there is no such image.
     """
     if image_id is None:
         return dataset[0]
     image_ids = dataset.with_format(None)["image_id"][:]
     if image_id not in image_ids:
         close = difflib.get_close_matches(image_id, image_ids, n=3) or image_ids[:3]
-        raise UsageError(f"`image_id`: there is no picture {image_id!r}; there are {', '.join(close)}, ...")
+        raise UsageError(f"`image_id`: there is no image {image_id!r}; there are {', '.join(close)}, ...")
     return dataset[image_ids.index(image_id)]
 
 
 @torch.no_grad()
 def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projections") -> dict[int, torch.Tensor]:
-    """Unit features (C, h, w) of a picture, by backbone stage, the finest first.
+    """Unit features (C, h, w) of an image, by backbone stage, the finest first.
 
     Args:
         predictor (`Predictor`): The network.
-        image (`Image.Image`): The picture.
+        image (`Image.Image`): The image.
         kind (`str`): `"projections"`; or what a network without contrast has too: `"stages"`, the backbone's maps, or
             `"pyramid"`, those of the decode head's feature pyramid (UPerNet).
 
@@ -114,13 +114,13 @@ def collect_embeddings(
     seed: int = 0,
     kind: str = "projections",
 ) -> list[StageEmbeddings]:
-    """Draw pixels of every class from the features of some pictures.
+    """Draw pixels of every class from the features of some images.
 
     Args:
         predictor (`Predictor`): The network.
         samples (`Iterable[dict]`): Rows {image, label, image_id}.
         num_labels (`int`): Number of classes.
-        pixels_per_class (`int`): At most, and per stage; every picture gives about the same number.
+        pixels_per_class (`int`): At most, and per stage; every image gives about the same number.
         seed (`int`): Of the draw.
         kind (`str`): As for `stage_features`.
     """
@@ -128,7 +128,7 @@ def collect_embeddings(
     random = np.random.default_rng(seed)
     share = -(-pixels_per_class // len(samples))
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for sample in tqdm(samples, desc="projecting", unit="picture", leave=False):
+    for sample in tqdm(samples, desc="projecting", unit="image", leave=False):
         labels = torch.from_numpy(np.asarray(sample["label"]).astype(np.int64))[None]
         for stage, of_stage in stage_features(predictor, sample["image"], kind).items():
             of_pixels = resize_labels(labels, of_stage[None])[0].flatten().numpy()
@@ -148,7 +148,7 @@ def _limit(stage: int, parts: list, pixels_per_class: int, random: np.random.Gen
 
 
 def to_plane(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
-    """Unit rows (N, D) -> points (N, 2), neighbours staying neighbours.
+    """Unit rows (N, D) -> points (N, 2), neighbors staying neighbors.
 
     Raises:
         UsageError: If the method is unknown or not installed, or there are too few rows.
@@ -178,7 +178,7 @@ def embedding_figure(
     class_names: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> Any:
-    """One map of pixels per stage, coloured by class; a matplotlib figure."""
+    """One map of pixels per stage, colored by class; a matplotlib figure."""
     figure = _new_figure(len(stages))
     axes = np.atleast_1d(figure.subplots(1, len(stages)))
     for axis, stage, places in zip(axes, stages, points, strict=True):
@@ -201,8 +201,8 @@ def similarity_maps(
 
     Args:
         features (`dict`): Unit features (C, h, w) by stage, the finest first.
-        pixel (`tuple[int, int]`): Row and column in the picture.
-        size (`tuple[int, int]`): Height and width of the picture.
+        pixel (`tuple[int, int]`): Row and column in the image.
+        size (`tuple[int, int]`): Height and width of the image.
         across (`bool`): Compare with the pixel of the finest stage, which projections allow; else with that of the
             same stage.
 
@@ -210,12 +210,10 @@ def similarity_maps(
         `dict[int, np.ndarray]`: stage -> (h, w), from -1 to 1.
 
     Raises:
-        UsageError: If the pixel lies outside the picture.
+        UsageError: If the pixel lies outside the image.
     """
     if not all(0 <= place < side for place, side in zip(pixel, size, strict=True)):
-        raise UsageError(
-            f"`pixel` {pixel[0]} {pixel[1]} lies outside the picture of {size[0]} rows, {size[1]} columns."
-        )
+        raise UsageError(f"`pixel` {pixel[0]} {pixel[1]} lies outside the image of {size[0]} rows, {size[1]} columns.")
     maps = {}
     for stage, of_stage in features.items():
         compared = next(iter(features.values())) if across else of_stage
@@ -227,11 +225,11 @@ def similarity_maps(
 
 
 def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:
-    """The picture with its pixel marked, and a map of cosines per stage; a matplotlib figure."""
+    """The image with its pixel marked, and a map of cosines per stage; a matplotlib figure."""
     figure = _new_figure(len(maps) + 1, image.height / image.width)
     axes = figure.subplots(1, len(maps) + 1)
     axes[0].imshow(image)
-    axes[0].set(title="picture", xticks=[], yticks=[])
+    axes[0].set(title="image", xticks=[], yticks=[])
     axes[0].plot(pixel[1], pixel[0], "+", color="white", markersize=14, markeredgewidth=3)
     axes[0].plot(pixel[1], pixel[0], "+", color="red", markersize=12, markeredgewidth=1.5)
     for axis, (stage, cosines) in zip(axes[1:], maps.items(), strict=True):
@@ -243,7 +241,7 @@ def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int
 
 
 def ask_for_pixel(image: Image.Image) -> tuple[int, int]:
-    """Show a picture and wait for a click; row and column.
+    """Show an image and wait for a click; row and column.
 
     Raises:
         UsageError: If there is no display, or the window was closed.

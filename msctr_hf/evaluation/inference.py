@@ -1,4 +1,4 @@
-"""Prediction: whole pictures, sliding windows, several scales, mirrored.
+"""Prediction: whole images, sliding windows, several scales, mirrored.
 
 B = images, L = classes; sizes are (height, width) in pixels.
 """
@@ -38,16 +38,16 @@ def predict_probabilities(
 
     Args:
         model (`nn.Module`): A model whose output has `logits`, in evaluation mode.
-        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised pictures, not padded.
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images, not padded.
         output_size (`Sequence[int]`, *optional*): Size of the result; that of `pixel_values` by default.
-        crop_size (`Sequence[int]`, *optional*): Sliding window; whole pictures by default. Overlapping logits are
-            averaged; smaller pictures are padded to one window.
+        crop_size (`Sequence[int]`, *optional*): Sliding window; whole images by default. Overlapping logits are
+            averaged; smaller images are padded to one window.
         stride (`Sequence[int]`, *optional*): Of the window; two thirds of it by default. The last is shifted inside.
-        scales (`Sequence[float]`): Factors by which pictures are resized.
+        scales (`Sequence[float]`): Factors by which images are resized.
         flip (`bool`): Also predict mirror images.
-        size_divisor (`int`): Pad whole pictures at the right and the bottom to a multiple; padding is cut off again.
+        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple; padding is cut off again.
         padding_mode (`str`): `"constant"`, zero, or `"reflect"`.
-        batch_size (`int`): Windows, or pictures, at a time.
+        batch_size (`int`): Windows, or images, at a time.
 
     Returns:
         `torch.Tensor` of shape `(B, L, *output_size)`: probabilities, float32.
@@ -163,7 +163,7 @@ def _strips(
 
 
 class _WholeView:
-    """Logits of whole pictures, (B, L, h, w); mirror images follow the pictures in B.
+    """Logits of whole images, (B, L, h, w); mirror images follow the images in B.
 
     Rows must be asked for from the top to the bottom.
     """
@@ -180,7 +180,7 @@ class _WholeView:
 
 
 class _TiledView:
-    """Mean logits of overlapping windows at the size of the picture, computed when their rows are asked for.
+    """Mean logits of overlapping windows at the size of the image, computed when their rows are asked for.
 
     Windows are kept at the stride of the head, and only as long as they reach below the rows asked for.
     """
@@ -240,12 +240,12 @@ class _TiledView:
 
     def _crop(self, image: int, top: int, left: int) -> torch.Tensor:
         """One window (3, height, width), padded at the right and the bottom."""
-        (height, width), picture_width = self.window, self.size[1]
-        picture = self.pixel_values[image % len(self.pixel_values), :, top : top + height]
+        (height, width), full_width = self.window, self.size[1]
+        rows = self.pixel_values[image % len(self.pixel_values), :, top : top + height]
         if image < len(self.pixel_values):
-            crop = picture[..., left : left + width]
+            crop = rows[..., left : left + width]
         else:
-            crop = picture[..., max(0, picture_width - left - width) : picture_width - left].flip(-1)
+            crop = rows[..., max(0, full_width - left - width) : full_width - left].flip(-1)
         return pad(crop, self.window, self.settings.padding_mode)
 
 

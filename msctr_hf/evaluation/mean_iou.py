@@ -81,7 +81,7 @@ class ConfusionMatrix:
 
 
 class MeanIoU(evaluate.Metric):
-    """Mean IoU that keeps a confusion matrix and no pictures, and needs no network.
+    """Mean IoU that keeps a confusion matrix and no images, and needs no network.
 
     Args:
         num_labels (`int`): Number of classes.

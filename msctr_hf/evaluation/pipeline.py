@@ -19,7 +19,7 @@ _OVERLAY = ("opacity", "legend")
 
 
 class SegmentationPipeline(Pipeline):
-    """Label pictures of any size with any semantic segmentation model.
+    """Label images of any size with any semantic segmentation model.
 
     ```python
     segment = pipeline("msctr-segmentation", model="runs/hrnet", scales=(0.75, 1, 1.25), flip=True)
@@ -28,11 +28,11 @@ class SegmentationPipeline(Pipeline):
     ```
 
     Settings, here or in a call: `scales`, `flip`, `window_size`, `window_stride` as in `predict_probabilities`;
-    `opacity` of the colours, `legend` below the overlay.
+    `opacity` of the colors, `legend` below the overlay.
 
-    A call takes a path, a URL, a PIL picture, or a list of these, and gives for each a dict: `labels` (H, W), uint8
-    or, with more than 256 classes, int64; `areas`, the share of the picture of every class that occurs; `overlay`, a
-    PIL picture.
+    A call takes a path, a URL, a PIL image, or a list of these, and gives for each a dict: `labels` (H, W), uint8
+    or, with more than 256 classes, int64; `areas`, the share of the image of every class that occurs; `overlay`, a
+    PIL image.
     """
 
     _load_processor = False
@@ -48,7 +48,7 @@ class SegmentationPipeline(Pipeline):
         return {}, inference, {name: settings[name] for name in _OVERLAY if name in settings}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """A picture, its path or URL -> RGB picture."""
+        """An image, its path or URL -> RGB image."""
         return {"image": load_image(inputs)}
 
     def _forward(self, model_inputs: dict[str, Any], **inference: Any) -> dict[str, Any]:

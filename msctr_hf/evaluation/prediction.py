@@ -1,4 +1,4 @@
-"""Labelling picture files: class maps and overlays."""
+"""Labeling image files: class maps and overlays."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.decoding import read_image
-from ..data.file_source import PICTURE_SUFFIXES
+from ..data.file_source import IMAGE_SUFFIXES
+from ..data.images import read_image
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
 from .predictor import Predictor
@@ -24,27 +24,27 @@ def predict_files(
     opacity: float = 0.55,
     submission_for: DatasetSpec | None = None,
 ) -> int:
-    """Label one picture or all pictures of a folder; write NAME.png (train ids) and NAME_overlay.png for each.
+    """Label one image or all images of a folder; write NAME.png (train ids) and NAME_overlay.png for each.
 
     Args:
         predictor (`Predictor`): The network.
-        source (`str` or `Path`): A picture, or a folder; its sub-folders are kept in the output.
+        source (`str` or `Path`): An image, or a folder; its sub-folders are kept in the output.
         output_dir (`str` or `Path`): Where to write.
-        opacity (`float`): Of the colours in overlays.
+        opacity (`float`): Of the colors in overlays.
         submission_for (`DatasetSpec`, *optional*): Write only what the test server of this data set takes: raw label
-            values, one file a picture, side by side under the official names.
+            values, one file an image, side by side under the official names.
 
     Returns:
-        `int`: number of pictures labelled.
+        `int`: number of images labeled.
 
     Raises:
-        UsageError: If there is nothing to label, or pictures cannot be read (the others are labelled all the same).
+        UsageError: If there is nothing to label, or images cannot be read (the others are labeled all the same).
     """
     targets = _plan_outputs(Path(source), Path(output_dir), submission_for)
     names, palette = predictor.class_names, predictor.palette
     raw_values = _raw_values(submission_for, len(names)) if submission_for is not None else None
     unreadable = []
-    for path, target in tqdm(targets.items(), desc="predicting", unit="picture", disable=len(targets) < 2):
+    for path, target in tqdm(targets.items(), desc="predicting", unit="image", disable=len(targets) < 2):
         try:
             image = read_image(path)
         except UsageError as error:
@@ -58,7 +58,7 @@ def predict_files(
         Image.fromarray(labels).save(target.with_name(f"{target.name}.png"))
         overlay(image, labels, palette, names, opacity).save(target.with_name(f"{target.name}_overlay.png"))
     if unreadable:
-        raise UsageError(f"{len(unreadable)} of {len(targets)} pictures cannot be read: {'; '.join(unreadable)}")
+        raise UsageError(f"{len(unreadable)} of {len(targets)} images cannot be read: {'; '.join(unreadable)}")
     return len(targets)
 
 
@@ -71,24 +71,24 @@ def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
 
 
 def _plan_outputs(source: Path, output_dir: Path, submission_for: DatasetSpec | None) -> dict[Path, Path]:
-    """Picture -> path of its outputs without endings."""
+    """Image -> path of its outputs without endings."""
     if not source.exists():
         raise UsageError(f"`source`: there is no file or folder {source}.")
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"`output_dir`: {output_dir} is a file.")
-    pictures = [source]
+    images = [source]
     if source.is_dir():
-        pictures = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not pictures:
-        raise UsageError(f"`source`: {source} holds no picture ({', '.join(PICTURE_SUFFIXES)}).")
+        images = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise UsageError(f"`source`: {source} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
     if submission_for is not None:
-        targets = {path: output_dir / _official_name(path, submission_for) for path in pictures}
+        targets = {path: output_dir / _official_name(path, submission_for) for path in images}
     else:
         root = source if source.is_dir() else source.parent
-        targets = {path: output_dir / path.relative_to(root).with_suffix("") for path in pictures}
+        targets = {path: output_dir / path.relative_to(root).with_suffix("") for path in images}
     if len(set(targets.values())) < len(targets):
-        raise UsageError(f"`source`: {source} holds pictures whose names differ only in their endings.")
-    inputs = {path.resolve() for path in pictures}
+        raise UsageError(f"`source`: {source} holds images whose names differ only in their endings.")
+    inputs = {path.resolve() for path in images}
     for target in targets.values():
         if target.with_name(f"{target.name}.png").resolve() in inputs:
             raise UsageError(f"`output_dir`: {output_dir} would overwrite {target.name}.png; choose another folder.")

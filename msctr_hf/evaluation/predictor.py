@@ -1,4 +1,4 @@
-"""A saved network, ready for pictures of any size."""
+"""A saved network, ready for images of any size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .settings import InferenceSettings
 
 @dataclass
 class Predictor:
-    """A network with the image processor that prepares its pictures.
+    """A network with the image processor that prepares its images.
 
     Args:
         model (`PreTrainedModel`): Any semantic segmentation model of transformers.
@@ -40,13 +40,13 @@ class Predictor:
 
     @property
     def palette(self) -> list:
-        """RGB colour of every class: the network's own, or distinct ones."""
+        """RGB color of every class: the network's own, or distinct ones."""
         return getattr(self.model.config, "palette", None) or voc_palette(self.model.config.num_labels)
 
     def __call__(self, images: list[Image.Image]) -> Iterator[np.ndarray]:
-        """RGB pictures -> class maps (H, W) at the size of each, uint8, or int64 with more than 256 classes.
+        """RGB images -> class maps (H, W) at the size of each, uint8, or int64 with more than 256 classes.
 
-        Neighbours of one size share a batch.
+        Neighbors of one size share a batch.
         """
         settings = replace(
             self.settings,
@@ -58,7 +58,7 @@ class Predictor:
             yield from labels.cpu().numpy()
 
     def prepare(self, images: list[Image.Image]) -> torch.Tensor:
-        """RGB pictures of one size -> (B, 3, H, W), resized and normalised, but not padded."""
+        """RGB images of one size -> (B, 3, H, W), resized and normalized, but not padded."""
         unpadded = {} if getattr(self.image_processor, "size_divisor", None) is None else {"size_divisor": 1}
         prepared = self.image_processor(images=images, return_tensors="pt", **unpadded)
         return prepared["pixel_values"].to(next(self.model.parameters()).device)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: results as JSON, a report to read, figures, a table of all pictures."""
+"""What an evaluation leaves: results as JSON, a report to read, figures, a table of all images."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def write_report(
         folder (`Path`): Where to write.
         results (`dict`): What `results.json` holds.
         scores (`Scores`): What was counted.
-        classes (`Sequence[str]`), palette (`Sequence`): Names and RGB colours.
+        classes (`Sequence[str]`), palette (`Sequence`): Names and RGB colors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_confusion(folder / "confusion.csv", scores.confusion, classes)
-    with open(folder / "pictures.csv", "w", newline="") as file:
-        rows = [(picture.image_id, f"{picture.mean_iou:.6f}") for picture in scores.pictures]
+    with open(folder / "images.csv", "w", newline="") as file:
+        rows = [(scored.image_id, f"{scored.mean_iou:.6f}") for scored in scores.images]
         csv.writer(file).writerows([("image_id", "mean_iou"), *rows])
     if scores.worst:
-        shown = [picture.shown for picture in scores.worst if picture.shown is not None]
+        shown = [scored.shown for scored in scores.worst if scored.shown is not None]
         contact_sheet(shown, palette, classes).save(folder / "worst.png")
     notes = []
     try:
@@ -47,10 +47,8 @@ def write_report(
 
 
 def markdown_report(results: dict[str, Any], scores: Scores, classes: Sequence[str], figures: Sequence[str]) -> str:
-    """Settings, means, classes, groups, confusions and the worst pictures, as Markdown."""
-    settings = [
-        (key, results[key]) for key in ("model", "dataset", "split", "pictures", "git_commit") if key in results
-    ]
+    """Settings, means, classes, groups, confusions and the worst images, as Markdown."""
+    settings = [(key, results[key]) for key in ("model", "dataset", "split", "images", "git_commit") if key in results]
     settings += [(key, value) for key, value in results.get("protocol", {}).items() if value not in (None, False)]
     parts = [
         f"# {results.get('dataset', 'Evaluation')}: mIoU {percent(results['mean_iou'])}",
@@ -67,8 +65,8 @@ def markdown_report(results: dict[str, Any], scores: Scores, classes: Sequence[s
         rows = [(reference, prediction, percent(share)) for reference, prediction, share in confusions]
         parts.append(_table(("class", "taken for", "of its pixels"), rows))
     if scores.worst:
-        worst = [(picture.image_id, percent(picture.mean_iou)) for picture in scores.worst]
-        parts.append(_table(("worst pictures", "mean IoU"), worst))
+        worst = [(scored.image_id, percent(scored.mean_iou)) for scored in scores.worst]
+        parts.append(_table(("worst images", "mean IoU"), worst))
     parts += [f"![{name}]({name})" for name in figures]
     parts.append("Classes in neither labels nor predictions are absent and count in no mean.")
     return "\n\n".join(parts) + "\n"
@@ -106,13 +104,13 @@ def confusion_figure(confusion: ConfusionMatrix, classes: Sequence[str], path: P
     figure = Figure(figsize=(2 * side + 1, side + 0.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, (title, shares) in zip(axes, panels, strict=True):
-        image = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-        axis.set(title=title, xlabel="predicted", ylabel="labelled")
+        shown = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+        axis.set(title=title, xlabel="predicted", ylabel="labeled")
         if named:
             axis.set_xticks(range(len(classes)), classes, rotation=90)
             axis.set_yticks(range(len(classes)), classes)
             _write_shares(axis, shares)
-    figure.colorbar(image, ax=axes, label="%", shrink=0.8)
+    figure.colorbar(shown, ax=axes, label="%", shrink=0.8)
     figure.savefig(path, dpi=100)
 
 
@@ -140,5 +138,5 @@ def _write_confusion(path: Path, confusion: ConfusionMatrix, classes: Sequence[s
     """Pixels; rows are labels, columns predictions."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["labelled as", *classes])
+        writer.writerow(["labeled as", *classes])
         writer.writerows([name, *row] for name, row in zip(classes, confusion.matrix.tolist(), strict=True))

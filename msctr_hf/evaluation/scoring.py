@@ -15,17 +15,17 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.batches import evaluation_loader
+from ..data.loaders import evaluation_loader
 from .boundary_iou import BoundaryIoU
 from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
 
-KEPT_WIDTH = 480  # pixels of a bad picture that are kept to be shown
+KEPT_WIDTH = 480  # pixels of a bad image that are kept to be shown
 
 
 @dataclass(order=True)
-class ScoredPicture:
-    """A picture with its score; the image, labels and prediction are small, and only there to be shown."""
+class ScoredImage:
+    """An image with its score; the image, labels and prediction are small, and only there to be shown."""
 
     mean_iou: float
     image_id: str
@@ -39,14 +39,14 @@ class Scores:
     Args:
         confusion (`ConfusionMatrix`): All pixels.
         boundary (`BoundaryIoU`, *optional*): Pixels near outlines.
-        pictures (`list[ScoredPicture]`): Every picture's own mean IoU, the worst first.
-        worst (`list[ScoredPicture]`): The worst ones, with what there is to show.
+        images (`list[ScoredImage]`): Every image's own mean IoU, the worst first.
+        worst (`list[ScoredImage]`): The worst ones, with what there is to show.
     """
 
     confusion: ConfusionMatrix
     boundary: BoundaryIoU | None
-    pictures: list[ScoredPicture]
-    worst: list[ScoredPicture]
+    images: list[ScoredImage]
+    worst: list[ScoredImage]
 
     def results(self, id2label: Mapping[int, str], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """Scores as JSON can hold them: fractions, classes by name, `None` for absent classes."""
@@ -82,7 +82,7 @@ def score_dataset(
         accelerator (`Accelerator`): The processes taking part.
         batch_size, num_workers (`int`): Of the loader.
         with_boundaries (`bool`): Count pixels near outlines too.
-        keep_worst (`int`): Pictures with the lowest mean IoU to keep.
+        keep_worst (`int`): Images with the lowest mean IoU to keep.
         on_batch (`Callable`, *optional*): Called with the samples and predictions of every batch of this process.
         should_stop (`Callable`, *optional*): Asked after every batch; the result is `None` if a process stopped.
     """
@@ -119,31 +119,31 @@ class _Counts:
         self.confusion = ConfusionMatrix(num_labels, ignore_index)
         self.boundary = BoundaryIoU(num_labels, ignore_index) if with_boundaries else None
         self.keep_worst = keep_worst
-        self.pictures: list[ScoredPicture] = []
-        self.worst: list[tuple[float, int, ScoredPicture]] = []  # a heap, the best of them first
+        self.images: list[ScoredImage] = []
+        self.worst: list[tuple[float, int, ScoredImage]] = []  # a heap, the best of them first
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
         reference = np.asarray(sample["label"])
-        of_picture = ConfusionMatrix(self.confusion.num_labels, self.confusion.ignore_index)
-        of_picture.update(prediction, reference)
-        self.confusion.matrix += of_picture.matrix
+        of_image = ConfusionMatrix(self.confusion.num_labels, self.confusion.ignore_index)
+        of_image.update(prediction, reference)
+        self.confusion.matrix += of_image.matrix
         if self.boundary is not None:
             self.boundary.update(prediction, reference)
-        mean_iou = of_picture.scores()["mean_iou"]
+        mean_iou = of_image.scores()["mean_iou"]
         if mean_iou != mean_iou:  # nothing but ignored pixels
             return
-        self.pictures.append(ScoredPicture(mean_iou, sample["image_id"]))
+        self.images.append(ScoredImage(mean_iou, sample["image_id"]))
         if len(self.worst) < self.keep_worst or (self.worst and mean_iou < -self.worst[0][0]):
             shown = _small(sample["image"], reference, prediction)
-            entry = (-mean_iou, -len(self.pictures), ScoredPicture(mean_iou, sample["image_id"], shown))
+            entry = (-mean_iou, -len(self.images), ScoredImage(mean_iou, sample["image_id"], shown))
             (heapq.heappush if len(self.worst) < self.keep_worst else heapq.heapreplace)(self.worst, entry)
 
     def over_all_processes(self, accelerator: Accelerator) -> Scores:
         self.confusion.matrix = _sum(self.confusion.matrix, accelerator)
         if self.boundary is not None:
             self.boundary.counts = _sum(self.boundary.counts, accelerator)
-        worst = sorted(gather_object([picture for _, _, picture in self.worst]))
-        return Scores(self.confusion, self.boundary, sorted(gather_object(self.pictures)), worst[: self.keep_worst])
+        worst = sorted(gather_object([scored for _, _, scored in self.worst]))
+        return Scores(self.confusion, self.boundary, sorted(gather_object(self.images)), worst[: self.keep_worst])
 
 
 def _sum(counts: np.ndarray, accelerator: Accelerator) -> np.ndarray:
@@ -158,8 +158,8 @@ def _small(
     def shrink(labels: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
 
-    picture = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    return picture, shrink(reference), shrink(prediction)
+    small = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    return small, shrink(reference), shrink(prediction)
 
 
 def results_by_name(scores: dict[str, Any], id2label: Mapping[int, str]) -> dict[str, Any]:

@@ -145,12 +145,14 @@ class EmbeddingSettings(DatasetSettings):
     )
     split: str = setting("validation", help="train, validation or test.")
     output_dir: str = setting("embeddings", help="Folder for embeddings.png and similarity.png.", is_path=True)
-    pictures: int = setting(24, help="Images whose pixels are mapped.", at_least=1)
+    num_images: int = setting(24, help="Images whose pixels are mapped.", at_least=1, former=("pictures",))
     pixels_per_class: int = setting(100, help="Pixels of every class and stage that are mapped.", at_least=1)
     method: Literal["tsne", "umap"] = setting(
         "tsne", help="How pixels are laid out: t-SNE, or UMAP if it is installed."
     )
-    picture: str | None = setting(None, help="Image id of the image for similarity.png; the first by default.")
+    image: str | None = setting(
+        None, help="Image id of the image for similarity.png; the first by default.", former=("picture",)
+    )
     pixel: list[int] | None = setting(
         None, help="Row and column that all pixels are compared with; the middle by default.", length=2
     )

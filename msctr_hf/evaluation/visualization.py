@@ -1,4 +1,4 @@
-"""Label maps as pictures: colours, overlays with a legend, contact sheets."""
+"""Label maps as images: colors, overlays with a legend, contact sheets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SWATCH, _MARGIN, _LINE = 14, 6, 20
 
 
 def colorize(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
-    """Class map (H, W) -> RGB picture; values beyond the palette are black."""
+    """Class map (H, W) -> RGB image; values beyond the palette are black."""
     table = np.zeros((256, 3), dtype=np.uint8)
     table[:] = IGNORED_COLOR
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
@@ -26,14 +26,14 @@ def overlay(
     class_names: Sequence[str] | None = None,
     opacity: float = 0.55,
 ) -> Image.Image:
-    """Blend the colours of a class map over its picture.
+    """Blend the colors of a class map over its image.
 
     Args:
-        image (`Image`): The picture.
-        labels (`np.ndarray` of shape `(H, W)`): Classes, at the size of the picture.
-        palette (`Sequence`): RGB colour of every class.
-        class_names (`Sequence[str]`, *optional*): Adds a legend of the classes that occur, below the picture.
-        opacity (`float`): Of the colours, 0 to 1.
+        image (`Image`): The image.
+        labels (`np.ndarray` of shape `(H, W)`): Classes, at the size of the image.
+        palette (`Sequence`): RGB color of every class.
+        class_names (`Sequence[str]`, *optional*): Adds a legend of the classes that occur, below the image.
+        opacity (`float`): Of the colors, 0 to 1.
     """
     blended = Image.blend(image.convert("RGB"), colorize(labels, palette), opacity)
     if class_names is None:
@@ -47,7 +47,7 @@ def overlay(
 
 
 def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: int) -> Image.Image:
-    """Names beside their colours, wrapped to `width` pixels."""
+    """Names beside their colors, wrapped to `width` pixels."""
     font = ImageFont.load_default(size=12)
     positions, left, line = [], _MARGIN, 0
     for name in names:
@@ -70,27 +70,25 @@ def contact_sheet(
     class_names: Sequence[str],
     cell_width: int = 320,
 ) -> Image.Image:
-    """Picture, labels and prediction side by side, one sample a row, with a legend of all classes.
+    """Image, labels and prediction side by side, one sample a row, with a legend of all classes.
 
     Args:
-        rows (`Sequence[tuple[Image, np.ndarray, np.ndarray]]`): Picture, labels (H, W), prediction (H, W).
-        palette, class_names: Colours and names of the classes.
-        cell_width (`int`): Width of one picture on the sheet, in pixels.
+        rows (`Sequence[tuple[Image, np.ndarray, np.ndarray]]`): Image, labels (H, W), prediction (H, W).
+        palette, class_names: Colors and names of the classes.
+        cell_width (`int`): Width of one image on the sheet, in pixels.
     """
-    pictures = [
-        (image, colorize(labels, palette), colorize(prediction, palette)) for image, labels, prediction in rows
-    ]
-    strips = [[_fit(picture, cell_width) for picture in row] for row in pictures]
+    cells = [(image, colorize(labels, palette), colorize(prediction, palette)) for image, labels, prediction in rows]
+    strips = [[_fit(image, cell_width) for image in row] for row in cells]
     width = 3 * cell_width + 2 * _MARGIN
-    heads = legend_titles(("picture", "labels", "prediction"), cell_width)
+    heads = legend_titles(("image", "labels", "prediction"), cell_width)
     key = legend(list(class_names), palette, width)
     height = heads.height + sum(strip[0].height + _MARGIN for strip in strips) + key.height
     sheet = Image.new("RGB", (width, height), "white")
     sheet.paste(heads, (0, 0))
     top = heads.height
     for strip in strips:
-        for column, picture in enumerate(strip):
-            sheet.paste(picture, (column * (cell_width + _MARGIN), top))
+        for column, cell in enumerate(strip):
+            sheet.paste(cell, (column * (cell_width + _MARGIN), top))
         top += strip[0].height + _MARGIN
     sheet.paste(key, (0, top))
     return sheet
@@ -105,6 +103,6 @@ def legend_titles(titles: Sequence[str], cell_width: int) -> Image.Image:
     return line
 
 
-def _fit(picture: Image.Image, width: int) -> Image.Image:
-    size = (width, max(1, round(picture.height * width / picture.width)))
-    return picture.resize(size, Image.Resampling.NEAREST if picture.width < width else Image.Resampling.BILINEAR)
+def _fit(image: Image.Image, width: int) -> Image.Image:
+    size = (width, max(1, round(image.height * width / image.width)))
+    return image.resize(size, Image.Resampling.NEAREST if image.width < width else Image.Resampling.BILINEAR)

@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
     """Exported network against the network itself, on one random batch.
 
     Args:
-        batch (`int`): Pictures of the batch.
+        batch (`int`): Images of the batch.
         size (`tuple[int, int]`): Their height and width, in pixels.
         difference (`float`): Largest absolute difference of the logits.
         largest (`float`): Largest absolute logit.
@@ -66,7 +66,7 @@ def export_network(
         output_dir (`str` or `Path`): A new folder.
         format (`str`): `"onnx"`, or `"torch"` (a `torch.export` program, which is a pickle).
         size_multiple (`int`): Heights and widths are multiples of this. Window transformers pad by the size of the
-            picture, which an exported program cannot: 32.
+            image, which an exported program cannot: 32.
         fixed_size (`tuple[int, int]`, *optional*): Only this height and width, in pixels.
 
     Returns:
@@ -129,7 +129,7 @@ def _export(model: PreTrainedModel, size: Size, format: str, free_sides: dict[in
     inputs = {"pixel_values": torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))}
     try:
         return Exporter().export(model, inputs, Config(dynamic=True, dynamic_shapes={"pixel_values": free_sides}))
-    except Exception as error:  # a dozen kinds, from tracing, translating and optimising
+    except Exception as error:  # a dozen kinds, from tracing, translating and optimizing
         raise UsageError(_advice(f"{type(model).__name__} cannot be exported", error)) from error
 
 

@@ -55,7 +55,7 @@ class Destination:
     @classmethod
     def from_settings(cls, settings: HubSettings) -> Destination:
         """Read the destination from command-line arguments."""
-        return cls(settings.hub_model_id, settings.hub_private, settings.hub_license, settings.hub_pictures)
+        return cls(settings.hub_model_id, settings.hub_private, settings.hub_license, settings.hub_images)
 
 
 class Publisher:

@@ -21,10 +21,11 @@ class HubSettings(Settings):
     hub_license: str | None = setting(
         None, help="License of the weights ('apache-2.0', 'cc-by-nc-4.0', ...); for the card."
     )
-    hub_pictures: bool | None = setting(
+    hub_images: bool | None = setting(
         None,
         help="Also publish predictions.png, which shows images of the data set; by default only of those that are "
         "free.",
+        former=("hub_pictures",),
     )
 
     def __post_init__(self):

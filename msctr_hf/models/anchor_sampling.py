@@ -31,7 +31,7 @@ class Anchors(NamedTuple):
     """Sampled pixels of one stage, rows sorted by label.
 
     Args:
-        features (`torch.Tensor` of shape `(N, C)`): Features, not normalised; N may be 0.
+        features (`torch.Tensor` of shape `(N, C)`): Features, not normalized; N may be 0.
         labels (`torch.Tensor` of shape `(N,)`, int64): Class of every row.
         class_sizes (`dict[int, int]`): Rows of every class that is present, ascending, known without the device.
     """
@@ -98,7 +98,7 @@ def sample_anchors(
 
 
 def resize_labels(labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Nearest-neighbour labels (B, h, w) at the size of `features` (B, C, h, w)."""
+    """Nearest-neighbor labels (B, h, w) at the size of `features` (B, C, h, w)."""
     if labels.ndim != 3 or labels.shape[0] != features.shape[0]:
         raise ValueError(
             f"`labels` must be (B, H, W) with the B of features {tuple(features.shape)}, got {tuple(labels.shape)}."

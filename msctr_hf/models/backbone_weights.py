@@ -36,7 +36,7 @@ _NAMES_SHOWN = 4
 
 
 def load_backbone_weights(model: MsctrForSemanticSegmentation, weights: str, hub_id: str | None = None) -> None:
-    """Copy weights, and the statistics of normalisation layers, into the backbone of a network.
+    """Copy weights, and the statistics of normalization layers, into the backbone of a network.
 
     Args:
         model (`MsctrForSemanticSegmentation`): Its backbone is overwritten.

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
-from .modeling_msctr import MsctrSegmenterOutput, initialise_convolution
+from .modeling_msctr import MsctrSegmenterOutput, initialize_convolution
 from .projection_head import ProjectionHead
 
 MOST_STAGES = 4
@@ -90,7 +90,7 @@ class ContrastiveAdapter(nn.Module):
             # without touching the random numbers, so that one seed starts all modes from the same network
             with torch.random.fork_rng(devices=[]):
                 self.projection_head = ProjectionHead(channels, self.objective.projection_dim)
-                self.projection_head.apply(initialise_convolution)
+                self.projection_head.apply(initialize_convolution)
             parameter = next(model.parameters())
             self.projection_head.to(parameter.device, parameter.dtype)
             self.contrastive_loss = MultiScaleContrastiveLoss.from_config(self.objective)
@@ -165,11 +165,11 @@ class ContrastiveAdapter(nn.Module):
 
 
 def _shapes_of_hidden_states(model: PreTrainedModel) -> list[torch.Size]:
-    """Shapes of the hidden states of one picture; statistics of norms stay untouched."""
+    """Shapes of the hidden states of one image; statistics of norms stay untouched."""
     parameter = next(model.parameters())
-    picture = torch.zeros((1, 3, *_image_size(model.config)), device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros((1, 3, *_image_size(model.config)), device=parameter.device, dtype=parameter.dtype)
     with _evaluation_mode(model), torch.no_grad():
-        hidden_states = model(pixel_values=picture, output_hidden_states=True, return_dict=True).hidden_states
+        hidden_states = model(pixel_values=image, output_hidden_states=True, return_dict=True).hidden_states
     shapes = [state.shape for state in hidden_states or ()]
     if not shapes or any(len(shape) not in (3, 4) for shape in shapes):
         raise ValueError(f"{type(model).__name__} returns no hidden states that could be contrasted.")

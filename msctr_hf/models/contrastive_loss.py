@@ -222,7 +222,7 @@ class MultiScaleContrastiveLoss:
     def _sample(
         self, features: Sequence[torch.Tensor], labels: torch.Tensor, generator: torch.Generator | None
     ) -> list[Anchors]:
-        """Sample every stage; the class counts of all stages reach the host in one synchronisation."""
+        """Sample every stage; the class counts of all stages reach the host in one synchronization."""
         pairs = [pair_of_every_pixel(labels, stage, self.num_labels, self.ignore_index) for stage in features]
         counts = torch.stack([count_pairs(stage, len(labels), self.num_labels) for stage in pairs]).tolist()
         anchors = []

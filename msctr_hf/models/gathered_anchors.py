@@ -52,7 +52,7 @@ def spans_processes() -> bool:
 def gather_rows(stages: Sequence[UnitRows], num_labels: int) -> list[GatheredRows]:
     """Gather the rows of every stage from all processes; gradients flow back to the process a row is from.
 
-    All processes have to call this, those without a row too. One small synchronisation (the class sizes), one
+    All processes have to call this, those without a row too. One small synchronization (the class sizes), one
     collective for the rows and one in the backward pass.
 
     Args:

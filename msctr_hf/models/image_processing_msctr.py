@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures to tensors and logits back to label maps, on torchvision and on PIL."""
+"""Images to tensors and logits back to label maps, on torchvision and on PIL."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class MsctrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call
 
     Args:
         do_reduce_labels (`bool`): Labels 0 become 255, all others one less (ADE20K's files).
-        size_divisor (`int`): Pad pictures at the right and the bottom to a multiple of this.
-        padding_mode (`str`): `"constant"`, the mean colour, or `"reflect"`; labels are ignored there in both.
+        size_divisor (`int`): Pad images at the right and the bottom to a multiple of this.
+        padding_mode (`str`): `"constant"`, the mean color, or `"reflect"`; labels are ignored there in both.
         align_corners (`bool`): How the network's logits are upsampled.
     """
 
@@ -55,7 +55,7 @@ class MsctrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call
 
 
 class _PadAndPostProcess:
-    """What both backends share: padding after normalisation, and its undoing."""
+    """What both backends share: padding after normalization, and its undoing."""
 
     valid_kwargs = MsctrImageProcessorKwargs
     do_resize = False
@@ -95,11 +95,11 @@ class _PadAndPostProcess:
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
     ) -> list[torch.Tensor]:
-        """Label maps of a batch at the sizes of its pictures.
+        """Label maps of a batch at the sizes of its images.
 
         Args:
-            outputs (`MsctrSegmenterOutput`): `logits` (B, num_labels, h, w) of pictures this processor prepared.
-            target_sizes (`list[tuple[int, int]]`, *optional*): Height and width of every picture before it was
+            outputs (`MsctrSegmenterOutput`): `logits` (B, num_labels, h, w) of images this processor prepared.
+            target_sizes (`list[tuple[int, int]]`, *optional*): Height and width of every image before it was
                 prepared; padding is cut off and resizing undone. `None` leaves maps at the size of the logits.
 
         Returns:
@@ -109,26 +109,26 @@ class _PadAndPostProcess:
         if target_sizes is None:
             return list(logits.argmax(dim=1))
         if len(target_sizes) != len(logits):
-            raise ValueError(f"Got {len(target_sizes)} target sizes for {len(logits)} pictures.")
+            raise ValueError(f"Got {len(target_sizes)} target sizes for {len(logits)} images.")
         targets = [(int(height), int(width)) for height, width in target_sizes]
         prepared = [self.resized_size(*target) for target in targets]
         canvas = _canvas_size(prepared, self.size_divisor)
         maps = []
-        for picture, inner, target in zip(logits, prepared, targets, strict=True):
-            picture = resize(picture[None].float(), canvas, self.align_corners)[..., : inner[0], : inner[1]]
-            maps.append(resize(picture, target, self.align_corners)[0].argmax(dim=0))
+        for scores, inner, target in zip(logits, prepared, targets, strict=True):
+            scores = resize(scores[None].float(), canvas, self.align_corners)[..., : inner[0], : inner[1]]
+            maps.append(resize(scores, target, self.align_corners)[0].argmax(dim=0))
         return maps
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size of a picture after resizing, before padding, in pixels."""
+        """Size of an image after resizing, before padding, in pixels."""
         if not self.do_resize:
             return height, width
         size = dict(self.size)
         if size.get("height") and size.get("width"):
             return size["height"], size["width"]
-        picture = np.broadcast_to(np.uint8(0), (3, height, width))
+        blank = np.broadcast_to(np.uint8(0), (3, height, width))
         return get_resize_output_image_size(
-            picture,
+            blank,
             size=size["shortest_edge"],
             default_to_square=False,
             max_size=size.get("longest_edge"),
@@ -138,7 +138,7 @@ class _PadAndPostProcess:
 
 # trf-ignore: TRF057 written out: what travels to the Hub must not depend on a docstring generator of one release
 class MsctrImageProcessor(_PadAndPostProcess, SegformerImageProcessor):
-    """Prepares pictures with torchvision: optional resizing, rescaling, normalisation, padding."""
+    """Prepares images with torchvision: optional resizing, rescaling, normalization, padding."""
 
 
 # trf-ignore: TRF057 see above
@@ -147,7 +147,7 @@ class MsctrImageProcessorPil(_PadAndPostProcess, SegformerImageProcessorPil):
 
 
 def _canvas_size(sizes: list[tuple[int, int]], divisor: int) -> tuple[int, int]:
-    """Smallest size that holds all pictures and is a multiple of `divisor`."""
+    """Smallest size that holds all images and is a multiple of `divisor`."""
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
@@ -156,10 +156,10 @@ def pad(image: Any, canvas: tuple[int, int], mode: str = "constant", value: int 
     """Pad (..., height, width) at the right and the bottom.
 
     Args:
-        image (`torch.Tensor` or `np.ndarray`): Normalised picture, or labels.
+        image (`torch.Tensor` or `np.ndarray`): Normalized image, or labels.
         canvas (`tuple[int, int]`): Height and width of the result, in pixels.
-        mode (`str`): `"constant"` or `"reflect"`, which may go back and forth over small pictures.
-        value (`int`): Of constant padding; zero is the mean colour after normalisation.
+        mode (`str`): `"constant"` or `"reflect"`, which may go back and forth over small images.
+        value (`int`): Of constant padding; zero is the mean color after normalization.
 
     Raises:
         ValueError: If the mode is unknown.

@@ -48,7 +48,7 @@ def info_nce_loss(
     anything else.
 
     Args:
-        anchors (`torch.Tensor` of shape `(N, D)`): Features, not normalised, rows in any order; N may be 0.
+        anchors (`torch.Tensor` of shape `(N, D)`): Features, not normalized, rows in any order; N may be 0.
         anchor_labels (`torch.Tensor` of shape `(N,)`, int64): Class of every anchor, on any device.
         contrast (`torch.Tensor` of shape `(M, D)`, *optional*):
             Contrast set; `None` contrasts the anchors with each other, an anchor never with itself.
@@ -82,7 +82,7 @@ def info_nce_loss(
 
 
 def unit_rows(features: torch.Tensor, labels: torch.Tensor, class_sizes: dict[int, int]) -> UnitRows:
-    """Normalise features (N, D) that are sorted by class: float32, also inside autocast, float64 where they are."""
+    """Normalize features (N, D) that are sorted by class: float32, also inside autocast, float64 where they are."""
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         return UnitRows(_UnitLength.apply(features.to(dtype)), labels, class_sizes)

@@ -50,7 +50,7 @@ class MsctrSegmenterOutput(ModelOutput):
         loss (`torch.Tensor`, *optional*): Scalar; the full objective in training mode, the cross entropy otherwise.
         logits (`torch.Tensor` of shape `(B, num_labels, h, w)`): At the stride of the decode head.
         auxiliary_logits (`torch.Tensor` of shape `(B, num_labels, h, w)`, *optional*): Where the auxiliary head ran.
-        projections (`tuple` of `(B, D, h_s, w_s)`, *optional*): Finest first, not normalised; on request.
+        projections (`tuple` of `(B, D, h_s, w_s)`, *optional*): Finest first, not normalized; on request.
         loss_terms (`dict[str, torch.Tensor]`, *optional*): Detached, unweighted terms of the loss.
         hidden_states (`tuple` of `(B, C_s, h_s, w_s)`, *optional*): Stage maps of the backbone; on request.
         diagnostics (`dict[str, torch.Tensor | float]`, *optional*): Of the contrast, as in `ContrastiveResult`.
@@ -67,7 +67,7 @@ class MsctrSegmenterOutput(ModelOutput):
 
 # trf-ignore: TRF057 see above
 class MsctrPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and the conventions of transformers."""
+    """Weight initialization and the conventions of transformers."""
 
     config_class = MsctrConfig
     base_model_prefix = "msctr"
@@ -81,12 +81,12 @@ class MsctrPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
-            initialise_convolution(module)
+            initialize_convolution(module)
         else:
             super()._init_weights(module)
 
 
-def initialise_convolution(module: nn.Module) -> None:
+def initialize_convolution(module: nn.Module) -> None:
     """Initial weights of a convolution that a norm follows, or of a classifier; other modules stay as they are."""
     if not isinstance(module, nn.Conv2d):
         return
@@ -156,7 +156,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         """Segment a batch, and compute the loss where `labels` are given.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalised RGB images, any size of at least one
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized RGB images, any size of at least one
                 coarsest stride.
             labels (`torch.Tensor` of shape `(B, H', W')`, int64, *optional*): Classes or the ignore index.
             output_projections (`bool`, *optional*): Also return the projections, in either mode.

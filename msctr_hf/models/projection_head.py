@@ -76,5 +76,5 @@ class ProjectionHead(nn.Module):
         return tuple(stage.output(features) for stage, features in zip(self.stages, hidden, strict=True))
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """(B, C_s, h_s, w_s) per stage -> projections (B, D, h_s, w_s), finest first, not normalised."""
+        """(B, C_s, h_s, w_s) per stage -> projections (B, D, h_s, w_s), finest first, not normalized."""
         return self.project(self.hidden(feature_maps))

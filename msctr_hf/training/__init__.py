@@ -1,1 +1,1 @@
-"""Building, optimising and saving a network."""
+"""Building, optimizing and saving a network."""

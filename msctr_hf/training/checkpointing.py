@@ -69,7 +69,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class States:
-    """What a checkpoint holds beside network, optimiser and random numbers, which Accelerate knows.
+    """What a checkpoint holds beside network, optimizer and random numbers, which Accelerate knows.
 
     Accelerate would keep these too, but reads them back as pickles that may run code.
 
@@ -110,7 +110,7 @@ def save_checkpoint(
     keep: int,
     temporary: bool = False,
 ) -> None:
-    """Save the states of model, optimiser, schedule, random numbers and progress, together with all processes.
+    """Save the states of model, optimizer, schedule, random numbers and progress, together with all processes.
 
     Older checkpoints are removed when this one is complete, and so are those of later steps, which a run that went
     back to an older one leaves behind.

@@ -128,8 +128,8 @@ def describe_start(run: RunSummary) -> list[str]:
     lines = [
         f"network   {_architecture(run)}: {always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training",
         f"data      {run.dataset}, {run.num_classes} classes: {run.training_images or 'streamed'} training and "
-        f"{run.validation_images or 'streamed'} validation pictures",
-        f"batch     {batch} = {args.batch_size} pictures x {args.gradient_accumulation_steps} batches x "
+        f"{run.validation_images or 'streamed'} validation images",
+        f"batch     {batch} = {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
         f"{run.num_processes} process(es)",
         f"schedule  {args.max_steps} steps{epochs}: {args.optimizer}, {args.schedule}, rate "
         f"{args.learning_rate:g}, {args.warmup_steps} steps of warm-up"

@@ -21,7 +21,7 @@ from ..errors import UsageError, as_usage_error
 from .network import synchronize_batch_norms
 from .settings import TrainingSettings
 
-FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimisers torch has in fused form
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimizers torch has in fused form
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # which spread weights, gradients or states
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"}  # of mallopt(3)
@@ -59,7 +59,7 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
 def keep_freed_memory() -> None:
     """Let the C library of Linux keep what is freed; else it asks for every large map anew, page by page.
 
-    A step of a network on EfficientNet-Lite0 takes 1.2 s instead of 1.7 (8 pictures of 320x448, one thread). Who sets
+    A step of a network on EfficientNet-Lite0 takes 1.2 s instead of 1.7 (8 images of 320x448, one thread). Who sets
     one of the library's own variables for this (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`) is not overruled.
     """
     if platform.system() == "Linux" and not _MALLOC_VARIABLES & os.environ.keys():

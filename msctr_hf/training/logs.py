@@ -28,7 +28,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunningMeans:
-    """Means of scalars since the last report; those of the device stay there: no synchronisation per step.
+    """Means of scalars since the last report; those of the device stay there: no synchronization per step.
 
     What is not finite does not count: NaN means that there was nothing to measure.
     """
@@ -54,7 +54,7 @@ class RunningMeans:
                 self._host[name] = (total + float(value), count + 1)
 
     def report(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over batches and processes, with one synchronisation, without what was never measured; starts anew."""
+        """Means over batches and processes, with one synchronization, without what was never measured; starts anew."""
         place = {name: column for column, name in enumerate(self._names)}
         table = torch.zeros(2, len(place), device=accelerator.device)
         for names, sums in self._device.items():
@@ -124,10 +124,10 @@ class RunLog:
     def write_skipped(self, verdict: Verdict) -> None:
         """Log that a step was skipped, and why."""
         faulty = verdict.faulty
-        self.write({"skipped": True, "not_finite": faulty.terms, "pictures": faulty.pictures}, verdict.step)
+        self.write({"skipped": True, "not_finite": faulty.terms, "images": faulty.images}, verdict.step)
         self.accelerator.print(
             f"\nstep {verdict.step} was skipped, not finite: {', '.join(faulty.terms)}; "
-            f"pictures: {', '.join(faulty.pictures)}"
+            f"images: {', '.join(faulty.images)}"
         )
 
     def write_validation(self, result: ValidationResult, step: int) -> None:

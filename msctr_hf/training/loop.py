@@ -22,8 +22,8 @@ from .run_folder import (
     PREDICTIONS_FILE,
     RESULTS_FILE,
     read_json,
+    save_image,
     save_model,
-    save_picture,
     write_json,
 )
 from .setup import Setup
@@ -220,7 +220,7 @@ class TrainingLoop:
             save_model(self.best_network, self.image_processor, self.output_dir, weights)
             write_json(self.output_dir / RESULTS_FILE, self.progress.best_results)
             if result.sheet is not None:
-                save_picture(result.sheet, self.output_dir / PREDICTIONS_FILE)
+                save_image(result.sheet, self.output_dir / PREDICTIONS_FILE)
 
         write_on_main(self.accelerator, save, f"The best model in {self.output_dir}")
 

@@ -34,7 +34,7 @@ def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: Datas
     Args:
         arguments (`ModelSettings`): Which backbone.
         settings (`dict`): Further settings of `MsctrConfig`.
-        spec (`DatasetSpec`): Classes and colours.
+        spec (`DatasetSpec`): Classes and colors.
 
     Raises:
         UsageError: If a setting is unknown, of a wrong type or does not fit the others.
@@ -83,7 +83,7 @@ def build_network(
 def choose_image_processor(
     model: MsctrForSemanticSegmentation | ContrastiveAdapter, arguments: ModelSettings, data_arguments: DataSettings
 ) -> Any:
-    """What prepares pictures for a network and is saved with it; an adapted model keeps its own."""
+    """What prepares images for a network and is saved with it; an adapted model keeps its own."""
     options = image_processor_options(data_arguments)
     if isinstance(model, ContrastiveAdapter):
         return image_processor_of_saved(arguments.model_name_or_path, options)
@@ -91,7 +91,7 @@ def choose_image_processor(
 
 
 def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -> MsctrImageProcessor:
-    """Image processor with the normalisation the backbone was trained with; `options` are its own settings."""
+    """Image processor with the normalization the backbone was trained with; `options` are its own settings."""
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     backbone = model.config.backbone_config
     if backbone.model_type == "timm_backbone" and (pretrained := timm.get_pretrained_cfg(backbone.backbone)):
@@ -102,7 +102,7 @@ def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -
 
 
 def image_processor_options(arguments: DataSettings) -> dict[str, Any]:
-    """How validation pictures are resized and padded, as options of the image processor."""
+    """How validation images are resized and padded, as options of the image processor."""
     shorter = arguments.resize_shorter_side
     resize = {"do_resize": True, "size": {"shortest_edge": shorter}} if shorter else {"do_resize": False}
     return {**resize, "size_divisor": arguments.size_divisor, "padding_mode": arguments.padding_mode}
@@ -131,13 +131,13 @@ def refuse_single_values(model: nn.Module) -> None:
 def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     if module.training and inputs[0].numel() == inputs[0].shape[1]:
         raise UsageError(
-            "With this `batch_size` and `crop_size` a normalisation layer sees a single value per channel; use "
+            "With this `batch_size` and `crop_size` a normalization layer sees a single value per channel; use "
             "`batch_size` 2 or more."
         )
 
 
 def freeze(module: nn.Module) -> None:
-    """Fix parameters and the statistics of normalisation layers, also when the whole network is set to train."""
+    """Fix parameters and the statistics of normalization layers, also when the whole network is set to train."""
     module.requires_grad_(False)
     module.eval()
     module.train = lambda mode=True: module  # type: ignore[method-assign]
@@ -172,7 +172,7 @@ def _timm_stages(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if len(set(strides)) > 1:
         return {"out_indices": [index for index, stride in enumerate(strides) if stride >= 4], **options}
     if not hasattr(network.model, "dynamic_img_size"):
-        raise UsageError(f"{name} takes pictures of one size only in timm; use a Hub id of transformers instead.")
+        raise UsageError(f"{name} takes images of one size only in timm; use a Hub id of transformers instead.")
     return {
         "out_indices": _evenly_spaced(range(len(network.model.blocks))),
         "timm_kwargs": {"dynamic_img_size": True, "dynamic_img_pad": True},

@@ -1,4 +1,4 @@
-"""Optimisers, parameter groups and learning-rate schedules of the recipes."""
+"""Optimizers, parameter groups and learning-rate schedules of the recipes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _parameters_of_norms(model: nn.Module) -> Iterable[nn.Parameter]:
 def build_schedule(
     optimizer: torch.optim.Optimizer, arguments: TrainingSettings, steps_per_epoch: int | None
 ) -> LambdaLR:
-    """Rate per optimiser step: linear warm-up, then poly, exponential or constant; never negative."""
+    """Rate per optimizer step: linear warm-up, then poly, exponential or constant; never negative."""
     return LambdaLR(optimizer, lambda step: schedule_factor(step, arguments, steps_per_epoch))
 
 

@@ -53,13 +53,13 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
 
 
 def _compare_batches(saved: dict[str, Any], settings: dict[str, Any]) -> str:
-    """One step must see as many pictures as before; how they are split may change."""
-    before, now = (_pictures_per_step(each) for each in (saved, settings))
+    """One step must see as many images as before; how they are split may change."""
+    before, now = (_images_per_step(each) for each in (saved, settings))
     if before != now:
         per_process = before / (settings["num_processes"] * settings["gradient_accumulation_steps"])
         hint = f" `batch_size={per_process:.0f}` would." if per_process.is_integer() else ""
         raise UsageError(
-            f"`resume`: a step saw {_split(saved)} = {before} pictures and would see {_split(settings)} = {now}; they "
+            f"`resume`: a step saw {_split(saved)} = {before} images and would see {_split(settings)} = {now}; they "
             f"must stay as many.{hint}"
         )
     if settings.get("streaming"):
@@ -67,12 +67,12 @@ def _compare_batches(saved: dict[str, Any], settings: dict[str, Any]) -> str:
             f"`resume`: a stream read by {_split(saved)} cannot be taken up by {_split(settings)}; keep the split."
         )
     return (
-        f"A step's {now} pictures were {_split(saved)} and are {_split(settings)} from here on: the order of the data "
+        f"A step's {now} images were {_split(saved)} and are {_split(settings)} from here on: the order of the data "
         "stays, the random numbers of anchors and dropout do not."
     )
 
 
-def _pictures_per_step(settings: dict[str, Any]) -> int:
+def _images_per_step(settings: dict[str, Any]) -> int:
     return settings["batch_size"] * settings["gradient_accumulation_steps"] * settings["num_processes"]
 
 
@@ -89,8 +89,8 @@ def splits_as_before(checkpoint: Path, settings: dict[str, Any]) -> bool:
     return all(saved.get(name) == settings.get(name) for name in _BATCH)
 
 
-def move_to_the_same_picture(progress: Progress, checkpoint: Path, settings: dict[str, Any]) -> None:
+def move_to_the_same_image(progress: Progress, checkpoint: Path, settings: dict[str, Any]) -> None:
     """Count the batches of the epoch as this split of a step counts them."""
     saved = read_json(checkpoint / SETTINGS_FILE)
-    pictures = progress.batches_in_epoch * saved["batch_size"] * saved["num_processes"]
-    progress.batches_in_epoch = pictures // (settings["batch_size"] * settings["num_processes"])
+    images = progress.batches_in_epoch * saved["batch_size"] * saved["num_processes"]
+    progress.batches_in_epoch = images // (settings["batch_size"] * settings["num_processes"])

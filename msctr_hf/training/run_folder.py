@@ -145,10 +145,10 @@ def read_log(output_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output_dir / LOG_FILE).read_text().splitlines()]
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
+def save_image(image: Image.Image, path: Path) -> None:
     """Write or replace a PNG."""
     with _written_whole(path) as partial:
-        picture.save(partial, format="PNG")
+        image.save(partial, format="PNG")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from .meter import Meter
 from .network import build_network, choose_image_processor, refuse_single_values
 from .optimization import build_optimizer, build_schedule
 from .replacement import put_aside
-from .resuming import compare_settings, move_to_the_same_picture, splits_as_before
+from .resuming import compare_settings, move_to_the_same_image, splits_as_before
 from .run_folder import write_config, write_run_file
 from .settings import ModelSettings, TrainingSettings
 from .step_guard import StepGuard, Verdict
-from .training_data import build_loader, num_pictures
+from .training_data import build_loader, num_images
 from .validation import Validation
 
 
@@ -161,8 +161,8 @@ class Setup:
             backbone=self.settings["model_name_or_path" if adapted else "backbone"],
             dataset=self.spec.name,
             num_classes=len(self.spec.classes),
-            training_images=num_pictures(self.train_set),
-            validation_images=num_pictures(self.validation.dataset),
+            training_images=num_images(self.train_set),
+            validation_images=num_images(self.validation.dataset),
             args=self.args,
             steps_per_epoch=self.steps_per_epoch,
             num_processes=self.accelerator.num_processes,
@@ -188,5 +188,5 @@ class Setup:
         if not same_split:
             # random numbers belong to a process: those of another number of processes cannot be taken over, but the
             # order of the data can, which depends on how many images were seen and on nothing else
-            move_to_the_same_picture(self.progress, checkpoint, self.kept_settings)
+            move_to_the_same_image(self.progress, checkpoint, self.kept_settings)
             set_seed(self.args.seed + self.progress.step, device_specific=True)

@@ -20,15 +20,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..data.batches import image_ids
+from ..data.loaders import image_ids
 from .devices import SHARDED
 
 
 class Faulty(NamedTuple):
-    """A step that was skipped: which terms were not finite and which pictures it saw, over all processes."""
+    """A step that was skipped: which terms were not finite and which images it saw, over all processes."""
 
     terms: list[str]
-    pictures: list[str]
+    images: list[str]
 
 
 class Verdict(NamedTuple):
@@ -67,7 +67,7 @@ class _Sent:
     flags: torch.Tensor
     arrived: torch.cuda.Event | None
     terms: dict[str, torch.Tensor]
-    pictures: list[torch.Tensor]
+    images: list[torch.Tensor]
     statistics: list[torch.Tensor]
 
 
@@ -111,11 +111,11 @@ class StepGuard:
     def _begin(self) -> None:
         self._not_finite = torch.zeros((), device=self.accelerator.device)
         self._terms: dict[str, torch.Tensor] = {}
-        self._pictures: list[torch.Tensor] = []
+        self._images: list[torch.Tensor] = []
 
     def before_forward(self) -> None:
         """Keep the statistics of the normalization layers as they are before a step, at its first batch."""
-        if not self._pictures:
+        if not self._images:
             self._copies.rotate()
             _copy(self._copies[0], self.statistics[0])
 
@@ -123,7 +123,7 @@ class StepGuard:
         """Look at the loss of a batch; several batches may make a step."""
         self._not_finite = self._not_finite + (~terms["loss"].isfinite()).float()
         self._terms = {name: self._terms[name] + terms[name] for name in terms} if self._terms else dict(terms)
-        self._pictures.append(image_id)
+        self._images.append(image_id)
 
     def update(self, step: int, grad_norm: torch.Tensor | None, *, stop: bool) -> None:
         """Update the weights, unless a loss or the gradient is not finite in any process.
@@ -143,7 +143,7 @@ class StepGuard:
             flags = self.accelerator.reduce(flags, reduction="sum")
         flags = (flags > 0).float()
         self._step_unless(flags[0])
-        self._sent.append(_Sent(step, *_to_host(flags), self._terms, self._pictures, self._copies[0]))
+        self._sent.append(_Sent(step, *_to_host(flags), self._terms, self._images, self._copies[0]))
         self._begin()
 
     def _step_unless(self, faulty: torch.Tensor) -> None:
@@ -193,12 +193,12 @@ class StepGuard:
 
     def _describe(self, sent: _Sent) -> Faulty:
         terms = [name for name, value in sent.terms.items() if not value.isfinite()]
-        pictures = [name for part in sent.pictures for name in image_ids(part)]
-        everywhere = gather_object([(terms, pictures)])
+        images = [name for part in sent.images for name in image_ids(part)]
+        everywhere = gather_object([(terms, images)])
         culprits = [names for broken, names in everywhere if broken] or [names for _, names in everywhere]
         return Faulty(
             terms=sorted({name for broken, _ in everywhere for name in broken}) or ["gradient"],
-            pictures=[name for names in culprits for name in names],
+            images=[name for names in culprits for name in names],
         )
 
 

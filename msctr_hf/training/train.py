@@ -122,11 +122,11 @@ def _rehearse(
             setup.resume_from(find_checkpoint(folder, "auto"))
         if setup.accelerator.is_main_process:
             last = [line for line in read_log(folder) if "images_per_second" in line][-1]
-            pictures = arguments.batch_size * arguments.gradient_accumulation_steps * setup.accelerator.num_processes
-            seconds = arguments.max_steps * pictures / last["images_per_second"]
+            images = arguments.batch_size * arguments.gradient_accumulation_steps * setup.accelerator.num_processes
+            seconds = arguments.max_steps * images / last["images_per_second"]
             print(
                 f"dry run: training, validation, saving and loading work; {last['used_mb']:.0f} MB in use, "
-                f"{last['images_per_second']:.1f} pictures a second, so {arguments.max_steps} steps take about "
+                f"{last['images_per_second']:.1f} images a second, so {arguments.max_steps} steps take about "
                 f"{_in_words(seconds)} without validation"
             )
     finally:

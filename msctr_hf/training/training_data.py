@@ -1,4 +1,4 @@
-"""The training set of a run: which pictures, how often, how augmented, in which batches."""
+"""The training set of a run: which images, how often, how augmented, in which batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
 from ..data.augmentation import TrainingAugmentation
-from ..data.batches import training_loader
+from ..data.loaders import training_loader
 from ..data.repeat_factors import classes_present, repeat_factors
 from ..data.settings import DataSettings
 from ..errors import UsageError
@@ -31,10 +31,10 @@ def build_loader(
     image_processor: MsctrImageProcessor,
     accelerator: Accelerator,
 ) -> tuple[DataLoader, int | None]:
-    """Loader of the training set, and optimiser steps until every picture was seen once (`None` for a stream).
+    """Loader of the training set, and optimizer steps until every image was seen once (`None` for a stream).
 
     Raises:
-        UsageError: If there are too few pictures, or a stream is asked for what only files have.
+        UsageError: If there are too few images, or a stream is asked for what only files have.
     """
     is_stream = isinstance(train_set, IterableDataset)
     if is_stream and arguments.schedule == "exponential":
@@ -54,7 +54,7 @@ def build_loader(
     batches = len(loader) // accelerator.num_processes
     if batches == 0:
         raise UsageError(
-            f"{len(train_set)} training pictures do not fill one batch of {arguments.batch_size} on "
+            f"{len(train_set)} training images do not fill one batch of {arguments.batch_size} on "
             f"{accelerator.num_processes} process(es); lower `batch_size`."
         )
     return loader, max(1, batches // arguments.gradient_accumulation_steps)
@@ -88,13 +88,13 @@ def without_drawing_at_the_start(batches: Iterable[Batch]) -> Iterator[Batch]:
     return itertools.chain(first, iterator)
 
 
-def num_pictures(dataset: Dataset | IterableDataset) -> int | None:
+def num_images(dataset: Dataset | IterableDataset) -> int | None:
     """How many there are; `None` for a stream."""
     return None if isinstance(dataset, IterableDataset) else len(dataset)
 
 
 def _repeats(train_set: Dataset, data_arguments: DataSettings, accelerator: Accelerator) -> Any:
-    """How often every picture comes in an epoch; the labels are read once, by the first process."""
+    """How often every image comes in an epoch; the labels are read once, by the first process."""
     threshold = data_arguments.repeat_factor_threshold
     if threshold is None:
         return None

@@ -19,7 +19,7 @@ from ..evaluation.predictor import Predictor
 from ..evaluation.scoring import score_dataset
 from ..evaluation.visualization import contact_sheet
 from ..models.image_processing_msctr import MsctrImageProcessor
-from .training_data import num_pictures
+from .training_data import num_images
 
 IMAGES_SHOWN = 4
 
@@ -76,7 +76,7 @@ class Validation:
 
     def _score(self, model: nn.Module, shown: list[tuple], should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         # from all over the set: neighbors are often frames of one video
-        images = (num_pictures(self.dataset) or IMAGES_SHOWN) // self.accelerator.num_processes
+        images = (num_images(self.dataset) or IMAGES_SHOWN) // self.accelerator.num_processes
         every, seen = max(1, images // IMAGES_SHOWN), itertools.count()
 
         def keep_a_few(samples: list[dict[str, Any]], predictions: list[np.ndarray]) -> None:

@@ -8,26 +8,26 @@ import yaml
 from PIL import Image
 
 
-def write_picture(path, size=(24, 32), seed=0):
+def write_image(path, size=(24, 32), seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
 
 
 def write_labels(path, labels, palette=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(labels)
+    image = Image.fromarray(labels)
     if palette is not None:
-        picture = picture.convert("P")
-        picture.putdata(labels.ravel().tolist())
-        picture.putpalette(palette)
-    picture.save(path)
+        image = image.convert("P")
+        image.putdata(labels.ravel().tolist())
+        image.putpalette(palette)
+    image.save(path)
 
 
 def write_folder(root, num_train=4, num_validation=2, size=(40, 56), description=None):
     """A generic folder with three classes; returns its path."""
     for split, count in (("train", num_train), ("val", num_validation)):
         for number in range(count):
-            write_picture(root / split / "images" / f"{number}.jpg", size, seed=number)
+            write_image(root / split / "images" / f"{number}.jpg", size, seed=number)
             labels = np.zeros(size, dtype=np.uint8)
             labels[size[0] // 2 :] = 1
             labels[: size[0] // 3, : size[1] // 3] = 2
@@ -53,7 +53,7 @@ class Layout:
     raw: tuple[int, ...]  # some raw label values
     train_ids: tuple[int, ...]  # what they become
     unmapped: int  # a raw value that belongs to nothing
-    names: str | None = None  # file that lists the pictures
+    names: str | None = None  # file that lists the images
     ignores_unmapped: bool = False
     folders: tuple[str, ...] = ()  # that lie there too
 
@@ -61,11 +61,11 @@ class Layout:
         return Path(root) / self.image.format(number), Path(root) / self.label.format(number)
 
     def write(self, root, count=3, size=(12, 16)):
-        """Pictures and labels in rows of the raw values; returns the folder."""
+        """Images and labels in rows of the raw values; returns the folder."""
         labels = np.resize(np.asarray(self.raw, dtype=np.uint8), (size[1], size[0])).T.copy()
         for number in range(count):
             image, label = self.pair(root, number)
-            write_picture(image, size, seed=number)
+            write_image(image, size, seed=number)
             write_labels(label, labels)
         for folder in self.folders:
             (Path(root) / folder).mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,13 @@ def sample(height=60, width=90, seed=0):
     return small.resize((width, height), Image.Resampling.BICUBIC), Image.fromarray(labels)
 
 
-def augment(seed=0, picture=None, **settings):
+def augment(seed=0, pair=None, **settings):
     augmentation = TrainingAugmentation(**{**PLAIN, "crop_size": (32, 48), **settings})
-    pixel_values, labels = augmentation(*(picture or sample()), np.random.default_rng(seed))
+    pixel_values, labels = augmentation(*(pair or sample()), np.random.default_rng(seed))
     return pixel_values.permute(1, 2, 0).numpy(), labels.numpy()
 
 
-def test_crop_without_scaling_is_a_piece_of_the_picture():
+def test_crop_without_scaling_is_a_piece_of_the_image():
     image, labels = sample()
     crop, crop_labels = augment(scale_range=(1, 1), aspect_range=(1, 1))
     pieces = np.lib.stride_tricks.sliding_window_view(np.asarray(labels), (32, 48))
@@ -39,7 +39,7 @@ def windows(count, size, crop, scales=(0.5, 2.0), seed=0):
         yield [_Span(*one, padding=0) for one in zip(size, resized, crop, corners, strict=True)]
 
 
-def test_crop_equals_what_pillow_resizes_from_the_whole_picture():
+def test_crop_equals_what_pillow_resizes_from_the_whole_image():
     image, _ = sample()
     augmentation = TrainingAugmentation(**PLAIN, crop_size=(32, 48))
     for rows, columns in windows(200, (60, 90), (32, 48)):
@@ -52,11 +52,11 @@ def test_crop_equals_what_pillow_resizes_from_the_whole_picture():
         expected = image.resize((columns.length, rows.length), Image.Resampling.BILINEAR, box=box)
         shown = crop[: rows.length, : columns.length].astype(int)
         difference = np.abs(shown - np.asarray(expected))
-        assert difference.max() <= 2  # grey levels: both round after each of two passes
+        assert difference.max() <= 2  # gray levels: both round after each of two passes
         assert np.mean(difference > 1) < 0.001
 
 
-def test_crops_lie_where_they_lie_in_the_whole_resized_picture():
+def test_crops_lie_where_they_lie_in_the_whole_resized_image():
     for spans in windows(500, (61, 97), (32, 48), seed=1):
         for span in spans:
             first = span.start + span.kept.start * span.scale
@@ -76,9 +76,9 @@ def test_labels_are_those_of_the_nearest_pixel():
         assert labels[row, column] == label.getpixel((x, y))
 
 
-def test_small_pictures_are_padded_with_the_mean_colour_and_ignored_labels():
+def test_small_images_are_padded_with_the_mean_color_and_ignored_labels():
     crop, labels = augment(
-        picture=sample(18, 24),
+        pair=sample(18, 24),
         scale_range=(1, 1),
         aspect_range=(1, 1),
         image_mean=[0.2, 0.4, 0.6],
@@ -91,9 +91,9 @@ def test_small_pictures_are_padded_with_the_mean_colour_and_ignored_labels():
     assert len(corners) > 3  # random offset
 
 
-def test_small_pictures_can_be_reflected_and_labels_stay_ignored():
+def test_small_images_can_be_reflected_and_labels_stay_ignored():
     image, label = sample(18, 24)
-    settings = {"picture": (image, label), "scale_range": (1, 1), "aspect_range": (1, 1), "max_class_share": 2}
+    settings = {"pair": (image, label), "scale_range": (1, 1), "aspect_range": (1, 1), "max_class_share": 2}
     crop, labels = augment(padding_mode="reflect", **settings)
     assert np.array_equal(labels, augment(**settings)[1])
     top, left = np.argwhere(labels != 255)[0]
@@ -102,7 +102,7 @@ def test_small_pictures_can_be_reflected_and_labels_stay_ignored():
     assert (labels != 255).sum() == 18 * 24
 
 
-def test_mirroring_moves_picture_and_labels_together():
+def test_mirroring_moves_image_and_labels_together():
     plain, labels = augment(3)
     mirrored, mirrored_labels = augment(3, flip_probability=1.0)
     assert np.array_equal(mirrored, plain[:, ::-1])
@@ -125,8 +125,8 @@ def test_scale_and_aspect_have_the_published_ranges():
 def test_crops_full_of_one_class_are_drawn_again():
     labels = np.zeros((120, 120), dtype=np.uint8)
     labels[:, 60:] = np.arange(60, dtype=np.uint8) % 7
-    picture = (Image.new("RGB", (120, 120)), Image.fromarray(labels))
-    settings = {"picture": picture, "crop_size": (30, 30), "scale_range": (1, 1), "aspect_range": (1, 1)}
+    pair = (Image.new("RGB", (120, 120)), Image.fromarray(labels))
+    settings = {"pair": pair, "crop_size": (30, 30), "scale_range": (1, 1), "aspect_range": (1, 1)}
     full = [
         sum(
             largest_class_share(augment(seed, max_class_share=share, **settings)[1].astype(np.uint8)) >= 0.75

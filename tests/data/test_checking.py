@@ -1,5 +1,5 @@
 import numpy as np
-from layouts import LAYOUTS, write_labels, write_picture
+from layouts import LAYOUTS, write_image, write_labels
 
 from msctr_hf.data.checking import SplitReport, check_rows, report_table
 from msctr_hf.data.loading import get_dataset_spec
@@ -17,22 +17,22 @@ def test_counts_are_those_of_the_labels(tmp_path):
     LAYOUT.write(tmp_path)
     write_labels(LAYOUT.pair(tmp_path, 1)[1], np.full((12, 16), 3, dtype=np.uint8))
     report, spec = check(tmp_path)
-    assert report.pictures == 3
+    assert report.images == 3
     assert report.sizes == {"16x12": 3}
     assert report.pixels[2] == 12 * 16
-    assert report.in_pictures[[0, 2, 149, 5]].tolist() == [2, 1, 2, 0]
+    assert report.in_images[[0, 2, 149, 5]].tolist() == [2, 1, 2, 0]
     assert report.pixels.sum() + report.ignored == 3 * 12 * 16
     assert "wall" in report_table(report, spec, "train")
 
 
 def test_every_broken_file_is_listed(tmp_path):
     LAYOUT.write(tmp_path, count=6)
-    write_picture(LAYOUT.pair(tmp_path, 0)[0], (3, 3))
+    write_image(LAYOUT.pair(tmp_path, 0)[0], (3, 3))
     write_labels(LAYOUT.pair(tmp_path, 2)[1], np.full((12, 16), 222, dtype=np.uint8))
-    LAYOUT.pair(tmp_path, 3)[0].write_bytes(b"no picture")
+    LAYOUT.pair(tmp_path, 3)[0].write_bytes(b"no image")
     for num_workers in (0, 2):
         report, _ = check(tmp_path, num_workers)
-        assert report.pictures == 3
+        assert report.images == 3
         assert sorted(report.broken) == [f"ADE_train_0000000{number}" for number in (0, 2, 3)]
         assert "222" in report.broken["ADE_train_00000002"]
 

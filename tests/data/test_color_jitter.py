@@ -9,38 +9,38 @@ from msctr_hf.data.color_jitter import HUE_RANGE, JITTER_RANGE, _hue, jitter_col
 
 
 def pixels(seed=0, size=(50, 70)):
-    picture = np.random.default_rng(seed).integers(0, 256, (3, *size))
-    picture[:, :5] = picture[:1, :5]  # grey
-    picture[:, 5:10] = picture[:, 5:10] // 128 * 255  # corners of the hexagon
-    return torch.from_numpy(picture).byte()
+    image = np.random.default_rng(seed).integers(0, 256, (3, *size))
+    image[:, :5] = image[:1, :5]  # gray
+    image[:, 5:10] = image[:, 5:10] // 128 * 255  # corners of the hexagon
+    return torch.from_numpy(image).byte()
 
 
-def with_torchvision(picture, random):
+def with_torchvision(image, random):
     """The same draws with torchvision's functions on floats."""
     changes = [tvF.adjust_brightness, tvF.adjust_contrast, tvF.adjust_saturation, tvF.adjust_hue]
     for position in random.permutation(4):
         values = HUE_RANGE if position == 3 else JITTER_RANGE
-        picture = changes[position](picture, float(random.uniform(*values)))
-    return picture
+        image = changes[position](image, float(random.uniform(*values)))
+    return image
 
 
 @pytest.mark.parametrize("turns", [-0.05, -0.01, 0.0, 0.03, 0.05])
 def test_hue_is_turned_as_in_hsv(turns):
-    picture = pixels().float()
-    turned = picture.clone()
+    image = pixels().float()
+    turned = image.clone()
     _hue(turns)(turned)
     for y in range(0, 50, 2):
         for x in range(70):
-            hue, saturation, value = colorsys.rgb_to_hsv(*(picture[:, y, x] / 255).tolist())
+            hue, saturation, value = colorsys.rgb_to_hsv(*(image[:, y, x] / 255).tolist())
             expected = 255 * torch.tensor(colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value))
             torch.testing.assert_close(turned[:, y, x], expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_jitter_is_torchvisions(seed):
-    picture = pixels(seed, (300, 300))  # more than one strip
-    jittered = jitter_colors(picture, np.random.default_rng(seed))
-    expected = 255 * with_torchvision(picture / 255, np.random.default_rng(seed))
+    image = pixels(seed, (300, 300))  # more than one strip
+    jittered = jitter_colors(image, np.random.default_rng(seed))
+    expected = 255 * with_torchvision(image / 255, np.random.default_rng(seed))
     torch.testing.assert_close(jittered, expected, rtol=0, atol=0.2)  # its weight of red is 0.2989, not 0.299
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, write_labels, write_picture
+from layouts import LAYOUTS, write_image, write_labels
 from PIL import Image
 
 from msctr_hf import load_segmentation_dataset
@@ -19,7 +19,7 @@ def ids(sample):
 
 
 @every_layout
-def test_pictures_and_labels_are_paired_and_mapped(layout, tmp_path):
+def test_images_and_labels_are_paired_and_mapped(layout, tmp_path):
     dataset = load(layout, layout.write(tmp_path))
     assert len(dataset) == 3
     sample = dataset[2]
@@ -34,7 +34,7 @@ def test_missing_label_is_named(layout, tmp_path):
     layout.write(tmp_path)
     image, label = layout.pair(tmp_path, 1)
     label.unlink()
-    with pytest.raises(ValueError, match="1 of 3 pictures of train have no label") as error:
+    with pytest.raises(ValueError, match="1 of 3 images of train have no label") as error:
         load(layout, tmp_path)
     assert str(image) in str(error.value)
 
@@ -46,8 +46,8 @@ def test_extra_files_change_nothing(layout, tmp_path):
     for folder in (image.parent, label.parent):
         for name in (".DS_Store", "Thumbs.db", "README.txt"):
             (folder / name).write_bytes(b"x")
-    _, without_picture = layout.pair(tmp_path, 7)
-    without_picture.write_bytes(label.read_bytes())
+    _, without_image = layout.pair(tmp_path, 7)
+    without_image.write_bytes(label.read_bytes())
     assert len(load(layout, tmp_path)) == 3
 
 
@@ -77,7 +77,7 @@ def test_palettes_and_16_bits_are_taken_as_values(layout, kind, tmp_path):
 
 
 @every_layout
-def test_colours_where_values_belong_are_refused(layout, tmp_path):
+def test_colors_where_values_belong_are_refused(layout, tmp_path):
     layout.write(tmp_path)
     label = layout.pair(tmp_path)[1]
     Image.open(label).convert("RGBA").save(label)
@@ -86,7 +86,7 @@ def test_colours_where_values_belong_are_refused(layout, tmp_path):
 
 
 @every_layout
-def test_grey_picture_becomes_rgb(layout, tmp_path):
+def test_gray_image_becomes_rgb(layout, tmp_path):
     layout.write(tmp_path)
     image = layout.pair(tmp_path)[0]
     Image.open(image).convert("L").save(image)
@@ -96,7 +96,7 @@ def test_grey_picture_becomes_rgb(layout, tmp_path):
 
 
 @every_layout
-def test_turned_picture_is_shown_upright(layout, tmp_path):
+def test_turned_image_is_shown_upright(layout, tmp_path):
     layout.write(tmp_path)
     image = layout.pair(tmp_path)[0]
     exif = Image.Exif()
@@ -108,7 +108,7 @@ def test_turned_picture_is_shown_upright(layout, tmp_path):
 @every_layout
 def test_sizes_that_differ_are_named(layout, tmp_path):
     layout.write(tmp_path)
-    write_picture(layout.pair(tmp_path)[0], (12, 15))
+    write_image(layout.pair(tmp_path)[0], (12, 15))
     with pytest.raises(ValueError, match="16x12.*15x12.*same size"):
         load(layout, tmp_path)[0]
 
@@ -131,11 +131,11 @@ def test_empty_split_is_named(layout, tmp_path):
     layout.write(tmp_path)
     for number in range(3):
         layout.pair(tmp_path, number)[0].unlink()
-    with pytest.raises(ValueError, match="no picture|which is not in"):
+    with pytest.raises(ValueError, match="no image|which is not in"):
         load(layout, tmp_path)
 
 
-def test_official_list_chooses_the_pictures(tmp_path):
+def test_official_list_chooses_the_images(tmp_path):
     layout = LAYOUTS["pascal_context"]
     layout.write(tmp_path)
     (tmp_path / layout.names).write_text("2008_000002\n")
@@ -149,7 +149,7 @@ def test_videos_of_a_split_come_together_and_none_may_miss(tmp_path):
     layout = LAYOUTS["cadis_task1"]
     layout.write(tmp_path)
     for video in ("Video03", "Video05"):  # the second is of another split
-        write_picture(tmp_path / video / "Images/f.png", (4, 4))
+        write_image(tmp_path / video / "Images/f.png", (4, 4))
         write_labels(tmp_path / video / "Labels/f.png", np.zeros((4, 4), np.uint8))
     dataset = load(layout, tmp_path)
     assert len(dataset) == 4

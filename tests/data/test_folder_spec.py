@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from layouts import write_folder, write_labels, write_picture
+from layouts import write_folder, write_image, write_labels
 from PIL import Image
 
 from msctr_hf import load_segmentation_dataset
@@ -11,7 +11,7 @@ def ids(sample):
     return np.asarray(sample["label"])
 
 
-def test_folder_gives_pictures_labels_and_ids(tmp_path):
+def test_folder_gives_images_labels_and_ids(tmp_path):
     dataset = load_segmentation_dataset("folder", "train", write_folder(tmp_path))
     sample = dataset[1]
     assert len(dataset) == 4
@@ -22,7 +22,7 @@ def test_folder_gives_pictures_labels_and_ids(tmp_path):
     assert get_dataset_spec("folder", tmp_path).id2label == {0: "sky", 1: "road", 2: "car"}
 
 
-def test_folder_maps_values_colours_and_ignored_ones(tmp_path):
+def test_folder_maps_values_colors_and_ignored_ones(tmp_path):
     raw = np.array([[10, 20], [30, 99]], dtype=np.uint8)
     by_value = {"label_values": {10: "sky", 20: "road", 30: "car"}, "ignored": [99]}
     root = write_folder(tmp_path / "values", 1, 1, (2, 2), by_value)
@@ -34,21 +34,21 @@ def test_folder_maps_values_colours_and_ignored_ones(tmp_path):
         "ignored": ["1,1,1"],
         "palette": {"car": [9, 8, 7]},
     }
-    root = write_folder(tmp_path / "colours", 1, 1, (2, 2), by_color)
-    colours = np.array([[[128, 0, 0], [0, 64, 0]], [[0, 0, 32], [1, 1, 1]]], dtype=np.uint8)
-    Image.fromarray(colours).save(root / "train/labels/0.png")
+    root = write_folder(tmp_path / "colors", 1, 1, (2, 2), by_color)
+    colors = np.array([[[128, 0, 0], [0, 64, 0]], [[0, 0, 32], [1, 1, 1]]], dtype=np.uint8)
+    Image.fromarray(colors).save(root / "train/labels/0.png")
     assert ids(load_segmentation_dataset("folder", "train", root)[0]).tolist() == [[0, 1], [2, 255]]
-    rgba = Image.fromarray(colours).convert("RGBA")
+    rgba = Image.fromarray(colors).convert("RGBA")
     rgba.putalpha(7)
     rgba.save(root / "train/labels/0.png")
     assert ids(load_segmentation_dataset("folder", "train", root)[0]).tolist() == [[0, 1], [2, 255]]
     assert get_dataset_spec("folder", root).palette[2] == (9, 8, 7)
 
 
-def test_grey_labels_are_no_colours(tmp_path):
+def test_gray_labels_are_no_colors(tmp_path):
     description = {"label_colors": {"0,0,0": "sky", "1,1,1": "road", "2,2,2": "car"}}
     root = write_folder(tmp_path, 1, 1, (2, 2), description)
-    with pytest.raises(ValueError, match="labels must be an RGB picture, but the file has the mode L"):
+    with pytest.raises(ValueError, match="labels must be an RGB image, but the file has the mode L"):
         load_segmentation_dataset("folder", "train", root)[0]
 
 
@@ -61,7 +61,7 @@ def test_palettes_and_16_bits_are_decoded_as_ids(tmp_path):
     assert ids(dataset[1]).tolist() == [[0, 2], [1, 2]]
 
 
-def test_picture_stored_on_its_side_fits_labels_drawn_upright(tmp_path):
+def test_image_stored_on_its_side_fits_labels_drawn_upright(tmp_path):
     root = write_folder(tmp_path, 1, 1, (40, 56))
     turned = Image.open(root / "train/images/0.jpg").rotate(90, expand=True)
     exif = Image.Exif()
@@ -74,8 +74,8 @@ def break_yaml(root):
     (root / "dataset.yaml").write_text("classes: [sky, road")
 
 
-def break_picture(root):
-    (root / "train/images/0.jpg").write_bytes(b"no picture")
+def break_image(root):
+    (root / "train/images/0.jpg").write_bytes(b"no image")
 
 
 def break_label_value(root):
@@ -87,10 +87,10 @@ def break_size(root):
 
 
 def break_mode(root):
-    write_picture(root / "train/labels/0.png", (40, 56))
+    write_image(root / "train/labels/0.png", (40, 56))
 
 
-def truncate_picture(root):
+def truncate_image(root):
     data = (root / "train/images/0.jpg").read_bytes()
     (root / "train/images/0.jpg").write_bytes(data[: len(data) // 2])
 
@@ -105,8 +105,8 @@ def truncate_picture(root):
             lambda root: (root / "train/labels/0.jpg").write_bytes(b"") or (root / "train/labels/0.png").unlink(),
             "0.jpg",
         ),
-        (break_picture, "0.jpg cannot be read"),
-        (truncate_picture, "0.jpg cannot be read"),
+        (break_image, "0.jpg cannot be read"),
+        (truncate_image, "0.jpg cannot be read"),
         (break_label_value, r"0.png: label values \[77\]"),
         (break_size, "same size"),
         (break_mode, "one value a pixel"),
@@ -126,9 +126,9 @@ def test_damaged_folder_gets_a_sentence_with_the_file(tmp_path, damage, message)
         ({"classes": ["one"]}, "two classes"),
         ({"classes": ["a", "a"]}, "twice"),
         ({"label_values": {0: "sea"}}, "sea"),
-        ({"label_values": {"x": "sky"}}, "integer or a colour"),
+        ({"label_values": {"x": "sky"}}, "integer or a color"),
         ({"label_values": {"1,2,3": "sky"}}, "integers"),
-        ({"ignored": ["red"]}, "colour"),
+        ({"ignored": ["red"]}, "color"),
         ({"palette": {"sea": [1, 2, 3]}}, "sea"),
         ({"splits": {"training": {}}}, "train, validation or test"),
         ({"splits": {"train": {"images": "../x", "labels": "y"}}}, "in the folder"),

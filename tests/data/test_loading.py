@@ -2,7 +2,7 @@ import csv
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, write_labels, write_picture
+from layouts import LAYOUTS, write_image, write_labels
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.loading import get_dataset_spec
@@ -10,7 +10,7 @@ from msctr_hf.data.loading import get_dataset_spec
 
 def test_splits_joined_by_plus_are_one_data_set(tmp_path):
     for split in ("train", "val"):
-        write_picture(tmp_path / f"leftImg8bit/{split}/bonn/{split}_leftImg8bit.png", (2, 3))
+        write_image(tmp_path / f"leftImg8bit/{split}/bonn/{split}_leftImg8bit.png", (2, 3))
         write_labels(tmp_path / f"gtFine/{split}/bonn/{split}_gtFine_labelIds.png", np.full((2, 3), 7, np.uint8))
     dataset = load_segmentation_dataset("cityscapes", "train+validation", tmp_path)
     assert [sample["image_id"] for sample in dataset] == ["bonn/train", "bonn/val"]
@@ -20,10 +20,10 @@ def test_splits_joined_by_plus_are_one_data_set(tmp_path):
 def test_corrections_leave_frames_out_and_take_labels_from_elsewhere(tmp_path):
     layout = LAYOUTS["cadis_task3"]
     layout.write(tmp_path)
-    write_labels(tmp_path / "relabelled/frame2.png", np.full((12, 16), 4, dtype=np.uint8))
+    write_labels(tmp_path / "relabeled/frame2.png", np.full((12, 16), 4, dtype=np.uint8))
     first = "Video3/Video3_frame00000"
     with open(tmp_path / "corrections.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["image_id", "label"], [f"{first}0", ""], [f"{first}2", "relabelled/frame2.png"]])
+        csv.writer(file).writerows([["image_id", "label"], [f"{first}0", ""], [f"{first}2", "relabeled/frame2.png"]])
     dataset = load_segmentation_dataset("cadis_task3", "train", tmp_path, corrections=tmp_path / "corrections.csv")
     assert dataset.with_format(None)["image_id"][:] == [f"{first}1", f"{first}2"]
     assert np.unique(np.asarray(dataset[1]["label"])).tolist() == [4]

@@ -2,14 +2,14 @@ import json
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, write_labels, write_picture
+from layouts import LAYOUTS, write_image, write_labels
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.augmentation import TrainingAugmentation
-from msctr_hf.data.batches import training_loader
+from msctr_hf.data.decoding import rows_for_crops
+from msctr_hf.data.loaders import training_loader
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.predecoded import write_predecoded
-from msctr_hf.data.reading import rows_for_crops
 
 LAYOUT = LAYOUTS["camvid"]
 
@@ -18,7 +18,7 @@ LAYOUT = LAYOUTS["camvid"]
 def official(tmp_path):
     LAYOUT.write(tmp_path / "official", count=5)
     image, label = LAYOUT.pair(tmp_path / "official", 4)
-    write_picture(image, (20, 9))  # another size than the others
+    write_image(image, (20, 9))  # another size than the others
     write_labels(label, np.zeros((20, 9), np.uint8))
     return tmp_path / "official"
 
@@ -50,7 +50,7 @@ def test_samples_are_those_of_the_files(official, tmp_path):
 def test_writing_goes_on_where_it_stopped(official, tmp_path, count):
     write(official, tmp_path / "cache", count)
     assert not (tmp_path / "cache/predecoded.json").exists()
-    for name, tail in (("images", b"half a picture"), ("labels", b"half"), ("index.jsonl", b'{"image_id": "ca')):
+    for name, tail in (("images", b"half an image"), ("labels", b"half"), ("index.jsonl", b'{"image_id": "ca')):
         with open(tmp_path / f"cache/train.{name}", "ab") as file:
             file.write(tail)
     write(official, tmp_path / "cache")

@@ -7,14 +7,14 @@ from layouts import write_folder, write_labels
 from torch.utils.data import BatchSampler
 
 from msctr_hf import load_segmentation_dataset
-from msctr_hf.data.batches import ShuffledSampler
+from msctr_hf.data.loaders import ShuffledSampler
 from msctr_hf.data.repeat_factors import classes_present, repeat_factors
 
 
-def test_factors_are_those_of_the_rarest_class_of_a_picture():
+def test_factors_are_those_of_the_rarest_class_of_an_image():
     present = np.zeros((100, 3), dtype=bool)
     present[:, 0] = True
-    present[:4, 1] = True  # in 4 % of the pictures
+    present[:4, 1] = True  # in 4 % of the images
     present[2:3, 2] = True  # in 1 %
     factors = repeat_factors(present, threshold=0.16)
     assert factors[0] == pytest.approx(2.0)  # sqrt(0.16 / 0.04)
@@ -32,21 +32,21 @@ def test_impossible_thresholds_are_named(threshold):
 def test_classes_are_those_of_the_label_files(tmp_path):
     root = write_folder(tmp_path, 3, 1, (4, 4))
     write_labels(root / "train/labels/1.png", np.full((4, 4), 1, dtype=np.uint8))
-    (root / "train/images/2.jpg").write_bytes(b"pictures are not read")
+    (root / "train/images/2.jpg").write_bytes(b"images are not read")
     dataset = load_segmentation_dataset("folder", "train", root)
     expected = [[True, True, True], [False, True, False], [True, True, True]]
     assert classes_present(dataset, 3, show_progress=False).tolist() == expected
     assert classes_present(dataset, 3, num_workers=2, show_progress=False).tolist() == expected
 
 
-def test_pictures_come_as_often_as_their_factors_say():
+def test_images_come_as_often_as_their_factors_say():
     factors = np.array([1.0, 1.5, 2.25, 1.0])
     counts = Counter()
     for epoch in range(400):
         sampler = ShuffledSampler(4, seed=0, repeats=factors)
         sampler.set_epoch(epoch)
         keys = list(sampler)
-        assert len(keys) == len(sampler) == len(set(keys))  # a repeated picture is augmented anew
+        assert len(keys) == len(sampler) == len(set(keys))  # a repeated image is augmented anew
         of_epoch = Counter(index for _, index, _ in keys)
         assert all(np.floor(factors[i]) <= of_epoch[i] <= np.ceil(factors[i]) for i in range(4))
         counts += of_epoch

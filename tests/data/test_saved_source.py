@@ -12,7 +12,7 @@ from layouts import LAYOUTS
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data import saved_source
 from msctr_hf.data.augmentation import TrainingAugmentation
-from msctr_hf.data.batches import evaluation_loader, training_loader
+from msctr_hf.data.loaders import evaluation_loader, training_loader
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.saved_source import SavedDataset
 
@@ -170,7 +170,7 @@ def test_stream_trains_and_is_shared_between_processes(official, tmp_path):
 
 
 def test_copy_of_plain_arrays_is_read_too(tmp_path):
-    """Labels as pictures that `datasets` encoded itself."""
+    """Labels as images that `datasets` encoded itself."""
     random = np.random.default_rng(0)
     labels = [random.choice([0, 10, 11], (5, 6)).astype(np.uint8) for _ in range(2)]
     rows = Dataset.from_dict(

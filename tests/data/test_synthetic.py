@@ -27,7 +27,7 @@ def test_splits_are_different_scenes_with_every_class():
     assert not np.array_equal(first, second)
 
 
-def test_objects_range_from_a_few_pixels_to_half_the_picture():
+def test_objects_range_from_a_few_pixels_to_half_the_image():
     heights = []
     for number in range(40):
         labels = np.asarray(draw_scene((5, number))[1])

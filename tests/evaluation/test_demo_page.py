@@ -6,40 +6,40 @@ from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.evaluation.demo_page import (
     area_table,
     build_page,
-    example_pictures,
-    segment_picture,
-    similarity_pictures,
+    example_images,
+    segment_image,
+    similarity_figures,
 )
 from msctr_hf.evaluation.predictor import Predictor
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_path(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
 def predictor(config):
     return Predictor(MsctrForSemanticSegmentation(config).eval(), MsctrImageProcessor())
 
 
-def test_large_pictures_are_made_smaller_and_labelled_there(tiny_config, tmp_path):
+def test_large_images_are_made_smaller_and_labeled_there(tiny_config, tmp_path):
     Image.new("RGB", (2000, 500)).save(tmp_path / "wide.png")
-    segmented = segment_picture(predictor(tiny_config("fcn")), tmp_path / "wide.png")
+    segmented = segment_image(predictor(tiny_config("fcn")), tmp_path / "wide.png")
     assert segmented.image.size == (1280, 320)
     assert segmented.labels.shape == (320, 1280)
 
 
-def test_a_pixel_is_most_similar_to_itself_and_every_stage_is_shown(tiny_config, picture):
-    segmented = segment_picture(predictor(tiny_config()), picture)
-    pictures = similarity_pictures(segmented, column=50, row=20)
-    assert [each.size for each in pictures] == [(96, 64)] * 4
-    assert pictures[0].getpixel((50, 20)) == (178, 24, 43)
+def test_a_pixel_is_most_similar_to_itself_and_every_stage_is_shown(tiny_config, image_path):
+    segmented = segment_image(predictor(tiny_config()), image_path)
+    figures = similarity_figures(segmented, column=50, row=20)
+    assert [each.size for each in figures] == [(96, 64)] * 4
+    assert figures[0].getpixel((50, 20)) == (178, 24, 43)
 
 
-def test_a_network_without_projections_is_labelled_all_the_same(tiny_config, picture):
-    assert segment_picture(predictor(tiny_config(contrastive_mode="ce")), picture).projections == {}
+def test_a_network_without_projections_is_labeled_all_the_same(tiny_config, image_path):
+    assert segment_image(predictor(tiny_config(contrastive_mode="ce")), image_path).projections == {}
 
 
 def test_areas_add_up_and_names_are_escaped():
@@ -49,27 +49,27 @@ def test_areas_add_up_and_names_are_escaped():
     assert "road" not in table
 
 
-def test_examples_come_from_a_folder_or_are_drawn_for_drawn_classes(tiny_config, picture, tmp_path):
+def test_examples_come_from_a_folder_or_are_drawn_for_drawn_classes(tiny_config, image_path, tmp_path):
     config = tiny_config()
-    assert example_pictures(picture.parent, config, tmp_path) == [str(picture)]
-    assert example_pictures(None, config, tmp_path) == []
+    assert example_images(image_path.parent, config, tmp_path) == [str(image_path)]
+    assert example_images(None, config, tmp_path) == []
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no picture"):
-        example_pictures(tmp_path / "empty", config, tmp_path)
+    with pytest.raises(ValueError, match="holds no image"):
+        example_images(tmp_path / "empty", config, tmp_path)
 
 
 def test_a_network_that_fails_leaves_the_page_usable_and_its_traceback_in_the_log(
-    tiny_config, picture, capsys, monkeypatch
+    tiny_config, image_path, capsys, monkeypatch
 ):
     page = build_page(predictor(tiny_config()), "network")
     segment = next(each.fn for each in page.fns.values() if each.fn.__name__ == "segment")
-    assert isinstance(segment(str(picture), 0.5)[0], Image.Image)
+    assert isinstance(segment(str(image_path), 0.5)[0], Image.Image)
 
     def fail(*_):
         raise RuntimeError("sizes of tensors must match")
 
     monkeypatch.setattr(Predictor, "__call__", fail)
-    shown, table, *_ = segment(str(picture), 0.5)
+    shown, table, *_ = segment(str(image_path), 0.5)
     assert shown is None
     assert "The network failed on this image" in table
     error = capsys.readouterr().err

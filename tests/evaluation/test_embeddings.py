@@ -23,7 +23,7 @@ def predictor(tiny_config):
     return Predictor(model, MsctrImageProcessor(size_divisor=32))
 
 
-def picture(seed=0, size=(64, 128)):
+def drawn_sample(seed=0, size=(64, 128)):
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     labels = np.zeros(size, dtype=np.uint8)
     labels[:, size[1] // 2 :] = 1
@@ -32,7 +32,7 @@ def picture(seed=0, size=(64, 128)):
 
 
 def test_projections_are_unit_vectors_of_every_stage(predictor):
-    projections = stage_features(predictor, picture()["image"])
+    projections = stage_features(predictor, drawn_sample()["image"])
     assert list(projections) == list(predictor.model.config.projection_stages)
     assert projections[1].shape[1:] == (16, 32)
     for of_stage in projections.values():
@@ -42,13 +42,13 @@ def test_projections_are_unit_vectors_of_every_stage(predictor):
 def test_network_without_projection_head_is_refused(tiny_config):
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")), MsctrImageProcessor())
     with pytest.raises(ValueError, match="without contrast"):
-        stage_features(predictor, picture()["image"])
+        stage_features(predictor, drawn_sample()["image"])
 
 
 def test_stage_maps_are_those_of_the_backbone_also_without_a_projection_head(tiny_config):
     model = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")).eval()
     predictor = Predictor(model, MsctrImageProcessor(size_divisor=32))
-    image = picture()["image"]
+    image = drawn_sample()["image"]
     features = stage_features(predictor, image, "stages")
     assert list(features) == [1, 2, 3, 4]
     expected = model.backbone(predictor.prepare([image])).feature_maps
@@ -65,7 +65,7 @@ def test_pyramid_is_what_is_projected_from_the_decode_head_also_without_a_projec
     plain = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")).eval()
     plain.load_state_dict(contrasting.state_dict(), strict=False)
     predictor, of_plain = (Predictor(model, MsctrImageProcessor(size_divisor=32)) for model in (contrasting, plain))
-    image = picture()["image"]
+    image = drawn_sample()["image"]
     pixel_values = predictor.prepare([image])
     with torch.no_grad():
         _, pyramid = contrasting.decode_head(contrasting.backbone(pixel_values).feature_maps)
@@ -81,7 +81,7 @@ def test_pyramid_is_what_is_projected_from_the_decode_head_also_without_a_projec
 def test_pyramid_of_a_network_without_one_is_refused(tiny_config):
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(decode_head="fcn")), MsctrImageProcessor())
     with pytest.raises(ValueError, match="only UPerNet has one; take `kind='stages'`"):
-        stage_features(predictor, picture()["image"], "pyramid")
+        stage_features(predictor, drawn_sample()["image"], "pyramid")
 
 
 def test_silhouette_is_one_for_classes_far_apart_and_zero_for_one_cloud():
@@ -99,7 +99,7 @@ def test_silhouette_is_one_for_classes_far_apart_and_zero_for_one_cloud():
 
 
 def test_drawn_pixels_carry_the_projection_and_the_label_of_their_place(predictor):
-    sample = picture()
+    sample = drawn_sample()
     stages = collect_embeddings(predictor, [sample], num_labels=3, pixels_per_class=10)
     projections = stage_features(predictor, sample["image"])
     for stage in stages:
@@ -115,14 +115,14 @@ def test_drawn_pixels_carry_the_projection_and_the_label_of_their_place(predicto
 
 
 def test_similarity_is_the_cosine_with_the_pixel_of_the_finest_stage(predictor):
-    projections = stage_features(predictor, picture()["image"])
+    projections = stage_features(predictor, drawn_sample()["image"])
     maps = similarity_maps(projections, (33, 50), (64, 128))
     assert maps[1][8, 12] == pytest.approx(1.0, abs=1e-5)
     anchor = projections[1][:, 8, 12]
     coarse = projections[4]
     expected = torch.nn.functional.cosine_similarity(anchor[:, None, None], coarse, dim=0)
     np.testing.assert_allclose(maps[4], expected.numpy(), atol=1e-6)
-    with pytest.raises(ValueError, match="outside the picture"):
+    with pytest.raises(ValueError, match="outside the image"):
         similarity_maps(projections, (64, 0), (64, 128))
 
 

@@ -13,7 +13,7 @@ from msctr_hf.evaluation.settings import InferenceSettings
 
 
 class Network(nn.Module):
-    """Logits at stride 4 from 8x8 neighbourhoods, so that borders of windows matter."""
+    """Logits at stride 4 from 8x8 neighborhoods, so that borders of windows matter."""
 
     def __init__(self, align_corners=False):
         super().__init__()
@@ -41,7 +41,7 @@ def upsample(maps, size, align_corners=False):
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_whole_picture_is_one_interpolation_and_a_softmax(align_corners):
+def test_whole_image_is_one_interpolation_and_a_softmax(align_corners):
     network, x = Network(align_corners).eval(), torch.randn(2, 3, 32, 48)
     expected = upsample(network(x).logits, (45, 70), align_corners).softmax(1)
     torch.testing.assert_close(predict_probabilities(network, x, output_size=(45, 70)), expected)
@@ -72,13 +72,13 @@ def test_windows_average_the_logits_where_they_overlap():
 
 
 @pytest.mark.parametrize("stride", [None, (5, 16), (16, 7)])
-def test_windows_of_a_pixelwise_network_equal_the_whole_picture(stride):
+def test_windows_of_a_pixelwise_network_equal_the_whole_image(stride):
     network, x = PixelNetwork().eval(), torch.randn(1, 3, 33, 47)
     whole = predict_probabilities(network, x)
     torch.testing.assert_close(predict_probabilities(network, x, crop_size=(16, 16), stride=stride), whole)
 
 
-def test_windows_equal_the_whole_picture_away_from_their_borders():
+def test_windows_equal_the_whole_image_away_from_their_borders():
     """A network at stride 4 is equivariant to shifts by 4; only at borders of windows it sees less."""
     network, x = Network().eval(), torch.randn(1, 3, 64, 96)
     crop, stride = (32, 48), (16, 24)
@@ -108,7 +108,7 @@ def test_views_of_a_constant_network_are_constant():
 
 
 @pytest.mark.parametrize("options", [{}, {"crop_size": (24, 20)}, {"size_divisor": 32}])
-def test_mirrored_pictures_give_mirrored_results(options):
+def test_mirrored_images_give_mirrored_results(options):
     network, x = Network().eval(), torch.randn(2, 3, 40, 52)
     result = predict_probabilities(network, x, flip=True, scales=(1.0, 0.7), **options)
     mirrored = predict_probabilities(network, x.flip(-1), flip=True, scales=(1.0, 0.7), **options)
@@ -123,7 +123,7 @@ def peak_of_tensors(step):
     return max(itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
 
 
-def test_memory_of_a_large_picture_is_that_of_its_windows():
+def test_memory_of_a_large_image_is_that_of_its_windows():
     """A map of all classes would take 64 MB; twice the height needs no more than its labels, of one byte each."""
     network, windows, width = Network(), InferenceSettings(window_size=(256, 512), batch_size=2), 2048
     peaks = []
@@ -134,7 +134,7 @@ def test_memory_of_a_large_picture_is_that_of_its_windows():
     assert peaks[1] - peaks[0] == 1024 * width
 
 
-def test_windows_larger_than_the_picture_are_padded_and_cut():
+def test_windows_larger_than_the_image_are_padded_and_cut():
     network, x = PixelNetwork().eval(), torch.randn(1, 3, 20, 30)
     torch.testing.assert_close(
         predict_probabilities(network, x, crop_size=(32, 16)), predict_probabilities(network, x)
@@ -148,7 +148,7 @@ def test_padding_to_a_multiple_is_cut_before_resizing():
     torch.testing.assert_close(predict_probabilities(network, x, output_size=(80, 100), size_divisor=32), expected)
 
 
-def test_padding_can_reflect_the_picture():
+def test_padding_can_reflect_the_image():
     network, x = Network().eval(), torch.randn(1, 3, 40, 50)
     logits = upsample(network(F.pad(x, (0, 14, 0, 24), mode="reflect")).logits, (64, 64))[..., :40, :50]
     options = {"size_divisor": 32, "padding_mode": "reflect"}

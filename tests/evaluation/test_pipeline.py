@@ -18,32 +18,32 @@ def saved(tmp_path, tiny_config):
 
 
 @pytest.fixture
-def picture():
+def image():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
 
 
-def test_settings_reach_the_prediction_where_the_pipeline_is_made_and_where_it_is_called(saved, picture):
+def test_settings_reach_the_prediction_where_the_pipeline_is_made_and_where_it_is_called(saved, image):
     settings = {"scales": (0.75, 1.0), "flip": True, "window_size": (48, 48), "window_stride": (32, 40)}
-    expected = next(load_predictor(saved, InferenceSettings(**settings))([picture]))
-    made = pipeline("msctr-segmentation", model=saved, **settings)(picture)
-    called = pipeline("msctr-segmentation", model=saved)(picture, **settings)
+    expected = next(load_predictor(saved, InferenceSettings(**settings))([image]))
+    made = pipeline("msctr-segmentation", model=saved, **settings)(image)
+    called = pipeline("msctr-segmentation", model=saved)(image, **settings)
     assert np.array_equal(made["labels"], expected)
     assert np.array_equal(called["labels"], expected)
-    assert not np.array_equal(pipeline("msctr-segmentation", model=saved)(picture)["labels"], expected)
+    assert not np.array_equal(pipeline("msctr-segmentation", model=saved)(image)["labels"], expected)
 
 
-def test_areas_and_overlay_belong_to_the_labels(saved, picture):
-    result = pipeline("msctr-segmentation", model=saved)(picture, opacity=1.0)
+def test_areas_and_overlay_belong_to_the_labels(saved, image):
+    result = pipeline("msctr-segmentation", model=saved)(image, opacity=1.0)
     for label in range(5):
         assert result["areas"].get(f"class {label}", 0) == pytest.approx((result["labels"] == label).mean())
     assert np.array_equal(np.array(result["overlay"])[..., 0], 50 * result["labels"])
-    assert pipeline("msctr-segmentation", model=saved)(picture, legend=True)["overlay"].height > picture.height
+    assert pipeline("msctr-segmentation", model=saved)(image, legend=True)["overlay"].height > image.height
 
 
-def test_takes_paths_and_lists(saved, picture, tmp_path):
-    picture.save(tmp_path / "picture.png")
+def test_takes_paths_and_lists(saved, image, tmp_path):
+    image.save(tmp_path / "image.png")
     segment = pipeline("msctr-segmentation", model=saved)
-    results = segment([str(tmp_path / "picture.png"), picture])
+    results = segment([str(tmp_path / "image.png"), image])
     assert np.array_equal(results[0]["labels"], results[1]["labels"])
 
 
@@ -52,8 +52,8 @@ def test_an_unknown_setting_is_refused(saved):
         pipeline("msctr-segmentation", model=saved, scale=2)
 
 
-def test_the_stock_pipeline_knows_the_model(saved, picture, caplog):
-    segments = pipeline("image-segmentation", model=saved)(picture)
+def test_the_stock_pipeline_knows_the_model(saved, image, caplog):
+    segments = pipeline("image-segmentation", model=saved)(image)
     assert "not supported" not in caplog.text
     total = sum((np.array(segment["mask"]) > 0).astype(int) for segment in segments)
     assert np.all(total == 1)

@@ -8,7 +8,7 @@ from PIL import Image
 from msctr_hf.evaluation.boundary_iou import BoundaryIoU
 from msctr_hf.evaluation.mean_iou import ConfusionMatrix
 from msctr_hf.evaluation.report import largest_confusions, write_report
-from msctr_hf.evaluation.scoring import ScoredPicture, Scores
+from msctr_hf.evaluation.scoring import ScoredImage, Scores
 
 CLASSES = ("sky", "road", "car")
 PALETTE = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
@@ -23,7 +23,7 @@ def scores():
     boundary.update(prediction, reference)
     shown = (Image.new("RGB", (6, 4)), reference, prediction)
     return Scores(
-        confusion, boundary, [ScoredPicture(0.25, "a"), ScoredPicture(0.5, "b")], [ScoredPicture(0.25, "a", shown)]
+        confusion, boundary, [ScoredImage(0.25, "a"), ScoredImage(0.5, "b")], [ScoredImage(0.25, "a", shown)]
     )
 
 
@@ -35,7 +35,7 @@ def write(scores, folder):
     return write_report(folder, results, scores, CLASSES, PALETTE)
 
 
-def test_report_names_classes_groups_confusions_and_pictures(scores, tmp_path):
+def test_report_names_classes_groups_confusions_and_images(scores, tmp_path):
     assert write(scores, tmp_path) == []
     text = (tmp_path / "report.md").read_text()
     assert "| sky | 66.67 % | 66.67 % |" in text
@@ -49,7 +49,7 @@ def test_report_names_classes_groups_confusions_and_pictures(scores, tmp_path):
         assert Image.open(tmp_path / name).width > 100
     with open(tmp_path / "confusion.csv") as file:
         assert list(csv.reader(file))[1] == ["sky", "8", "4", "0"]
-    with open(tmp_path / "pictures.csv") as file:
+    with open(tmp_path / "images.csv") as file:
         assert list(csv.reader(file)) == [["image_id", "mean_iou"], ["a", "0.250000"], ["b", "0.500000"]]
 
 
@@ -60,5 +60,5 @@ def test_figure_is_left_out_with_a_note_where_matplotlib_is_missing(scores, tmp_
     assert "confusion.png" not in (tmp_path / "report.md").read_text()
 
 
-def test_confusions_are_shares_of_the_labelled_pixels(scores):
+def test_confusions_are_shares_of_the_labeled_pixels(scores):
     assert largest_confusions(scores.confusion, CLASSES) == [("sky", "road", pytest.approx(1 / 3))]

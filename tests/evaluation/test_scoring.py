@@ -40,12 +40,12 @@ def score(dataset, **options):
     return score_dataset(Guess(all_road), dataset, num_labels=3, accelerator=Accelerator(cpu=True), **options)
 
 
-def test_every_picture_is_scored_and_the_worst_are_kept(dataset):
+def test_every_image_is_scored_and_the_worst_are_kept(dataset):
     scores = score(dataset, keep_worst=2, batch_size=2)
-    by_id = {picture.image_id: picture.mean_iou for picture in scores.pictures}
+    by_id = {scored.image_id: scored.mean_iou for scored in scores.images}
     assert by_id["1"] == by_id["4"] == 1.0
     assert by_id["3"] == 0.0
-    assert [picture.image_id for picture in scores.worst] == ["3", "0"]
+    assert [scored.image_id for scored in scores.worst] == ["3", "0"]
     image, labels, prediction = scores.worst[0].shown
     assert image.width == labels.shape[1] == prediction.shape[1]
     assert set(np.unique(labels)) == {0}

@@ -6,7 +6,7 @@ from msctr_hf.evaluation.visualization import colorize, contact_sheet, overlay
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
-def test_colours_follow_the_palette_and_ignored_pixels_are_black():
+def test_colors_follow_the_palette_and_ignored_pixels_are_black():
     pixels = np.asarray(colorize(np.array([[0, 2, 255]], dtype=np.uint8), PALETTE))
     assert pixels.tolist() == [[[255, 0, 0], [0, 0, 255], [0, 0, 0]]]
 
@@ -22,7 +22,7 @@ def test_overlay_blends_and_its_legend_names_only_what_occurs():
     assert (0, 255, 0) not in colors
 
 
-def test_legend_wraps_inside_the_picture():
+def test_legend_wraps_inside_the_image():
     labels = np.arange(60, dtype=np.uint8).reshape(6, 10)
     names = [f"a long class name {label}" for label in range(60)]
     sheet = overlay(Image.new("RGB", (300, 30)).resize((10, 6)), labels, PALETTE * 20, names)

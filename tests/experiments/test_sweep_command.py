@@ -52,7 +52,7 @@ def test_a_sweep_makes_rows_that_single_runs_repeat(folder, tmp_path):
     assert "| budget | 2 |" in (output_dir / "report.md").read_text()
     assert (output_dir / "curves.png").stat().st_size > 0
 
-    # one seed: the same network and the same pictures for every arm
+    # one seed: the same network and the same images for every arm
     started = {row["arm"]: log(output_dir / row["arm"] / "seed_0")[0]["cross_entropy"] for row in rows}
     assert started["ce"] == started["budget"]
 

@@ -59,8 +59,8 @@ def run_folder(folder):
 def test_the_python_example_of_the_card_runs(folder):
     text = write_model_card(folder).read_text()
     snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
-    picture.save(folder / "picture.jpg")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    image.save(folder / "image.jpg")
     check = "\nassert labels.shape == (70, 90)\nassert set(classes) <= {f'class {label}' for label in range(5)}\n"
     subprocess.run([sys.executable, "-c", snippet + check], cwd=folder, check=True)
 

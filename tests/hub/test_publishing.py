@@ -113,14 +113,14 @@ def test_two_round_trips_give_the_same_network(hub, publisher, folder, tmp_path)
 
 
 def test_a_published_folder_is_complete_and_holds_no_path_of_this_machine(hub, publisher, folder):
-    (folder / "predictions.png").write_bytes(b"picture")
+    (folder / "predictions.png").write_bytes(b"image")
     (folder / "not_finite.json").write_text("{}")
     push(publisher(), folder)
     files = hub.repositories[REPOSITORY]["files"]
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "modeling_msctr.py", "README.md"} <= set(
         files
     )
-    assert {"results.json", "predictions.png"} <= set(files)  # drawn pictures may be shown
+    assert {"results.json", "predictions.png"} <= set(files)  # drawn images may be shown
     assert not {"run.json", "not_finite.json"} & set(files)
     assert not any(b"/home/someone" in content for content in files.values())
     assert hub.repositories[REPOSITORY]["messages"] == ["Model of step 3: validation mIoU 30.00 %"]
@@ -128,7 +128,7 @@ def test_a_published_folder_is_complete_and_holds_no_path_of_this_machine(hub, p
 
 
 def test_images_of_restricted_data_sets_are_not_published(folder):
-    (folder / "predictions.png").write_bytes(b"picture")
+    (folder / "predictions.png").write_bytes(b"image")
     for allowed in (None, True):
         Publisher(get_dataset_spec("cityscapes"))(folder)  # a card of the folder's own
         publisher = Publisher(get_dataset_spec("cityscapes"), Destination(REPOSITORY, show_images=allowed))

@@ -1,4 +1,4 @@
-"""The network among its neighbours: Trainer, PEFT, torch.compile."""
+"""The network among its neighbors: Trainer, PEFT, torch.compile."""
 
 import copy
 
@@ -17,12 +17,12 @@ PARTS_TRAINED = ["decode_head", "auxiliary_head", "projection_head"]
 def test_trainer_of_transformers_trains_and_evaluates_it(tiny_config, tiny_batch, tmp_path):
     model = MsctrForSemanticSegmentation(tiny_config())
     start = copy.deepcopy(model.state_dict())
-    pictures = [{key: value[0] for key, value in tiny_batch.items()}] * 8
+    images = [{key: value[0] for key, value in tiny_batch.items()}] * 8
     arguments = TrainingArguments(
         tmp_path, max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-3,
         logging_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no", max_grad_norm=1e9,
     )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=pictures, eval_dataset=pictures[:2])
+    trainer = Trainer(model, arguments, train_dataset=images, eval_dataset=images[:2])
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 4
@@ -42,12 +42,12 @@ def test_trainer_of_transformers_trains_an_adapted_model(tiny_batch, tmp_path):
     sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
     adapter = ContrastiveAdapter(SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, **sizes)))
     start = copy.deepcopy(adapter.state_dict())
-    pictures = [{key: value[0] for key, value in tiny_batch.items()}] * 4
+    images = [{key: value[0] for key, value in tiny_batch.items()}] * 4
     arguments = TrainingArguments(
         tmp_path, max_steps=2, per_device_train_batch_size=2, learning_rate=1e-3, report_to=[], use_cpu=True,
         disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
-    Trainer(adapter, arguments, train_dataset=pictures).train()
+    Trainer(adapter, arguments, train_dataset=images).train()
     changed = {
         name.split(".")[0] for name, value in adapter.state_dict().items() if not torch.equal(value, start[name])
     }

@@ -25,38 +25,38 @@ CASES = {
 
 
 def batch(name):
-    """Maps of four pictures, two per process, their labels, and one projection shared by all pictures."""
+    """Maps of four images, two per process, their labels, and one projection shared by all images."""
     classes, settings = CASES[name]
     generator = torch.Generator().manual_seed(3)
     maps = [torch.randn(4, 5, *size, dtype=torch.float64, generator=generator) for size in SIZES]
     labels = torch.full((4, 24, 32), 255)
-    for picture in range(4):
-        present = classes[picture // 2]
+    for image in range(4):
+        present = classes[image // 2]
         if present:
             drawn = torch.randint(0, len(present), (3, 4), generator=generator)
-            labels[picture] = torch.tensor(present)[drawn].repeat_interleave(8, 0).repeat_interleave(8, 1)
+            labels[image] = torch.tensor(present)[drawn].repeat_interleave(8, 0).repeat_interleave(8, 1)
     widths = (4, 4, 4) if settings.get("pairs", True) else (4, 3, 2)
     weights = [torch.randn(5, width, dtype=torch.float64, generator=generator) for width in widths]
     return maps, labels, weights
 
 
-def contrast(name, pictures, gather):
+def contrast(name, images, gather):
     """(loss, terms) and the gradients of maps and projections; all pixels of every class are anchors."""
     maps, labels, weights = batch(name)
-    maps = [stage[pictures].requires_grad_() for stage in maps]
+    maps = [stage[images].requires_grad_() for stage in maps]
     weights = [weight.requires_grad_() for weight in weights]
     settings = {"pairs": ((0, 2), (0, 1)), "pair_weights": (1.0, 0.5), **CASES[name][1]}
     loss_function = MultiScaleContrastiveLoss(
         4, (1, 2, 4), (1.0, 0.7, 0.4), sampling="budget", min_anchors_per_class=1, gather_anchors=gather, **settings
     )
     project = [lambda rows, weight=weight: rows @ weight for weight in weights]
-    loss, terms = loss_function(maps, labels[pictures], project)
+    loss, terms = loss_function(maps, labels[images], project)
     loss.backward()
     return torch.stack([loss.detach(), *terms.values()]), [stage.grad for stage in maps], [w.grad for w in weights]
 
 
 def one_of_two(rank, folder):
-    """Every case with the pictures of this process; writes what data parallel training would see."""
+    """Every case with the images of this process; writes what data parallel training would see."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=5)

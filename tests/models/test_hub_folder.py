@@ -38,14 +38,14 @@ processors = [
     for backend in ("torchvision", "pil")
 ]
 assert [type(each).__name__ for each in processors] == ["MsctrImageProcessor", "MsctrImageProcessorPil"], processors
-picture = Image.open(results + "/picture.png")
-prepared = [each(picture, return_tensors="pt")["pixel_values"] for each in processors]
+image = Image.open(results + "/image.png")
+prepared = [each(image, return_tensors="pt")["pixel_values"] for each in processors]
 torch.testing.assert_close(*prepared)
 with torch.no_grad():
     logits = model(pixel_values=prepared[0]).logits
 
-segments = pipeline("image-segmentation", model=name, trust_remote_code=True)(picture)
-assert sum(sum(each["mask"].histogram()[1:]) for each in segments) == picture.width * picture.height
+segments = pipeline("image-segmentation", model=name, trust_remote_code=True)(image)
+assert sum(sum(each["mask"].histogram()[1:]) for each in segments) == image.width * image.height
 
 labels = torch.arange(5).repeat_interleave(16)[None, None, :].expand(2, 64, -1)
 model.train()
@@ -81,8 +81,8 @@ def saved(tmp_path, tiny_config):
 
 def run_without_the_package(name, folder, hub_cache):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    picture.save(folder / "picture.png")
+    image = Image.fromarray(pixels)
+    image.save(folder / "image.png")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
@@ -94,7 +94,7 @@ def run_without_the_package(name, folder, hub_cache):
     )
     assert run.returncode == 0, run.stderr
     assert "not supported" not in run.stderr
-    return picture, torch.load(folder / "results.pt")
+    return image, torch.load(folder / "results.pt")
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_loads_predicts_and_trains_without_the_package(saved, tmp_path, options,
         (repository / "refs").mkdir()
         (repository / "refs/main").write_text(COMMIT)
         name = "someone/network"
-    picture, results = run_without_the_package(name, tmp_path, hub_cache)
+    image, results = run_without_the_package(name, tmp_path, hub_cache)
     with torch.no_grad():
-        expected = model(**MsctrImageProcessor(size_divisor=32)(picture, return_tensors="pt")).logits
+        expected = model(**MsctrImageProcessor(size_divisor=32)(image, return_tensors="pt")).logits
     torch.testing.assert_close(results["logits"], expected, rtol=1e-4, atol=1e-5)
     assert {"cross_entropy", "contrastive/stage_1", "contrastive/stage_1_to_stage_4"} <= set(results["terms"])
 
@@ -124,7 +124,7 @@ def test_with_the_package_no_flag_is_needed_and_its_own_code_is_used(saved):
     assert type(AutoImageProcessor.from_pretrained(folder)) is MsctrImageProcessor
 
 
-def test_code_in_the_folder_states_its_licence(saved):
+def test_code_in_the_folder_states_its_license(saved):
     folder, _ = saved()
     code = list(folder.glob("*.py"))
     assert len(code) > 5

@@ -10,13 +10,13 @@ from transformers import AutoImageProcessor, pipeline
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor, MsctrImageProcessorPil
 
 
-def picture(height, width):
+def noise(height, width):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_normalises_and_pads_with_the_mean_colour_and_ignored_labels():
+def test_normalizes_and_pads_with_the_mean_color_and_ignored_labels():
     processor = MsctrImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3, size_divisor=32)
-    image, labels = picture(40, 50), np.full((40, 50), 3, dtype=np.uint8)
+    image, labels = noise(40, 50), np.full((40, 50), 3, dtype=np.uint8)
     batch = processor(image, segmentation_maps=labels, return_tensors="pt")
     expected = (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - 0.5) / 0.25
     torch.testing.assert_close(batch["pixel_values"][0, :, :40, :50], expected)
@@ -27,12 +27,10 @@ def test_normalises_and_pads_with_the_mean_colour_and_ignored_labels():
 
 
 @pytest.mark.parametrize("cls", [MsctrImageProcessor, MsctrImageProcessorPil])
-def test_padding_can_reflect_the_picture_but_never_its_labels(cls):
+def test_padding_can_reflect_the_image_but_never_its_labels(cls):
     labels = np.full((40, 50), 3, dtype=np.uint8)
-    plain = cls()(picture(40, 50), return_tensors="pt")["pixel_values"]
-    batch = cls(size_divisor=32, padding_mode="reflect")(
-        picture(40, 50), segmentation_maps=labels, return_tensors="pt"
-    )
+    plain = cls()(noise(40, 50), return_tensors="pt")["pixel_values"]
+    batch = cls(size_divisor=32, padding_mode="reflect")(noise(40, 50), segmentation_maps=labels, return_tensors="pt")
     torch.testing.assert_close(batch["pixel_values"], F.pad(plain, (0, 14, 0, 24), mode="reflect"))
     assert batch["labels"][0, 40:].unique().tolist() == [255]
     assert batch["labels"][0, :, 50:].unique().tolist() == [255]
@@ -40,17 +38,17 @@ def test_padding_can_reflect_the_picture_but_never_its_labels(cls):
 
 @pytest.mark.parametrize("options", [{}, {"size_divisor": 32}, {"do_resize": True, "size": {"shortest_edge": 48}}])
 def test_both_backends_agree(options):
-    images = [picture(60, 80), picture(60, 80)]
+    images = [noise(60, 80), noise(60, 80)]
     torchvision, pil = (
         cls(**options)(images, return_tensors="pt")["pixel_values"]
         for cls in (MsctrImageProcessor, MsctrImageProcessorPil)
     )
     assert torchvision.shape == pil.shape
-    assert (torchvision - pil).abs().max() < 0.03  # one grey level after resizing
+    assert (torchvision - pil).abs().max() < 0.03  # one gray level after resizing
 
 
-def test_pictures_of_different_sizes_make_one_batch():
-    batch = MsctrImageProcessor(size_divisor=16)([picture(30, 50), picture(40, 20)], return_tensors="pt")
+def test_images_of_different_sizes_make_one_batch():
+    batch = MsctrImageProcessor(size_divisor=16)([noise(30, 50), noise(40, 20)], return_tensors="pt")
     assert batch["pixel_values"].shape == (2, 3, 48, 64)
 
 
@@ -60,7 +58,7 @@ def test_post_processing_undoes_padding_and_resizing(align_corners):
         do_resize=True, size={"shortest_edge": 32}, size_divisor=32, align_corners=align_corners
     )
     sizes = [(40, 60), (80, 50)]
-    canvas = processor([picture(*size) for size in sizes], return_tensors="pt")["pixel_values"].shape[-2:]
+    canvas = processor([noise(*size) for size in sizes], return_tensors="pt")["pixel_values"].shape[-2:]
     logits = torch.randn(2, 4, canvas[0] // 4, canvas[1] // 4)
     maps = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), target_sizes=sizes)
     for index, (size, inner) in enumerate(zip(sizes, [(32, 48), (51, 32)], strict=True)):
@@ -80,11 +78,11 @@ def test_settings_survive_saving_for_both_backends(tmp_path):
         assert list(loaded.image_mean) == settings["image_mean"]
 
 
-def test_stock_pipeline_gives_maps_of_the_size_of_the_picture(tiny_config, tmp_path):
+def test_stock_pipeline_gives_maps_of_the_size_of_the_image(tiny_config, tmp_path):
     MsctrForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
     MsctrImageProcessor(size_divisor=32).save_pretrained(tmp_path)
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is MsctrImageProcessor
-    segments = pipeline("image-segmentation", model=str(tmp_path))(picture(45, 70))
+    segments = pipeline("image-segmentation", model=str(tmp_path))(noise(45, 70))
     assert segments
     assert all(segment["mask"].size == (70, 45) for segment in segments)
     assert all(segment["label"].startswith("class ") for segment in segments)

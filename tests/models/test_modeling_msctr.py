@@ -238,7 +238,7 @@ def test_labels_that_do_not_fit_are_named(tiny_config, tiny_batch):
         MsctrForSemanticSegmentation(tiny_config(projection_stages=[1, 5]))
 
 
-def test_initialisation_keeps_activations_in_scale(tiny_config):
+def test_initialization_keeps_activations_in_scale(tiny_config):
     model = MsctrForSemanticSegmentation(tiny_config())
     assert model.decode_head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.3)
     fuse = model.decode_head.fuse[0]

@@ -18,8 +18,8 @@ from small_run import flags
 
 FLAGS = [
     ({"batch_size": 0}, "--batch_size must be at least 1, got 0."),
-    ({"batch_size": 1}, "a normalisation layer sees a single value per channel; use --batch_size 2 or more."),
-    ({"batch_size": 100}, "6 training pictures do not fill one batch of 100 on 1 process(es); lower --batch_size."),
+    ({"batch_size": 1}, "a normalization layer sees a single value per channel; use --batch_size 2 or more."),
+    ({"batch_size": 100}, "6 training images do not fill one batch of 100 on 1 process(es); lower --batch_size."),
     ({"max_steps": 0}, "--max_steps must be at least 1, got 0."),
     ({"max_steps": "many"}, "invalid int value: 'many'"),
     ({"learning_rate": -1}, "--learning_rate must be at least 0, got -1.0."),
@@ -124,7 +124,7 @@ def test_wrong_configuration_file(refused, tmp_path, content, sentence):
 
 
 def png_header_of(path, width, height):
-    """A PNG of some bytes that claims to be a huge picture."""
+    """A PNG of some bytes that claims to be a huge image."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = b"IDAT" + zlib.compress(bytes(1000))
     chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (header, data)]
@@ -153,24 +153,24 @@ def labels(values, shape=(40, 56), dtype=np.uint8):
 
 OUTSIDE = {"train": {"images": "../elsewhere", "labels": "train/labels"}}
 FILES = {
-    "label missing": (lambda folder: (folder / "train/labels/0.png").unlink(), "1 of 6 pictures of train"),
+    "label missing": (lambda folder: (folder / "train/labels/0.png").unlink(), "1 of 6 images of train"),
     "label of other size": (for_all("train/labels/*", labels(0, (20, 56))), "they must have the same size."),
     "unknown label value": (for_all("train/labels/*", labels(9)), "label values [9]"),
-    "label as colours": (
+    "label as colors": (
         for_all("train/labels/*", lambda path: Image.new("RGB", (56, 40)).save(path)), "but the file has the mode RGB."
     ),
-    "broken picture": (for_all("train/images/*", lambda path: path.write_bytes(b"none")), "its format is unknown."),
-    "cut picture": (
+    "broken image": (for_all("train/images/*", lambda path: path.write_bytes(b"none")), "its format is unknown."),
+    "cut image": (
         for_all("train/images/*", lambda path: path.write_bytes(path.read_bytes()[:400])), "cannot be read"
     ),
-    "empty picture": (for_all("train/images/*", lambda path: path.write_bytes(b"")), "cannot be read as a picture"),
+    "empty image": (for_all("train/images/*", lambda path: path.write_bytes(b"")), "cannot be read as an image"),
     "huge label": (
         for_all("train/labels/*", lambda path: png_header_of(path, 100_000, 100_000)), "100000x100000 pixels, more"
     ),
-    "huge picture": (
+    "huge image": (
         for_all("train/images/*", lambda path: png_header_of(path, 100_000, 100_000)), "exceeds limit of"
     ),
-    "no pictures": (for_all("train/images/*", lambda path: path.unlink()), "hold(s) no picture"),
+    "no images": (for_all("train/images/*", lambda path: path.unlink()), "hold(s) no image"),
     "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "There is no folder"),
     "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "There is no file"),
     "description is no YAML": (lambda folder: (folder / "dataset.yaml").write_text("a: ["), "is not valid YAML"),
@@ -189,7 +189,7 @@ def test_wrong_file(refused, folder, case):
 
 
 def test_wrong_file_in_a_worker(refused, folder):
-    FILES["broken picture"][0](folder)
+    FILES["broken image"][0](folder)
     assert refused(num_workers=1).endswith("its format is unknown.")
 
 

@@ -74,8 +74,8 @@ def page(address):
 
 
 @pytest.fixture
-def picture(folder):
-    path = folder / "picture.png"
+def image(folder):
+    path = folder / "image.png"
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((288, 192), Image.Resampling.BICUBIC).save(path)
     return path
@@ -86,7 +86,7 @@ def upload(page, path):
 
 
 def shown(page, selector):
-    """A picture on the page as an array, from the file that the page shows."""
+    """An image on the page as an array, from the file that the page shows."""
     page.wait_for_selector(f"{selector} img")
     source = page.locator(f"{selector} img").first.get_attribute("src")
     with urllib.request.urlopen(source) as response:
@@ -94,7 +94,7 @@ def shown(page, selector):
 
 
 def click(page, column, row):
-    """Click a pixel of the picture (288 x 192), which is shown in its own size where its frame allows."""
+    """Click a pixel of the image (288 x 192), which is shown in its own size where its frame allows."""
     box = page.locator("#classes img").bounding_box()
     scale = min(box["width"] / 288, box["height"] / 192, 1)
     left, top = (box["width"] - 288 * scale) / 2, (box["height"] - 192 * scale) / 2
@@ -109,17 +109,17 @@ def screenshot(page, folder, name):
     return np.asarray(Image.open(target).convert("RGB"))
 
 
-def test_upload_click_and_opacity(page, picture, folder):
-    upload(page, picture)
+def test_upload_click_and_opacity(page, image, folder):
+    upload(page, image)
     page.wait_for_selector("#areas td.share")
     shares = [float(text.removesuffix(" %")) for text in page.locator("#areas td.share").all_inner_texts()]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     assert shares == sorted(shares, reverse=True)
     blended = shown(page, "#classes")
-    original = np.asarray(Image.open(picture))
+    original = np.asarray(Image.open(image))
     colors = (blended - 0.45 * original.astype(float)) / 0.55
     distances = [np.abs(colors - color).max(axis=-1) for color in PALETTE]
-    assert np.min(distances, axis=0).max() < 4  # every pixel is the picture under the colour of a class
+    assert np.min(distances, axis=0).max() < 4  # every pixel is the image under the color of a class
     labels = np.argmin(distances, axis=0)
     assert 100 * np.bincount(labels.ravel()).max() / labels.size == pytest.approx(shares[0], abs=0.06)
 
@@ -128,28 +128,28 @@ def test_upload_click_and_opacity(page, picture, folder):
     rows, columns = np.nonzero(similar.max(axis=-1) < 30)  # a black ring around the pixel
     assert (rows.mean(), columns.mean()) == pytest.approx((60, 200), abs=4)
     assert tuple(similar[60, 200]) == (178, 24, 43)  # its cosine to itself is 1
-    picture_of_page = screenshot(page, folder, "desktop")
-    assert np.unique(picture_of_page.reshape(-1, 3), axis=0).shape[0] > 500  # no empty page
+    image_of_page = screenshot(page, folder, "desktop")
+    assert np.unique(image_of_page.reshape(-1, 3), axis=0).shape[0] > 500  # no empty page
 
     slider = page.locator("input[type=range]")
     slider.focus()
     slider.press("Home")
     slider.dispatch_event("pointerup")
     deadline = time.monotonic() + 120
-    while np.abs(shown(page, "#classes").astype(int) - original).max() > 1:  # opacity 0: the picture itself
+    while np.abs(shown(page, "#classes").astype(int) - original).max() > 1:  # opacity 0: the image itself
         assert time.monotonic() < deadline
         page.wait_for_timeout(200)
 
 
-def test_names_of_classes_are_text(page, picture):
-    upload(page, picture)
+def test_names_of_classes_are_text(page, image):
+    upload(page, image)
     page.wait_for_selector("#areas td.share")
     assert page.locator("#areas b").count() == 0
 
 
 @pytest.mark.parametrize("name", ["broken.png", "words.png"])
-def test_a_file_that_is_no_picture_gets_a_message_on_the_page(page, folder, picture, name):
-    content = picture.read_bytes()[:300] if name == "broken.png" else b"no picture at all"
+def test_a_file_that_is_no_image_gets_a_message_on_the_page(page, folder, image, name):
+    content = image.read_bytes()[:300] if name == "broken.png" else b"no image at all"
     (folder / name).write_bytes(content)
     upload(page, folder / name)
     page.wait_for_selector("#areas .fault")
@@ -157,13 +157,13 @@ def test_a_file_that_is_no_picture_gets_a_message_on_the_page(page, folder, pict
     assert name in text
     assert str(folder) not in text
     screenshot(page, folder, f"wrong_{name.split('.')[0]}")
-    upload(page, picture)  # and the page goes on
+    upload(page, image)  # and the page goes on
     page.wait_for_selector("#areas td.share")
 
 
-def test_fits_a_phone(page, picture, folder):
+def test_fits_a_phone(page, image, folder):
     page.set_viewport_size({"width": 390, "height": 844})
-    upload(page, picture)
+    upload(page, image)
     page.wait_for_selector("#areas td.share")
     click(page, column=100, row=100)
     screenshot(page, folder, "phone")

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from layouts import write_folder, write_picture
+from layouts import write_folder, write_image
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
@@ -43,10 +43,10 @@ def test_scores_are_those_of_the_predicted_files(run_script, model, folder, tmp_
     assert list(results["per_category_iou"]) == ["sky", "road", "car"]
     assert results["protocol"]["scales"] == [0.75, 1.0]
     assert results["split"] == "validation"
-    assert results["pictures"] == 3
+    assert results["images"] == 3
 
 
-def test_batches_score_as_single_pictures(run_script, model, folder, tmp_path):
+def test_batches_score_as_single_images(run_script, model, folder, tmp_path):
     common = ["--model", model, "--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--device", "cpu"]
     results = []
     for batch_size in (1, 3):
@@ -71,14 +71,14 @@ def test_any_segmentation_model_of_transformers_can_be_scored(run_script, folder
     assert "car" in out
 
 
-def test_prediction_writes_ids_and_overlays_at_the_size_of_the_picture(run_script, model, tmp_path):
-    write_picture(tmp_path / "pictures/street.jpg", (45, 70))
-    write_picture(tmp_path / "pictures/below/house.png", (33, 32))
+def test_prediction_writes_ids_and_overlays_at_the_size_of_the_image(run_script, model, tmp_path):
+    write_image(tmp_path / "images/street.jpg", (45, 70))
+    write_image(tmp_path / "images/below/house.png", (33, 32))
     code, out, _ = run_script(
-        "predict.py", "--model", model, "--input", tmp_path / "pictures", "--output_dir", tmp_path / "maps",
+        "predict.py", "--model", model, "--input", tmp_path / "images", "--output_dir", tmp_path / "maps",
         "--window_size", "32", "32", "--batch_size", "2", "--device", "cpu", "--dtype", "bfloat16",
     )  # fmt: skip
-    assert (code, "2 picture" in out) == (0, True)
+    assert (code, "2 image" in out) == (0, True)
     labels = Image.open(tmp_path / "maps/street.png")
     assert (labels.mode, labels.size) == ("L", (70, 45))
     assert np.asarray(labels).max() < 3
@@ -98,7 +98,7 @@ def test_prediction_writes_ids_and_overlays_at_the_size_of_the_picture(run_scrip
         ("evaluate.py", {"batch_size": "0"}, "batch_size"),
         ("evaluate.py", {"window_size": "32"}, "window_size"),
         ("evaluate.py", {"dtype": "int8"}, "dtype"),
-        ("predict.py", {"input": "/no/picture.jpg"}, "/no/picture.jpg"),
+        ("predict.py", {"input": "/no/image.jpg"}, "/no/image.jpg"),
         ("predict.py", {"model": "/no/model"}, "/no/model"),
     ],
 )
@@ -115,24 +115,24 @@ def test_wrong_input_gets_one_sentence(run_script, model, folder, tmp_path, scri
     assert not (tmp_path / "out").exists()
 
 
-def test_unreadable_pictures_are_named_and_the_others_labelled(run_script, model, tmp_path):
-    write_picture(tmp_path / "pictures/good.png")
-    (tmp_path / "pictures/bad.png").write_bytes(b"nothing")
+def test_unreadable_images_are_named_and_the_others_labeled(run_script, model, tmp_path):
+    write_image(tmp_path / "images/good.png")
+    (tmp_path / "images/bad.png").write_bytes(b"nothing")
     code, _, error = run_script(
-        "predict.py", "--model", model, "--input", tmp_path / "pictures", "--output_dir", tmp_path / "maps"
+        "predict.py", "--model", model, "--input", tmp_path / "images", "--output_dir", tmp_path / "maps"
     )
     assert (code, "bad.png" in error, "good.png" in error) == (2, True, False)
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["good.png", "good_overlay.png"]
 
 
 def test_prediction_never_overwrites_its_input(run_script, model, tmp_path):
-    write_picture(tmp_path / "pictures/street.png")
-    before = (tmp_path / "pictures/street.png").read_bytes()
+    write_image(tmp_path / "images/street.png")
+    before = (tmp_path / "images/street.png").read_bytes()
     code, _, error = run_script(
-        "predict.py", "--model", model, "--input", tmp_path / "pictures", "--output_dir", tmp_path / "pictures"
+        "predict.py", "--model", model, "--input", tmp_path / "images", "--output_dir", tmp_path / "images"
     )
     assert (code, "overwrite" in error) == (2, True)
-    assert (tmp_path / "pictures/street.png").read_bytes() == before
+    assert (tmp_path / "images/street.png").read_bytes() == before
 
 
 def change_config(**changes):

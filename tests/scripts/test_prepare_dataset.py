@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import yaml
-from layouts import LAYOUTS, write_folder, write_labels, write_picture
+from layouts import LAYOUTS, write_folder, write_image, write_labels
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data import parquet_copy, preparation
@@ -35,14 +35,14 @@ def assert_same_samples(folder, official, numbers=range(5), dataset="camvid"):
 def test_check_alone_writes_nothing(prepare, official):
     before = sorted(official.rglob("*"))
     code, out, _ = prepare()
-    assert (code, "train: 5 pictures, 16x12 (5)" in out) == (0, True)
+    assert (code, "train: 5 images, 16x12 (5)" in out) == (0, True)
     assert sorted(official.rglob("*")) == before
 
 
 @pytest.mark.parametrize("options", [[], ["--predecode"]])
 def test_copy_holds_the_same_samples(prepare, official, tmp_path, options):
     code, out, error = prepare("--output_dir", tmp_path / "copy", *options)
-    assert (code, "5 pictures" in out) == (0, True), error
+    assert (code, "5 images" in out) == (0, True), error
     assert_same_samples(tmp_path / "copy", official)
 
 
@@ -62,15 +62,15 @@ def test_card_tells_of_splits_converted_before(run_script, tmp_path):
     for split in ("validation", "train"):
         assert run_script("prepare_dataset.py", *options, "--splits", split)[0] == 0
     card = (tmp_path / "copy/README.md").read_text()
-    assert "- train: 3 pictures" in card
-    assert "- validation: 2 pictures" in card
+    assert "- train: 3 images" in card
+    assert "- validation: 2 images" in card
 
 
 @pytest.mark.parametrize("options", [[], ["--predecode"], ["--skip_broken"]])
 def test_all_broken_files_are_listed_and_nothing_is_written(prepare, official, tmp_path, options):
     LAYOUT.pair(official, 0)[1].unlink()
     write_labels(LAYOUT.pair(official, 2)[1], np.full((12, 16), 99, dtype=np.uint8))
-    write_picture(LAYOUT.pair(official, 3)[0], (2, 2))
+    write_image(LAYOUT.pair(official, 3)[0], (2, 2))
     code, out, error = prepare("--output_dir", tmp_path / "copy", *options)
     assert out.count("broken: ") == 3
     for number in (0, 2, 3):
@@ -82,7 +82,7 @@ def test_all_broken_files_are_listed_and_nothing_is_written(prepare, official, t
         assert copy.with_format(None)["image_id"][:] == ["0001TP_006691", "0001TP_006694"]
     else:
         assert code == 2
-        assert "3 pictures of camvid cannot be used" in error
+        assert "3 images of camvid cannot be used" in error
         assert not (tmp_path / "copy").exists()
 
 
@@ -115,7 +115,7 @@ def test_conversion_goes_on_where_it_stopped(prepare, official, tmp_path, monkey
 
 def test_other_files_do_not_go_into_the_same_copy(prepare, official, tmp_path):
     prepare("--output_dir", tmp_path / "copy")
-    write_picture(LAYOUT.pair(official, 3)[0], (12, 16), seed=77)
+    write_image(LAYOUT.pair(official, 3)[0], (12, 16), seed=77)
     code, _, error = prepare("--output_dir", tmp_path / "copy")
     assert (code, "made from other files" in error) == (2, True)
     (tmp_path / "full").mkdir()

@@ -23,7 +23,7 @@ CPU = {"ACCELERATE_USE_CPU": "true"}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of which the dark half is one class and the bright half another: every pixel becomes an anchor."""
+    """Images of which the dark half is one class and the bright half another: every pixel becomes an anchor."""
     description = {"classes": ["dark", "bright"]}
     folder = write_folder(tmp_path / "data", num_train=8, size=(64, 64), description=description)
     bright = np.arange(64, dtype=np.uint8)[None].repeat(64, 0) // 32

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from layouts import write_labels, write_picture
+from layouts import write_image, write_labels
 from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
@@ -91,23 +91,23 @@ def judge(root, folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "expected"),
+    ("name", "file_name", "expected"),
     [
         ("cityscapes", "berlin/berlin_000000_000019_leftImg8bit.png", "berlin_000000_000019_pred_labelIds.png"),
         ("ade20k", "ADE_test_00000001.jpg", "ADE_test_00000001.png"),
     ],
 )
-def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_path, name, picture, expected):
+def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_path, name, file_name, expected):
     model = save_model(tmp_path / "model", tiny_config, name)
-    write_picture(tmp_path / "pictures" / picture, (64, 96))
-    common = ["--model", model, "--input", tmp_path / "pictures", "--device", "cpu"]
+    write_image(tmp_path / "images" / file_name, (64, 96))
+    common = ["--model", model, "--input", tmp_path / "images", "--device", "cpu"]
     assert run_script("predict.py", *common, "--output_dir", tmp_path / "ids")[0] == 0
     code, _, error = run_script(
         "predict.py", *common, "--output_dir", tmp_path / "submission", "--submission_for", name
     )
     assert code == 0, error
     assert [path.name for path in (tmp_path / "submission").iterdir()] == [expected]
-    train_ids = np.asarray(Image.open((tmp_path / "ids" / picture).with_suffix(".png")))
+    train_ids = np.asarray(Image.open((tmp_path / "ids" / file_name).with_suffix(".png")))
     raw = np.asarray(Image.open(tmp_path / "submission" / expected))
     raw_values = {label: value for value, label in DATASETS[name].label_values.items()}
     assert raw.dtype == np.uint8
@@ -115,7 +115,7 @@ def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "message"),
+    ("name", "file_name", "message"),
     [
         ("camvid", "a.png", "no test server"),
         ("cityscapes", "street.png", "does not end in _leftImg8bit"),
@@ -123,11 +123,11 @@ def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_p
         ("nothing", "a.jpg", "known are"),
     ],
 )
-def test_what_no_server_takes_gets_a_sentence(run_script, tiny_config, tmp_path, name, picture, message):
+def test_what_no_server_takes_gets_a_sentence(run_script, tiny_config, tmp_path, name, file_name, message):
     model = save_model(tmp_path / "model", tiny_config, "cityscapes")
-    write_picture(tmp_path / "pictures" / picture, (64, 96))
+    write_image(tmp_path / "images" / file_name, (64, 96))
     code, _, error = run_script(
-        "predict.py", "--model", model, "--input", tmp_path / "pictures", "--device", "cpu", "--submission_for", name,
+        "predict.py", "--model", model, "--input", tmp_path / "images", "--device", "cpu", "--submission_for", name,
         "--output_dir", tmp_path / "out",
     )  # fmt: skip
     assert (code, message in error) == (2, True)

@@ -156,7 +156,7 @@ def test_all_processes_stop_at_the_same_step_when_one_is_told(folder, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_others_with_its_message(folder, tmp_path):
     for path in (folder / "train/images").iterdir():
-        path.write_bytes(b"no picture") if path.stem == "3" else None
+        path.write_bytes(b"no image") if path.stem == "3" else None
     settings = {"batch_size": 2, "max_steps": 100_000, "num_workers": 1, "checkpointing_steps": 100_000}
     process = start(*flags(folder, tmp_path / "run", **settings), launcher=TORCHRUN)
     code, output = finish(process)

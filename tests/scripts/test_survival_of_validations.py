@@ -82,7 +82,7 @@ KILLS = {
     "after the validation": (RunLog, "write_validation", end_before),
     "before the model": (loop, "save_model", end_before),
     "before the results": (loop, "save_model", end_after),
-    "before the figure": (loop, "save_picture", end_before),
+    "before the figure": (loop, "save_image", end_before),
     "before the progress": (loop, "replace_progress", end_before),
     "before the push": (loop, "replace_progress", end_after),
     "after the push": (TrainingLoop, "push", end_after),
@@ -186,7 +186,7 @@ def test_sigkill_around_a_validation_loses_nothing_and_repeats_nothing(run_scrip
         ("Predictor", "__call__", True),
         ("RunLog", "write_validation", False),
         ("loop", "save_model", True),
-        ("loop", "save_picture", False),
+        ("loop", "save_image", False),
         ("loop", "replace_progress", False),
         ("loop", "replace_progress", True),
     ):

@@ -164,24 +164,24 @@ def test_two_processes_train_and_score_as_one(folder, tmp_path):
         assert in_training[name] == one[name] == two[name]
 
 
-def spoil(monkeypatch, spoilt):
-    """Let augmentation give pictures that are not numbers, where `spoilt(image)` says so."""
+def spoil(monkeypatch, spoiled):
+    """Let augmentation give images that are not numbers, where `spoiled(image)` says so."""
     augment = TrainingAugmentation.__call__
 
     def spoiling(self, image, label, random):
         pixel_values, labels = augment(self, image, label, random)
-        return pixel_values * (float("nan") if spoilt(image) else 1), labels
+        return pixel_values * (float("nan") if spoiled(image) else 1), labels
 
     monkeypatch.setattr(TrainingAugmentation, "__call__", spoiling)
 
 
 def first_of(folder):
-    picture = np.asarray(Image.open(folder / "train/images/0.jpg"))
-    return lambda image: np.array_equal(image, picture)
+    spoiled = np.asarray(Image.open(folder / "train/images/0.jpg"))
+    return lambda image: np.array_equal(image, spoiled)
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_a_picture_that_is_not_finite_is_named_and_changes_nothing(run_script, folder, tmp_path, monkeypatch, ema):
+def test_an_image_that_is_not_finite_is_named_and_changes_nothing(run_script, folder, tmp_path, monkeypatch, ema):
     spoil(monkeypatch, first_of(folder))
     code, out, error = run_script("train.py", *flags(folder, tmp_path / "run", max_steps=6, ema=ema))
     assert code == 0, error
@@ -189,8 +189,8 @@ def test_a_picture_that_is_not_finite_is_named_and_changes_nothing(run_script, f
     skipped = [entry for entry in log if "skipped" in entry]
     assert len(skipped) == 2  # once in either epoch
     for entry in skipped:
-        assert "0" in entry["pictures"]
-        assert len(entry["pictures"]) == 2
+        assert "0" in entry["images"]
+        assert len(entry["images"]) == 2
         assert "loss" in entry["not_finite"]
     assert "was skipped, not finite: " in out
     assert log[-1].get("skipped_steps", log[-2].get("skipped_steps")) == 2
@@ -209,7 +209,7 @@ def test_too_many_faulty_steps_in_a_row_end_the_run_with_a_report(run_script, fo
     assert "4 steps in a row were skipped, up to step 6: " in error.strip().splitlines()[-1]
     report = json.loads((run / "not_finite.json").read_text())
     assert report["step"] == 6
-    assert len(report["pictures"]) == 2
+    assert len(report["images"]) == 2
     checkpoint = load_file(find_checkpoint(run, "auto") / "model.safetensors")
     assert all(torch.equal(checkpoint[name], value) for name, value in expected.items())
 
@@ -276,7 +276,7 @@ def test_a_replaced_run_comes_back_if_the_new_one_fails(run_script, folder, tmp_
     assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
     before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for path in (folder / "train/images").iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     code, _, error = run_script("train.py", *flags(folder, run, overwrite_output_dir=True))
     assert (code, "cannot be read" in error) == (2, True)
     assert {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -288,7 +288,7 @@ def content(folder):
 
 def test_what_a_run_has_logged_stays_where_it_fails_before_it_saved_anything(run_script, folder, tmp_path):
     run = tmp_path / "runs/run"
-    (folder / "train/images/3.jpg").write_bytes(b"no picture")
+    (folder / "train/images/3.jpg").write_bytes(b"no image")
     settings = {"max_steps": 30, "checkpointing_steps": 30, "validation_steps": 30}
     code, _, error = run_script("train.py", *flags(folder, run, **settings, seed=1))
     assert (code, "3.jpg cannot be read" in error) == (2, True), error
@@ -300,7 +300,7 @@ def test_a_replaced_run_comes_back_beside_what_the_new_one_logged(run_script, fo
     run = tmp_path / "runs/run"
     assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
     before = content(run)
-    (folder / "train/images/3.jpg").write_bytes(b"no picture")
+    (folder / "train/images/3.jpg").write_bytes(b"no image")
     settings = {"max_steps": 30, "checkpointing_steps": 30, "validation_steps": 30, "seed": 1}
     code, _, error = run_script("train.py", *flags(folder, run, **settings, overwrite_output_dir=True))
     assert code == 2

@@ -26,7 +26,7 @@ def words(options):
 
 @pytest.mark.parametrize("features", ["projections", "stages", "pyramid"])
 def test_figures_are_written(run_script, options, tmp_path, features):
-    change = {"picture": "1", "pixel": (10, 20), "features": features}
+    change = {"image": "1", "pixel": (10, 20), "features": features}
     code, out, error = run_script("visualize_embeddings.py", *words(options | change))
     assert code == 0, error
     for name in ("embeddings.png", "similarity.png"):
@@ -37,10 +37,10 @@ def test_figures_are_written(run_script, options, tmp_path, features):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"picture": "no"}, "no picture 'no'"),
-        ({"pixel": (64, 0)}, "outside the picture"),
+        ({"image": "no"}, "no image 'no'"),
+        ({"pixel": (64, 0)}, "outside the image"),
         ({"pixel": (64,)}, "--pixel needs 2 values"),
-        ({"pictures": 0}, "pictures"),
+        ({"num_images": 0}, "num_images"),
         ({"method": "pca"}, "invalid choice"),
         ({"model": "/no/model"}, "/no/model"),
     ],

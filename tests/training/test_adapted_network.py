@@ -13,7 +13,7 @@ NOT_OF_AN_ADAPTED_MODEL = {"config": None, "hidden_size": None, "auxiliary_hidde
 
 
 @pytest.fixture
-def picture_folder(tmp_path):
+def image_folder(tmp_path):
     return write_folder(tmp_path / "data", num_train=6, num_validation=3)
 
 
@@ -29,15 +29,15 @@ def segformer(tmp_path):
 
 
 @pytest.fixture
-def adapted_flags(segformer, picture_folder, tmp_path):
+def adapted_flags(segformer, image_folder, tmp_path):
     def build(**changes):
         settings = {**NOT_OF_AN_ADAPTED_MODEL, "model_name_or_path": segformer, "contrastive_adapter": "true"}
-        return flags(picture_folder, tmp_path / "run", **{**settings, **changes})
+        return flags(image_folder, tmp_path / "run", **{**settings, **changes})
 
     return build
 
 
-def test_train_and_evaluate_take_a_model_of_transformers(run_script, adapted_flags, picture_folder, tmp_path):
+def test_train_and_evaluate_take_a_model_of_transformers(run_script, adapted_flags, image_folder, tmp_path):
     code, out, err = run_script("train.py", *adapted_flags())
     assert code == 0, err
     assert "(segformer), ms_cs" in out
@@ -50,7 +50,7 @@ def test_train_and_evaluate_take_a_model_of_transformers(run_script, adapted_fla
     assert (list(processor.image_mean), processor.do_reduce_labels) == ([0.1, 0.2, 0.3], False)
     assert not list((tmp_path / "run").glob("*.py"))  # nothing of ours is needed to load it
     code, out, err = run_script(
-        "evaluate.py", "--model", tmp_path / "run", "--dataset", "folder", "--data_dir", picture_folder
+        "evaluate.py", "--model", tmp_path / "run", "--dataset", "folder", "--data_dir", image_folder
     )
     assert code == 0, err
     code, _, err = run_script("train.py", *adapted_flags(resume="auto", max_steps=6))

@@ -42,13 +42,13 @@ def test_large_and_strided_depthwise_convolutions_compute_in_float32_and_nothing
 def test_a_copy_computes_with_its_own_weights():
     model = network()
     depthwise_in_float32(model)
-    pictures = torch.randn(2, 3, 16, 16)
+    images = torch.randn(2, 3, 16, 16)
     average = copy.deepcopy(model)
-    expected = model(pictures)
+    expected = model(images)
     for parameter in model.parameters():
         parameter.data.zero_()
-    torch.testing.assert_close(average(pictures), expected)
-    assert model(pictures).abs().max() == 0
+    torch.testing.assert_close(average(images), expected)
+    assert model(images).abs().max() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -56,10 +56,10 @@ def test_gradients_stay_those_of_the_network(dtype):
     model, plain = network(), network()
     plain.load_state_dict(model.state_dict())
     depthwise_in_float32(model)
-    pictures = torch.randn(2, 3, 16, 16)
+    images = torch.randn(2, 3, 16, 16)
     for each in (model, plain):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            each(pictures).float().square().sum().backward()
+            each(images).float().square().sum().backward()
     tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {}
     for (name, parameter), reference in zip(model.named_parameters(), plain.parameters(), strict=True):
         scale = reference.grad.abs().max()

@@ -68,17 +68,17 @@ def test_a_full_disk_is_said_and_other_errors_of_trackers_are_shown(tmp_path):
         log.show("predictions", None, 1)
 
 
-def test_pictures_reach_tensorboard(tmp_path):
+def test_images_reach_tensorboard(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from PIL import Image
 
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
     log = RunLog(accelerator, tmp_path, {"a": 1}, step=0)
     log.show("validation/predictions", Image.new("RGB", (8, 6), (255, 0, 0)), 3)
-    log.write({"loss": 1.5, "pictures": ["a"]}, 3)
+    log.write({"loss": 1.5, "images": ["a"]}, 3)
     accelerator.end_training()
     events = event_accumulator.EventAccumulator(str(next(tmp_path.rglob("events.*")).parent))
     events.Reload()
-    (picture,) = events.Images("validation/predictions")
-    assert (picture.step, picture.width, picture.height) == (3, 8, 6)
+    (image,) = events.Images("validation/predictions")
+    assert (image.step, image.width, image.height) == (3, 8, 6)
     assert [event.value for event in events.Scalars("loss")] == [1.5]

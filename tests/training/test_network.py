@@ -21,7 +21,7 @@ from msctr_hf.training.settings import ModelSettings
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
-def test_synchronised_norms_leave_predictions_and_names_as_they_are(tiny_config, backbone):
+def test_synchronized_norms_leave_predictions_and_names_as_they_are(tiny_config, backbone):
     model = MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "backbone": backbone})).eval()
     pixel_values = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -32,14 +32,14 @@ def test_synchronised_norms_leave_predictions_and_names_as_they_are(tiny_config,
         torch.testing.assert_close(converted(pixel_values).logits, expected)
 
 
-def test_pictures_are_normalised_as_the_backbone_was_trained():
+def test_images_are_normalized_as_the_backbone_was_trained():
     spec = DATASETS["camvid"]
     for backbone, mean in (("tf_efficientnet_lite0", 0.5), ("resnet18", 0.485)):
         model = build_network(ModelSettings(backbone=backbone, backbone_weights="none"), {"hidden_size": 8}, spec)
         assert build_image_processor(model).image_mean[0] == mean
 
 
-def test_configuration_carries_the_classes_and_colours_of_the_data_set():
+def test_configuration_carries_the_classes_and_colors_of_the_data_set():
     config = build_config(ModelSettings(), {"contrastive_temperature": 0.2}, DATASETS["cityscapes"])
     assert config.id2label[18] == "bicycle"
     assert config.label2id["road"] == 0
@@ -100,7 +100,7 @@ def test_plain_transformers_of_the_hub_give_four_maps(tmp_path):
 
 def test_a_network_of_one_size_only_gets_a_sentence():
     arguments = ModelSettings(backbone="beit_base_patch16_224", backbone_weights="none")
-    with pytest.raises(ValueError, match="takes pictures of one size only in timm"):
+    with pytest.raises(ValueError, match="takes images of one size only in timm"):
         build_network(arguments, {}, DATASETS["synthetic_scenes"])
 
 

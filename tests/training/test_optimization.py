@@ -66,7 +66,7 @@ def test_frozen_parameters_are_left_out():
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_optimiser_and_schedule_work_together(kind):
+def test_optimizer_and_schedule_work_together(kind):
     name = kind.__name__.lower()
     arguments = TrainingSettings(optimizer=name, max_steps=4, learning_rate=0.1, poly_power=1.0)
     optimizer = build_optimizer(Network(), arguments)

@@ -1,7 +1,7 @@
 import pytest
 
 from msctr_hf.training.checkpointing import Progress
-from msctr_hf.training.resuming import compare_settings, move_to_the_same_picture, splits_as_before
+from msctr_hf.training.resuming import compare_settings, move_to_the_same_image, splits_as_before
 from msctr_hf.training.run_folder import write_json
 
 SETTINGS = {
@@ -35,13 +35,13 @@ def test_a_step_may_be_split_in_another_way(checkpoint):
     (note,) = compare_settings(checkpoint, settings)
     assert "4 x 1 batches x 2 processes and are 8 x 1 batches x 1 processes" in note
     assert not splits_as_before(checkpoint, settings)
-    progress = Progress(step=3, batches_in_epoch=3)  # 3 x 4 x 2 pictures
-    move_to_the_same_picture(progress, checkpoint, {**SETTINGS, "num_processes": 1, "batch_size": 2})
+    progress = Progress(step=3, batches_in_epoch=3)  # 3 x 4 x 2 images
+    move_to_the_same_image(progress, checkpoint, {**SETTINGS, "num_processes": 1, "batch_size": 2})
     assert progress.batches_in_epoch == 12
 
 
 def test_a_step_of_other_size_is_refused_with_the_batch_size_that_would_do(checkpoint):
-    with pytest.raises(ValueError, match=r"= 8 pictures and would see .* = 4; .* `batch_size=8` would"):
+    with pytest.raises(ValueError, match=r"= 8 images and would see .* = 4; .* `batch_size=8` would"):
         compare_settings(checkpoint, {**SETTINGS, "num_processes": 1})
 
 

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from msctr_hf.data.batches import _encode
+from msctr_hf.data.loaders import _encode
 from msctr_hf.training.step_guard import StepGuard, TooManySkippedSteps
 
 OPTIMIZERS = {
@@ -19,7 +19,7 @@ OPTIMIZERS = {
 class Trained:
     """A small network with statistics, trained on given batches."""
 
-    def __init__(self, optimizer, pictures):
+    def __init__(self, optimizer, images):
         torch.manual_seed(0)
         self.accelerator = Accelerator(cpu=True)
         self.network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
@@ -29,7 +29,7 @@ class Trained:
         )
         self.guard = StepGuard(self.accelerator, self.optimizer, self.network, self.average.module)
         self.verdicts = []
-        for step, (name, batch) in enumerate(pictures, 1):
+        for step, (name, batch) in enumerate(images, 1):
             self.guard.before_forward()
             loss = model(batch).square().mean()
             self.accelerator.backward(loss)
@@ -53,11 +53,11 @@ def state(module):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("spoilt", [[0], [2], [0, 1], [2, 3, 4]])
 def test_a_faulty_batch_is_as_if_it_had_not_been(optimizer, spoilt):
-    pictures = [(f"city/{n}", batch(n)) for n in range(6)]
+    images = [(f"city/{n}", batch(n)) for n in range(6)]
     for n in spoilt:
-        pictures[n][1][0, 0, 0, 0] = float("nan") if n % 2 else float("inf")
-    trained = Trained(optimizer, pictures)
-    without = Trained(optimizer, [picture for n, picture in enumerate(pictures) if n not in spoilt])
+        images[n][1][0, 0, 0, 0] = float("nan") if n % 2 else float("inf")
+    trained = Trained(optimizer, images)
+    without = Trained(optimizer, [image for n, image in enumerate(images) if n not in spoilt])
     weights = dict(trained.network.named_parameters())
     for name, expected in without.network.named_parameters():
         assert torch.equal(weights[name], expected), name
@@ -65,21 +65,21 @@ def test_a_faulty_batch_is_as_if_it_had_not_been(optimizer, spoilt):
         assert all(value.isfinite().all() for value in state(module).values())
     faulty = [verdict for verdict in trained.verdicts if verdict.faulty]
     assert [verdict.step - 1 for verdict in faulty] == spoilt
-    assert [verdict.faulty.pictures for verdict in faulty] == [[f"city/{n}"] for n in spoilt]
+    assert [verdict.faulty.images for verdict in faulty] == [[f"city/{n}"] for n in spoilt]
     assert all(verdict.faulty.terms == ["loss"] for verdict in faulty)
 
 
 def test_statistics_go_back_to_those_before_the_faulty_batch():
-    pictures = [(str(n), batch(n)) for n in range(3)]
-    pictures[2][1][:] = float("nan")
-    trained, before = (Trained("sgd", pictures[:end]) for end in (3, 2))
+    images = [(str(n), batch(n)) for n in range(3)]
+    images[2][1][:] = float("nan")
+    trained, before = (Trained("sgd", images[:end]) for end in (3, 2))
     for name, expected in state(before.network).items():
         assert torch.equal(state(trained.network)[name], expected), name
 
 
 def test_every_step_gets_its_verdict_one_step_later():
-    pictures = [(str(n), batch(n)) for n in range(4)]
-    verdicts = Trained("adamw", pictures).verdicts
+    images = [(str(n), batch(n)) for n in range(4)]
+    verdicts = Trained("adamw", images).verdicts
     assert [verdict.step for verdict in verdicts] == [1, 2, 3, 4]
     assert [verdict.stop for verdict in verdicts] == [False, True, False, False]
     assert not any(verdict.faulty for verdict in verdicts)

@@ -45,7 +45,7 @@ def test_training_step_is_measured_in_all_modes(run_script, tmp_path):
     assert [row["mode"] for row in rows] == ["ce", "ms", "ms_cs", "ms_cs, straightforward"]
     assert rows[0]["time beside ce"] == 1
     for row in rows:
-        phases = [row[f"{phase} ms"] for phase in ("forward", "loss", "backward", "optimiser")]
+        phases = [row[f"{phase} ms"] for phase in ("forward", "loss", "backward", "optimizer")]
         assert sum(phases) == pytest.approx(row["step ms"])
         assert row["images/s"] == pytest.approx(2000 / row["step ms"])
         assert row["data ms"] > 0

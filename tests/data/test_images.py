@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msctr_hf.data import decoding
-from msctr_hf.data.decoding import read_sample
+from msctr_hf.data import images
+from msctr_hf.data.images import read_sample
 from msctr_hf.data.labels import LabelMapping
 from msctr_hf.errors import UsageError
 
@@ -28,9 +28,9 @@ def sample(size=(37, 53)):
 @pytest.fixture(params=["fast decoders", "Pillow"])
 def decoder(request, monkeypatch):
     if request.param == "Pillow":
-        monkeypatch.setattr(decoding, "pyspng", None)
-        monkeypatch.setattr(decoding, "simplejpeg", None)
-    elif decoding.pyspng is None:
+        monkeypatch.setattr(images, "pyspng", None)
+        monkeypatch.setattr(images, "simplejpeg", None)
+    elif images.pyspng is None:
         pytest.skip("pyspng and simplejpeg are not installed")
 
 
@@ -44,7 +44,7 @@ def decoder(request, monkeypatch):
         ("PNG", lambda image: image[..., 0].astype(np.uint16) * 257),
         ("TIFF", lambda image: image),
     ],
-    ids=["png", "jpeg", "grey", "with alpha", "16 bits", "tiff"],
+    ids=["png", "jpeg", "gray", "with alpha", "16 bits", "tiff"],
 )
 def test_arrays_for_crops_hold_what_pillow_decodes(decoder, kind, change):
     image, labels = sample()
@@ -58,7 +58,7 @@ def test_arrays_for_crops_hold_what_pillow_decodes(decoder, kind, change):
 
 
 @pytest.mark.parametrize("chunk", [(b"gAMA", struct.pack(">I", 30_000)), (b"tRNS", struct.pack(">HHH", 1, 2, 3))])
-def test_chunks_about_colours_change_no_pixel(decoder, chunk):
+def test_chunks_about_colors_change_no_pixel(decoder, chunk):
     image, labels = sample()
     image[:4] = (1, 2, 3)
     file = encode(image)
@@ -84,13 +84,13 @@ def test_damaged_image_is_named_when_it_is_read(decoder, kind, cut):
     file = encode(image, kind)
     file["bytes"] = file["bytes"][:cut]
     for as_arrays in (True, False):
-        with pytest.raises(UsageError, match=rf"name\.{kind.lower()} cannot be read as a picture"):
+        with pytest.raises(UsageError, match=rf"name\.{kind.lower()} cannot be read as an image"):
             read_sample(file, encode(labels), MAPPING, as_arrays=as_arrays)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_grey_labels_of_few_bits_are_values(decoder, bits):
-    """Written chunk by chunk, as Pillow writes grey pictures with 8 bits only."""
+def test_gray_labels_of_few_bits_are_values(decoder, bits):
+    """Written chunk by chunk, as Pillow writes gray images with 8 bits only."""
     image, labels = sample((6, 8))
     labels = labels % 4
     packed = [b"\0" + bytes(int("".join(f"{v:0{bits}b}" for v in row[i : i + 8 // bits]), 2)
@@ -103,5 +103,5 @@ def test_grey_labels_of_few_bits_are_values(decoder, bits):
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks
     )
-    file = {"bytes": png, "path": "grey.png"}
+    file = {"bytes": png, "path": "gray.png"}
     assert np.array_equal(np.asarray(read_sample(encode(image), file, MAPPING)[1]), labels)

@@ -3,7 +3,7 @@ import torch
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.augmentation import TrainingAugmentation
-from msctr_hf.data.batches import ShuffledSampler, evaluation_loader, training_loader
+from msctr_hf.data.loaders import ShuffledSampler, evaluation_loader, training_loader
 
 AUGMENTATION = TrainingAugmentation(crop_size=(32, 48), image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
@@ -23,7 +23,7 @@ def test_batches_have_the_contracted_shapes_and_types():
     assert batch["labels"].dtype == torch.int64
 
 
-def test_pictures_do_not_depend_on_the_number_of_workers():
+def test_images_do_not_depend_on_the_number_of_workers():
     for one, many in zip(batches(0, 2), batches(2, 2), strict=True):
         assert torch.equal(one["pixel_values"], many["pixel_values"])
         assert torch.equal(one["labels"], many["labels"])

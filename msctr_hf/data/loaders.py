@@ -1,7 +1,7 @@
 """From a data set to batches: augmented for training, untouched for evaluation.
 
 The randomness of a sample follows from (seed, epoch, index) alone, so that workers, processes and resumed runs see the
-same pictures.
+same images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from .augmentation import TrainingAugmentation
-from .reading import rows_for_crops
+from .decoding import rows_for_crops
 from .worker_signals import ignore_signals
 
 ID_BYTES = 96
