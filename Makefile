@@ -15,7 +15,7 @@ test-slow:    ## what takes longer
 	python -m pytest -n 2 -m slow
 
 docs:         ## guides and reference as HTML in build/docs; a warning is an error
-	python -m sphinx -W --keep-going -n -q -b html docs build/docs
+	python -m sphinx -E -W --keep-going -n -q -b html docs build/docs
 
 quickstart:   ## the whole road once, on the CPU
 	python -m msctr_hf train --config quickstart

@@ -47,6 +47,7 @@ autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False
 
 nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*")]  # types in signatures; other libraries are not looked up

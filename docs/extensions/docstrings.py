@@ -10,6 +10,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
 
 import msctr_hf
 from msctr_hf.settings import abouts
@@ -51,11 +52,13 @@ def _process_docstring(app: Sphinx, what: str, name: str, documented: Any, optio
 
 def _shorten_signature(
     app: Sphinx, what: str, name: str, documented: Any, options: Any, signature: str | None, returns: str | None
-) -> tuple[str | None, str | None]:
+) -> tuple[str, str | None] | None:
     """Leave out arguments that are listed below with their help or are those of other libraries, and `<factory>`."""
+    if signature is None:
+        return None
     if what == "class" and (_has_settings(documented) or _is_built_by_others(documented)):
         return "(...)", returns
-    return signature and re.sub(r"<[^<>]*>", "...", signature), returns
+    return re.sub(r"<[^<>]*>", "...", signature), returns
 
 
 def _is_built_by_others(documented: type) -> bool:
@@ -74,9 +77,9 @@ def _skip_member(app: Sphinx, what: str, name: str, documented: Any, skip: bool,
 
 
 def _write_dashes(app: Sphinx, doctree: nodes.document) -> None:
-    """Put a dash between an argument and its text, where Sphinx puts two hyphens."""
-    for separator in [text for text in doctree.findall(nodes.Text) if text == " -- "]:
-        separator.parent.replace(separator, nodes.Text(" – "))
+    """Put a dash between an argument or a type and its text, where Sphinx puts two hyphens."""
+    for text in [text for text in doctree.findall(nodes.Text) if text.startswith(" -- ")]:
+        text.parent.replace(text, nodes.Text(text.replace(" -- ", " – ", 1)))
 
 
 def _has_settings(documented: Any) -> bool:
@@ -89,7 +92,8 @@ def _describe_settings(documented: type) -> Iterator[str]:
     for name, about in abouts(documented).items():
         field = documented.__dataclass_fields__[name]
         allowed = f" Must be {about.range()}." if about.range() else ""
-        yield f"    {name} (`{field.type}`{_default(field)}): {about.help}{allowed}"
+        type_name = stringify_annotation(field.type)
+        yield f"    {name} (`{type_name}`{_default(field)}): {about.help}{allowed}"
 
 
 def _default(field: dataclasses.Field) -> str:
