@@ -41,6 +41,7 @@ myst_enable_extensions = [
 myst_dmath_allow_digits = False
 myst_dmath_allow_space = False
 
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # those of torch and transformers are theirs
 autodoc_preserve_defaults = True

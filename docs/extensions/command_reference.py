@@ -59,7 +59,9 @@ def _describe(description: str) -> str:
 
 
 def _flags(group: argparse._ArgumentGroup) -> list[argparse.Action]:
-    return [each for each in group._group_actions if each.help != argparse.SUPPRESS and each.dest != "help"]
+    """The flags of a group, without --no_NAME, which is --NAME false."""
+    flags = [each for each in group._group_actions if each.help != argparse.SUPPRESS and each.dest != "help"]
+    return [each for each in flags if each.const is not False]
 
 
 def _names(flag: argparse.Action) -> str:
