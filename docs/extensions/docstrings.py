@@ -15,6 +15,7 @@ from sphinx.util.typing import stringify_annotation
 import msctr_hf
 from msctr_hf.settings import abouts
 
+_LINKED = {name for name in msctr_hf.__all__ if not name.isalpha() or not name.islower()}  # `train` is a split, too
 _TUPLE_FIELD = type(namedtuple("_Example", "field").field)
 _SECTION = re.compile(r"(Args|Returns|Yields|Raises|Example|Examples):$")
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
@@ -34,9 +35,7 @@ def as_rst(line: str) -> str:
     """Turn `code` into a literal, a public name in backticks into a link; escape what only Sphinx reads as markup."""
     parts = _CODE.split(line)  # text and code in turn
     parts[::2] = [_MARKUP.sub(_escape, text) for text in parts[::2]]
-    parts[1::2] = [
-        f":py:obj:`~msctr_hf.{code}`" if code in msctr_hf.__all__ else f"``{code}``" for code in parts[1::2]
-    ]
+    parts[1::2] = [f":py:obj:`~msctr_hf.{code}`" if code in _LINKED else f"``{code}``" for code in parts[1::2]]
     return "".join(parts)
 
 
