@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SWIN_TINY, TIMM_TINY
+from conftest import ROOT, SWIN_TINY, TIMM_TINY
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -124,11 +124,19 @@ def test_with_the_package_no_flag_is_needed_and_its_own_code_is_used(saved):
     assert type(AutoImageProcessor.from_pretrained(folder)) is MsctrImageProcessor
 
 
-def test_code_in_the_folder_states_its_license(saved):
+def test_code_in_the_folder_states_its_license_as_the_license_asks(saved):
     folder, _ = saved()
-    code = list(folder.glob("*.py"))
-    assert len(code) > 5
-    assert all("Apache License" in path.read_text() for path in code)
+    appendix = (ROOT / "LICENSE").read_text().split("[name of copyright owner]")[1]
+    notice = [
+        "# Copyright 2026 the authors of msctr_hf",
+        *(f"# {line[3:]}".rstrip() for line in appendix.splitlines()),
+    ]
+    notice = [line for number, line in enumerate(notice) if number != 1]  # the rest of the line with the owner
+    assert notice[-1] == "# limitations under the License."
+    code = [*folder.glob("*.py"), *(ROOT / "msctr_hf/models").glob("[!_]*.py")]
+    assert len(code) > 20
+    for path in code:
+        assert path.read_text().splitlines()[: len(notice)] == notice, path.name
 
 
 def test_the_linter_of_transformers_finds_nothing():
