@@ -25,13 +25,14 @@ from ..training.settings import purpose
 
 CARD_FILE = "README.md"
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# Never reworded: a card of an earlier version would be taken for one that the user wrote.
 _SIGNATURE = (
     "<!-- Written by msctr_hf from the files of the run. Without this line the card is yours and stays as it is. -->"
 )
-_CONTRASTS = {"ms": "multi-scale", "ms_cs": "multi-scale and cross-scale"}
-_METRICS = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
-_NESTED_FIELDS = {"backbone_config", "palette"}  # of the configuration; too long for a table
-_WORST_CLASSES, _CONFUSIONS = 3, 5  # listed as limitations
+_CONTRAST_NAMES = {"ms": "multi-scale", "ms_cs": "multi-scale and cross-scale"}
+_METRIC_NAMES = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
+_NESTED_FIELDS = {"backbone_config", "palette"}  # too long for a table
+_MAX_WORST_CLASSES, _MAX_CONFUSIONS = 3, 5  # in the section on limitations
 
 
 def write_model_card(
@@ -47,13 +48,13 @@ def write_model_card(
     A card that somebody else wrote, or took over by removing the line that says who wrote it, is left alone.
 
     Args:
-        folder (`str` or `Path`): A folder for `from_pretrained`; what is missing there is left out of the card.
+        folder (`str` or `Path`): A saved model; what its files do not say is left out of the card.
         spec (`DatasetSpec`, *optional*): The data set on which the model was trained.
         name (`str`, *optional*): Hub id that the example of the card loads; by default the folder itself.
         license (`str`, *optional*): License of the weights, as the Hub abbreviates it; by default the terms of the
             data set are named.
-        show_images (`bool`, *optional*): Whether the card shows predictions.png, which holds images of the data set;
-            by default only of data sets whose images are free.
+        show_images (`bool`, *optional*): Whether the card shows predictions.png, with images of the data set;
+            by default only if the images of the data set are free.
 
     Raises:
         UsageError: If the folder does not hold a model, or cannot be read or written.
@@ -184,7 +185,7 @@ def _eval_results(results: dict, run: dict, spec: DatasetSpec | None) -> list[Ev
             metric_name=f"{title} (single scale)",
             metric_value=results[metric],
         )
-        for metric, title in _METRICS.items()
+        for metric, title in _METRIC_NAMES.items()
         if results.get(metric) is not None
     ]
 
@@ -250,7 +251,7 @@ def _contrast(config: dict, settings: dict) -> str | None:
     mode = config.get("contrastive_mode")
     if mode is None and settings.get("contrastive_adapter"):
         mode = settings.get("contrastive_mode", "ms_cs")
-    return _CONTRASTS.get(mode)
+    return _CONTRAST_NAMES.get(mode)
 
 
 def _own_fields(config: dict) -> dict[str, Any]:
@@ -318,7 +319,7 @@ def _training(config: dict, run: dict) -> dict[str, Any]:
 def _worst_classes(results: dict) -> list[str]:
     """List the classes with the lowest IoU, the worst first; at most half of those that were scored."""
     scored = {name: iou for name, iou in results.get("per_category_iou", {}).items() if iou is not None}
-    names = sorted(scored, key=scored.__getitem__)[: min(_WORST_CLASSES, len(scored) // 2)]
+    names = sorted(scored, key=scored.__getitem__)[: min(_MAX_WORST_CLASSES, len(scored) // 2)]
     return [f"{name} ({percent(scored[name])})" for name in names]
 
 
@@ -327,7 +328,7 @@ def _absent_classes(results: dict) -> list[str]:
 
 
 def _confusions(results: dict) -> list[Sequence[str]]:
-    largest = results.get("largest_confusions", [])[:_CONFUSIONS]
+    largest = results.get("largest_confusions", [])[:_MAX_CONFUSIONS]
     return [(_cell(each["class"]), _cell(each["taken_for"]), percent(each["share"])) for each in largest]
 
 

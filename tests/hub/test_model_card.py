@@ -67,7 +67,7 @@ def test_the_python_example_of_the_card_runs(folder):
     subprocess.run([sys.executable, "-c", snippet + check], cwd=folder, check=True)
 
 
-def test_metadata_are_what_the_hub_reads(run_folder):
+def test_the_metadata_are_those_that_the_hub_reads(run_folder):
     card = ModelCard.load(write_model_card(run_folder, get_dataset_spec("cityscapes"), name="someone/network"))
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-segmentation")
@@ -254,7 +254,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         write_model_card(tmp_path)
 
 
-def test_a_folder_that_cannot_be_read_or_written_is_the_users_mistake(run_folder, monkeypatch):
+def test_a_folder_that_cannot_be_read_or_written_is_a_usage_error(run_folder, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_read_or_written_is_the_users_mistake(run_folder
         write_model_card(run_folder)
 
 
-def test_a_run_writes_the_card_of_its_own_figures(run_script, tmp_path):
+def test_a_run_writes_a_card_with_its_own_results_and_settings(run_script, tmp_path):
     run = tmp_path / "run"
     arguments = flags(None, run, dataset="synthetic_scenes", data_dir=None, class_weights=None, max_steps=1)
     code, _, err = run_script("train.py", *arguments)
@@ -319,7 +319,7 @@ def test_the_recipe_of_a_card_repeats_the_run(run_script, tmp_path):
     config, config_again = (json.loads((folder / "config.json").read_text()) for folder in (run, again))
     assert config == config_again
     differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
-    # what the network fills in by itself is written out in the card; where things lie and what is watched is not there
+    # The card writes out the defaults that the network fills in, and leaves out paths, logging and validation steps.
     logistics = {name for name in differing if not purpose(name).in_card}
     assert {name for name in differing - logistics if config.get(name) != after.get(name)} == set()
     assert logistics <= {"output_dir", "validation_steps", "checkpointing_steps", "logging_steps"}
