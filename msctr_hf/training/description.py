@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..models.contrastive_adapter import ContrastiveAdapter
-from .settings import TrainingSettings
+from .settings import TrainingSettings, purpose
 
 _PACKAGES = ("msctr_hf", "torch", "transformers", "accelerate", "datasets", "timm", "evaluate", "huggingface_hub")
 # what changes how a run computes, and where a scheduler put it
@@ -42,6 +42,7 @@ def describe_run(settings: dict[str, Any], accelerator: Accelerator, step: int) 
             "from_step": step,
             "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
             "settings": settings,
+            "paths": _paths(settings),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
             "device": _device_name(),
@@ -51,6 +52,15 @@ def describe_run(settings: dict[str, Any], accelerator: Accelerator, step: int) 
             "environment": {name: value for name, value in sorted(os.environ.items()) if _ENVIRONMENT.match(name)},
         }
     )
+
+
+def _paths(settings: dict[str, Any]) -> list[str]:
+    """Names of the settings that are files or folders of this machine, which a model card must not take for Hub ids.
+
+    They are recorded at the start, since a relative path means nothing in another folder or on another machine.
+    """
+    values = {name: value for name, value in settings.items() if purpose(name).is_path and isinstance(value, str)}
+    return [name for name, value in values.items() if Path(value).exists()]
 
 
 def without_secrets(value: Any) -> Any:

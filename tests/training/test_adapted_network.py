@@ -62,7 +62,7 @@ def test_train_and_evaluate_take_a_model_of_transformers(run_script, adapted_fla
     [
         ({"contrastive_adapter": "false"}, "holds a segformer; add --contrastive_adapter true"),
         ({"model_name_or_path": None}, "--contrastive_adapter needs a model to adapt"),
-        ({"decode_head": "fcn"}, "--decode_head is no setting of the contrastive objective"),
+        ({"decode_head": "fcn"}, "--decode_head is not a setting of the contrastive objective"),
         ({"size_divisor": 32}, "keeps its own image processor"),
         ({"model_name_or_path": "/nowhere"}, "/nowhere cannot be loaded"),
     ],

@@ -20,3 +20,10 @@ def test_a_description_holds_no_token_of_the_environment(monkeypatch):
     description = describe_run({"dataset_name": "https://u:hf_averysecrettoken@host"}, Accelerator(cpu=True), 0)
     assert "averysecret" not in str(description)
     assert description["environment"]["ACCELERATE_NOTE"] == "***"
+
+
+def test_a_description_names_the_settings_that_were_paths_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/parquet").mkdir(parents=True)
+    settings = {"dataset_name": "data/parquet", "model_name_or_path": "nvidia/mit-b0", "corrections": None, "seed": 0}
+    assert describe_run(settings, Accelerator(cpu=True), 0)["paths"] == ["dataset_name"]
