@@ -6,10 +6,10 @@ from pathlib import Path
 import msctr_hf
 
 PACKAGE = Path(msctr_hf.__file__).parent
-LADDER = ("errors", "settings", "models", "data", "evaluation", "training", "hub", "commands")
+LADDER = ("errors", "settings", "progress", "models", "data", "evaluation", "training", "hub", "commands")
 MAY_IMPORT = {
     "models": {"models"},
-    "data": {"errors", "settings", "data"},
+    "data": {"errors", "settings", "progress", "data"},
     **{folder: set(LADDER[: LADDER.index(folder) + 1]) for folder in ("evaluation", "training", "hub", "commands")},
 }
 

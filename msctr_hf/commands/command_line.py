@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import difflib
 import errno
 import json
 import os
@@ -24,7 +23,9 @@ from ..errors import UsageError, first_line
 from ..models.configuration_msctr import MsctrConfig
 from ..settings import About, abouts
 from ..training.interruption import EXIT_INTERRUPTED, Interrupted
+from .quiet import quiet_libraries
 from .recipes import find_recipe
+from .spelling import closest, unknown_flag
 
 # Set from the data set or from `backbone`, not by hand.
 _WITHOUT_FLAG = {"backbone_config", "palette", "semantic_loss_ignore_index"}
@@ -60,7 +61,7 @@ class CommandLine(HfArgumentParser):
         super().__init__(
             groups,
             prog=f"msctr {command}",
-            usage=f"msctr {command} [--config RECIPE] [--flag [VALUE ...] ...]; --help lists the flags",
+            usage=f"msctr {command} [--config FILE] [--flag [VALUE ...] ...]; --help lists the flags",
             description=description,
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
@@ -71,7 +72,9 @@ class CommandLine(HfArgumentParser):
         }
         self.add_argument(
             "--config",
-            help="YAML file, or name of a shipped recipe; its values replace the defaults, flags win.",
+            help="YAML file, or name of a shipped recipe; its values replace the defaults, flags win."
+            if with_network_settings
+            else "YAML file with values of these flags; they replace the defaults, flags win.",
         )
         self.network_settings = self._add_network_settings() if with_network_settings else []
 
@@ -86,6 +89,10 @@ class CommandLine(HfArgumentParser):
         action = parser._option_string_actions[f"--{field.name}"]
         if action.nargs == "+":
             action.nargs = "*"  # an empty list is a value too, and config.yaml of a run has some
+        if bool in get_args(field.type) and action.nargs is None:
+            action.nargs, action.const = "?", True  # bare like every other boolean
+        if (complement := parser._option_string_actions.get(f"--no_{field.name}")) is not None:
+            complement.help = argparse.SUPPRESS  # of the library, for booleans that are true by default
         for name in about.former:  # scripts and files of older versions still name it so; the help does not
             options = {"nargs": action.nargs, "const": action.const, "type": action.type, "choices": action.choices}
             parser.add_argument(
@@ -123,11 +130,14 @@ class CommandLine(HfArgumentParser):
         words = list(argv)
         if (config := finder.parse_known_args(words)[0].config) is not None:
             words = [*self._flags_of(find_recipe(config)), *words]
+        # before anything is missing or out of its range because of a misspelled flag
+        if (flag := unknown_flag(self._option_string_actions, words)) is not None:
+            self._refuse(flag.lstrip("-"), f"unknown argument {flag}.", "--{}")
         *parsed, rest, unknown = self.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
         )
         if unknown:
-            self._refuse(unknown[0].lstrip("-").split("=")[0], f"unknown argument {unknown[0]}.", "--{}")
+            self._refuse(unknown[0].lstrip("-"), f"unknown argument {unknown[0]}.", "--{}")
         if not self.network_settings:
             return tuple(parsed)
         return *parsed, {name: getattr(rest, name) for name in self.network_settings if hasattr(rest, name)}
@@ -135,6 +145,7 @@ class CommandLine(HfArgumentParser):
     def run(self, argv: Sequence[str], function: Callable[..., None]) -> None:
         """Parse, then call `function` with what was parsed; see `one_sentence`."""
         with one_sentence(self.in_words_of_flags):
+            quiet_libraries()
             function(*self.parse(argv))
         _end_before_gloo_aborts()
 
@@ -175,8 +186,8 @@ class CommandLine(HfArgumentParser):
         names = [action.dest for action in self._actions]
         if name in self.resembling:
             self.error(f"{sentence} Its place is taken by {quoted.format(self.resembling[name])}.")
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"Did you mean {quoted.format(close[0])}?" if close else "See --help for all settings."
+        close = closest(name, names)
+        hint = f"Did you mean {quoted.format(close)}?" if close else "See --help for all settings."
         self.error(f"{sentence} {hint}")
 
 

@@ -46,7 +46,6 @@ def _convert(
     from ..training.network import build_config, build_image_processor, image_processor_options
     from ..training.run_folder import check_output_dir, save_model
 
-    logging.disable_progress_bar()
     logging.set_verbosity_error()
     output_dir = Path(arguments.output_dir)
     check_output_dir(output_dir, overwrite=False, resume=False)

@@ -27,8 +27,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _embeddings(arguments: EmbeddingSettings) -> None:
-    from transformers.utils import logging
-
     from ..evaluation.embeddings import (
         ask_for_pixel,
         choose_sample,
@@ -41,7 +39,6 @@ def _embeddings(arguments: EmbeddingSettings) -> None:
     )
     from ..evaluation.predictor import load_predictor
 
-    logging.disable_progress_bar()
     spec, dataset = arguments.spec, arguments.load(arguments.split)
     predictor = load_predictor(arguments.model, device=arguments.device)
     image = choose_sample(dataset, arguments.image)["image"]

@@ -26,7 +26,6 @@ def main(argv: Sequence[str]) -> None:
 
 def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
     from accelerate import Accelerator
-    from transformers.utils import logging
 
     from ..evaluation.predictor import load_predictor
     from ..evaluation.report import write_report
@@ -34,7 +33,6 @@ def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
     from ..training.description import git_commit
     from ..training.run_folder import write_json
 
-    logging.disable_progress_bar()
     spec, dataset = arguments.spec, arguments.load(arguments.split)
     accelerator = Accelerator(cpu=view.device == "cpu")
     predictor = load_predictor(

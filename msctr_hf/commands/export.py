@@ -22,12 +22,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _export(arguments: ExportSettings) -> None:
-    from transformers.utils import logging
-
     from ..evaluation.predictor import load_predictor
     from ..hub.export import export_network
 
-    logging.disable_progress_bar()
     network = load_predictor(arguments.model, device="cpu")
     with written_to_output_dir(arguments.output_dir):
         comparisons = export_network(

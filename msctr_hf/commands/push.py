@@ -20,9 +20,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _push(arguments: PushSettings) -> None:
-    from transformers.utils import logging
-
     from ..hub.publishing import Destination, publish, spec_of_run
 
-    logging.disable_progress_bar()
     print(publish(arguments.model, spec_of_run(arguments.model), Destination.from_settings(arguments)))

@@ -37,12 +37,9 @@ def _train(
     hub_arguments: HubSettings,
     network_settings: dict[str, Any],
 ) -> None:
-    from transformers.utils import logging
-
     from ..hub.publishing import Destination, Publisher
     from ..training.train import print_results, train
 
-    logging.disable_progress_bar()
     destination = Destination.from_settings(hub_arguments) if hub_arguments.push_to_hub else None
     publisher = Publisher(data_arguments.spec, destination)
     try:

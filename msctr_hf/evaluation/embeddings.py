@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..errors import UsageError
 from ..models.anchor_sampling import resize_labels
 from ..models.decode_heads import DECODE_HEADS
+from ..progress import progress
 from .predictor import Predictor
 
 METHODS = ("tsne", "umap")
@@ -128,7 +128,7 @@ def collect_embeddings(
     random = np.random.default_rng(seed)
     share = -(-pixels_per_class // len(samples))
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for sample in tqdm(samples, desc="projecting", unit="image", leave=False):
+    for sample in progress(samples, title="projecting", unit="image"):
         labels = torch.from_numpy(np.asarray(sample["label"]).astype(np.int64))[None]
         for stage, of_stage in stage_features(predictor, sample["image"], kind).items():
             of_pixels = resize_labels(labels, of_stage[None])[0].flatten().numpy()

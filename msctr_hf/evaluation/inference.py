@@ -93,6 +93,20 @@ def predict_labels(
     return _largest(views, output_size, _align_corners(model))
 
 
+@torch.no_grad()
+def predict_label_maps(
+    model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings, output_sizes: Sequence[Size]
+) -> list[torch.Tensor]:
+    """Predict as `predict_labels` does, with a size of its own for the class map (H, W) of every image."""
+    views, align_corners = _views(model, pixel_values, settings), _align_corners(model)
+    if len(set(output_sizes)) == 1:
+        return list(_largest(views, output_sizes[0], align_corners))
+    return [
+        _largest([view.of_image(index) for view in views], size, align_corners)[0]
+        for index, size in enumerate(output_sizes)
+    ]
+
+
 def most_probable_classes(views: Sequence[torch.Tensor], size: Sequence[int], align_corners: bool) -> torch.Tensor:
     """Upsample logits, average the probabilities of several views, take the largest: strip by strip of rows.
 
@@ -174,6 +188,13 @@ class _WholeView:
         self.size = _size(logits.shape[-2:])
         self.device = logits.device
 
+    def of_image(self, index: int) -> _WholeView:
+        """The view of one image of the batch."""
+        logits = self.logits
+        if not self.mirrored:
+            return _WholeView(logits[index : index + 1])
+        return _WholeView(logits[[index, index + len(logits) // 2]], mirrored=True)
+
     def rows(self, first: int, stop: int) -> torch.Tensor:
         """Some rows of the logits, (B, L, rows, w)."""
         return self.logits[:, :, first:stop]
@@ -196,12 +217,18 @@ class _TiledView:
         self.model = model
         self.pixel_values = pixel_values
         self.window = window
+        self.window_stride = stride
         self.settings = settings
         self.mirrored = settings.flip
         self.size = _size(pixel_values.shape[-2:])
         self.device = next(model.parameters()).device
         self.tops, self.lefts = (window_starts(*side) for side in zip(self.size, window, stride, strict=True))
         self._logits: dict[int, torch.Tensor] = {}  # top -> (B, windows in this row, L, h, w)
+
+    def of_image(self, index: int) -> _TiledView:
+        """The view of one image of the batch."""
+        image = self.pixel_values[index : index + 1]
+        return _TiledView(self.model, image, self.window, self.window_stride, self.settings)
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
         """Some rows of the logits, (B, L, rows, W)."""

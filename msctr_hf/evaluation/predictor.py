@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import voc_palette
 from ..errors import UsageError, building_a_network
-from .inference import predict_labels
+from .inference import predict_label_maps
 from .settings import InferenceSettings
 
 
@@ -43,19 +43,23 @@ class Predictor:
         """RGB color of every class: the network's own, or distinct ones."""
         return getattr(self.model.config, "palette", None) or voc_palette(self.model.config.num_labels)
 
-    def __call__(self, images: list[Image.Image]) -> Iterator[np.ndarray]:
-        """RGB images -> class maps (H, W) at the size of each, uint8, or int64 with more than 256 classes.
+    def __call__(self, images: Iterable[Image.Image]) -> Iterator[np.ndarray]:
+        """Yield the class map (H, W) of every RGB image at its size, uint8, or int64 with more than 256 classes.
 
-        Neighbors of one size share a batch.
+        Neighbors that the image processor brings to one size share a batch of at most `settings.batch_size` images.
+        No more images than a batch and one are read ahead.
         """
         settings = replace(
             self.settings,
             size_divisor=getattr(self.image_processor, "size_divisor", None) or 1,
             padding_mode=getattr(self.image_processor, "padding_mode", "constant"),
         )
-        for (width, height), group in groupby(images, key=lambda image: image.size):
-            labels = predict_labels(self.model, self.prepare(list(group)), settings, output_size=(height, width))
-            yield from labels.cpu().numpy()
+        prepared = ((self.prepare([image]), (image.height, image.width)) for image in images)
+        for _, neighbors in groupby(prepared, key=lambda one: one[0].shape):
+            while batch := list(islice(neighbors, self.settings.batch_size)):
+                pixel_values, sizes = zip(*batch, strict=True)
+                for labels in predict_label_maps(self.model, torch.cat(pixel_values), settings, sizes):
+                    yield labels.cpu().numpy()
 
     def prepare(self, images: list[Image.Image]) -> torch.Tensor:
         """RGB images of one size -> (B, 3, H, W), resized and normalized, but not padded."""

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..data.loaders import evaluation_loader
+from ..progress import progress
 from .boundary_iou import BoundaryIoU
 from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
@@ -96,15 +96,19 @@ def score_dataset(
     counts = _Counts(num_labels, ignore_index, with_boundaries, keep_worst)
     was_training = predictor.model.training
     predictor.model.eval()
+    share = None if isinstance(dataset, IterableDataset) else len(loader.dataset)  # type: ignore[arg-type]
+    bar = progress(total=share, title="scoring", unit="image", shown=accelerator.is_main_process)
     try:
-        for samples in tqdm(loader, desc="validation", leave=False, disable=not accelerator.is_local_main_process):
-            predictions = list(predictor([sample["image"] for sample in samples]))
-            for sample, prediction in zip(samples, predictions, strict=True):
-                counts.add(sample, prediction)
-            if on_batch is not None:
-                on_batch(samples, predictions)
-            if should_stop is not None and should_stop():
-                break
+        with bar:
+            for samples in loader:
+                predictions = list(predictor([sample["image"] for sample in samples]))
+                for sample, prediction in zip(samples, predictions, strict=True):
+                    counts.add(sample, prediction)
+                if on_batch is not None:
+                    on_batch(samples, predictions)
+                bar.update(len(samples))
+                if should_stop is not None and should_stop():
+                    break
     finally:
         predictor.model.train(was_training)
     if should_stop is not None and any(gather_object([should_stop()])):

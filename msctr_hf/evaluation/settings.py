@@ -120,16 +120,26 @@ class PredictionSettings(Settings):
     _argument_group_name = "network and images"
 
     model: str = setting(help=_ANY_MODEL)
-    input: str = setting(help="An image, or a folder that is searched for images.")
+    input: list[str] = setting(
+        help="Images, folders that are searched for images, or quoted patterns ('day_*/*.png')."
+    )
     output_dir: str = setting(
         "predictions", help="Folder for NAME.png (train ids) and NAME_overlay.png.", is_path=True
+    )
+    palette: bool = setting(
+        True, help="Store the class colors in NAME.png; its values are train ids with and without them."
     )
     opacity: float = setting(0.55, help="Opacity of the colors in overlays.", at_least=0, at_most=1)
     submission_for: str | None = setting(
         None,
-        help="Write what this data set's test server takes instead: raw label values under official names "
+        help="Write what this data set's test server takes instead: raw label values, in gray, under official names "
         "(cityscapes, ade20k).",
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.input:
+            raise UsageError("Name what is to be labeled: `input='IMAGE, FOLDER or PATTERN'`.")
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..errors import UsageError
+from ..progress import say
 from .description import without_secrets
 from .run_folder import LOG_FILE, replace_file
 from .step_guard import Verdict
@@ -125,8 +126,8 @@ class RunLog:
         """Log that a step was skipped, and why."""
         faulty = verdict.faulty
         self.write({"skipped": True, "not_finite": faulty.terms, "images": faulty.images}, verdict.step)
-        self.accelerator.print(
-            f"\nstep {verdict.step} was skipped, not finite: {', '.join(faulty.terms)}; "
+        self._say(
+            f"step {verdict.step} was skipped, not finite: {', '.join(faulty.terms)}; "
             f"images: {', '.join(faulty.images)}"
         )
 
@@ -135,7 +136,7 @@ class RunLog:
         self.write({f"{_VALIDATION}{name}": result.results[name] for name in _SCORES}, step)
         if result.sheet is not None:
             self.show(f"{_VALIDATION}predictions", result.sheet, step)
-        self.accelerator.print(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %")
+        self._say(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %")
 
     def show(self, name: str, image: Image.Image, step: int) -> None:
         """Give an image to the trackers that take images."""
@@ -145,6 +146,10 @@ class RunLog:
                     tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
                 elif hasattr(tracker, "log_images"):
                     tracker.log_images({name: [image]}, step=step)
+
+    def _say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            say(line)
 
     @contextmanager
     def _full_disk_reported(self, kind: type[OSError] | None = None) -> Iterator[None]:

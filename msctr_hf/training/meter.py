@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
+from ..progress import progress
 from .devices import used_megabytes
 from .logs import RunningMeans
 
@@ -37,8 +37,9 @@ class Meter:
     def running(self, step: int, max_steps: int) -> Iterator[None]:
         """Start the stopwatch at a step, and show a progress bar."""
         self._since, self._reported_step = time.perf_counter(), step
-        shown = self.accelerator.is_local_main_process
-        with tqdm(total=max_steps, initial=step, desc="training", unit="step", disable=not shown) as self._bar:
+        shown = self.accelerator.is_main_process
+        self._bar = progress(total=max_steps, start=step, title="training", unit="step", shown=shown, keep=True)
+        with self._bar:
             yield
 
     def add_batch(self, terms: Mapping[str, torch.Tensor], diagnostics: Mapping[str, Any]) -> None:

@@ -22,7 +22,8 @@ GROUPS = (ModelSettings, DataSettings, TrainingSettings, HubSettings)
 
 
 def actions():
-    return {action.dest: action for action in command_line()._actions}
+    """The action of every setting; `--no_NAME` of transformers' parser follows its `--NAME`."""
+    return {action.dest: action for action in reversed(command_line()._actions)}
 
 
 def test_help_of_training_is_complete_and_shows_true_defaults():

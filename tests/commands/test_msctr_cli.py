@@ -1,6 +1,7 @@
 """The word `msctr` and what follows it, in processes of their own."""
 
 import importlib
+import re
 import subprocess
 import sys
 
@@ -41,6 +42,47 @@ def test_every_command_has_a_help_of_its_own(capsys, name):
     help_text = capsys.readouterr().out
     assert f"msctr {name}" in help_text
     assert "(default: None)" not in help_text
+
+
+MISSPELLED = [  # module, words before the flag, what is written, what is meant
+    ("msctr_hf.commands.train", [], "lerning_rate", "learning_rate"),
+    ("msctr_hf.commands.evaluate", [], "modl", "model"),
+    ("msctr_hf.commands.predict", [], "modl", "model"),
+    ("msctr_hf.commands.prepare", [], "datadir", "data_dir"),
+    ("msctr_hf.commands.export", [], "modl", "model"),
+    ("msctr_hf.commands.push", [], "hub_modl_id", "hub_model_id"),
+    ("msctr_hf.commands.convert", [], "checkpont", "checkpoint"),
+    ("msctr_hf.commands.embeddings", [], "modl", "model"),
+    ("msctr_hf.commands.demo", [], "modl", "model"),
+    ("experiments.sweep_command", [], "paralel", "parallel"),
+    ("experiments.sweep_command", [], "lerning_rate", "learning_rate"),
+    ("experiments.model_zoo", [], "outptu", "output"),
+    ("experiments.benchmark.command", ["step"], "confg", "config"),
+]
+
+
+@pytest.mark.parametrize(("module", "words", "written", "meant"), MISSPELLED)
+def test_a_misspelled_flag_gets_one_line_of_usage_and_one_sentence(capsys, module, words, written, meant):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(module).main([*words, f"--{written}", "3"])
+    assert stop.value.code == 2
+    usage, sentence = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: ")
+    assert len(usage) < 120
+    assert sentence.endswith(f"error: unknown argument --{written}. Did you mean --{meant}?")
+
+
+def test_every_command_is_tried_with_a_misspelled_flag():
+    assert {f"msctr_hf.commands.{name}" for name in msctr_cli.COMMANDS} <= {module for module, *_ in MISSPELLED}
+
+
+def test_help_of_push_lists_what_push_takes_and_nothing_else(capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("msctr_hf.commands.push").main(["--help"])
+    flags = set(re.findall(r"--\w+", capsys.readouterr().out.partition("options:")[2]))
+    taken = {"--model", "--hub_model_id", "--hub_private", "--hub_private_repo", "--hub_license", "--hub_images"}
+    assert {flag for flag in flags if flag in taken or "_" in flag} == taken
+    assert "--push_to_hub" not in flags
 
 
 def test_the_package_runs_as_a_module_in_a_clone():

@@ -80,11 +80,26 @@ def test_prediction_writes_ids_and_overlays_at_the_size_of_the_image(run_script,
     )  # fmt: skip
     assert (code, "2 image" in out) == (0, True)
     labels = Image.open(tmp_path / "maps/street.png")
-    assert (labels.mode, labels.size) == ("L", (70, 45))
+    assert (labels.mode, labels.size) == ("P", (70, 45))
+    assert labels.getpalette()[:9] == [255, 0, 0, 0, 255, 0, 0, 0, 255]
     assert np.asarray(labels).max() < 3
     overlay = Image.open(tmp_path / "maps/below/house_overlay.png")
     assert overlay.width == 32
     assert overlay.height > 33
+
+
+def test_prediction_takes_several_inputs_and_writes_gray_files_on_request(run_script, model, tmp_path):
+    for name in ("a.png", "b.png", "night/c.png", "day/d.png"):
+        write_image(tmp_path / "images" / name)
+    code, out, error = run_script(
+        "predict.py", "--model", model, "--input", tmp_path / "images/a.png", tmp_path / "images/b.png",
+        "--input", tmp_path / "images/nig*", f"--input={tmp_path / 'images/day'}", "--output_dir", tmp_path / "maps",
+        "--palette", "false", "--batch_size", "2", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, error
+    assert "4 image" in out
+    names = ["a.png", "b.png", "d.png", "night/c.png"]
+    assert {Image.open(tmp_path / "maps" / name).mode for name in names} == {"L"}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +114,7 @@ def test_prediction_writes_ids_and_overlays_at_the_size_of_the_image(run_script,
         ("evaluate.py", {"window_size": "32"}, "window_size"),
         ("evaluate.py", {"dtype": "int8"}, "dtype"),
         ("predict.py", {"input": "/no/image.jpg"}, "/no/image.jpg"),
+        ("predict.py", {"input": "/no/*.jpg"}, "--input: nothing matches '/no/*.jpg'"),
         ("predict.py", {"model": "/no/model"}, "/no/model"),
     ],
 )

@@ -108,7 +108,9 @@ def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_p
     assert code == 0, error
     assert [path.name for path in (tmp_path / "submission").iterdir()] == [expected]
     train_ids = np.asarray(Image.open((tmp_path / "ids" / file_name).with_suffix(".png")))
-    raw = np.asarray(Image.open(tmp_path / "submission" / expected))
+    submitted = Image.open(tmp_path / "submission" / expected)
+    assert submitted.mode == "L"
+    raw = np.asarray(submitted)
     raw_values = {label: value for value, label in DATASETS[name].label_values.items()}
     assert raw.dtype == np.uint8
     assert np.array_equal(raw, np.vectorize(raw_values.get)(train_ids))
