@@ -17,12 +17,12 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr convert` with the words that follow it on the command line."""
     groups = [ConversionSettings, ModelSettings, DataSettings, TrainingSettings]
     command_line = CommandLine(groups, __doc__, "convert", with_network_settings=True)
 
     def convert(*settings: Any) -> None:
-        # a recipe names the folder of its training run
+        # the default, or a recipe, names the folder of a training run
         if not any(word.split("=")[0] in ("--output_dir", "--output-dir") for word in argv):
             raise UsageError("Name the folder for the converted model: `output_dir='FOLDER'`.")
         _convert(*settings)

@@ -15,7 +15,7 @@ from .command_line import CommandLine
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr demo` with the words that follow it on the command line."""
     CommandLine([DemoSettings], __doc__, "demo", words={"source": "examples"}).run(argv, _serve)
 
 

@@ -20,7 +20,7 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr evaluate` with the words that follow it on the command line."""
     CommandLine([ScoringSettings, EvaluationSettings], __doc__, "evaluate").run(argv, _evaluate)
 
 
@@ -40,7 +40,7 @@ def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
     )
     if predictor.model.config.num_labels != len(spec.classes):
         raise UsageError(
-            f"{arguments.model} tells {predictor.model.config.num_labels} classes apart, but {spec.name} has "
+            f"{arguments.model} predicts {predictor.model.config.num_labels} classes, but {spec.name} has "
             f"{len(spec.classes)}; evaluate it on the data set it was trained for."
         )
     scores = score_dataset(

@@ -15,7 +15,7 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr predict` with the words that follow it on the command line."""
     groups = [PredictionSettings, EvaluationSettings]
     CommandLine(groups, __doc__, "predict", words={"sources": "input"}).run(_with_one_input(argv), _predict)
 

@@ -1,4 +1,4 @@
-"""What libraries write while a command runs: nothing that a user can do nothing about."""
+"""Keep messages of libraries that a user can do nothing about out of the output of a command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ATTEMPT = re.compile(r"'.*' thrown while requesting |Retrying in ", re.DOTALL)
 
 
 class _OneLinePerOutage(logging.Filter):
-    """Says once that the Hub does not answer, where huggingface_hub writes two lines for every attempt."""
+    """Report once that the Hub does not answer, where huggingface_hub writes two lines for every attempt."""
 
     said = False
 
@@ -36,10 +36,10 @@ class _OneLinePerOutage(logging.Filter):
 
 
 def quiet_libraries() -> None:
-    """Turn off bars of other libraries that do not belong into the output, and warnings about their own insides."""
+    """Turn off bars of libraries that would garble the output, and warnings about their own internals."""
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # one per loaded model, gone in a moment
+    disable_progress_bar()  # models load within a moment
     if not is_terminal():
         _hide_bars_of_datasets()
     for message, category, module in _UNAVOIDABLE_WARNINGS:
@@ -51,8 +51,8 @@ def quiet_libraries() -> None:
 
 
 def _hide_bars_of_datasets() -> None:
-    """Hide the bars that `datasets` draws with carriage returns, without importing it for commands that do not."""
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # where it is imported later, and in processes
+    """Hide the bars of `datasets`, which use carriage returns in files too, without importing it needlessly."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when it is imported, here or in a worker
     if "datasets" in sys.modules:
         from datasets import disable_progress_bars
 

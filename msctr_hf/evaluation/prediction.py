@@ -1,4 +1,4 @@
-"""Labeling image files: class maps and overlays."""
+"""Label image files: write class maps and overlays."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def save_labels(labels: np.ndarray, path: Path, palette: Sequence[Sequence[int]]
 def _readable(
     targets: Mapping[Path, Path], waiting: deque[tuple[Image.Image, Path]], unreadable: list[str]
 ) -> Iterator[Image.Image]:
-    """The images that can be read, in order; each is put into `waiting` with its output."""
+    """Yield the images that can be read, in order, and append each with its output path to `waiting`."""
     for path, target in progress(targets.items(), title="predicting", unit="image", shown=len(targets) > 1):
         try:
             image = read_image(path)
@@ -106,7 +106,7 @@ def _readable(
 
 
 def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
-    """Raw label value of every train id."""
+    """Tabulate the raw label value of every train id."""
     if num_labels != len(spec.classes):
         raise UsageError(f"`submission_for`: {spec.name} has {len(spec.classes)} classes, the model {num_labels}.")
     raw_values = spec.raw_values()
@@ -114,7 +114,7 @@ def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
 
 
 def _find_images(sources: Sequence[str | Path]) -> dict[Path, Path]:
-    """Every image once, with its output's path relative to the output folder and without ending."""
+    """Map every image, once, to the path of its outputs below the output folder, without ending."""
     images: dict[Path, Path] = {}
     seen: set[str] = set()
     for source in sources:
@@ -126,7 +126,7 @@ def _find_images(sources: Sequence[str | Path]) -> dict[Path, Path]:
         else:
             root, found = _matches(str(source))
         if not found:
-            raise UsageError(f"`sources`: {source} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+            raise UsageError(f"`sources`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
         for image in found:
             if (place := os.path.abspath(image)) not in seen:
                 seen.add(place)
@@ -141,9 +141,9 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _matches(pattern: str) -> tuple[Path, list[Path]]:
-    """The folder above the first wildcard, and the images that a pattern matches, or that are in matching folders."""
+    """Return the folder above the first wildcard, and the images that match a pattern or are in matching folders."""
     if not glob.has_magic(pattern):
-        raise UsageError(f"`sources`: there is no file or folder {pattern}.")
+        raise UsageError(f"`sources`: {pattern} is neither a file nor a folder.")
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     if not matches:
         raise UsageError(f"`sources`: nothing matches {pattern!r}.")
@@ -156,7 +156,7 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
 def _plan_outputs(
     images: Mapping[Path, Path], output_dir: Path, submission_for: DatasetSpec | None
 ) -> dict[Path, Path]:
-    """Image -> path of its outputs without endings; refused if a file would be written twice, or over an image."""
+    """Map every image to the path of its outputs without ending; refuse to write a file twice or over an image."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"`output_dir`: {output_dir} is a file.")
     if submission_for is not None:
@@ -179,7 +179,7 @@ def _plan_outputs(
 
 
 def _official_name(path: Path, spec: DatasetSpec) -> str:
-    """aachen_000000_000019_leftImg8bit.png -> aachen_000000_000019_pred_labelIds."""
+    """Turn aachen_000000_000019_leftImg8bit.png into aachen_000000_000019_pred_labelIds."""
     if spec.submission is None:
         raise UsageError(f"`submission_for`: {spec.name} has no test server that takes files.")
     stem = path.stem

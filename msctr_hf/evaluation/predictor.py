@@ -1,4 +1,4 @@
-"""A saved network, ready for images of any size."""
+"""A network with its image processor, for images of any size."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .settings import InferenceSettings
 
 @dataclass
 class Predictor:
-    """A network with the image processor that prepares its images.
+    """Label images of any size with a network and its image processor.
 
     Args:
         model (`PreTrainedModel`): Any semantic segmentation model of transformers.
-        image_processor: Its image processor; padding is left to `predict_labels`, which undoes it.
-        settings (`InferenceSettings`): Scales, mirror images, windows.
+        image_processor: Prepares images; padding is left to the inference functions, which remove it again.
+        settings (`InferenceSettings`): Scales, mirror images, windows, batch size.
     """
 
     model: Any
@@ -34,13 +34,13 @@ class Predictor:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes, by train id."""
+        """List the names of the classes in the order of the train ids."""
         config = self.model.config
         return [config.id2label[label] for label in range(config.num_labels)]
 
     @property
     def palette(self) -> list:
-        """RGB color of every class: the network's own, or distinct ones."""
+        """List the RGB color of every class, from the configuration or, without one there, from PASCAL VOC's rule."""
         return getattr(self.model.config, "palette", None) or voc_palette(self.model.config.num_labels)
 
     def __call__(self, images: Iterable[Image.Image]) -> Iterator[np.ndarray]:
@@ -62,7 +62,7 @@ class Predictor:
                     yield labels.cpu().numpy()
 
     def prepare(self, images: list[Image.Image]) -> torch.Tensor:
-        """RGB images of one size -> (B, 3, H, W), resized and normalized, but not padded."""
+        """Resize and normalize RGB images of one size to a batch (B, 3, H, W), without padding."""
         unpadded = {} if getattr(self.image_processor, "size_divisor", None) is None else {"size_divisor": 1}
         prepared = self.image_processor(images=images, return_tensors="pt", **unpadded)
         return prepared["pixel_values"].to(next(self.model.parameters()).device)
@@ -78,13 +78,14 @@ def load_predictor(
     """Load any `AutoModelForSemanticSegmentation` with its image processor, in evaluation mode.
 
     Args:
-        model (`str`): A saved folder or a Hub id.
-        settings (`InferenceSettings`, *optional*): How images are presented; whole, at one scale by default.
-        device (`str`, *optional*): The best there is by default.
-        dtype (`str`): float32, float16 or bfloat16.
+        model (`str`): Saved folder or Hub id.
+        settings (`InferenceSettings`, *optional*): How images are presented to the network; whole and at one scale by
+            default.
+        device (`str`, *optional*): Device of the network; an accelerator by default, if there is one.
+        dtype (`str`): Precision of the network: float32, float16 or bfloat16.
 
     Raises:
-        UsageError: If there is no such model or device.
+        UsageError: If the model or the device is not available.
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""The word `msctr` and what follows it, in processes of their own."""
+"""The command `msctr`: its commands, their help, misspelled flags, and what importing costs."""
 
 import importlib
 import re
@@ -27,7 +27,7 @@ def test_help_lists_the_commands_and_loads_neither_torch_nor_transformers():
 
 
 @pytest.mark.parametrize(("words", "sentence"), [(["trian"], "Did you mean 'train'?"), ([], "usage: msctr COMMAND")])
-def test_a_word_that_is_not_a_command_ends_with_2(capsys, words, sentence):
+def test_a_word_that_is_not_a_command_exits_with_2(capsys, words, sentence):
     with pytest.raises(SystemExit) as stop:
         msctr_cli.main(words)
     assert stop.value.code == 2
@@ -93,7 +93,7 @@ def test_the_package_runs_as_a_module_in_a_clone():
 HEAVY = ("datasets", "pandas", "evaluate", "matplotlib", "sklearn", "gradio", "onnx", "timm")
 
 
-def test_importing_the_package_registers_the_network_and_loads_nothing_else():
+def test_importing_the_package_registers_the_network_and_loads_no_heavy_library():
     code = f"""
 import sys, msctr_hf
 print(sorted({set(HEAVY)!r} & {{*sys.modules}}))

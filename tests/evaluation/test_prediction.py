@@ -122,8 +122,8 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(predictor, tmp_path
         (["0.png", "night"], "would both be written to"),
         (["1.png", "1_overlay.jpg"], "1.png and 1_overlay.jpg would both be written to"),
         (["0.png", "*.tif"], r"`sources`: nothing matches '\*.tif'"),
-        (["*.txt"], r"`sources`: \*.txt holds no image"),
-        (["none.png"], "there is no file or folder none.png"),
+        (["*.txt"], r"`sources`: \*.txt has no images"),
+        (["none.png"], "none.png is neither a file nor a folder"),
         ([], "name an image, a folder or a pattern"),
     ],
 )

@@ -53,12 +53,12 @@ def test_report_names_classes_groups_confusions_and_images(scores, tmp_path):
         assert list(csv.reader(file)) == [["image_id", "mean_iou"], ["a", "0.250000"], ["b", "0.500000"]]
 
 
-def test_figure_is_left_out_with_a_note_where_matplotlib_is_missing(scores, tmp_path, monkeypatch):
+def test_without_matplotlib_the_figure_is_replaced_by_a_note(scores, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     (note,) = write(scores, tmp_path)
     assert "matplotlib" in note
     assert "confusion.png" not in (tmp_path / "report.md").read_text()
 
 
-def test_confusions_are_shares_of_the_labeled_pixels(scores):
+def test_confusions_are_shares_of_the_labeled_pixels_of_a_class(scores):
     assert largest_confusions(scores.confusion, CLASSES) == [("sky", "road", pytest.approx(1 / 3))]

@@ -10,7 +10,7 @@ from msctr_hf.evaluation.scoring import group_scores, iou_table, score_dataset
 
 
 class Guess:
-    """Predicts one class everywhere, or what a function says."""
+    """A predictor that returns what a function makes of the image."""
 
     class model:
         training = False
@@ -67,7 +67,7 @@ def test_results_carry_groups_and_boundaries_by_name(dataset):
     assert "as one class" in iou_table(results)
 
 
-def test_groups_are_means_and_merged_classes():
+def test_groups_have_the_mean_iou_of_their_classes_and_the_iou_of_the_merged_class():
     random = np.random.default_rng(0)
     reference, prediction = random.integers(0, 5, (2, 40, 40))
     confusion = ConfusionMatrix(6)
