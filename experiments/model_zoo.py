@@ -7,7 +7,6 @@ python scripts/model_zoo.py runs/quickstart --output results/quickstart.json    
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import statistics
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from msctr_hf.commands.command_line import one_sentence
+from msctr_hf.commands.spelling import SpellingParser
 from msctr_hf.errors import UsageError
 from msctr_hf.models.configuration_msctr import MsctrConfig
 from msctr_hf.training.run_folder import RESULTS_FILE, RUN_FILE, read_json, read_log, write_json
@@ -133,9 +133,7 @@ def _groups(rows: Sequence[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]
 
 def main(argv: Sequence[str]) -> None:
     """Print the table of the runs that the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = SpellingParser("python scripts/model_zoo.py RUN [RUN ...]", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or JSON files with rows of runs")
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
     options = parser.parse_args(argv)

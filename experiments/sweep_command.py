@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msctr_hf.commands.command_line import one_sentence
+from msctr_hf.commands.spelling import SpellingParser
+from msctr_hf.commands.train import command_line
 from msctr_hf.errors import UsageError
 from msctr_hf.training.run_folder import replace_file, write_json
 
@@ -76,9 +78,7 @@ def write_report(runs: list[SweepRun], folder: Path) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Flags of the sweep itself; all others go to `scripts/train.py`."""
-    whole = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    whole = SpellingParser("python scripts/sweep.py", __doc__, passed_on=command_line()._option_string_actions)
     whole.add_argument("--output_dir", type=Path, default=Path("runs/sweep"), help="folder of all runs (runs/sweep)")
     whole.add_argument(
         "--arms", nargs="+", default=DEFAULT_ARMS, help=f"'MODE' or 'NAME: MODE --flag value' {DEFAULT_ARMS}"

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from msctr_hf.commands.command_line import one_sentence
+from msctr_hf.commands.spelling import SpellingParser
 from msctr_hf.errors import UsageError
 from msctr_hf.training.description import git_commit
 from msctr_hf.training.run_folder import write_json
@@ -61,18 +62,20 @@ def measure(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """A subcommand for each table."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = SpellingParser("", add_help=False)
     common.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     common.add_argument("--threads", type=_positive, default=1, help="threads on the CPU; targets are set for 1 (1)")
     common.add_argument("--repetitions", type=_positive, help="measured rounds; enough for a median by default")
     common.add_argument("--output", help="JSON file (benchmark_NAME.json)")
     common.add_argument("--check", action="store_true", help="exit with 1 where a ratio misses its target")
 
-    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = SpellingParser("python scripts/benchmark.py NAME", __doc__)
     names = whole.add_subparsers(dest="what", required=True, metavar="NAME")
 
     def add(name: str, text: str, measure: Any) -> argparse.ArgumentParser:
-        one = names.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
+        usage = f"python scripts/benchmark.py {name}"
+        prog = f"benchmark.py {name}"
+        one = names.add_parser(name, usage=usage, prog=prog, description=text, parents=[common], help=text)
         one.set_defaults(measure=measure)
         return one
 

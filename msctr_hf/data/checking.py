@@ -10,9 +10,9 @@ import numpy as np
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 
 from ..errors import UsageError
+from ..progress import progress
 from .decoding import Reader
 from .labels import IGNORE_INDEX
 from .specs import DatasetSpec
@@ -72,7 +72,7 @@ def check_rows(rows: Dataset, reader: Reader, num_classes: int, *, num_workers: 
     """
     report = SplitReport(np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64))
     loader = DataLoader(_Checked(rows, reader), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
-    for image_id, size, histogram, fault in tqdm(loader, desc=title, unit="image", leave=False):
+    for image_id, size, histogram, fault in progress(loader, title=title, unit="image"):
         if fault:
             report.broken[image_id] = fault
             continue

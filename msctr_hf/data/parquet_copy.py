@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from tqdm.auto import tqdm
 
+from ..progress import progress
 from .checking import SplitReport
 from .specs import DatasetSpec
 
@@ -31,7 +31,7 @@ def write_parquet(rows: Dataset, split: str, folder: Path) -> None:
     target = folder / "data"
     target.mkdir(parents=True, exist_ok=True)
     num_shards = max(1, math.ceil(_num_bytes(rows) / SHARD_BYTES))
-    with tqdm(total=len(rows), desc=f"writing {split}", unit="image", leave=False) as bar:
+    with progress(total=len(rows), title=f"writing {split}", unit="image") as bar:
         for number in range(num_shards):
             shard = rows.shard(num_shards, number, contiguous=True)
             path = target / f"{split}-{number:05d}-of-{num_shards:05d}.parquet"

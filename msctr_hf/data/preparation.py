@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from ..errors import UsageError, as_usage_error
+from ..progress import progress
 from .checking import SplitReport, check_rows, report_table
 from .decoding import Reader, attach
 from .file_source import FileSource
@@ -139,7 +139,7 @@ def _convert(
         if predecode:
             dataset = attach(rows, split.reader)
             written = write_predecoded(dataset, split.name, output_dir, name=spec.name, classes=spec.classes)
-            with tqdm(total=len(rows), desc=f"decoding {split.name}", unit="image", leave=False) as bar:
+            with progress(total=len(rows), title=f"decoding {split.name}", unit="image") as bar:
                 for done in written:
                     bar.update(done - bar.n)
         else:

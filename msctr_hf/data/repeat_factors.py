@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..errors import UsageError
+from ..progress import progress
 from .decoding import rows_of_labels
 from .labels import IGNORE_INDEX
 
@@ -27,8 +27,12 @@ def classes_present(
         `np.ndarray` of shape `(len(dataset), num_classes)`, bool.
     """
     loader = DataLoader(rows_of_labels(dataset), batch_size=8, num_workers=num_workers, collate_fn=_histograms)
-    bar = tqdm(loader, desc="classes of every image", leave=False, disable=not show_progress)
-    return np.concatenate([histograms[:, :num_classes] > 0 for histograms in bar])
+    present = []
+    with progress(total=len(dataset), title="counting classes", unit="image", shown=show_progress) as bar:
+        for histograms in loader:
+            present.append(histograms[:, :num_classes] > 0)
+            bar.update(len(histograms))
+    return np.concatenate(present)
 
 
 def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
