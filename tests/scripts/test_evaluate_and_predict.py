@@ -91,7 +91,7 @@ def test_prediction_writes_ids_and_overlays_at_the_size_of_the_image(run_script,
     ("script", "changes", "message"),
     [
         ("evaluate.py", {"model": "/no/model"}, "/no/model"),
-        ("evaluate.py", {"dataset": "ade"}, "There is no data set"),
+        ("evaluate.py", {"dataset": "ade"}, "is unknown"),
         ("evaluate.py", {"dataset": "synthetic_scenes"}, "3 classes apart"),
         ("evaluate.py", {"split": "test"}, "splits"),
         ("evaluate.py", {"device": "cuda:77"}, "--device"),
