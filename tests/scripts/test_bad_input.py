@@ -228,7 +228,7 @@ class Foreign:
             "holds more than tensors, or is damaged; nothing of",
         ),
         (lambda path: path.write_bytes(pickle.dumps(Foreign())), "holds more than tensors, or is damaged"),
-        (lambda path: path.mkdir(), "does not exist"),
+        (lambda path: path.mkdir(), "There is no file"),
     ],
     ids=["junk", "other network", "foreign code", "plain pickle", "folder"],
 )
