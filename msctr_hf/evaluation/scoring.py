@@ -188,7 +188,7 @@ def results_by_name(scores: dict[str, Any], id2label: Mapping[int, str]) -> dict
 
 
 def largest_confusions(confusion: ConfusionMatrix, id2label: Mapping[int, str]) -> list[dict[str, Any]]:
-    """List which classes are taken for which others most often, the largest shares first.
+    """List which classes are predicted as which others most often, the largest shares first.
 
     Args:
         confusion (`ConfusionMatrix`): All pixels.

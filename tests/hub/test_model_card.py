@@ -202,7 +202,7 @@ def test_results_of_older_runs_without_confusions_still_make_a_card(run_folder):
     write_json(run_folder / "results.json", older)
     text = card_of(run_folder).text
     assert "Measured in the best validation:\n\n- Lowest IoU: road (12.35 %)." in text
-    assert "taken for" not in text
+    assert "predicted as" not in text
 
 
 def test_drawn_images_are_called_drawn(run_folder):

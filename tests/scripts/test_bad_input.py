@@ -70,8 +70,8 @@ NETWORKS = [
     ({"dropout": 2}, "--dropout must be in [0, 1), got 2."),
 ]
 PLACES = [
-    ({"data_dir": "/no/such/folder"}, "There is no file /no/such/folder/dataset.yaml"),
-    ({"dataset": "cityscape"}, "There is no data set 'cityscape'; known are"),
+    ({"data_dir": "/no/such/folder"}, "The file /no/such/folder/dataset.yaml does not exist"),
+    ({"dataset": "cityscape"}, "The data set 'cityscape' is unknown; known are"),
     ({"train_split": "training"}, "folder has the splits ['train', 'validation'], not 'training'."),
     ({"streaming": True}, "--streaming reads parquet files or a Hub id"),
     ({"dataset_name": "/no/copy"}, "--dataset_name: /no/copy cannot be read"),
@@ -170,14 +170,14 @@ FILES = {
     "huge image": (
         for_all("train/images/*", lambda path: png_header_of(path, 100_000, 100_000)), "exceeds limit of"
     ),
-    "no images": (for_all("train/images/*", lambda path: path.unlink()), "hold(s) no image"),
-    "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "There is no folder"),
-    "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "There is no file"),
+    "no images": (for_all("train/images/*", lambda path: path.unlink()), "No image in"),
+    "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "does not exist"),
+    "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "does not exist"),
     "description is no YAML": (lambda folder: (folder / "dataset.yaml").write_text("a: ["), "is not valid YAML"),
     "unknown key": (describe(klasses=["a", "b"]), "unknown keys ['klasses']"),
     "one class": (describe(classes=["a"]), "must list the names of two classes or more"),
     "values of no class": (describe(label_values={0: "sky", 1: "sea"}), "names the class 'sea'"),
-    "path leaves the folder": (describe(splits=OUTSIDE), "../elsewhere must lie in the folder of the data set."),
+    "path leaves the folder": (describe(splits=OUTSIDE), "../elsewhere must be inside the folder of the data set."),
 }  # fmt: skip
 
 
