@@ -28,6 +28,8 @@ class About:
         ascending (`bool`): Whether a list must not descend.
         aliases (`tuple[str, ...]`): Names of other libraries that mean exactly the same.
         former (`tuple[str, ...]`): Names that older versions gave it; accepted, but not shown.
+        instead_of (`tuple[str, ...]`): Settings of which only one may be given; a flag replaces their values in a
+            recipe.
         resembles (`tuple[str, ...]`): Names of other libraries that mean nearly the same; an error points here.
         on_resume (`str`): What another value means for a run that resumes: `"refused"`, it would be another run;
             `"announced"`; `"batch"`, only the split of a step may change; `"replaced"`, what it gave the run is in the
@@ -46,6 +48,7 @@ class About:
     ascending: bool = False
     aliases: tuple[str, ...] = ()
     former: tuple[str, ...] = ()
+    instead_of: tuple[str, ...] = ()
     resembles: tuple[str, ...] = ()
     on_resume: Literal["refused", "announced", "batch", "replaced", "free"] = "refused"
     in_card: bool = True
@@ -105,6 +108,17 @@ def abouts(*classes: type) -> dict[str, About]:
     """What is known of every setting of these dataclasses, by name."""
     fields = (each for one in classes for each in dataclasses.fields(one))
     return {each.name: each.metadata.get(_KEY, About()) for each in fields}
+
+
+def defaults(*classes: type) -> dict[str, Any]:
+    """Defaults of all settings of these dataclasses that have one, by name."""
+    values = {}
+    for each in (each for one in classes for each in dataclasses.fields(one)):
+        if each.default is not MISSING:
+            values[each.name] = each.default
+        elif each.default_factory is not MISSING:
+            values[each.name] = each.default_factory()
+    return values
 
 
 def as_mapping(*settings: Any) -> dict[str, Any]:

@@ -31,7 +31,8 @@ SETTINGS_FILE = "settings.json"
 PROGRESS_FILE = "progress.json"  # after a validation; until then the progress in states.pt holds
 _SHARED_FILE = "states.pt"
 _PARTIAL = ".partial"
-_VALIDATED = ("validated_step", "best_mean_iou", "best_results")  # what a validation changes
+_VALIDATED = ("validated_step", "best_score", "best_results", "validations_without_best")  # what a validation changes
+_FORMER_NAMES = {"best_mean_iou": "best_score"}  # in checkpoints of older versions
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of Python, of torch.save, of safetensors
 
 
@@ -43,8 +44,9 @@ class Progress:
     epoch: int = 0
     batches_in_epoch: int = 0
     validated_step: int = 0
-    best_mean_iou: float = -1.0
+    best_score: float = -1.0  # of `metric_for_best_model`
     best_results: dict[str, Any] = field(default_factory=dict)
+    validations_without_best: int = 0  # in a row, up to the newest
     skipped_steps: int = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -54,7 +56,7 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From checkpoints."""
         for name, value in state.items():
-            setattr(self, name, value)
+            setattr(self, _FORMER_NAMES.get(name, name), value)
 
 
 class Stateful(Protocol):

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..models.contrastive_adapter import ContrastiveAdapter
+from .duration import Duration
 from .settings import TrainingSettings
 
 _PACKAGES = ("msctr_hf", "torch", "transformers", "accelerate", "datasets", "timm", "evaluate", "huggingface_hub")
@@ -31,17 +32,20 @@ _TOKEN = re.compile(r"\bhf_\w{8,}|\bapi_org_\w{8,}")
 HIDDEN = "***"
 
 
-def describe_run(settings: dict[str, Any], accelerator: Accelerator, step: int) -> dict[str, Any]:
-    """Everything needed to understand a run later: command, settings, versions, git state, environment, machine.
+def describe_run(
+    settings: dict[str, Any], accelerator: Accelerator, duration: Duration, step: int, command: str | None = None
+) -> dict[str, Any]:
+    """Collect what is needed to understand a run later: command, settings, versions, git state, environment, machine.
 
     Access tokens are hidden, wherever they stand.
     """
     return without_secrets(
         {
-            "command": shlex.join(sys.argv),
+            "command": command or shlex.join(sys.argv),
             "from_step": step,
             "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
             "settings": settings,
+            "duration": asdict(duration),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
             "device": _device_name(),
@@ -98,7 +102,7 @@ class RunSummary:
         num_classes (`int`): Its classes.
         training_images, validation_images (`int`, *optional*): How many there are; `None` for a stream.
         args (`TrainingSettings`): How it is trained.
-        steps_per_epoch (`int`, *optional*): `None` for a stream.
+        duration (`Duration`): Steps and epochs.
         num_processes (`int`): Processes that train together.
         precision (`str`): Mixed precision.
         checkpoint (`Path`, *optional*): What it resumes from.
@@ -112,7 +116,7 @@ class RunSummary:
     training_images: int | None
     validation_images: int | None
     args: TrainingSettings
-    steps_per_epoch: int | None
+    duration: Duration
     num_processes: int
     precision: str
     checkpoint: Path | None
@@ -124,15 +128,16 @@ def describe_start(run: RunSummary) -> list[str]:
     args = run.args
     always, in_training = _count_parameters(run.network)
     batch = args.batch_size * args.gradient_accumulation_steps * run.num_processes
-    epochs = "" if run.steps_per_epoch is None else f", {args.max_steps / run.steps_per_epoch:.1f} epochs"
+    duration = run.duration
+    epochs = "" if duration.num_epochs is None else f", {duration.num_epochs:.1f} epochs"
     lines = [
         f"network   {_architecture(run)}: {always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training",
         f"data      {run.dataset}, {run.num_classes} classes: {run.training_images or 'streamed'} training and "
         f"{run.validation_images or 'streamed'} validation images",
         f"batch     {batch} = {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
         f"{run.num_processes} process(es)",
-        f"schedule  {args.max_steps} steps{epochs}: {args.optimizer}, {args.schedule}, rate "
-        f"{args.learning_rate:g}, {args.warmup_steps} steps of warm-up"
+        f"schedule  {duration.max_steps} steps{epochs}, validation every {duration.validation_steps} steps: "
+        f"{args.optimizer}, {args.schedule}, rate {args.learning_rate:g}, {args.warmup_steps} steps of warm-up"
         + (f", weights averaged with {args.ema_decay:g}" if args.ema else ""),
         f"device    {_device_name()}, precision {run.precision}",
         f"folder    {Path(args.output_dir)}",

@@ -46,6 +46,7 @@ class TrainingLoop:
         self.network, self.model, self.average = setup.network, setup.model, setup.average
         self.optimizer, self.schedule, self.image_processor = setup.optimizer, setup.schedule, setup.image_processor
         self.guard, self.meter, self.log, self.validation = setup.guard, setup.meter, setup.log, setup.validation
+        self.duration = setup.duration
         self.progress, self.states, self.kept_settings = setup.progress, setup.states, setup.kept_settings
         self.stop = stop
         self.publish = publish
@@ -86,8 +87,10 @@ class TrainingLoop:
         self.finish_what_was_due()
         self.model.train()
         profile = traced(self.accelerator, self.output_dir) if self.args.profile else nullcontext()
-        with self.meter.running(self.progress.step, self.args.max_steps), profile as profiler:
-            for step in range(self.progress.step + 1, self.args.max_steps + 1):
+        with self.meter.running(self.progress.step, self.duration.max_steps), profile as profiler:
+            for step in range(self.progress.step + 1, self.duration.max_steps + 1):
+                if self.is_out_of_patience():
+                    break
                 self.train_step(self.next_batches())
                 # usually of the step before, since the host never waits for the device without need
                 outcome = self.guard.check(wait=self.host_waits_anyway())
@@ -106,6 +109,8 @@ class TrainingLoop:
                         self.keep_if_best(self.validate())
                 if profiler is not None:
                     profiler.step()
+        if self.progress.step < self.duration.max_steps:
+            self.end_early()
 
     def train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
         """Forward and backward pass of every batch, then one update of the weights."""
@@ -151,7 +156,7 @@ class TrainingLoop:
 
     def is_due(self, every: int) -> bool:
         """Whether something comes after this step that comes every so many steps, and at the end."""
-        return self.progress.step % every == 0 or self.progress.step == self.args.max_steps
+        return self.progress.step % every == 0 or self.progress.step == self.duration.max_steps
 
     def save_is_due(self) -> bool:
         """Whether the user asked for a checkpoint of this step."""
@@ -159,7 +164,12 @@ class TrainingLoop:
 
     def validation_is_due(self) -> bool:
         """Whether this step is to be validated, and was not before an interruption."""
-        return self.is_due(self.args.validation_steps) and self.progress.validated_step != self.progress.step
+        return self.is_due(self.duration.validation_steps) and self.progress.validated_step != self.progress.step
+
+    def is_out_of_patience(self) -> bool:
+        """Whether too many validations in a row, up to the newest, found no new best network."""
+        patience = self.args.early_stopping_patience
+        return patience is not None and self.progress.validations_without_best >= patience
 
     def host_waits_anyway(self) -> bool:
         """Whether this step ends with something that needs what the device has computed."""
@@ -201,9 +211,11 @@ class TrainingLoop:
         """
         progress = self.progress
         self.log.write_validation(result, progress.step)
-        is_best = result.mean_iou > progress.best_mean_iou
+        score = result.score(self.args.metric_for_best_model)
+        is_best = score > progress.best_score
+        progress.validations_without_best = 0 if is_best else progress.validations_without_best + 1
         if is_best:
-            progress.best_mean_iou = result.mean_iou
+            progress.best_score = score
             progress.best_results = {"step": progress.step, **result.results}
             self.save_best(result)
         progress.validated_step = progress.step
@@ -231,6 +243,15 @@ class TrainingLoop:
             self.accelerator,
             lambda: save_model(self.best_network, self.image_processor, self.output_dir / LAST, weights),
             f"The last model in {self.output_dir}",
+        )
+
+    def end_early(self) -> None:
+        """Save the network as it is, and say why the run ends before its last step."""
+        self.save_last()
+        self.accelerator.print(
+            f"\nstep {self.progress.step}: no new best {self.args.metric_for_best_model} in the last "
+            f"{self.progress.validations_without_best} validations, so training ends early (early_stopping_patience "
+            f"{self.args.early_stopping_patience})"
         )
 
     def save_checkpoint(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from .duration import Duration
 from .settings import TrainingSettings
 
 NORMS = "norm"
@@ -57,22 +58,20 @@ def _parameters_of_norms(model: nn.Module) -> Iterable[nn.Parameter]:
             yield from module.parameters(recurse=False)
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, arguments: TrainingSettings, steps_per_epoch: int | None
-) -> LambdaLR:
-    """Rate per optimizer step: linear warm-up, then poly, exponential or constant; never negative."""
-    return LambdaLR(optimizer, lambda step: schedule_factor(step, arguments, steps_per_epoch))
+def build_schedule(optimizer: torch.optim.Optimizer, arguments: TrainingSettings, duration: Duration) -> LambdaLR:
+    """Build the schedule of the rate per optimizer step: linear warm-up, then poly, exponential or constant."""
+    return LambdaLR(optimizer, lambda step: schedule_factor(step, arguments, duration))
 
 
-def schedule_factor(step: int, arguments: TrainingSettings, steps_per_epoch: int | None) -> float:
-    """Factor of the learning rate at a step, from 0.
+def schedule_factor(step: int, arguments: TrainingSettings, duration: Duration) -> float:
+    """Compute the factor of the learning rate at a step, which counts from 0; it is never negative.
 
     After the warm-up the factor follows from the absolute step: the schedule is not restarted.
     """
     if step < arguments.warmup_steps:
         return (step + 1) / arguments.warmup_steps
     if arguments.schedule == "poly":
-        return max(0.0, 1 - step / arguments.max_steps) ** arguments.poly_power
+        return max(0.0, 1 - step / duration.max_steps) ** arguments.poly_power
     if arguments.schedule == "exponential":
-        return arguments.exponential_gamma ** (step // max(1, steps_per_epoch or 1))
+        return arguments.exponential_gamma ** (step // (duration.steps_per_epoch or 1))
     return 1.0

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..settings import changed
 from .checkpointing import SETTINGS_FILE, Progress
 from .run_folder import read_json
-from .settings import purpose, purposes
+from .settings import add_missing, purpose, purposes
 
 # how the images of a step are split
 _BATCH = (*(name for name, about in purposes().items() if about.on_resume == "batch"), "num_processes")
@@ -34,6 +34,7 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
     saved = read_json(checkpoint / SETTINGS_FILE)
     if not saved:
         raise UsageError(f"`resume`: {checkpoint} holds no {SETTINGS_FILE}; it was written by another version.")
+    saved = add_missing(saved, settings)
     different = changed(saved, settings)
     refused = [name for name in different if name not in _BATCH and purpose(name).on_resume == "refused"]
     if refused:
@@ -43,13 +44,17 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
             "its last model with `model_name_or_path='OUTPUT_DIR/last'`."
         )
     notes = [
-        f"{name} was {saved.get(name)!r} and is {settings.get(name)!r} from here on."
+        f"{name} was {_in_words(saved.get(name))} and is {_in_words(settings.get(name))} from here on."
         for name in different
         if purpose(name).on_resume == "announced"
     ]
     if any(name in different for name in _BATCH):
         notes.append(_compare_batches(saved, settings))
     return notes
+
+
+def _in_words(value: Any) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def _compare_batches(saved: dict[str, Any], settings: dict[str, Any]) -> str:

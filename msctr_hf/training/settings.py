@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from ..data.settings import DataSettings
 from ..errors import UsageError
-from ..settings import About, Settings, abouts, setting
+from ..settings import About, Settings, abouts, defaults, setting
 
+DEFAULT_MAX_STEPS = 40_000
 _TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 
 
@@ -80,7 +82,20 @@ class TrainingSettings(Settings):
         at_least=0,
         below=2**32,
     )
-    max_steps: int = setting(40_000, help="Optimizer steps in all.", at_least=1, on_resume="announced")
+    max_steps: int | None = setting(
+        None,
+        help=f"Optimizer steps in all; {DEFAULT_MAX_STEPS:,} by default, unless `num_train_epochs` says how many.",
+        at_least=1,
+        on_resume="announced",
+        instead_of=("num_train_epochs",),
+    )
+    num_train_epochs: float | None = setting(
+        None,
+        help="Passes over the training set, instead of `max_steps`; not for a stream, whose length is not known.",
+        above=0,
+        on_resume="announced",
+        instead_of=("max_steps",),
+    )
     batch_size: int = setting(
         2,
         help="Images of one step on one process.",
@@ -90,6 +105,14 @@ class TrainingSettings(Settings):
     )
     gradient_accumulation_steps: int = setting(
         1, help="Batches whose gradients are summed for one step.", at_least=1, on_resume="batch"
+    )
+    global_batch_size: int | None = setting(
+        None,
+        help="Images of one step over all processes that the learning rate is meant for; a run with another number "
+        "says so when it starts.",
+        at_least=1,
+        on_resume="free",
+        in_card=False,
     )
     optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd", help="Optimizer.", resembles=("optim",))
     learning_rate: float = setting(0.01, help="Learning rate of the heads.", at_least=0)
@@ -124,13 +147,25 @@ class TrainingSettings(Settings):
         resembles=("bf16", "fp16"),
         on_resume="announced",
     )
-    validation_steps: int = setting(
-        5_000,
-        help="Validate every so many steps, and at the end.",
+    validation_steps: int | None = setting(
+        None,
+        help="Validate every so many steps, and at the end; by default after every epoch, but at most 20 times in all "
+        "and at least every 5,000 steps.",
         at_least=1,
         resembles=("eval_steps",),
         on_resume="free",
         in_card=False,
+    )
+    metric_for_best_model: str = setting(
+        "mean_iou",
+        help="Score that decides which model is the best: mean_iou, mean_accuracy, or a group of classes of the data "
+        "set by its name, whose mean IoU counts (Cityscapes: vehicle, human, ...).",
+    )
+    early_stopping_patience: int | None = setting(
+        None,
+        help="End training after so many validations in a row without a new best model; never by default.",
+        at_least=1,
+        on_resume="announced",
     )
     checkpointing_steps: int = setting(
         5_000,
@@ -207,6 +242,13 @@ class TrainingSettings(Settings):
         for name in self.report_to:
             if name not in _TRACKERS:
                 raise UsageError(f"`report_to`: {name} is unknown; choose from {', '.join(_TRACKERS)}.")
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise UsageError(
+                f"`max_steps` and `num_train_epochs` both say how long to train, got {self.max_steps} and "
+                f"{self.num_train_epochs}; give one of them."
+            )
+        if self.max_steps is None and self.num_train_epochs is None:
+            self.max_steps = DEFAULT_MAX_STEPS
 
 
 @cache
@@ -218,3 +260,9 @@ def purposes() -> dict[str, About]:
 def purpose(name: str) -> About:
     """What is known of a setting of a run."""
     return purposes().get(name, About())
+
+
+def add_missing(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete what an older version recorded: a setting that only `current` has had its default then."""
+    known = defaults(ModelSettings, DataSettings, TrainingSettings)
+    return {**{name: known[name] for name in current if name in known}, **recorded}

@@ -18,6 +18,7 @@ from ..settings import as_mapping
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
 from .description import RunSummary, describe_run, describe_start, without_secrets
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, optimize_layout
+from .duration import plan_duration
 from .logs import RunLog, RunningMeans
 from .meter import Meter
 from .network import build_network, choose_image_processor, refuse_single_values
@@ -28,7 +29,7 @@ from .run_folder import write_config, write_run_file
 from .settings import ModelSettings, TrainingSettings
 from .step_guard import StepGuard, Verdict
 from .training_data import build_loader, num_images
-from .validation import Validation
+from .validation import Validation, check_metric
 
 
 class Setup:
@@ -38,6 +39,7 @@ class Setup:
         model_arguments, data_arguments, args: What to train, on what and how.
         network_settings (`dict`): Further settings of `MsctrConfig`.
         validation_images (`int`, *optional*): Validate on so many images only.
+        command (`str`, *optional*): What starts the same run, for run.json; by default the command of this process.
 
     Raises:
         UsageError: If something does not fit.
@@ -50,10 +52,12 @@ class Setup:
         args: TrainingSettings,
         network_settings: dict[str, Any],
         validation_images: int | None = None,
+        command: str | None = None,
     ):
-        self.args = args
+        self.args, self.command = args, command
         self.output_dir = Path(args.output_dir)
         self.spec = data_arguments.spec
+        check_metric(args.metric_for_best_model, self.spec)
         self.train_set = data_arguments.load(data_arguments.train_split)
         validation_set = data_arguments.load("validation")
         # DPT, MobileNetV2 and others have parameters that no prediction needs; our own networks have none
@@ -64,14 +68,19 @@ class Setup:
         self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}  # with every checkpoint
         self.checkpoint = self._find_checkpoint()
         self.notes = [] if self.checkpoint is None else compare_settings(self.checkpoint, self.kept_settings)
+        if args.global_batch_size not in (None, self.images_per_step):
+            self.notes.append(
+                f"a step sees {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
+                f"{accelerator.num_processes} process(es) = {self.images_per_step} images, but learning_rate "
+                f"{args.learning_rate:g} is meant for global_batch_size {args.global_batch_size}"
+            )
 
         set_seed(args.seed)
         with accelerator.local_main_process_first():  # one download of weights per machine
             network = build_network(model_arguments, network_settings, self.spec)
             self.image_processor = choose_image_processor(network, model_arguments, data_arguments)
-        loader, self.steps_per_epoch = build_loader(
-            self.train_set, data_arguments, args, self.image_processor, accelerator
-        )
+        loader, self.epochs = build_loader(self.train_set, data_arguments, args, self.image_processor, accelerator)
+        self.duration = plan_duration(args, self.epochs)
         network = optimize_layout(  # type: ignore[assignment]
             network,
             accelerator.device,
@@ -83,7 +92,7 @@ class Setup:
             refuse_single_values(network)
         self.average = self._average(network)
         optimizer = build_optimizer(network, args, fused=accelerator.device.type in FUSED_DEVICES)
-        self.schedule = build_schedule(optimizer, args, self.steps_per_epoch)
+        self.schedule = build_schedule(optimizer, args, self.duration)
         self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         self.network = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.validation = Validation(
@@ -99,6 +108,11 @@ class Setup:
             shared={"schedule": self.schedule, "progress": self.progress, **averages}, own={"means": self.means}
         )
         set_seed(args.seed, device_specific=True)  # every process draws its own anchors and dropout
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one step over all processes."""
+        return self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _find_checkpoint(self) -> Path | None:
         """Searched by the first process, for all."""
@@ -141,13 +155,13 @@ class Setup:
             max_skipped=self.args.max_skipped_steps,
             report=self._report_skipped,
         )
-        images_per_step = self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        self.meter = Meter(self.accelerator, self.means, images_per_step)
+        self.meter = Meter(self.accelerator, self.means, self.images_per_step)
         for line in [*describe_start(self._summary()), *self.notes]:
             self.accelerator.print(line)
 
     def _describe(self) -> None:
-        write_run_file(self.output_dir, describe_run(self.settings, self.accelerator, self.progress.step))
+        description = describe_run(self.settings, self.accelerator, self.duration, self.progress.step, self.command)
+        write_run_file(self.output_dir, description)
         write_config(self.output_dir, self.settings)
 
     def _report_skipped(self, verdict: Verdict) -> None:
@@ -164,7 +178,7 @@ class Setup:
             training_images=num_images(self.train_set),
             validation_images=num_images(self.validation.dataset),
             args=self.args,
-            steps_per_epoch=self.steps_per_epoch,
+            duration=self.duration,
             num_processes=self.accelerator.num_processes,
             precision=self.accelerator.mixed_precision,
             checkpoint=self.checkpoint,

@@ -17,6 +17,7 @@ from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..evaluation.scoring import iou_table
 from .checkpointing import find_checkpoint
+from .duration import plan_duration
 from .interruption import StopRequest
 from .loop import TrainingLoop
 from .replacement import restore
@@ -33,6 +34,7 @@ def train(
     arguments: TrainingSettings,
     settings: dict[str, Any],
     publish: Callable[[Path], None] | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Train a network, validate it, keep the best and the last.
 
@@ -40,6 +42,7 @@ def train(
         model_arguments, data_arguments, arguments: What to train, on what and how.
         settings (`dict`): Further settings of `MsctrConfig`.
         publish (`Callable`, *optional*): Called by the first process with the folder of every new best model.
+        command (`str`, *optional*): What starts the same run, for run.json; by default the command of this process.
 
     Returns:
         `dict`: results of the best model, as in `results.json`; empty after a dry run.
@@ -58,7 +61,7 @@ def train(
     was_empty = is_empty(output_dir)
     try:
         with StopRequest() as stop:
-            setup = Setup(model_arguments, data_arguments, arguments, settings)
+            setup = Setup(model_arguments, data_arguments, arguments, settings, command=command)
             setup.start()
             return TrainingLoop(setup, stop, publish).run()
     except BaseException as error:
@@ -108,6 +111,7 @@ def _rehearse(
         overwrite_output_dir=False,
         resume=None,
         max_steps=REHEARSED_STEPS,
+        num_train_epochs=None,
         logging_steps=1,
         validation_steps=REHEARSED_STEPS,
         checkpointing_steps=1,
@@ -117,16 +121,16 @@ def _rehearse(
     try:
         with StopRequest() as stop:
             setup = Setup(model_arguments, data_arguments, short, settings, validation_images=REHEARSED_IMAGES)
+            max_steps = plan_duration(arguments, setup.epochs).max_steps
             setup.start()
             TrainingLoop(setup, stop).run()
             setup.resume_from(find_checkpoint(folder, "auto"))
         if setup.accelerator.is_main_process:
             last = [line for line in read_log(folder) if "images_per_second" in line][-1]
-            images = arguments.batch_size * arguments.gradient_accumulation_steps * setup.accelerator.num_processes
-            seconds = arguments.max_steps * images / last["images_per_second"]
+            seconds = max_steps * setup.images_per_step / last["images_per_second"]
             print(
                 f"dry run: training, validation, saving and loading work; {last['used_mb']:.0f} MB in use, "
-                f"{last['images_per_second']:.1f} images a second, so {arguments.max_steps} steps take about "
+                f"{last['images_per_second']:.1f} images a second, so {max_steps} steps take about "
                 f"{_in_words(seconds)} without validation"
             )
     finally:

@@ -19,6 +19,7 @@ from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..models.image_processing_msctr import MsctrImageProcessor
 from .checkpointing import Progress
+from .duration import Epochs
 from .settings import TrainingSettings
 
 Batch = TypeVar("Batch")
@@ -30,8 +31,8 @@ def build_loader(
     arguments: TrainingSettings,
     image_processor: MsctrImageProcessor,
     accelerator: Accelerator,
-) -> tuple[DataLoader, int | None]:
-    """Loader of the training set, and optimizer steps until every image was seen once (`None` for a stream).
+) -> tuple[DataLoader, Epochs | None]:
+    """Build the loader of the training set, and the lengths of its epochs (`None` for a stream).
 
     Raises:
         UsageError: If there are too few images, or a stream is asked for what only files have.
@@ -51,13 +52,14 @@ def build_loader(
     )
     if is_stream:
         return loader, None
-    batches = len(loader) // accelerator.num_processes
-    if batches == 0:
+    sampler: Any = loader.sampler
+    epochs = Epochs(sampler, arguments.batch_size, arguments.gradient_accumulation_steps, accelerator.num_processes)
+    if epochs.batches(0) == 0:
         raise UsageError(
             f"{len(train_set)} training images do not fill one batch of {arguments.batch_size} on "
             f"{accelerator.num_processes} process(es); lower `batch_size`."
         )
-    return loader, max(1, batches // arguments.gradient_accumulation_steps)
+    return loader, epochs
 
 
 def endless_batches(accelerator: Accelerator, loader: DataLoader, progress: Progress) -> Generator[dict]:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.specs import DatasetSpec
+from ..errors import UsageError
 from ..evaluation.predictor import Predictor
 from ..evaluation.scoring import score_dataset
 from ..evaluation.visualization import contact_sheet
@@ -22,6 +23,23 @@ from ..models.image_processing_msctr import MsctrImageProcessor
 from .training_data import num_images
 
 IMAGES_SHOWN = 4
+
+
+METRICS = ("mean_iou", "mean_accuracy")  # that may decide which model is the best, in addition to groups
+
+
+def check_metric(metric: str, spec: DatasetSpec) -> None:
+    """Check that validations on a data set have a score of this name.
+
+    Raises:
+        UsageError: If they do not; the message lists the names.
+    """
+    choices = [*METRICS, *(group for group in spec.groups if group not in METRICS)]
+    if metric not in choices:
+        of_groups = "" if spec.groups else f" ({spec.name} has no groups of classes)"
+        raise UsageError(
+            f"`metric_for_best_model` must be one of {', '.join(map(repr, choices))}{of_groups}, got {metric!r}."
+        )
 
 
 class ValidationResult(NamedTuple):
@@ -37,8 +55,13 @@ class ValidationResult(NamedTuple):
 
     @property
     def mean_iou(self) -> float:
-        """The score by which the best network is chosen; 0 where there was nothing to score."""
-        return self.results["mean_iou"] or 0.0
+        """Mean IoU over all classes; 0 where there was nothing to score."""
+        return self.score("mean_iou")
+
+    def score(self, metric: str) -> float:
+        """Look up the score that decides which network is the best; 0 where there was nothing to score."""
+        of_metric = self.results if metric in METRICS else self.results["groups"][metric]
+        return of_metric[metric if metric in METRICS else "mean_iou"] or 0.0
 
 
 class Validation:

@@ -21,6 +21,14 @@ FLAGS = [
     ({"batch_size": 1}, "a normalization layer sees a single value per channel; use --batch_size 2 or more."),
     ({"batch_size": 100}, "6 training images do not fill one batch of 100 on 1 process(es); lower --batch_size."),
     ({"max_steps": 0}, "--max_steps must be at least 1, got 0."),
+    (
+        {"num_train_epochs": 2},  # and --max_steps 4
+        "--max_steps and --num_train_epochs both say how long to train, got 4 and 2.0; give one of them.",
+    ),
+    (
+        {"metric_for_best_model": "accuracy"},
+        "--metric_for_best_model must be one of 'mean_iou', 'mean_accuracy' (folder has no groups of classes), got",
+    ),
     ({"max_steps": "many"}, "invalid int value: 'many'"),
     ({"learning_rate": -1}, "--learning_rate must be at least 0, got -1.0."),
     ({"learning_rate": "nan"}, "--learning_rate must be at least 0 and finite, got nan."),

@@ -1,6 +1,7 @@
 from accelerate import Accelerator
 
 from msctr_hf.training.description import describe_run, without_secrets
+from msctr_hf.training.duration import Duration
 
 
 def test_tokens_are_hidden_wherever_they_stand(monkeypatch):
@@ -17,6 +18,7 @@ def test_ordinary_words_stay():
 def test_a_description_holds_no_token_of_the_environment(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_averysecrettoken")
     monkeypatch.setenv("ACCELERATE_NOTE", "hf_averysecrettoken")
-    description = describe_run({"dataset_name": "https://u:hf_averysecrettoken@host"}, Accelerator(cpu=True), 0)
+    settings = {"dataset_name": "https://u:hf_averysecrettoken@host"}
+    description = describe_run(settings, Accelerator(cpu=True), Duration(4, 2), 0)
     assert "averysecret" not in str(description)
     assert description["environment"]["ACCELERATE_NOTE"] == "***"
