@@ -15,8 +15,8 @@ from msctr_hf.training.optimization import build_optimizer
 
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("**/*.yaml") if path.parent.name != "accelerate")
 PUBLISHED = {
-    "cityscapes": (19, "hrnet_w48 hrnet_w18 deeplabv3_resnet50 deeplabv3_resnet101 ocrnet_hrnet_w48 ocrnet_resnet101"
-                       " upernet_swin_tiny upernet_resnet101"),
+    "cityscapes": (19, "hrnet_w48 hrnet_w48_40k_batch8 hrnet_w18 deeplabv3_resnet50 deeplabv3_resnet101"
+                       " ocrnet_hrnet_w48 ocrnet_resnet101 upernet_swin_tiny upernet_resnet101"),
     "ade20k": (150, "upernet_swin_tiny upernet_swin_small upernet_swin_base upernet_swin_large ocrnet_hrnet_w48"
                     " hrnet_w48 deeplabv3_resnet101"),
     "pascal_context": (59, "hrnet_w48 ocrnet_hrnet_w48 deeplabv3_resnet101 upernet_resnet101"),
@@ -64,6 +64,13 @@ def test_configuration_builds_its_network_and_trains_a_step(path):
 def test_ablation_is_one_flag(mode):
     *_, settings = parse(ROOT / "configs/cityscapes/hrnet_w48.yaml", "--contrastive_mode", mode)
     assert settings["contrastive_mode"] == mode
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_as_many_processes_as_the_header_says_make_the_global_batch(path):
+    _, _, arguments, *_ = parse(path)
+    num_processes = 1 if "(one process)" in path.read_text() else 4
+    assert arguments.global_batch_size in (None, num_processes * arguments.batch_size)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
