@@ -1,4 +1,4 @@
-"""Settings of a training run: which network it starts from, and how it is trained."""
+"""Settings of a training run: the network that it starts from, and how this is trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 
 @dataclass
 class ModelSettings(Settings):
-    """Where the network comes from; its own settings are the fields of `MsctrConfig`."""
+    """Settings of where the network comes from; those of the network itself are the fields of `MsctrConfig`."""
 
     _argument_group_name = "network"
 
@@ -27,7 +27,7 @@ class ModelSettings(Settings):
         is_path=True,
     )
     output_stride: int | None = setting(
-        None, help="Output stride of a dilated timm backbone: 8 or 16; its own by default.", at_least=1
+        None, help="Output stride of a timm backbone, 8 or 16, by dilation; undilated by default.", at_least=1
     )
     backbone_config: str | None = setting(
         None, help="JSON of a transformers backbone configuration; `backbone` names its weights."
@@ -36,16 +36,19 @@ class ModelSettings(Settings):
         "hub", help="Initial weights of the backbone: 'hub', 'none' or a local file.", on_resume="free", is_path=True
     )
     model_name_or_path: str | None = setting(
-        None, help="Start from this saved model instead; its classes may differ.", on_resume="replaced", is_path=True
+        None,
+        help="Start from this saved model instead of a backbone; its classes may differ.",
+        on_resume="replaced",
+        is_path=True,
     )
     contrastive_adapter: bool = setting(
         False,
-        help="Add the contrastive objective to a saved model of transformers, of any kind that segments.",
+        help="Train a saved segmentation model of transformers with the contrastive objective.",
     )
-    freeze_backbone: bool = setting(False, help="Train the heads only; the backbone keeps its statistics too.")
+    freeze_backbone: bool = setting(False, help="Train the heads only; the statistics of the backbone are fixed too.")
     activation_checkpointing: bool = setting(
         False,
-        help="Recompute activations of the backbone to save memory.",
+        help="Recompute the activations of the backbone in the backward pass, to save memory.",
         resembles=("gradient_checkpointing",),
         on_resume="announced",
     )
@@ -58,20 +61,20 @@ class ModelSettings(Settings):
 
 @dataclass
 class TrainingSettings(Settings):
-    """How the network is trained."""
+    """Settings of how the network is trained."""
 
     _argument_group_name = "training"
 
     output_dir: str = setting(
         "runs/msctr",
-        help="Folder of the run: model, results, logs, checkpoints.",
+        help="Folder of the run, with model, results, logs and checkpoints.",
         on_resume="free",
         in_card=False,
         is_path=True,
     )
     overwrite_output_dir: bool = setting(
         False,
-        help="Replace a run that the folder already holds.",
+        help="Replace the run that is in the folder.",
         on_resume="free",
         in_card=False,
         of_a_start=True,
@@ -114,12 +117,14 @@ class TrainingSettings(Settings):
         on_resume="free",
         in_card=False,
     )
-    optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd", help="Optimizer.", resembles=("optim",))
+    optimizer: Literal["sgd", "adam", "adamw"] = setting(
+        "sgd", help="Optimizer: SGD with momentum, Adam or AdamW.", resembles=("optim",)
+    )
     learning_rate: float = setting(0.01, help="Learning rate of the heads.", at_least=0)
     backbone_learning_rate_factor: float = setting(
-        1.0, help="The backbone's rate as a multiple of the heads'.", at_least=0
+        1.0, help="Learning rate of the backbone as a multiple of that of the heads.", at_least=0
     )
-    weight_decay: float = setting(5e-4, help="Weight decay.", at_least=0)
+    weight_decay: float = setting(5e-4, help="Weight decay of the optimizer.", at_least=0)
     no_decay: list[str] = setting(
         [], help="Parameters without weight decay: parts of their names, or 'norm' for all normalization layers."
     )
@@ -133,17 +138,17 @@ class TrainingSettings(Settings):
         resembles=("adam_beta1", "adam_beta2"),
     )
     schedule: Literal["poly", "exponential", "constant"] = setting(
-        "poly", help="Schedule of the rate, per step.", resembles=("lr_scheduler_type",)
+        "poly", help="Schedule of the learning rate.", resembles=("lr_scheduler_type",)
     )
     poly_power: float = setting(0.9, help="Power of the poly schedule.", at_least=0)
-    exponential_gamma: float = setting(0.98, help="Factor of the exponential schedule, per epoch.", at_least=0)
-    warmup_steps: int = setting(0, help="Steps of linear warm-up.", at_least=0)
+    exponential_gamma: float = setting(0.98, help="Factor of the exponential schedule for every epoch.", at_least=0)
+    warmup_steps: int = setting(0, help="Steps of linear warm-up of the learning rate.", at_least=0)
     max_grad_norm: float | None = setting(
         None, help="Clip the norm of the gradient to this; never by default.", above=0
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None,
-        help="Precision; what `accelerate` is configured for by default.",
+        help="Mixed precision; by default that of the configuration of accelerate.",
         resembles=("bf16", "fp16"),
         on_resume="announced",
     )
@@ -177,7 +182,7 @@ class TrainingSettings(Settings):
     )
     checkpoints_kept: int = setting(
         2,
-        help="Numbered checkpoints to keep.",
+        help="Number of checkpoints to keep.",
         at_least=1,
         resembles=("save_total_limit",),
         on_resume="free",
@@ -185,7 +190,7 @@ class TrainingSettings(Settings):
     )
     resume: str | None = setting(
         None,
-        help="Continue from a checkpoint: 'auto' (the newest, if there is one) or its path.",
+        help="Resume from a checkpoint: 'auto' (the newest, if there is one) or its path.",
         resembles=("resume_from_checkpoint",),
         on_resume="free",
         in_card=False,
@@ -193,12 +198,12 @@ class TrainingSettings(Settings):
     )
     max_skipped_steps: int = setting(
         20,
-        help="Stop after so many steps in a row whose loss or gradient is not finite; each of them is skipped.",
+        help="Stop after so many steps in a row that were skipped since their loss or gradient was not finite.",
         at_least=1,
         on_resume="free",
         in_card=False,
     )
-    ema: bool = setting(False, help="Average the weights; the average is validated and saved.")
+    ema: bool = setting(False, help="Average the weights (EMA); the average is validated and saved.")
     ema_decay: float = setting(0.9999, help="Decay of the average per step, after a warm-up.", at_least=0, below=1)
     logging_steps: int = setting(50, help="Log every so many steps.", at_least=1, on_resume="free", in_card=False)
     report_to: list[str] = setting(
@@ -209,7 +214,7 @@ class TrainingSettings(Settings):
     )
     dry_run: bool = setting(
         False,
-        help="Two steps of everything, checkpoint and validation included; nothing stays.",
+        help="Try everything in two steps, checkpoint and validation included, and keep nothing.",
         on_resume="free",
         in_card=False,
         of_a_start=True,
@@ -228,12 +233,12 @@ class TrainingSettings(Settings):
     )
     channels_last: bool = setting(
         False,
-        help="Channels last in memory, which is faster on GPUs in half precision.",
+        help="Keep the channels last in memory, which is faster on GPUs in half precision.",
         on_resume="announced",
     )
     tf32: bool = setting(
         False,
-        help="TF32 matrix products on NVIDIA GPUs; their convolutions use it anyway.",
+        help="Use TF32 for matrix products on NVIDIA GPUs; their convolutions use it anyway.",
         on_resume="announced",
     )
 
@@ -253,16 +258,16 @@ class TrainingSettings(Settings):
 
 @cache
 def purposes() -> dict[str, About]:
-    """What is known of every setting of a run but those of `MsctrConfig`, for which the defaults of `About` hold."""
+    """Describe all settings of a run except for those of `MsctrConfig`, to which the defaults of `About` apply."""
     return abouts(ModelSettings, DataSettings, TrainingSettings)
 
 
 def purpose(name: str) -> About:
-    """What is known of a setting of a run."""
+    """Describe a setting of a run."""
     return purposes().get(name, About())
 
 
 def add_missing(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete what an older version recorded: a setting that only `current` has had its default then."""
+    """Complete settings that an older version recorded: one that only `current` has is taken to be its default."""
     known = defaults(ModelSettings, DataSettings, TrainingSettings)
     return {**{name: known[name] for name in current if name in known}, **recorded}

@@ -1,4 +1,4 @@
-"""Everything that a run is made of, from its arguments to the moment before the first step."""
+"""Building all parts of a run, up to the moment before the first step."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from .validation import Validation, check_metric
 
 
 class Setup:
-    """Everything that a run is made of: built in `__init__`, which writes nothing; `start` takes over a checkpoint.
+    """All parts of a run: `__init__` builds them and writes nothing; `start` restores a checkpoint and writes files.
 
     Args:
-        model_arguments, data_arguments, args: What to train, on what and how.
+        model_arguments, data_arguments, args: Settings of network, data and training.
         network_settings (`dict`): Further settings of `MsctrConfig`.
         validation_images (`int`, *optional*): Validate on so many images only.
-        command (`str`, *optional*): What starts the same run, for run.json; by default the command of this process.
+        command (`str`, *optional*): Command that starts the same run, for run.json; by default that of this process.
 
     Raises:
-        UsageError: If something does not fit.
+        UsageError: If the settings do not fit the data, the network or each other.
     """
 
     def __init__(
@@ -60,12 +60,15 @@ class Setup:
         check_metric(args.metric_for_best_model, self.spec)
         self.train_set = data_arguments.load(data_arguments.train_split)
         validation_set = data_arguments.load("validation")
-        # DPT, MobileNetV2 and others have parameters that no prediction needs; our own networks have none
+        # DPT, MobileNetV2 and others have parameters that get no gradient; our own networks have none
         accelerator = build_accelerator(args, find_unused_parameters=model_arguments.contrastive_adapter)
         self.accelerator = accelerator
         given = {**as_mapping(model_arguments, data_arguments, args), **network_settings}
         self.settings = json.loads(json.dumps(without_secrets(given)))
-        self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}  # with every checkpoint
+        self.kept_settings = {
+            **self.settings,
+            "num_processes": accelerator.num_processes,
+        }  # saved with every checkpoint
         self.checkpoint = self._find_checkpoint()
         self.notes = [] if self.checkpoint is None else compare_settings(self.checkpoint, self.kept_settings)
         if args.global_batch_size not in (None, self.images_per_step):
@@ -75,8 +78,8 @@ class Setup:
                 f"{args.learning_rate:g} is meant for global_batch_size {args.global_batch_size}"
             )
 
-        set_seed(args.seed)
-        with accelerator.local_main_process_first():  # one download of weights per machine
+        set_seed(args.seed)  # every process builds the same network
+        with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
             network = build_network(model_arguments, network_settings, self.spec)
             self.image_processor = choose_image_processor(network, model_arguments, data_arguments)
         loader, self.epochs = build_loader(self.train_set, data_arguments, args, self.image_processor, accelerator)
@@ -107,7 +110,7 @@ class Setup:
         self.states = States(
             shared={"schedule": self.schedule, "progress": self.progress, **averages}, own={"means": self.means}
         )
-        set_seed(args.seed, device_specific=True)  # every process draws its own anchors and dropout
+        set_seed(args.seed, device_specific=True)  # but draws anchors and dropout of its own
 
     @property
     def images_per_step(self) -> int:
@@ -115,7 +118,7 @@ class Setup:
         return self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _find_checkpoint(self) -> Path | None:
-        """Searched by the first process, for all."""
+        """Search for the checkpoint on the main process, for all processes: they may not see the same folder."""
         found: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             try:
@@ -128,16 +131,17 @@ class Setup:
         return checkpoint
 
     def _average(self, network: torch.nn.Module) -> ModelEmaV3 | None:
-        """Copied before `prepare`, which binds the forward pass to the network itself."""
+        """Build the average of the weights, if it is asked for."""
         if not self.args.ema:
             return None
         if self.accelerator.distributed_type in SHARDED:
             raise UsageError(f"`ema`: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
+        # copied before `prepare`, which binds the forward pass to the network: a later copy would run the original
         average = ModelEmaV3(network, decay=self.args.ema_decay, use_warmup=True, exclude_buffers=True)
         return average.to(self.accelerator.device)
 
     def start(self) -> None:
-        """Take over the checkpoint, and write what a run writes before its first step."""
+        """Restore the checkpoint, and write and print what a run does before its first step."""
         folder = f"`output_dir`: {self.output_dir}"
         if self.args.overwrite_output_dir and self.checkpoint is None:
             write_on_main(self.accelerator, lambda: put_aside(self.output_dir), folder, "start again")
@@ -186,21 +190,22 @@ class Setup:
         )
 
     def resume_from(self, checkpoint: Path) -> None:
-        """Take over the state of everything, so that the next step is the one that an uninterrupted run would take.
+        """Restore all states, so that the next step is the one that an uninterrupted run would take.
 
         Raises:
-            UsageError: If the checkpoint holds more than tensors.
+            UsageError: If the checkpoint holds pickled objects other than tensors.
         """
         same_split = splits_as_before(checkpoint, self.kept_settings)
         try:
             self.accelerator.load_state(str(checkpoint))
             self.states.load(checkpoint, self.accelerator, own=same_split)
         except pickle.UnpicklingError as error:
-            raise UsageError(f"`resume`: {checkpoint} holds more than tensors; nothing of it was run.") from error
-        # the states are those from before the validation of their step: a kill during it must find them whole
+            raise UsageError(f"`resume`: {checkpoint} holds more than tensors; none of it was executed.") from error
+        # The states were saved before the validation of their step and are never rewritten, so that a kill during the
+        # validation finds them valid; the result of the validation is in a file of its own.
         load_progress(checkpoint, self.progress)
         if not same_split:
-            # random numbers belong to a process: those of another number of processes cannot be taken over, but the
-            # order of the data can, which depends on how many images were seen and on nothing else
+            # The states of random number generators belong to processes, and those of other processes are of no use.
+            # The order of the data depends on nothing but the number of images seen, so it continues.
             move_to_the_same_image(self.progress, checkpoint, self.kept_settings)
             set_seed(self.args.seed + self.progress.step, device_specific=True)

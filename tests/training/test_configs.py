@@ -1,4 +1,4 @@
-"""Every shipped configuration is parsed, its network built at full size and trained for one step on a small input."""
+"""Every shipped recipe is parsed, and its network is built at full size and trained for one step on a small input."""
 
 import gc
 
@@ -33,13 +33,13 @@ def parse(path, *argv):
     return command_line().parse(["--config", str(path), "--backbone_weights", "none", *argv])
 
 
-def test_all_published_networks_have_a_configuration():
+def test_all_published_networks_have_a_recipe():
     expected = {f"{dataset}/{network}" for dataset, (_, networks) in PUBLISHED.items() for network in networks.split()}
     assert {name(path) for path in CONFIGS} == expected | {"quickstart"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
-def test_configuration_builds_its_network_and_trains_a_step(path):
+def test_a_recipe_builds_its_network_and_trains_a_step(path):
     model_arguments, data_arguments, arguments, _, settings = parse(path)
     spec = DATASETS[data_arguments.dataset]
     model = build_network(model_arguments, settings, spec).train()
@@ -61,7 +61,7 @@ def test_configuration_builds_its_network_and_trains_a_step(path):
 
 
 @pytest.mark.parametrize("mode", ["ce", "ms"])
-def test_ablation_is_one_flag(mode):
+def test_an_ablation_needs_one_flag(mode):
     *_, settings = parse(ROOT / "configs/cityscapes/hrnet_w48.yaml", "--contrastive_mode", mode)
     assert settings["contrastive_mode"] == mode
 
@@ -74,13 +74,13 @@ def test_as_many_processes_as_the_header_says_make_the_global_batch(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
-def test_header_gives_the_command(path):
+def test_the_header_of_a_recipe_has_its_command(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"scripts/train.py --config {path.relative_to(ROOT).as_posix()}" in line for line in header)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_takes_its_configurations(path):
+def test_accelerate_accepts_its_configurations(path):
     config = load_config_from_file(str(path))  # refuses unknown keys
     launcher = launch_command_parser().parse_args(["--config_file", str(path), "scripts/train.py"])
     arguments, _, _ = _validate_launch_command(launcher)

@@ -4,18 +4,18 @@ from msctr_hf.training.description import describe_run, without_secrets
 from msctr_hf.training.duration import Duration
 
 
-def test_tokens_are_hidden_wherever_they_stand(monkeypatch):
+def test_access_tokens_are_hidden_in_keys_and_nested_values(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     value = {"a": ["x hf_abcdefghij y", ("0123456789abcdef", 3)], "hf_abcdefghij": None}
     assert without_secrets(value) == {"a": ["x *** y", ["***", 3]], "***": None}
 
 
-def test_ordinary_words_stay():
+def test_ordinary_words_are_not_hidden():
     value = {"dataset": "half_scenes", "tokens": "hf_", "path": "/data/hf_x"}
     assert without_secrets(value) == value
 
 
-def test_a_description_holds_no_token_of_the_environment(monkeypatch):
+def test_a_description_contains_no_token_of_the_environment(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_averysecrettoken")
     monkeypatch.setenv("ACCELERATE_NOTE", "hf_averysecrettoken")
     settings = {"dataset_name": "https://u:hf_averysecrettoken@host"}

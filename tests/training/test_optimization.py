@@ -17,13 +17,13 @@ class Network(nn.Module):
 
 @pytest.mark.parametrize("schedule", ["poly", "exponential", "constant"])
 @pytest.mark.parametrize("warmup_steps", [0, 5])
-def test_rate_is_never_negative_or_complex_even_beyond_the_last_step(schedule, warmup_steps):
+def test_the_learning_rate_is_never_negative_or_complex_even_after_the_last_step(schedule, warmup_steps):
     arguments = TrainingSettings(schedule=schedule, warmup_steps=warmup_steps)
     factors = [schedule_factor(step, arguments, Duration(20, 20, 4)) for step in range(30)]
     assert all(isinstance(factor, float) and 0 <= factor <= 1 for factor in factors)
 
 
-def test_poly_follows_the_absolute_step_after_the_warm_up():
+def test_the_poly_schedule_uses_the_absolute_step_after_the_warm_up():
     arguments, duration = TrainingSettings(poly_power=0.9, warmup_steps=10), Duration(100, 100, 4)
     assert [schedule_factor(step, arguments, duration) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
     assert schedule_factor(10, arguments, duration) == pytest.approx(0.9**0.9)
@@ -31,13 +31,13 @@ def test_poly_follows_the_absolute_step_after_the_warm_up():
     assert schedule_factor(100, arguments, duration) == 0
 
 
-def test_exponential_decays_once_an_epoch():
+def test_the_exponential_schedule_decays_once_per_epoch():
     arguments = TrainingSettings(schedule="exponential", exponential_gamma=0.98)
     factors = [schedule_factor(step, arguments, Duration(40, 40, 10)) for step in (0, 9, 10, 25)]
     assert factors == [1, 1, 0.98, 0.98**2]
 
 
-def test_groups_hold_every_parameter_once_with_its_rate_and_decay():
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay():
     model = Network()
     arguments = TrainingSettings(
         learning_rate=1.0,
@@ -57,7 +57,7 @@ def test_groups_hold_every_parameter_once_with_its_rate_and_decay():
     assert settings[model.relative_position_bias_table] == (1.0, 0.0)
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_in_no_group():
     model = Network()
     model.backbone.requires_grad_(False)
     groups = parameter_groups(model, TrainingSettings())
