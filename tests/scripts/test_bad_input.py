@@ -271,7 +271,11 @@ CHECKPOINTS = [
     ),
     ({"resume": "checkpoints/step_4"}, ["step_4/COMPLETE"], "COMPLETE cannot be read"),
     ({"resume": "auto"}, ["step_4/optimizer.bin", "step_2/optimizer.bin"], "and there is no older one"),
-    ({"resume": "auto", "learning_rate": 1}, [], "belongs to a run with other settings: learning_rate was 0.001 and is 1.0."),
+    (
+        {"resume": "auto", "learning_rate": 1},
+        [],
+        "belongs to a run with other settings: learning_rate was 0.001 and is 1.0.",
+    ),
     ({"resume": "auto", "seed": 1, "hidden_size": 16}, [], "hidden_size was 8 and is 16; seed was 0 and is 1."),
     ({"resume": "auto", "batch_size": 3}, [], "their number must not change. Use --batch_size 2."),
     ({}, [], "holds another run; choose another folder, resume it with --resume auto, or replace it"),
