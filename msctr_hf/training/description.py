@@ -20,7 +20,7 @@ from torch import nn
 
 from ..models.contrastive_adapter import ContrastiveAdapter
 from .duration import Duration
-from .settings import TrainingSettings
+from .settings import TrainingSettings, purpose
 
 _PACKAGES = ("msctr_hf", "torch", "transformers", "accelerate", "datasets", "timm", "evaluate", "huggingface_hub")
 # variables that change how a run computes, and those that say where a scheduler started it
@@ -46,6 +46,7 @@ def describe_run(
             "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
             "settings": settings,
             "duration": asdict(duration),
+            "paths": _paths(settings),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
             "device": _device_name(),
@@ -55,6 +56,15 @@ def describe_run(
             "environment": {name: value for name, value in sorted(os.environ.items()) if _ENVIRONMENT.match(name)},
         }
     )
+
+
+def _paths(settings: dict[str, Any]) -> list[str]:
+    """Names of the settings that are files or folders of this machine, which a model card must not take for Hub ids.
+
+    They are recorded at the start, since a relative path means nothing in another folder or on another machine.
+    """
+    values = {name: value for name, value in settings.items() if purpose(name).is_path and isinstance(value, str)}
+    return [name for name, value in values.items() if Path(value).exists()]
 
 
 def without_secrets(value: Any) -> Any:

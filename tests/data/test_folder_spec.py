@@ -130,6 +130,8 @@ def test_damaged_folder_gets_a_sentence_with_the_file(tmp_path, damage, message)
         ({"label_values": {"1,2,3": "sky"}}, "integers"),
         ({"ignored": ["red"]}, "color"),
         ({"palette": {"sea": [1, 2, 3]}}, "sea"),
+        ({"name": 2024}, "`name:` must be one line of text, got 2024"),
+        ({"name": "two\nlines"}, "`name:` must be one line of text"),
         ({"splits": {"training": {}}}, "train, validation or test"),
         ({"splits": {"train": {"images": "../x", "labels": "y"}}}, "in the folder"),
     ],
@@ -137,6 +139,12 @@ def test_damaged_folder_gets_a_sentence_with_the_file(tmp_path, damage, message)
 def test_faulty_description_is_named(tmp_path, description, message):
     with pytest.raises(ValueError, match=message):
         load_segmentation_dataset("folder", "train", write_folder(tmp_path, description=description))
+
+
+def test_the_name_of_a_data_set_is_read_and_may_be_left_out(tmp_path):
+    assert get_dataset_spec("folder", write_folder(tmp_path / "unnamed")).title == ""
+    named = write_folder(tmp_path / "named", description={"name": "Streets of Ulm"})
+    assert get_dataset_spec("folder", named).title == "Streets of Ulm"
 
 
 def test_groups_of_classes_are_read(tmp_path):

@@ -14,6 +14,7 @@ NUM_CLASSES = {
 def test_facts_of_every_data_set_agree(name):
     spec = DATASETS[name]
     assert len(spec.classes) == len(set(spec.classes)) == len(spec.palette) == NUM_CLASSES[name]
+    assert spec.title
     assert all(len(color) == 3 and all(0 <= value < 256 for value in color) for color in spec.palette)
     assert set(spec.label_values.values()) == set(range(len(spec.classes)))
     assert not set(spec.label_values) & set(spec.ignored or ())

@@ -7,7 +7,7 @@ from PIL import Image
 
 from msctr_hf.evaluation.boundary_iou import BoundaryIoU
 from msctr_hf.evaluation.mean_iou import ConfusionMatrix
-from msctr_hf.evaluation.report import largest_confusions, write_report
+from msctr_hf.evaluation.report import write_report
 from msctr_hf.evaluation.scoring import ScoredImage, Scores
 
 CLASSES = ("sky", "road", "car")
@@ -61,4 +61,5 @@ def test_figure_is_left_out_with_a_note_where_matplotlib_is_missing(scores, tmp_
 
 
 def test_confusions_are_shares_of_the_labeled_pixels(scores):
-    assert largest_confusions(scores.confusion, CLASSES) == [("sky", "road", pytest.approx(1 / 3))]
+    (confusion,) = scores.results(dict(enumerate(CLASSES)), {})["largest_confusions"]
+    assert confusion == {"class": "sky", "taken_for": "road", "share": pytest.approx(1 / 3)}

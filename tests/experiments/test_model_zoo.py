@@ -1,10 +1,11 @@
 """Rows of runs stand alone: they name no folder of a machine, and the command in them is the run's."""
 
 import json
+import shlex
 
 import pytest
 
-from experiments.model_zoo import describe, read_rows, zoo_table
+from experiments.model_zoo import describe, read_rows, zoo_commands, zoo_table
 
 
 def write_run(folder, command, **settings):
@@ -67,10 +68,20 @@ def test_table_joins_seeds_and_keeps_networks_modes_and_schedules_apart():
     }  # fmt: skip
     rows = [row, row | {"seed": 1, "mean_iou": 0.52}, row | {"arm": "ms"}, row | {"max_steps": 8}]
     lines = zoo_table(rows).splitlines()[2:]
-    assert lines[0] == (
-        "| fcn, resnet18 | camvid validation | ce | 7 | 51.00 ± 1.41 | 0, 1 | a CPU | `python scripts/train.py` |"
-    )
+    assert lines[0] == "| fcn, resnet18 | camvid validation | ce | 7 | 51.00 ± 1.41 | 0, 1 | a CPU |"
     assert len(lines) == 3
+
+
+def test_commands_are_listed_once_for_every_line_of_the_table_and_survive_their_line_breaks():
+    command = "python scripts/train.py --config configs/camvid/hrnet_w48.yaml --seed 0 " + "--report_to none " * 8
+    row = {
+        "network": "fcn, resnet18", "dataset": "camvid", "split": "validation", "arm": "ce",
+        "max_steps": 7, "seed": 0, "mean_iou": 0.5, "device": "a CPU", "command": command.strip(),
+    }  # fmt: skip
+    block = zoo_commands([row, row | {"seed": 1, "command": "another"}])
+    assert block.startswith("# fcn, resnet18: camvid, ce, 7 steps\n")
+    assert max(map(len, block.splitlines())) < 120
+    assert shlex.split(block.replace("\\\n", ""), comments=True) == shlex.split(command)
 
 
 def test_rows_come_from_folders_and_files(tmp_path):

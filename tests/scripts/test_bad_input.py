@@ -61,7 +61,7 @@ NETWORKS = [
     ({"backbone": "microsoft/none"}, "The configuration of microsoft/none cannot be loaded from the Hub"),
     ({"backbone_config": "{"}, "--backbone_config is not valid JSON"),
     ({"output_stride": 8, "backbone": "hrnet_w18"}, "--output_stride 8: hrnet_w18 cannot be dilated."),
-    ({"backbone_weights": "/no/file.pth"}, "--backbone_weights: there is no file /no/file.pth"),
+    ({"backbone_weights": "/no/file.pth"}, "--backbone_weights: the file /no/file.pth does not exist"),
     ({"backbone_weights": "hub"}, "use --backbone_weights FILE"),
     ({"model_name_or_path": "/no/model"}, "--model_name_or_path: /no/model cannot be loaded"),
     (
@@ -72,10 +72,10 @@ NETWORKS = [
     ({"contrastive_temperature": 0}, "--contrastive_temperature must be at least 0.01, got 0."),
     ({"contrastive_scale_weights": "[1]"}, "must have one entry per projected stage [1, 2, 3, 4], got [1]."),
     ({"contrastive_cross_scale_pairs": "[[0,9]]"}, "must pair two different positions below 4, got [0, 9]."),
-    ({"projection_stages": "[7]"}, "--projection_stages asks for [7], but the backbone gives stages 1 to 4."),
+    ({"projection_stages": "[7]"}, "--projection_stages must be in 1 to 4, the stages of the backbone, got [7]."),
     ({"class_weights": "[1,1]"}, "--class_weights must have one entry per class: 3, got 2."),
     ({"hidden_size": "wide"}, "--hidden_size with value 'wide' doesn't match any type"),
-    ({"dropout": 2}, "--dropout must lie in [0, 1), got 2."),
+    ({"dropout": 2}, "--dropout must be in [0, 1), got 2."),
 ]
 PLACES = [
     ({"data_dir": "/no/such/folder"}, "There is no file /no/such/folder/dataset.yaml"),
@@ -229,14 +229,14 @@ class Foreign:
 @pytest.mark.parametrize(
     ("write", "sentence"),
     [
-        (lambda path: path.write_bytes(b"junk"), "is no readable state dict"),
+        (lambda path: path.write_bytes(b"junk"), "is not a readable state dict"),
         (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "does not fit"),
         (
             lambda path: torch.save({"a": Foreign()}, path),
-            "holds more than tensors, or is damaged; nothing of",
+            "holds more than tensors, or is damaged; its code was not run",
         ),
         (lambda path: path.write_bytes(pickle.dumps(Foreign())), "holds more than tensors, or is damaged"),
-        (lambda path: path.mkdir(), "There is no file"),
+        (lambda path: path.mkdir(), "does not exist"),
     ],
     ids=["junk", "other network", "foreign code", "plain pickle", "folder"],
 )

@@ -62,7 +62,7 @@ def test_a_model_of_transformers_is_trained_and_evaluated(run_script, adapted_fl
     [
         ({"contrastive_adapter": "false"}, "is a segformer; add --contrastive_adapter true"),
         ({"model_name_or_path": None}, "--contrastive_adapter needs a model to adapt"),
-        ({"decode_head": "fcn"}, "--decode_head is no setting of the contrastive objective"),
+        ({"decode_head": "fcn"}, "--decode_head is not a setting of the contrastive objective"),
         ({"size_divisor": 32}, "keeps its own image processor"),
         ({"model_name_or_path": "/nowhere"}, "/nowhere cannot be loaded"),
     ],

@@ -22,3 +22,10 @@ def test_a_description_contains_no_token_of_the_environment(monkeypatch):
     description = describe_run(settings, Accelerator(cpu=True), Duration(4, 2), 0)
     assert "averysecret" not in str(description)
     assert description["environment"]["ACCELERATE_NOTE"] == "***"
+
+
+def test_a_description_names_the_settings_that_were_paths_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/parquet").mkdir(parents=True)
+    settings = {"dataset_name": "data/parquet", "model_name_or_path": "nvidia/mit-b0", "corrections": None, "seed": 0}
+    assert describe_run(settings, Accelerator(cpu=True), Duration(4, 2), 0)["paths"] == ["dataset_name"]
