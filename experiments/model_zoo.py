@@ -51,6 +51,7 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
         "dataset": settings["dataset"],
         "split": "validation",
         **{name: settings.get(name) for name in _SETTINGS},
+        "max_steps": run.get("duration", settings).get("max_steps"),
         **{name: results[name] for name in _SCORES},
         "images_per_second": statistics.median(line["images_per_second"] for line in log),
         "used_mb": max(line["used_mb"] for line in log),

@@ -17,11 +17,12 @@ from msctr_hf.errors import UsageError
 from msctr_hf.settings import as_mapping, changed
 from msctr_hf.training.interruption import Interrupted, StopRequest
 from msctr_hf.training.run_folder import RESULTS_FILE, RUN_FILE, read_json
-from msctr_hf.training.settings import purpose
+from msctr_hf.training.settings import add_missing, purpose
 
 DEFAULT_ARMS = ("ce", "ms", "ms_cs", "budget: ms_cs --contrastive_sampling budget --contrastive_max_anchors 1024")
 _ARM = re.compile(r"(?:(?P<name>\w[\w.+-]*):\s*)?(?P<mode>ce|ms|ms_cs)(?P<flags>\s.*)?")
 _POLL_SECONDS = 0.5
+NEVER_BEFORE_THE_END = 10**9  # steps, for runs whose length is given in epochs
 
 
 class Arm(NamedTuple):
@@ -62,8 +63,9 @@ class SweepRun(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether the run has been validated after its last step."""
-        return read_json(self.folder / RESULTS_FILE).get("step") == self.settings["max_steps"]
+        """Whether the run has been validated after its last step, which is its only validation."""
+        duration = read_json(self.folder / RUN_FILE).get("duration", self.settings)
+        return read_json(self.folder / RESULTS_FILE).get("step", 0) == duration["max_steps"]
 
 
 def plan_runs(arms: Sequence[Arm], seeds: Sequence[int], output_dir: Path, flags: Sequence[str]) -> list[SweepRun]:
@@ -89,7 +91,7 @@ def plan_runs(arms: Sequence[Arm], seeds: Sequence[int], output_dir: Path, flags
         for arm in arms:
             folder = output_dir / arm.name / f"seed_{seed}"
             own = [*flags, *arm.flags, "--seed", str(seed), "--output_dir", str(folder)]
-            last = _settings(own)["max_steps"]
+            last = _settings(own)["max_steps"] or NEVER_BEFORE_THE_END
             own += ["--validation_steps", str(last)]
             runs.append(SweepRun(arm.name, seed, folder, own, _settings(own)))
             _check_settings(runs[-1])
@@ -106,6 +108,7 @@ def _check_settings(run: SweepRun) -> None:
     before = read_json(run.folder / RUN_FILE).get("settings")
     if before is None:
         return
+    before = add_missing(before, run.settings)
     different = [name for name in changed(before, run.settings) if purpose(name).on_resume != "free"]
     if different:
         name = different[0]

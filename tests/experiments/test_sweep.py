@@ -58,6 +58,18 @@ def test_runs_are_ordered_by_seed_and_validated_after_the_last_step_only(tmp_pat
     assert len({run.folder for run in runs}) == 4
 
 
+def test_runs_of_epochs_are_finished_after_the_steps_that_their_data_gave_them(tmp_path):
+    flags = [*FLAGS[:2], "--num_train_epochs", "2"]
+    run = plan(tmp_path, flags=flags)[0]
+    assert run.settings["max_steps"] is None
+    assert run.settings["validation_steps"] > 10**6
+    finish(run, max_steps=31)
+    description = {"settings": run.settings, "duration": {"max_steps": 31}}
+    (run.folder / "run.json").write_text(json.dumps(description))
+    assert plan(tmp_path, flags=flags)[0].finished
+    assert not plan(tmp_path, flags=flags)[1].finished
+
+
 def test_run_is_finished_when_its_last_step_was_validated(tmp_path):
     first, second, third, _ = plan(tmp_path)
     finish(first)

@@ -21,6 +21,14 @@ FLAGS = [
     ({"batch_size": 1}, "a normalization layer sees a single value per channel; use --batch_size 2 or more."),
     ({"batch_size": 100}, "6 training images do not fill one batch of 100 on 1 process(es); lower --batch_size."),
     ({"max_steps": 0}, "--max_steps must be at least 1, got 0."),
+    (
+        {"num_train_epochs": 2},  # and --max_steps 4
+        "--max_steps and --num_train_epochs both say how long to train, got 4 and 2.0; give one of them.",
+    ),
+    (
+        {"metric_for_best_model": "accuracy"},
+        "--metric_for_best_model must be one of 'mean_iou', 'mean_accuracy' (folder has no groups of classes), got",
+    ),
     ({"max_steps": "many"}, "invalid int value: 'many'"),
     ({"learning_rate": -1}, "--learning_rate must be at least 0, got -1.0."),
     ({"learning_rate": "nan"}, "--learning_rate must be at least 0 and finite, got nan."),
@@ -38,7 +46,7 @@ FLAGS = [
         "--report_to: paper is unknown; choose from none, tensorboard, trackio, wandb.",
     ),
     ({"crop_size": "32"}, "--crop_size needs 2 values, each above 0, got [32]."),
-    ({"scale_range": "2 0.5"}, "--scale_range goes from the smallest to the largest value, got [2.0, 0.5]."),
+    ({"scale_range": "2 0.5"}, "--scale_range must be in ascending order, got [2.0, 0.5]."),
     ({"flip_probability": 2}, "--flip_probability must be in [0, 1], got 2.0."),
     ({"num_workers": -1}, "--num_workers must be at least 0, got -1."),
     ({"size_divisor": 0}, "--size_divisor must be at least 1, got 0."),
@@ -50,8 +58,8 @@ FLAGS = [
 ]
 NETWORKS = [
     ({"backbone": "resnet1"}, "timm has no backbone 'resnet1'; similar names:"),
-    ({"backbone": "microsoft/none"}, "The configuration of microsoft/none cannot be had from the Hub"),
-    ({"backbone_config": "{"}, "--backbone_config is no valid JSON"),
+    ({"backbone": "microsoft/none"}, "The configuration of microsoft/none cannot be loaded from the Hub"),
+    ({"backbone_config": "{"}, "--backbone_config is not valid JSON"),
     ({"output_stride": 8, "backbone": "hrnet_w18"}, "--output_stride 8: hrnet_w18 cannot be dilated."),
     ({"backbone_weights": "/no/file.pth"}, "--backbone_weights: the file /no/file.pth does not exist"),
     ({"backbone_weights": "hub"}, "use --backbone_weights FILE"),
@@ -76,7 +84,7 @@ PLACES = [
     ({"streaming": True}, "--streaming reads parquet files or a Hub id"),
     ({"dataset_name": "/no/copy"}, "--dataset_name: /no/copy cannot be read"),
     ({"corrections": "/no/corrections.csv"}, "--corrections: /no/corrections.csv cannot be read"),
-    ({"resume": "/no/checkpoint"}, "--resume: /no/checkpoint is no complete checkpoint"),
+    ({"resume": "/no/checkpoint"}, "--resume: /no/checkpoint is not a complete checkpoint"),
     ({"output_dir": "/proc/run"}, "--output_dir: /proc/run could not be written"),
 ]
 
@@ -256,14 +264,22 @@ def run_of_four_steps(trained, run_script, tmp_path):
 
 
 CHECKPOINTS = [
-    ({"resume": "checkpoints/step_4"}, ["step_4/model.safetensors"], "model.safetensors is not as it was written"),
+    (
+        {"resume": "checkpoints/step_4"},
+        ["step_4/model.safetensors"],
+        "model.safetensors has changed since it was written",
+    ),
     ({"resume": "checkpoints/step_4"}, ["step_4/COMPLETE"], "COMPLETE cannot be read"),
     ({"resume": "auto"}, ["step_4/optimizer.bin", "step_2/optimizer.bin"], "and there is no older one"),
-    ({"resume": "auto", "learning_rate": 1}, [], "of a run with other settings: learning_rate was 0.001 and is 1.0."),
+    (
+        {"resume": "auto", "learning_rate": 1},
+        [],
+        "belongs to a run with other settings: learning_rate was 0.001 and is 1.0.",
+    ),
     ({"resume": "auto", "seed": 1, "hidden_size": 16}, [], "hidden_size was 8 and is 16; seed was 0 and is 1."),
-    ({"resume": "auto", "batch_size": 3}, [], "they must stay as many. --batch_size 2 would."),
-    ({}, [], "holds another run; choose another folder, continue it with --resume auto, or replace it"),
-    ({"resume": "last"}, [], "is no complete checkpoint"),
+    ({"resume": "auto", "batch_size": 3}, [], "their number must not change. Use --batch_size 2."),
+    ({}, [], "holds another run; choose another folder, resume it with --resume auto, or replace it"),
+    ({"resume": "last"}, [], "is not a complete checkpoint"),
 ]
 
 
