@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from conftest import ROOT
 
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name != "index.md")]
 PAGES = [*DOCS, *(ROOT / name for name in ("AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 PAGES += sorted((ROOT / "examples").rglob("*.md"))
 
