@@ -1,4 +1,4 @@
-.PHONY: install check test test-slow quickstart benchmark
+.PHONY: install check test test-slow docs quickstart benchmark
 
 install:      ## package with everything its development needs
 	python -m pip install -c .ci/constraints.txt -e ".[dev]"
@@ -13,6 +13,9 @@ test:         ## the default suite, offline
 
 test-slow:    ## what takes longer
 	python -m pytest -n 2 -m slow
+
+docs:         ## guides and reference as HTML in build/docs; a warning is an error
+	python -m sphinx -E -W --keep-going -n -q -b html docs build/docs
 
 quickstart:   ## the whole road once, on the CPU
 	python -m msctr_hf train --config quickstart

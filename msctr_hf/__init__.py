@@ -16,6 +16,7 @@ from .models.image_processing_msctr import MsctrImageProcessor, MsctrImageProces
 from .models.modeling_msctr import MsctrForSemanticSegmentation, MsctrSegmenterOutput
 
 if TYPE_CHECKING:
+    from .commands.train import train
     from .data.loading import load_segmentation_dataset
     from .evaluation.inference import predict_probabilities
     from .evaluation.mean_iou import MeanIoU
@@ -37,6 +38,7 @@ _LOADED_ON_DEMAND = {
     "load_segmentation_dataset": "data.loading",
     "predict_probabilities": "evaluation.inference",
     "sample_anchors": "models.anchor_sampling",
+    "train": "commands.train",
 }
 
 AutoConfig.register("msctr", MsctrConfig)
@@ -75,4 +77,5 @@ __all__ = [
     "load_segmentation_dataset",
     "predict_probabilities",
     "sample_anchors",
+    "train",
 ]

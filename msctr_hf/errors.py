@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user, and how errors of other libraries become it."""
+"""Define the exception that means a mistake of the user, and convert errors of other libraries to it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from safetensors import SafetensorError
 
 
 class UsageError(ValueError):
-    """Something about the input is wrong: one sentence that says what, and what to do about it.
+    """Report a mistake in the input in one sentence: what is wrong, and what to do about it.
 
-    A command prints the sentence and exits with code 2. Any other exception is a fault of the program and shows its
-    traceback.
+    A command prints the sentence and exits with code 2. Any other exception is a bug and shows its traceback.
 
     Args:
-        message (`str`): The sentence, in the words of the arguments of the function that raises it. A `DataLoader`
-            makes the exception of a worker anew from the text of its traceback: only what follows the name of this
-            class is kept, so that the sentence reads the same wherever it was raised.
+        message (`str`): The sentence; it names the arguments of the function that raises it in backticks.
     """
 
     def __init__(self, message: str):
+        # a DataLoader rebuilds the exception of a worker from the text of its traceback: only the sentence is kept
         super().__init__(message.rpartition(f"{__name__}.UsageError: ")[2].strip())
 
 
 @contextmanager
 def as_usage_error(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
-    """Raise exceptions of these kinds as `UsageError`, around code of other libraries that judges what a user gave.
+    """Convert exceptions of other libraries to `UsageError`, around code that checks what a user gave.
 
     Args:
-        kinds (`type[Exception]`): What is converted; a `UsageError` passes as it is.
+        kinds (`type[Exception]`): Exceptions to convert; a `UsageError` passes unchanged.
         prefix (`str`): Start of the sentence; the first line of the exception follows.
     """
     try:
@@ -44,9 +42,9 @@ def as_usage_error(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
 
 @contextmanager
 def building_a_network(prefix: str = "") -> Iterator[None]:
-    """Convert what is wrong with a configuration, weights or a saved folder; never put it around a forward pass.
+    """Convert errors about a configuration, weights or a saved folder; not to be used around a forward pass.
 
-    `models/` must stand alone on the Hub, so it raises plain errors, and so does transformers.
+    `models/` raises plain errors because it also runs on the Hub without this package; transformers does the same.
 
     Args:
         prefix (`str`): Start of the sentence.
@@ -55,13 +53,13 @@ def building_a_network(prefix: str = "") -> Iterator[None]:
         with as_usage_error(OSError, ValueError, SafetensorError, prefix=prefix):
             yield
     except StrictDataclassError as error:
-        # "Validation error for field 'name':\n    TypeError: Field 'name' with value ...": the last line says it all
+        # "Validation error for field 'name':\n    TypeError: Field 'name' with value ...": the last line is enough
         reason = str(error).strip().splitlines()[-1].split(". Errors:")[0]
         reason = re.sub(r"^\s*\w+: Field '(\w+)'", r"`\1`", reason)
         raise UsageError(f"{prefix}{reason}") from error
 
 
 def first_line(error: Exception) -> str:
-    """First line of a message; the name of the exception where there is none."""
+    """Return the first line of a message, or the name of the exception if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,6 +1,6 @@
-"""Settings that know themselves: help, default, range and purpose stand at the field, once.
+"""Settings that describe themselves: help, default, range and purpose are given once, at the field.
 
-The parser of the commands, the check on resume, the model card, sweeps and the table of runs all read them from here.
+The parser of the commands, the check on resume, the model card, sweeps and the table of runs read them from there.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from typing import Any, Literal
 
 from .errors import UsageError
 
-_KEY = "setting"  # of a field's metadata
+_KEY = "setting"  # key in the metadata of a dataclass field
 
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a setting beside its name, type and default.
+    """Describe a setting, in addition to its name, type and default.
 
     Args:
         help (`str`): One or two sentences for `--help`.
         at_least, above, at_most, below (`float`, *optional*): Range of the value, or of each value of a list.
         length (`int`, *optional*): Number of values of a list.
-        ascending (`bool`): Whether a list must not descend.
-        aliases (`tuple[str, ...]`): Names of other libraries that mean exactly the same.
-        former (`tuple[str, ...]`): Names that older versions gave it; accepted, but not shown.
-        resembles (`tuple[str, ...]`): Names of other libraries that mean nearly the same; an error points here.
-        on_resume (`str`): What another value means for a run that resumes: `"refused"`, it would be another run;
-            `"announced"`; `"batch"`, only the split of a step may change; `"replaced"`, what it gave the run is in the
-            checkpoint; `"free"`.
-        in_card (`bool`): Whether it belongs to the recipe of a model card.
-        is_path (`bool`): Whether it may be a path of this machine.
-        of_a_start (`bool`): Whether it says how a run was started, not what the run is.
+        ascending (`bool`): Whether the values of a list must be in ascending order.
+        aliases (`tuple[str, ...]`): Names in other libraries with exactly the same meaning; accepted.
+        former (`tuple[str, ...]`): Names in older versions; accepted, but not shown.
+        instead_of (`tuple[str, ...]`): Settings that exclude this one; a flag replaces their values in a recipe.
+        resembles (`tuple[str, ...]`): Names in other libraries with nearly the same meaning; refused with our name.
+        on_resume (`str`): What happens when a run is resumed with another value: `"refused"`, since it would be
+            another run; `"announced"` in a line at the start; `"batch"`, refused if it changes the number of images
+            of a step; `"replaced"`, ignored, since the checkpoint holds what it led to; `"free"`, nothing.
+        in_card (`bool`): Whether the setting is listed in the recipe of a model card.
+        is_path (`bool`): Whether the value may be a path on this machine.
+        of_a_start (`bool`): Whether the setting describes how a run is started, and not the run itself.
     """
 
     help: str = ""
@@ -46,6 +47,7 @@ class About:
     ascending: bool = False
     aliases: tuple[str, ...] = ()
     former: tuple[str, ...] = ()
+    instead_of: tuple[str, ...] = ()
     resembles: tuple[str, ...] = ()
     on_resume: Literal["refused", "announced", "batch", "replaced", "free"] = "refused"
     in_card: bool = True
@@ -53,7 +55,7 @@ class About:
     of_a_start: bool = False
 
     def range(self) -> str:
-        """The range in words; empty where every value is allowed."""
+        """Describe the range in words; the text is empty if every value is allowed."""
         lower, upper = (self.above, self.at_least), (self.below, self.at_most)
         if lower != (None, None) and upper != (None, None):
             opening = f"[{self.at_least}" if self.above is None else f"({self.above}"
@@ -70,7 +72,7 @@ class About:
         return ""
 
     def admits(self, value: Any) -> bool:
-        """Whether a number is finite and lies in the range; other values always do."""
+        """Check that a number is finite and in the range; other values always pass."""
         if not isinstance(value, (int, float)):
             return True
         return (
@@ -83,7 +85,7 @@ class About:
 
 
 def setting(default: Any = MISSING, **about: Any) -> Any:
-    """A field of a dataclass of settings: its default, and the arguments of `About`."""
+    """Declare a field of a dataclass of settings by its default and the arguments of `About`."""
     metadata = {_KEY: About(**about)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -92,7 +94,7 @@ def setting(default: Any = MISSING, **about: Any) -> Any:
 
 @dataclass
 class Settings:
-    """Base of all dataclasses of settings: values are checked when they are set."""
+    """Base class of all dataclasses of settings; it checks the values when an instance is created."""
 
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))
@@ -102,18 +104,29 @@ class Settings:
 
 
 def abouts(*classes: type) -> dict[str, About]:
-    """What is known of every setting of these dataclasses, by name."""
+    """Return the descriptions of all settings of these dataclasses, by name."""
     fields = (each for one in classes for each in dataclasses.fields(one))
     return {each.name: each.metadata.get(_KEY, About()) for each in fields}
 
 
+def defaults(*classes: type) -> dict[str, Any]:
+    """Return the defaults of all settings of these dataclasses that have one, by name."""
+    values = {}
+    for each in (each for one in classes for each in dataclasses.fields(one)):
+        if each.default is not MISSING:
+            values[each.name] = each.default
+        elif each.default_factory is not MISSING:
+            values[each.name] = each.default_factory()
+    return values
+
+
 def as_mapping(*settings: Any) -> dict[str, Any]:
-    """The values of several dataclasses in one dict."""
+    """Return the values of several dataclasses in one dict."""
     return {name: value for each in settings for name, value in dataclasses.asdict(each).items()}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names whose values differ, sorted; a missing one is `None`."""
+    """Return the sorted names whose values differ; a missing value counts as `None`."""
     return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
@@ -129,11 +142,11 @@ def _check(name: str, value: Any, about: About, type_hint: Any) -> None:
     if not all(map(about.admits, values)):
         raise UsageError(f"`{name}` must be {rule}, got {value}.")
     if about.ascending and list(values) != sorted(values):
-        raise UsageError(f"`{name}` goes from the smallest to the largest value, got {value}.")
+        raise UsageError(f"`{name}` must be in ascending order, got {value}.")
 
 
 def _choices(type_hint: Any) -> tuple[Any, ...]:
-    """Values that a `Literal`, or an optional one, allows."""
+    """Return the values that a `Literal` or optional `Literal` allows; empty for other types."""
     for one in (type_hint, *typing.get_args(type_hint)):
         if typing.get_origin(one) is Literal:
             return typing.get_args(one)

@@ -1,4 +1,4 @@
-"""Reading and filling what `tests/golden` describes."""
+"""Reading of the numbers recorded in `tests/golden`, and the weights and inputs they belong to."""
 
 import json
 import zlib
@@ -12,14 +12,14 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def uniform(name: str, shape: list[int]) -> torch.Tensor:
-    """Numbers in [-1, 1) that follow from a name, float64."""
+    """Compute numbers in [-1, 1) from a name, in float64: the same on every machine."""
     seed = zlib.crc32(name.encode()) % 100003
     x = np.sin(np.arange(int(np.prod(shape)), dtype=np.float64) * 12.9898 + seed * 0.61803398875) * 43758.5453
     return torch.from_numpy((2 * (x - np.floor(x)) - 1).reshape(shape))
 
 
 def fill(name: str, shape: list[int]) -> torch.Tensor:
-    """The value of a parameter or buffer of the recorded networks."""
+    """Compute the value of a parameter or buffer of the recorded networks from its name."""
     if name.endswith("num_batches_tracked"):
         return torch.tensor(0)
     if name.endswith("relative_position_index"):
@@ -37,10 +37,10 @@ def fill(name: str, shape: list[int]) -> torch.Tensor:
 
 
 def read(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Description and recorded tensors of a network, or of `losses`."""
+    """Read the description and the recorded tensors of a network, or of `losses`."""
     return json.loads((FOLDER / f"{name}.json").read_text()), load_file(FOLDER / f"{name}.safetensors")
 
 
 def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest expected magnitude."""
+    """Compute the largest difference, relative to the largest expected magnitude."""
     return ((value - expected).abs().max() / expected.abs().max()).item()

@@ -1,4 +1,4 @@
-"""Training in a process that can be signaled and killed, and whether two runs ended the same."""
+"""Start training in a process that can be signaled and killed, and compare how two runs ended."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1
 
 
 def start(*argv, launcher=()):
-    """A training process, and all it starts, in a group of its own."""
+    """Start a training process in a new session, so that it can be killed with all processes that it starts."""
     return subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "scripts/train.py"), *map(str, argv)],
         env=ENVIRONMENT, start_new_session=True, text=True,
@@ -30,11 +30,11 @@ def finish(process, timeout=300):
 def log(run):
     path = run / "log.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last line may be incomplete
 
 
 def losses(run):
-    """Step -> every logged mean that does not depend on the clock."""
+    """Return step -> all logged means that do not depend on the clock."""
     timed = {"time", "images_per_second", "used_mb"}
     return {
         entry["step"]: {name: value for name, value in entry.items() if name not in timed}

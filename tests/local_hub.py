@@ -1,4 +1,4 @@
-"""A small Hub over HTTP: repositories in memory, with faults on demand. For tests only."""
+"""A small Hub over HTTP for tests, with repositories in memory and faults on demand."""
 
 import base64
 import contextlib
@@ -14,14 +14,18 @@ TOKEN = "hf_" + "x" * 20
 
 
 class LocalHub:
-    """`faults` holds what happens to the next commits: a status, "hang", "cut before" or "cut after" it is made."""
+    """A server that answers as the Hub does.
+
+    `faults` are the faults of the next commits: an HTTP status, "hang", or a connection that is cut ("cut before" or
+    "cut after" the commit is made).
+    """
 
     def __init__(self):
         self.repositories = {}
         self.faults = deque()
-        self.attempts = 0  # commits asked for
+        self.attempts = 0  # number of requests to commit
         self.seconds_hung = 60.0
-        self.released = threading.Event()  # set: nothing hangs any longer
+        self.released = threading.Event()  # when it is set, requests no longer hang
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -29,7 +33,7 @@ class LocalHub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def environment(self, home, token=TOKEN):
-        """Variables with which a process takes this for the Hub."""
+        """Return the environment variables that make a process use this server as the Hub."""
         return {
             "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": token, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1",
@@ -69,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
     def cut(self):
         """End the connection without an answer."""
         self.close_connection = True
-        with contextlib.suppress(OSError):  # the other side may have given up before
+        with contextlib.suppress(OSError):  # the client may have closed it already
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def known(self):

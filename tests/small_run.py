@@ -1,8 +1,8 @@
-"""A run of scripts/train.py on a few small images."""
+"""Flags of a run of scripts/train.py on a few small images."""
 
 from conftest import ROOT
 
-TORCHRUN = (  # two processes, which meet at a free port
+TORCHRUN = (  # arguments of Python that start two processes, which meet at a free port
     *("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"),
     *("--nproc_per_node", "2"),
 )

@@ -1,4 +1,4 @@
-"""UsageError: one sentence, wherever it was raised."""
+"""A UsageError is one sentence, wherever it was raised."""
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
@@ -18,20 +18,20 @@ class Faulty(Dataset):
         raise self.error
 
 
-def test_a_sentence_crosses_a_worker_process_unchanged():
+def test_a_sentence_raised_in_a_worker_process_arrives_unchanged():
     sentence = "The file a: b.png cannot be read: it is\nempty."
     with pytest.raises(UsageError) as caught:
         next(iter(DataLoader(Faulty(UsageError(sentence)), num_workers=1)))
     assert str(caught.value) == sentence
 
 
-def test_any_other_error_of_a_worker_shows_where_it_was_raised():
+def test_other_errors_of_a_worker_show_where_they_were_raised():
     with pytest.raises(ValueError, match=r"test_errors\.py") as caught:
         next(iter(DataLoader(Faulty(ValueError("zip")), num_workers=1)))
     assert not isinstance(caught.value, UsageError)
 
 
-def test_only_the_named_kinds_are_converted():
+def test_only_the_given_exceptions_are_converted():
     with (
         pytest.raises(UsageError, match=r"^The disk: is full$") as caught,
         as_usage_error(OSError, prefix="The disk: "),
@@ -44,6 +44,6 @@ def test_only_the_named_kinds_are_converted():
         raise KeyError
 
 
-def test_library_functions_speak_of_their_arguments():
+def test_library_functions_name_their_own_arguments():
     with pytest.raises(UsageError, match="cityscapes needs `data_dir`, the folder that holds it"):
         load_segmentation_dataset("cityscapes", "train")

@@ -1,4 +1,4 @@
-"""Settings are checked when they are set, and say themselves what they are for."""
+"""Settings are checked when they are created, and describe themselves."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Example(Settings):
         ({"share": math.nan}, r"`share` must be in \[0, 1\) and finite, got nan."),
         ({"pair": [1.0]}, r"`pair` needs 2 values, each above 0, got \[1.0\]."),
         ({"pair": [0.0, 1.0]}, r"`pair` needs 2 values, each above 0, got \[0.0, 1.0\]."),
-        ({"pair": [2.0, 1.0]}, "`pair` goes from the smallest to the largest value"),
+        ({"pair": [2.0, 1.0]}, "`pair` must be in ascending order"),
         ({"kind": "c"}, "`kind` must be one of 'a', 'b', got 'c'."),
     ],
 )
@@ -36,21 +36,21 @@ def test_a_value_out_of_range_is_named_with_its_range(values, sentence):
         Example(**values)
 
 
-def test_values_in_range_and_none_are_taken():
+def test_values_in_range_and_none_are_accepted():
     assert as_mapping(Example(share=0.0, kind="b")) == {"count": 3, "share": 0.0, "pair": [0.5, 2.0], "kind": "b"}
     Example().pair.append(1.0)
-    assert Example().pair == [0.5, 2.0]  # a default is not shared
+    assert Example().pair == [0.5, 2.0]  # instances do not share a default list
 
 
-def test_a_field_knows_its_help():
+def test_a_field_carries_its_help_text():
     assert abouts(Example)["count"].help == "How many."
 
 
-def test_changes_are_listed_by_name():
+def test_changed_settings_are_listed_by_name():
     assert changed({"a": 1, "b": 2, "c": None}, {"b": 3, "a": 1, "d": 4}) == ["b", "d"]
 
 
-def test_every_setting_of_a_run_says_what_it_is_for():
+def test_every_setting_of_a_run_has_a_help_text_and_a_purpose():
     assert all(about.help for about in purposes().values())
     started = {name for name, about in purposes().items() if about.of_a_start}
     assert started == {"resume", "overwrite_output_dir", "dry_run"}

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Two machines with four GPUs each under Slurm, one process a GPU; requeued when time is up, goes on where it stopped.
-# Tried without Slurm: the variables below with two CPU processes. sbatch configs/accelerate/slurm.sh --config FILE ...
+# Two machines with four GPUs each under Slurm, one process per GPU; requeued when the time is up, and resumed.
+# Not tried under Slurm, only with the variables below and two CPU processes.
+# sbatch configs/accelerate/slurm.sh --config FILE ...
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -70,6 +70,7 @@ class CommandLine(HfArgumentParser):
         self.resembling = {
             name: ours for ours, about in abouts(*groups).items() for name in (*about.resembles, *about.aliases)
         }
+        self.instead_of = {name: about.instead_of for name, about in abouts(*groups).items() if about.instead_of}
         self.add_argument(
             "--config",
             help="YAML file, or name of a shipped recipe; its values replace the defaults, flags win."
@@ -117,10 +118,14 @@ class CommandLine(HfArgumentParser):
             )
         return [each.name for each in fields]
 
-    def parse(self, argv: Sequence[str]) -> tuple:
+    def parse(self, argv: Sequence[str], without: Iterable[str] = ()) -> tuple:
         """Return one instance of every group, followed by the dict of network settings if the command takes them.
 
         A misspelled name or value prints one line of usage and one sentence, and exits with code 2.
+
+        Args:
+            argv (`Sequence[str]`): The words of the command line.
+            without (`Iterable[str]`): Settings whose values in the recipe do not count.
 
         Raises:
             UsageError: If a value is out of range, or values contradict each other.
@@ -129,7 +134,7 @@ class CommandLine(HfArgumentParser):
         finder.add_argument("--config")
         words = list(argv)
         if (config := finder.parse_known_args(words)[0].config) is not None:
-            words = [*self._flags_of(find_recipe(config)), *words]
+            words = [*self._flags_of(find_recipe(config), {*without, *self._replaced_by(words)}), *words]
         # before anything is missing or out of its range because of a misspelled flag
         if (flag := unknown_flag(self._option_string_actions, words)) is not None:
             self._refuse(flag.lstrip("-"), f"unknown argument {flag}.", "--{}")
@@ -162,7 +167,12 @@ class CommandLine(HfArgumentParser):
 
         return " ".join(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, sentence).split())
 
-    def _flags_of(self, path: Path) -> list[str]:
+    def _replaced_by(self, words: Sequence[str]) -> set[str]:
+        """Find settings whose values in a recipe do not count, since a flag says the same in another way."""
+        given = (self._option_string_actions.get(word.split("=")[0]) for word in words)
+        return {other for action in given if action for other in self.instead_of.get(action.dest, ())}
+
+    def _flags_of(self, path: Path, without: Collection[str]) -> list[str]:
         """Read a YAML file as flags, so that one parser checks the names and types of both."""
         try:
             values = yaml.safe_load(path.read_text()) or {}
@@ -172,11 +182,25 @@ class CommandLine(HfArgumentParser):
             self.error(f"{path} cannot be read: {error}")
         if not isinstance(values, dict):
             self.error(f"{path} must hold `key: value` lines.")
+        given = {key: value for key, value in values.items() if value is not None}
+        for name in self.instead_of.keys() & given.keys():
+            if both := given.keys() & {*self.instead_of[name]}:
+                raise UsageError(f"{path} sets both {' and '.join(f'`{each}`' for each in sorted({name, *both}))}.")
+        counting = {key: value for key, value in values.items() if key not in without}
+        return self.as_flags(counting, f"{path}: unknown key")
+
+    def as_flags(self, values: Mapping[Any, Any], unknown: str) -> list[str]:
+        """Convert values by name to flags; `None` is the default and gives none.
+
+        Args:
+            values (`Mapping`): Settings.
+            unknown (`str`): How the sentence about an unknown name begins.
+        """
         flags: list[str] = []
         for key, value in values.items():
             action = self._option_string_actions.get(f"--{key}")
             if action is None or key in ("config", "help"):
-                self._refuse(str(key), f"{path}: unknown key `{key}`.", "`{}`")
+                self._refuse(str(key), f"{unknown} `{key}`.", "`{}`")
             elif value is not None:
                 flags += [f"--{key}", *_as_words(value, many=action.nargs in ("+", "*"))]
         return flags
@@ -248,6 +272,6 @@ def written_to_output_dir(output_dir: str | Path | None) -> Iterator[None]:
 
 
 def _as_words(value: Any, many: bool) -> list[str]:
-    if many and isinstance(value, list):
+    if many and isinstance(value, (list, tuple)):
         return [str(entry) for entry in value]
-    return [value if isinstance(value, str) else json.dumps(value)]
+    return [str(value) if isinstance(value, (str, os.PathLike)) else json.dumps(value)]

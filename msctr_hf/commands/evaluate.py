@@ -58,7 +58,6 @@ def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
         "model": arguments.model,
         "dataset": spec.name,
         "split": arguments.split,
-        "images": len(scores.images),
         "protocol": asdict(view),
         "git_commit": git_commit(),
     }

@@ -10,24 +10,68 @@ Ctrl-C after a checkpoint was saved: resume with --resume auto. Any other code i
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 from ..data.settings import DataSettings
 from ..hub.settings import HubSettings
 from ..training.settings import ModelSettings, TrainingSettings
 from .command_line import CommandLine
+from .keywords import Keywords
+
+_GROUPS = (ModelSettings, DataSettings, TrainingSettings, HubSettings)
 
 
 def command_line() -> CommandLine:
     """Build the parser that has every setting of a run as a flag."""
-    groups = [ModelSettings, DataSettings, TrainingSettings, HubSettings]
-    return CommandLine(groups, __doc__, "train", with_network_settings=True)
+    return CommandLine(_GROUPS, __doc__, "train", with_network_settings=True)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `msctr train` with the words that follow it on the command line."""
-    command_line().run(argv, _train)
+    command_line().run(argv, _train_and_print)
+
+
+def train(config: str | PathLike | None = None, **settings: Any) -> dict[str, Any]:
+    """Train a network from Python, as `msctr train --config CONFIG --SETTING VALUE ...` does.
+
+    The run is the same as that of the command: the same checks, files, lines and weights. In a notebook, interrupting
+    the cell saves a checkpoint and raises `Interrupted`; call again with `resume="auto"` to continue.
+
+    Args:
+        config (`str`, *optional*): Name of a shipped recipe (`"quickstart"`) or path of a YAML file, whose values
+            replace the defaults.
+        settings: What the command takes as flags, as Python objects: `data_dir="/data/cityscapes"`, `max_steps=2000`,
+            `crop_size=(512, 512)`; they replace the values of the recipe, and `None` stands for the default.
+
+    Returns:
+        `dict`: Scores of the best model, as `results.json` in `output_dir` holds them; empty after a dry run.
+
+    Raises:
+        UsageError: If a setting is unknown or faulty, or something cannot be read or written.
+        Interrupted: If the process was told to stop; there is a checkpoint to resume from.
+    """
+    from accelerate.state import AcceleratorState, GradientState, is_initialized
+
+    keywords = Keywords(_GROUPS, None, "train", with_network_settings=True)
+    (model, data, training, hub, network), words = keywords.parse_keywords(config, settings)
+    was_initialized = is_initialized()
+    try:
+        return _train(model, data, training, hub, network, shlex.join(["msctr", "train", *words]))
+    finally:
+        if not was_initialized:  # or the next run in this process could not have another precision
+            AcceleratorState._reset_state()
+            GradientState._reset_state()
+
+
+def _train_and_print(*groups: Any) -> None:
+    from ..training.train import print_results
+
+    results = _train(*groups)
+    if results:
+        print_results(results, groups[2].output_dir)
 
 
 def _train(
@@ -36,16 +80,16 @@ def _train(
     arguments: TrainingSettings,
     hub_arguments: HubSettings,
     network_settings: dict[str, Any],
-) -> None:
+    command: str | None = None,
+) -> dict[str, Any]:
     from ..hub.publishing import Destination, Publisher
-    from ..training.train import print_results, train
+    from ..training.train import train as run
 
     destination = Destination.from_settings(hub_arguments) if hub_arguments.push_to_hub else None
     publisher = Publisher(data_arguments.spec, destination)
     try:
-        results = train(model_arguments, data_arguments, arguments, network_settings, publisher)
+        results = run(model_arguments, data_arguments, arguments, network_settings, publisher, command)
         publisher.finish()
     finally:
         publisher.abandon()
-    if results:
-        print_results(results, arguments.output_dir)
+    return results

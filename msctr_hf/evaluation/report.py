@@ -13,7 +13,6 @@ from .mean_iou import ConfusionMatrix, ratio
 from .scoring import CLASS_SCORES, Scores, percent
 from .visualization import contact_sheet
 
-CONFUSIONS_LISTED = 10
 NAMES_IN_FIGURE = 60  # more classes are drawn without their names
 
 
@@ -43,11 +42,11 @@ def write_report(
     except ImportError:
         notes.append("confusion.png was left out: it needs matplotlib (pip install matplotlib).")
     figures = [name for name in ("confusion.png", "worst.png") if (folder / name).is_file()]
-    (folder / "report.md").write_text(markdown_report(results, scores, classes, figures))
+    (folder / "report.md").write_text(markdown_report(results, scores, figures))
     return notes
 
 
-def markdown_report(results: dict[str, Any], scores: Scores, classes: Sequence[str], figures: Sequence[str]) -> str:
+def markdown_report(results: dict[str, Any], scores: Scores, figures: Sequence[str]) -> str:
     """Format settings, means, classes, groups, confusions and the worst images as Markdown."""
     settings = [(key, results[key]) for key in ("model", "dataset", "split", "images", "git_commit") if key in results]
     settings += [(key, value) for key, value in results.get("protocol", {}).items() if value not in (None, False)]
@@ -62,8 +61,10 @@ def markdown_report(results: dict[str, Any], scores: Scores, classes: Sequence[s
             for name, group in results["groups"].items()
         ]
         parts.append(_table(("group", "mean IoU of its classes", "IoU as one class"), rows))
-    if confusions := largest_confusions(scores.confusion, classes):
-        rows = [(reference, prediction, percent(share)) for reference, prediction, share in confusions]
+    if results["largest_confusions"]:
+        rows = [
+            (each["class"], each["predicted_as"], percent(each["share"])) for each in results["largest_confusions"]
+        ]
         parts.append(_table(("class", "predicted as", "share of its pixels"), rows))
     if scores.worst:
         worst = [(scored.image_id, percent(scored.mean_iou)) for scored in scores.worst]
@@ -71,17 +72,6 @@ def markdown_report(results: dict[str, Any], scores: Scores, classes: Sequence[s
     parts += [f"![{name}]({name})" for name in figures]
     parts.append("Classes absent from both labels and predictions are excluded from the means.")
     return "\n\n".join(parts) + "\n"
-
-
-def largest_confusions(confusion: ConfusionMatrix, classes: Sequence[str]) -> list[tuple[str, str, float]]:
-    """List (class, predicted class, share of the pixels of the first), the largest shares first."""
-    shares = np.nan_to_num(ratio(confusion.matrix, confusion.matrix.sum(axis=1, keepdims=True)))
-    np.fill_diagonal(shares, 0)
-    order = np.argsort(shares, axis=None)[::-1][:CONFUSIONS_LISTED]
-    places = [(int(place) // len(classes), int(place) % len(classes)) for place in order]
-    return [
-        (classes[row], classes[column], float(shares[row, column])) for row, column in places if shares[row, column]
-    ]
 
 
 def confusion_figure(confusion: ConfusionMatrix, classes: Sequence[str], path: Path) -> None:

@@ -20,6 +20,7 @@ from .boundary_iou import BoundaryIoU
 from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
 
+CONFUSIONS_LISTED = 10
 KEPT_WIDTH = 480  # pixels; the worst images are kept small, since they are only shown
 
 
@@ -54,7 +55,10 @@ class Scores:
         if self.boundary is not None:
             of_class = self.boundary.scores()
             scores |= {"mean_boundary_iou": nanmean(of_class), "per_category_boundary_iou": of_class}
-        results = results_by_name(scores, id2label)
+        results = results_by_name(scores, id2label) | {
+            "images": len(self.images),
+            "largest_confusions": largest_confusions(self.confusion, id2label),
+        }
         return results | ({"groups": group_scores(self.confusion, groups)} if groups else {})
 
 
@@ -181,6 +185,27 @@ def results_by_name(scores: dict[str, Any], id2label: Mapping[int, str]) -> dict
         else:
             result[name] = _or_none(value)
     return result
+
+
+def largest_confusions(confusion: ConfusionMatrix, id2label: Mapping[int, str]) -> list[dict[str, Any]]:
+    """List which classes are predicted as which others most often, the largest shares first.
+
+    Args:
+        confusion (`ConfusionMatrix`): All pixels.
+        id2label (`Mapping[int, str]`): Names of the classes.
+
+    Returns:
+        `list[dict]`: {class, predicted_as, share}; the share is a fraction of all pixels labeled with the class.
+    """
+    shares = np.nan_to_num(ratio(confusion.matrix, confusion.matrix.sum(axis=1, keepdims=True)))
+    np.fill_diagonal(shares, 0)
+    order = np.argsort(shares, axis=None)[::-1][:CONFUSIONS_LISTED]
+    places = zip(*np.unravel_index(order, shares.shape), strict=True)
+    return [
+        {"class": id2label[int(row)], "predicted_as": id2label[int(column)], "share": float(shares[row, column])}
+        for row, column in places
+        if shares[row, column]
+    ]
 
 
 def group_scores(confusion: ConfusionMatrix, groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:

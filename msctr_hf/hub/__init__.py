@@ -1,1 +1,1 @@
-"""Exchange with other formats and places."""
+"""Model cards, pushing to the Hub, export to other runtimes, and conversion of released checkpoints."""

@@ -1,4 +1,4 @@
-"""Networks for other runtimes: ONNX and torch.export, compared with the network itself before anything is kept."""
+"""Export networks to ONNX or torch.export; an export is kept only if it computes what the network computes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import UsageError
 
-LARGEST_DIFFERENCE = 1e-4  # of logits, relative to the largest where that is above 1
-_NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-# Of the size multiple: example, small and large comparison. Windows of 4, 7, 8 and 12 pixels pad the example at every
-# stage: an export keeps the steps that its example took, and what is padded by nothing passes them too.
-_MULTIPLES = ((11, 13), (6, 9), (12, 14))
+LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one if that is above 1
+_REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+# Sizes of the example, and of a small and a large comparison, in units of the size multiple. An export holds the steps
+# that its example took. Windows of 4, 7, 8 and 12 pixels all pad this example in every stage, so that the export pads
+# other sizes too, if by zero pixels; had the example needed no padding, the step would be missing.
+_EXAMPLE_AND_COMPARED = ((11, 13), (6, 9), (12, 14))
 
 Size = tuple[int, int]  # height, width
 
 
 class Comparison(NamedTuple):
-    """Exported network against the network itself, on one random batch.
+    """Difference between an exported network and the network itself, on one random batch.
 
     Args:
-        batch (`int`): Images of the batch.
-        size (`tuple[int, int]`): Their height and width, in pixels.
-        difference (`float`): Largest absolute difference of the logits.
+        batch (`int`): Number of images.
+        size (`tuple[int, int]`): Height and width of the images, in pixels.
+        difference (`float`): Largest absolute difference between logits.
         largest (`float`): Largest absolute logit.
     """
 
@@ -51,33 +52,34 @@ def export_network(
     size_multiple: int = 1,
     fixed_size: Size | None = None,
 ) -> list[Comparison]:
-    """Export a network with its image processor; batch, height and width stay free.
+    """Export a network with its image processor, for any batch size, height and width.
 
-    `transformers.exporters.ExportedModel.from_pretrained(output_dir)` loads the result, and so does any ONNX
-    runtime: input `pixel_values` (B, 3, H, W), output `logits`.
+    `transformers.exporters.ExportedModel.from_pretrained(output_dir)` loads the result, and any ONNX runtime loads an
+    ONNX file: input `pixel_values` (B, 3, H, W), output `logits`.
 
     A `torch.export` program is a pickle, which can run any code when it is loaded. Since version 5.24 transformers
     loads it only with `trust_remote_code=True`: pass that for programs that you exported yourself or whose author you
-    trust, and share ONNX files instead, which hold no code.
+    trust, and share ONNX files, which hold no code.
 
     Args:
-        model (`PreTrainedModel`): In evaluation mode, on the CPU.
-        image_processor: Saved beside it.
-        output_dir (`str` or `Path`): A new folder.
+        model (`PreTrainedModel`): Network, in evaluation mode and on the CPU.
+        image_processor: Image processor that is saved with the network.
+        output_dir (`str` or `Path`): New folder for the export.
         format (`str`): `"onnx"`, or `"torch"` (a `torch.export` program, which is a pickle).
-        size_multiple (`int`): Heights and widths are multiples of this. Window transformers pad by the size of the
-            image, which an exported program cannot: 32.
-        fixed_size (`tuple[int, int]`, *optional*): Only this height and width, in pixels.
+        size_multiple (`int`): Heights and widths must be multiples of this. Window transformers need 32: their padding
+            depends on the size of the image, which an exported program cannot follow.
+        fixed_size (`tuple[int, int]`, *optional*): Export for this height and width only, in pixels.
 
     Returns:
-        `list[Comparison]`: with the network itself, at two batches, and sizes where they are free, that the export has
-        not seen.
+        `list[Comparison]`: differences from the network itself at two batch sizes and, unless the size is fixed, at
+        two sizes other than that of the example.
 
     Raises:
-        UsageError: If a package is missing, the network cannot be exported, or the export differs; no folder is left.
+        UsageError: If a package is missing, the network cannot be exported, or the export differs from it; then no
+            folder is left.
     """
     output_dir = Path(output_dir)
-    missing = [name for name in _NEEDED[format] if importlib.util.find_spec(name) is None]
+    missing = [name for name in _REQUIRED_PACKAGES[format] if importlib.util.find_spec(name) is None]
     if missing or importlib.util.find_spec("transformers.exporters") is None:
         raise UsageError("Exporting needs more packages: pip install 'msctr_hf[export]'.")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
@@ -100,17 +102,19 @@ def export_network(
 
 
 def _shapes(size_multiple: int, fixed_size: Size | None) -> tuple[Size, list[tuple[int, Size]]]:
-    """Height and width of the example, and (batch, size) of what is compared."""
+    """Choose the size of the example, and the (batch, size) of every comparison."""
     if fixed_size is not None:
         return fixed_size, [(1, fixed_size), (3, fixed_size)]
     if size_multiple == 1:
         return (224, 288), [(1, (160, 192)), (3, (195, 310))]
-    example, small, large = ((rows * size_multiple, columns * size_multiple) for rows, columns in _MULTIPLES)
+    example, small, large = (
+        (rows * size_multiple, columns * size_multiple) for rows, columns in _EXAMPLE_AND_COMPARED
+    )
     return example, [(1, small), (3, large)]
 
 
 def _free_sides(size_multiple: int, fixed_size: Size | None) -> dict[int, Any]:
-    """Sides of `pixel_values` that may change."""
+    """List the dimensions of `pixel_values` that stay free."""
     dim = torch.export.Dim
     if fixed_size is not None:
         return {0: dim("batch")}
@@ -129,7 +133,7 @@ def _export(model: PreTrainedModel, size: Size, format: str, free_sides: dict[in
     inputs = {"pixel_values": torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))}
     try:
         return Exporter().export(model, inputs, Config(dynamic=True, dynamic_shapes={"pixel_values": free_sides}))
-    except Exception as error:  # a dozen kinds, from tracing, translating and optimizing
+    except Exception as error:  # tracing, translating and optimizing raise a dozen kinds
         raise UsageError(_advice(f"{type(model).__name__} cannot be exported", error)) from error
 
 
@@ -142,14 +146,16 @@ def _compare(model: PreTrainedModel, exported: Any, batch: int, size: Size) -> C
         except Exception as error:
             raise UsageError(_advice(f"The exported network fails at batch {batch}, size {size}", error)) from error
     if logits.shape != expected.shape:
-        raise UsageError(_advice(f"The exported network gives {tuple(logits.shape)} for {tuple(expected.shape)}"))
+        raise UsageError(
+            _advice(f"The exported network returns logits {tuple(logits.shape)} instead of {tuple(expected.shape)}")
+        )
     return Comparison(batch, size, (logits - expected).abs().max().item(), expected.abs().max().item())
 
 
 def _refuse_difference(comparison: Comparison) -> None:
     if not comparison.difference <= LARGEST_DIFFERENCE * max(1.0, comparison.largest):
         raise UsageError(
-            _advice(f"The exported network differs by {comparison.difference:.2g} at size {comparison.size}")
+            _advice(f"Logits of the exported network differ by {comparison.difference:.2g} at size {comparison.size}")
         )
 
 
@@ -160,7 +166,7 @@ def _advice(what: str, error: Exception | None = None) -> str:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporters' progress and their remarks on operators of other networks."""
+    """Hide the progress of the exporters, and their remarks on operators that the network does not use."""
     torch_logger = logging.getLogger("torch.onnx")
     before, verbosity = torch_logger.level, transformers_logging.get_verbosity()
     torch_logger.setLevel(logging.ERROR)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
 
-from ..data.folder_spec import FOLDER
 from ..data.specs import DatasetSpec
+from ..data.synthetic import SyntheticSource
 from ..errors import UsageError, as_usage_error
-from ..evaluation.scoring import iou_table
+from ..evaluation.scoring import iou_table, percent
+from ..models.backbone_weights import HUB, NONE
 from ..models.configuration_msctr import MsctrConfig
 from ..models.decode_heads import DECODE_HEADS
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
@@ -22,12 +25,14 @@ from ..training.settings import purpose
 
 CARD_FILE = "README.md"
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# Never reworded: a card of an earlier version would be taken for one that the user wrote.
 _SIGNATURE = (
     "<!-- Written by msctr_hf from the files of the run. Without this line the card is yours and stays as it is. -->"
 )
-_CONTRASTS = {"ms": "multi-scale", "ms_cs": "multi-scale and cross-scale"}
-_METRICS = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
-_NESTED_FIELDS = {"backbone_config", "palette"}  # of the configuration; too long for a table
+_CONTRAST_NAMES = {"ms": "multi-scale", "ms_cs": "multi-scale and cross-scale"}
+_METRIC_NAMES = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
+_NESTED_FIELDS = {"backbone_config", "palette"}  # too long for a table
+_MAX_WORST_CLASSES, _MAX_CONFUSIONS = 3, 5  # in the section on limitations
 
 
 def write_model_card(
@@ -43,34 +48,33 @@ def write_model_card(
     A card that somebody else wrote, or took over by removing the line that says who wrote it, is left alone.
 
     Args:
-        folder (`str` or `Path`): A folder for `from_pretrained`; what is missing there is left out of the card.
-        spec (`DatasetSpec`, *optional*): What it was trained on.
+        folder (`str` or `Path`): A saved model; what its files do not say is left out of the card.
+        spec (`DatasetSpec`, *optional*): The data set on which the model was trained.
         name (`str`, *optional*): Hub id that the example of the card loads; by default the folder itself.
-        license (`str`, *optional*): Of the weights, as the Hub abbreviates it; by default the terms of the data set
-            are named.
-        show_images (`bool`, *optional*): Whether the card shows predictions.png, which holds images of the data set;
-            by default only of data sets whose images are free.
+        license (`str`, *optional*): License of the weights, as the Hub abbreviates it; by default the terms of the
+            data set are named.
+        show_images (`bool`, *optional*): Whether the card shows predictions.png, with images of the data set;
+            by default only if the images of the data set are free.
 
     Raises:
-        UsageError: If the folder holds no model, or cannot be read or written.
+        UsageError: If the folder does not hold a model, or cannot be read or written.
     """
     folder = Path(folder)
     config, run, results = (read_saved_json(folder / file) for file in ("config.json", RUN_FILE, RESULTS_FILE))
     if not config:
-        raise UsageError(f"{folder} holds no model.")
+        raise UsageError(f"{folder} does not hold a saved model: config.json is missing.")
     path = folder / CARD_FILE
     with as_usage_error(OSError, prefix=f"{path} cannot be read: "):
         if path.exists() and _SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
             return path
-    settings = run.get("settings", {})
     free = show_images if show_images is not None else spec is not None and spec.shareable
     card = ModelCard.from_template(
-        _metadata(config, settings, results, spec, license),
+        _metadata(config, run, results, spec, license),
         template_path=str(_TEMPLATE),
         **_facts(config, run, results, spec),
         name=name,
         predictions=PREDICTIONS_FILE if free and (folder / PREDICTIONS_FILE).exists() else None,
-        network=_cells(_network(config, settings, folder)),
+        network=_cells(_network(config, run, folder)),
         signature=_SIGNATURE,
     )
     with as_usage_error(OSError, prefix=f"{path} cannot be written: "):
@@ -79,27 +83,46 @@ def write_model_card(
 
 
 def read_saved_json(path: Path) -> dict[str, Any]:
-    """Read a file of a saved folder; empty where there is none.
+    """Read a JSON file of a saved folder; a missing one is an empty dict.
 
     Raises:
-        UsageError: If it cannot be read or is not JSON.
+        UsageError: If the file cannot be read or is not JSON.
     """
     with as_usage_error(OSError, ValueError, prefix=f"{path} cannot be read: "):
         return read_json(path)
 
 
-def recipe(settings: dict[str, Any]) -> dict[str, Any]:
-    """Choose the settings of run.json that repeat a run: all that belong in a card and are not paths of a machine."""
+def _recipe(run: dict) -> dict[str, Any]:
+    """Choose the settings that repeat a run: all that belong in a card and are not paths of a machine."""
     return {
         name: value
-        for name, value in settings.items()
-        if purpose(name).in_card and not (purpose(name).is_path and value is not None and not _is_public(value))
+        for name, value in run["settings"].items()
+        if purpose(name).in_card and (not purpose(name).is_path or value is None or _is_public(run, name))
     }
 
 
-def _is_public(name: str) -> bool:
-    """Whether a value is a word or a Hub id, not a file of this machine."""
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
+def _is_public(run: dict, name: str) -> bool:
+    """Whether the value of a setting is a word or a Hub id, and was not a file or folder at any start of the run."""
+    value = run.get("settings", {}).get(name)
+    starts = (run, *run.get("earlier_starts", []))
+    if not value or Path(value).exists() or any(name in start.get("paths", []) for start in starts):
+        return False
+    try:
+        validate_repo_id(value)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _hub_id(run: dict, name: str) -> str | None:
+    """Return the value of a setting if it is the id of a repository on the Hub."""
+    return run["settings"][name] if _is_public(run, name) and "/" in run["settings"][name] else None
+
+
+def _beginning(run: dict) -> dict:
+    """Return the start that gave the network its initial weights; later ones resumed from a checkpoint."""
+    starts = [*run.get("earlier_starts", []), run]
+    return next((start for start in reversed(starts) if not start.get("from_step")), run)
 
 
 def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None) -> dict[str, Any]:
@@ -110,19 +133,23 @@ def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None) -> 
         "contrast": _contrast(config, settings),
         "own_code": config["model_type"] == MsctrConfig.model_type,
         "objective": _cells(_objective(config, settings)),
-        "data": _cells(_data(spec, settings)),
-        "data_is_bound": spec is not None and bool(spec.license),
+        "data": _cells(_data(spec, run)),
+        "data_name": _data_name(spec, run),
+        "data_terms": spec.license if spec is not None else None,
+        "data_is_drawn": spec is not None and isinstance(spec.source, SyntheticSource),
         "training": _cells(_training(config, run)),
         "scores": iou_table(results) if results else None,
+        "images": results.get("images"),
+        "worst": _worst_classes(results),
+        "absent": ", ".join(_absent_classes(results)),
+        "confusions": _confusions(results),
         "seed": settings.get("seed", "not known"),
         "step": results.get("step", "not known"),
     }
 
 
-def _metadata(
-    config: dict, settings: dict, results: dict, spec: DatasetSpec | None, license: str | None
-) -> ModelCardData:
-    dataset = _hub_dataset(settings)
+def _metadata(config: dict, run: dict, results: dict, spec: DatasetSpec | None, license: str | None) -> ModelCardData:
+    dataset, start = _hub_dataset(run), _beginning(run)
     terms: dict[str, Any] = {"license": license} if license else {}
     if not license and spec is not None and spec.license:
         terms = {"license": "other", "license_name": _slug(f"{spec.name} terms")}
@@ -133,61 +160,82 @@ def _metadata(
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=["semantic-segmentation", "contrastive-learning", "msctr", config["model_type"]],
-        base_model=_base_model(settings),
+        base_model=_base_model(start),
+        # Only a whole model is fine-tuned; for a network that is built around a backbone the Hub has no word.
+        base_model_relation="finetune" if _hub_id(start, "model_name_or_path") else None,
         datasets=[dataset] if dataset else None,
         metrics=["mean_iou"] if results else None,
         model_name=_slug(_title(config, spec)),
-        eval_results=_eval_results(results, settings, spec),
+        eval_results=_eval_results(results, run, spec),
     )
 
 
-def _eval_results(results: dict, settings: dict, spec: DatasetSpec | None) -> list[EvalResult] | None:
+def _eval_results(results: dict, run: dict, spec: DatasetSpec | None) -> list[EvalResult] | None:
     if not results or spec is None:
         return None
+    dataset = _data_name(spec, run) or "custom data set"
     return [
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic Segmentation",
-            dataset_type=_hub_dataset(settings) or spec.name,
-            dataset_name=spec.name,
+            dataset_type=_hub_dataset(run) or _slug(dataset),
+            dataset_name=dataset,
             dataset_split="validation",
             metric_type=metric,
             metric_name=f"{title} (single scale)",
             metric_value=results[metric],
         )
-        for metric, title in _METRICS.items()
+        for metric, title in _METRIC_NAMES.items()
         if results.get(metric) is not None
     ]
 
 
-def _hub_dataset(settings: dict) -> str | None:
-    """Hub id of the data set that was read; folders of a machine stay private."""
-    name = settings.get("dataset_name") or ""
-    return name if "/" in name and _is_public(name) else None
+def _hub_dataset(run: dict) -> str | None:
+    """Return the Hub id of the data set that was read; folders of a machine stay private."""
+    return _hub_id(run, "dataset_name")
 
 
-def _base_model(settings: dict) -> str | None:
-    """Hub id of the weights the run started from, where they came from the Hub."""
-    start, backbone = settings.get("model_name_or_path"), settings.get("backbone")
-    if start is not None:
-        return start if "/" in start and _is_public(start) else None
-    if settings.get("backbone_weights") != "hub" or not backbone:
+def _data_name(spec: DatasetSpec | None, run: dict) -> str | None:
+    """Return the data set's own name; the folder in which it was found stays private."""
+    if spec is None:
         return None
-    return backbone if "/" in backbone else f"timm/{backbone}"
+    return spec.title or _hub_dataset(run)
 
 
-def _start(settings: dict) -> str | None:
-    """Where the first weights came from; paths of a machine stay private."""
-    base = _base_model(settings)
+def _base_model(start: dict) -> str | None:
+    """Return the Hub id of the weights from which a run started, where they came from the Hub."""
+    settings = start.get("settings", {})
+    if settings.get("model_name_or_path"):
+        return _hub_id(start, "model_name_or_path")
+    if settings.get("backbone_weights") != HUB or not settings.get("backbone"):
+        return None
+    return _hub_id(start, "backbone") or _timm_hub_id(settings["backbone"])
+
+
+def _timm_hub_id(backbone: str) -> str | None:
+    """Return the repository of a timm network, whose name may leave out the tag of its weights."""
+    from timm import get_pretrained_cfg
+
+    try:
+        weights = get_pretrained_cfg(backbone)
+    except RuntimeError:  # weights that this version of timm does not know
+        return None
+    return None if weights is None else weights.hf_hub_id
+
+
+def _initial_weights(start: dict) -> str | None:
+    """Say where the first weights came from; paths of a machine stay private."""
+    settings, base = start.get("settings", {}), _base_model(start)
     if base or not settings:
         return base
     if settings.get("model_name_or_path"):
         return "a saved model"
-    return "random" if settings.get("backbone_weights") == "none" else "a file with weights of the backbone"
+    kinds = {NONE: "random", HUB: "weights of the backbone"}
+    return kinds.get(settings.get("backbone_weights"), "a file with weights of the backbone")
 
 
 def _title(config: dict, spec: DatasetSpec | None) -> str:
-    where = "" if spec is None or spec.name == FOLDER else f" on {spec.name}"
+    where = f" on {spec.title}" if spec is not None and spec.title else ""
     return f"{_architecture(config)}{where}"
 
 
@@ -203,22 +251,22 @@ def _contrast(config: dict, settings: dict) -> str | None:
     mode = config.get("contrastive_mode")
     if mode is None and settings.get("contrastive_adapter"):
         mode = settings.get("contrastive_mode", "ms_cs")
-    return _CONTRASTS.get(mode)
+    return _CONTRAST_NAMES.get(mode)
 
 
 def _own_fields(config: dict) -> dict[str, Any]:
-    """Fields that `MsctrConfig` adds to a configuration of transformers; none of other models."""
+    """Return the fields that `MsctrConfig` adds to a configuration of transformers; other models have none."""
     if config["model_type"] != MsctrConfig.model_type:
         return {}
     return {name: config.get(name) for name in MsctrConfig.__annotations__ if name not in _NESTED_FIELDS}
 
 
-def _network(config: dict, settings: dict, folder: Path) -> dict[str, Any]:
+def _network(config: dict, run: dict, folder: Path) -> dict[str, Any]:
     backbone = config.get("backbone_config") or {}
     return {
         "architecture": _architecture(config),
         "backbone": backbone.get("backbone") or backbone.get("model_type"),
-        "initial weights": _start(settings),
+        "initial weights": _initial_weights(_beginning(run)),
         **{name: value for name, value in _own_fields(config).items() if not name.startswith("contrastive_")},
         "parameters": _parameters(folder),
     }
@@ -236,18 +284,18 @@ def _parameters(folder: Path) -> str | None:
 
 
 def _objective(config: dict, settings: dict) -> dict[str, Any]:
-    """Contrastive settings of the network, or of the adapter in which another model was trained."""
+    """Return the contrastive settings of the network, or of the adapter in which another model was trained."""
     given = _own_fields(config) or settings
     return {name: value for name, value in given.items() if name.startswith("contrastive_")}
 
 
-def _data(spec: DatasetSpec | None, settings: dict) -> dict[str, Any]:
+def _data(spec: DatasetSpec | None, run: dict) -> dict[str, Any]:
     if spec is None:
         return {}
     return {
-        "name": spec.name,
+        "name": _data_name(spec, run),
         "classes": len(spec.classes),
-        "read from": _hub_dataset(settings),
+        "read from": _hub_dataset(run),
         "terms": spec.license or "not stated",
         "source": spec.homepage,
     }
@@ -259,7 +307,7 @@ def _training(config: dict, run: dict) -> dict[str, Any]:
     settings, versions = run["settings"], run.get("versions", {})
     shown_above = {*_own_fields(config), *_objective(config, settings)}
     return {
-        **{name: value for name, value in recipe(settings).items() if name not in shown_above},
+        **{name: value for name, value in _recipe(run).items() if name not in shown_above},
         "processes": run.get("num_processes"),
         "precision": run.get("mixed_precision"),
         "device": run.get("device"),
@@ -268,11 +316,30 @@ def _training(config: dict, run: dict) -> dict[str, Any]:
     }
 
 
+def _worst_classes(results: dict) -> list[str]:
+    """List the classes with the lowest IoU, the worst first; at most half of those that were scored."""
+    scored = {name: iou for name, iou in results.get("per_category_iou", {}).items() if iou is not None}
+    names = sorted(scored, key=scored.__getitem__)[: min(_MAX_WORST_CLASSES, len(scored) // 2)]
+    return [f"{name} ({percent(scored[name])})" for name in names]
+
+
+def _absent_classes(results: dict) -> list[str]:
+    return [name for name, iou in results.get("per_category_iou", {}).items() if iou is None]
+
+
+def _confusions(results: dict) -> list[Sequence[str]]:
+    largest = results.get("largest_confusions", [])[:_MAX_CONFUSIONS]
+    return [(_cell(each["class"]), _cell(each["predicted_as"]), percent(each["share"])) for each in largest]
+
+
 def _cells(rows: dict[str, Any]) -> dict[str, str]:
     """Format values for a table; unknown ones are left out."""
     known = {name: value for name, value in rows.items() if value not in (None, "", [])}
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in known.items()}
-    return {name: text.replace("|", "\\|").replace("\n", " ") for name, text in texts.items()}
+    return {name: _cell(value if isinstance(value, str) else json.dumps(value)) for name, value in known.items()}
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _slug(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of the paper's released code, name by name, into our networks."""
+"""Conversion of checkpoints of the paper's released code into networks of `msctr_hf`, by renaming their entries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UsageError, building_a_network
 from ..models.configuration_msctr import MsctrConfig
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 
-# (pattern, replacement) on the released names; the first match wins.
+# (pattern, replacement) for the released names; the first pattern that matches is used.
 _PROJECTION_NAMES = [
     (r"projector_model\.project(\d+)\.3\.", r"projection_head.stages.\1.output."),
     (r"projector_model\.project(\d+)\.(\d)\.", r"projection_head.stages.\1.hidden.\2."),
@@ -40,10 +40,10 @@ _HEAD_NAMES = {
         (r"interm_prediction_head\.(\d)\.", r"auxiliary_head.conv.\1."),
         *(
             (
-                rf"{re.escape(_OCR)}\.{theirs}\.{3 * block + layer}\.",
-                f"decode_head.object_attention.{ours}.{block}.{layer}.",
+                rf"{re.escape(_OCR)}\.{released}\.{3 * block + layer}\.",
+                f"decode_head.object_attention.{part}.{block}.{layer}.",
             )
-            for theirs, ours in (("f_pixel", "query"), ("f_object", "key"))
+            for released, part in (("f_pixel", "query"), ("f_object", "key"))
             for block in (0, 1)
             for layer in (0, 1)
         ),
@@ -63,7 +63,7 @@ _HEAD_NAMES = {
         (r"aux_head\.(\d)\.", r"auxiliary_head.conv.\1."),
     ],
 }
-# The names under which transformers stores a Swin backbone, whatever its modules are called.
+# Names in files of transformers, which differ from the names of Swin's modules.
 _SWIN_BLOCK = r"backbone\.layers\.(\d+)\.blocks\.(\d+)\."
 _SWIN_BLOCK_SAVED = r"backbone.encoder.layers.\1.blocks.\2."
 _SWIN_NAMES = [
@@ -79,8 +79,8 @@ _SWIN_NAMES = [
     *((rf"backbone\.norm{stage}\.", f"backbone.hidden_states_norms.stage{stage + 1}.") for stage in range(4)),
 ]
 _TIMM_NAMES = [(r"backbone\.", "backbone._backbone.")]
-# Derived from the window size, not learned.
-_DERIVED = re.compile(r"relative_position_index$|attn_mask$")
+# Buffers that follow from the window size: not learned, and computed anew.
+_COMPUTED_BUFFERS = re.compile(r"relative_position_index$|attn_mask$")
 
 
 def convert_original_checkpoint(
@@ -89,14 +89,14 @@ def convert_original_checkpoint(
     """Turn a state dict of the released code into a network.
 
     Args:
-        state_dict (`dict[str, torch.Tensor]`): Names with or without `module.`.
-        config (`MsctrConfig`): The network it belongs to; HRNet, ResNet or Swin backbone.
+        state_dict (`dict[str, torch.Tensor]`): Weights of the released code; names may begin with `module.`.
+        config (`MsctrConfig`): Configuration of the same network, with an HRNet, ResNet or Swin backbone.
 
     Returns:
-        `tuple`: the network, and a dict from released names to the names they have in our folder.
+        `tuple`: the network, and a dict from released names to names in a saved folder of `msctr_hf`.
 
     Raises:
-        UsageError: If a name is left over on either side, a shape differs, or the configuration fits no network.
+        UsageError: If a name is left over on either side, a shape differs, or the configuration is not valid.
     """
     state, names = rename_original_state(state_dict, config)
     with tempfile.TemporaryDirectory() as folder, building_a_network():
@@ -105,19 +105,19 @@ def convert_original_checkpoint(
         model, info = MsctrForSemanticSegmentation.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    ours = {new: old for old, new in names.items()}
+    released = {new: old for old, new in names.items()}
     missing = sorted(info["missing_keys"])
-    unexpected = sorted(ours.get(key, key) for key in info["unexpected_keys"])
+    unexpected = sorted(released.get(key, key) for key in info["unexpected_keys"])
     misshapen = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
     for what, keys in (
-        ("has names that the network does not", unexpected),
-        ("lacks what the network needs", missing),
-        ("has other shapes than the network", misshapen),
+        ("has entries that the network does not have", unexpected),
+        ("lacks entries that the network needs", missing),
+        ("has entries of other shapes than the network", misshapen),
     ):
         if keys:
             raise UsageError(
                 f"The checkpoint {what}: {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''} ({len(keys)} in all)."
-                " Is this the `config` it was trained with?"
+                " Is this the `config` with which it was trained?"
             )
     return model, names
 
@@ -125,10 +125,10 @@ def convert_original_checkpoint(
 def rename_original_state(
     state_dict: dict[str, torch.Tensor], config: MsctrConfig
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Rename the entries as they are stored in our folder.
+    """Rename the entries of a released state dict as a saved folder of `msctr_hf` names them; arguments as above.
 
     Raises:
-        UsageError: If an entry has no place in the network, or the released code has no such decode head.
+        UsageError: If an entry does not belong to the network, or the released code does not have its decode head.
     """
     if config.decode_head not in _HEAD_NAMES:
         raise UsageError(
@@ -143,7 +143,7 @@ def rename_original_state(
     leftover = []
     for original, value in state_dict.items():
         name = original.removeprefix("module.")
-        if _DERIVED.search(name) or (without_projections and name.startswith("projector_model.")):
+        if _COMPUTED_BUFFERS.search(name) or (without_projections and name.startswith("projector_model.")):
             continue
         renamed = _rename(name, rules)
         if renamed is None:
@@ -153,8 +153,8 @@ def rename_original_state(
         state.update(_split_qkv(renamed, value.contiguous()))
     if leftover:
         raise UsageError(
-            f"{len(leftover)} names of the checkpoint have no place in a network with decode_head="
-            f"{config.decode_head!r}: {', '.join(leftover[:6])}{', ...' if len(leftover) > 6 else ''}."
+            f"{len(leftover)} entries of the checkpoint do not belong to a network with `decode_head="
+            f"{config.decode_head!r}`: {', '.join(leftover[:6])}{', ...' if len(leftover) > 6 else ''}."
         )
     return state, names
 
@@ -167,7 +167,7 @@ def _rename(name: str, rules: list[tuple[str, str]]) -> str | None:
 
 
 def _split_qkv(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Swin stores query, key and value apart where the released code stacks them."""
+    """Split weights of Swin's attention, which the released code stacks, into query, key and value."""
     if ".self.qkv." not in name:
         return {name: value}
     parts = value.chunk(3)

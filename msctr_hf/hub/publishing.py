@@ -1,4 +1,4 @@
-"""Publish model folders on the Hub: at once, or in the background of a training run, which it never ends."""
+"""Publish model folders on the Hub: at once, or in the background of a training run, which continues either way."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from . import upload
 from .model_card import CARD_FILE, read_saved_json, write_model_card
 from .settings import DestinationSettings
 
-LONGEST_WAIT = 1800.0  # seconds for an upload that is under way when training has ended
+LONGEST_WAIT = 1800.0  # seconds that training waits at its end for an upload
 _SNAPSHOT, _UPLOAD_LOG = ".pushed", ".pushed.log"
-_PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.py", CARD_FILE)
-_PRIVATE = (RUN_FILE, "not_finite.json")  # command, paths and environment of a machine
+_PUBLISHED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.py", CARD_FILE)
+_PRIVATE_FILES = (RUN_FILE, "not_finite.json")  # they hold command, paths and environment of a machine
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a model goes on the Hub, and what its card may say.
+    """Repository on the Hub to which a model is pushed, and choices for its card.
 
     Args:
-        repo_id (`str`): USER/NAME.
+        repo_id (`str`): Repository, USER/NAME.
         private (`bool`): Whether a repository that is created is private.
-        license (`str`, *optional*): Of the weights.
-        show_images (`bool`, *optional*): Also publish predictions.png; see `write_model_card`.
+        license (`str`, *optional*): License of the weights.
+        show_images (`bool`, *optional*): Whether predictions.png is published too; see `write_model_card`.
     """
 
     repo_id: str
@@ -60,15 +60,15 @@ class Destination:
 
 
 class Publisher:
-    """Write the card of a run's best model and, where there is a destination, push it in the background.
+    """Write the card of a run's best model and, if there is a destination, push it in the background.
 
-    Call it whenever the folder holds a new best model; call `finish` at the end. Training never waits for it and is
-    never ended by it: whatever fails is reported once, and the files stay where they are.
+    Call it whenever the folder holds a new best model, and call `finish` at the end. Transient errors are retried,
+    permanent ones are reported once; training never waits and continues either way, and all files stay in the folder.
 
     Args:
-        spec (`DatasetSpec`): What is trained on.
-        destination (`Destination`, *optional*): Where to push; nowhere without it.
-        longest_wait (`float`): Seconds that `finish` waits for an upload.
+        spec (`DatasetSpec`): The data set on which the model is trained.
+        destination (`Destination`, *optional*): Repository to push to; without it, nothing is pushed.
+        longest_wait (`float`): Seconds that `finish` waits for each upload.
     """
 
     def __init__(self, spec: DatasetSpec, destination: Destination | None = None, longest_wait: float = LONGEST_WAIT):
@@ -78,15 +78,15 @@ class Publisher:
         self._process: subprocess.Popen | None = None
         self._folder: Path | None = None
         self._results: dict | None = None  # of the newest model, with its step
-        self._waiting = False  # whether the upload of the newest model has yet to start
+        self._waiting = False  # whether the newest model still has to be uploaded
         self._reported: set[str] = set()
 
     def __call__(self, folder: Path) -> None:
-        """Write the card into the folder and start to push it, or push it after the upload that is under way."""
+        """Write the card into the folder and start to push it, after a running upload if there is one."""
         try:
             _write_card(folder, self.spec, self.destination)
             results = read_json(folder / RESULTS_FILE)
-        except Exception as error:  # a card is never worth a run
+        except Exception as error:  # a run must not end because of its card
             details = "" if isinstance(error, UsageError) else traceback.format_exc()
             self._report(f"The model card could not be written ({first_line(error)}).", details)
             return
@@ -95,10 +95,10 @@ class Publisher:
             self._start_if_free()
 
     def finish(self) -> None:
-        """Wait until everything is pushed, or `longest_wait` seconds for each upload.
+        """Wait until everything is pushed, but at most `longest_wait` seconds for each upload.
 
         Raises:
-            Interrupted: If SIGTERM or Ctrl-C comes meanwhile.
+            Interrupted: If SIGTERM or Ctrl-C arrives while waiting.
         """
         with StopRequest("ending the upload") as stop:
             while self._process is not None and not stop.came:
@@ -109,7 +109,7 @@ class Publisher:
             raise Interrupted("stopped before the model was pushed; continue with `resume='auto'`")
 
     def abandon(self) -> None:
-        """End an upload that is under way; for runs that are told to stop."""
+        """Kill a running upload, because the run must stop."""
         self._waiting = False
         self._end_upload()
         if self._folder is not None:
@@ -120,7 +120,7 @@ class Publisher:
         deadline = time.monotonic() + self.longest_wait
         while self._process.poll() is None and not stop.came:
             if time.monotonic() > deadline:
-                self._report(f"The push to {self.destination.repo_id} took too long and was given up.")
+                self._report(f"The push to {self.destination.repo_id} took too long and was stopped.")
                 self._end_upload()
                 return
             time.sleep(0.05)
@@ -149,7 +149,7 @@ class Publisher:
             return
         log = self._folder / _UPLOAD_LOG
         text = log.read_text(errors="replace").strip() if log.is_file() else ""
-        if code == upload.REFUSED and text:
+        if code == upload.EXIT_REFUSED and text:
             self._report(text.splitlines()[-1])  # warnings of huggingface_hub come before the sentence
         else:
             reason = f": {text.splitlines()[-1]}" if text else " without a message."
@@ -166,8 +166,13 @@ class Publisher:
 def publish(folder: str | Path, spec: DatasetSpec | None, destination: Destination) -> str:
     """Write the card, push a model folder and return the URL of the commit.
 
+    Args:
+        folder (`str` or `Path`): A saved model, for example the `OUTPUT_DIR` of a run.
+        spec (`DatasetSpec`, *optional*): The data set on which the model was trained.
+        destination (`Destination`): Repository to push to.
+
     Raises:
-        UsageError: If the folder holds no model or cannot be written, or the Hub refuses or cannot be reached.
+        UsageError: If the folder does not hold a model or cannot be written, or the Hub refuses or cannot be reached.
     """
     folder = Path(folder)
     _write_card(folder, spec, destination)
@@ -181,7 +186,7 @@ def publish(folder: str | Path, spec: DatasetSpec | None, destination: Destinati
 
 
 def spec_of_run(folder: str | Path) -> DatasetSpec | None:
-    """Return what a run was trained on; `None` where its folder does not say, or the data set has been removed.
+    """Return the data set of a run; `None` if its folder does not name one, or the data set has been removed.
 
     Raises:
         UsageError: If run.json cannot be read.
@@ -194,20 +199,20 @@ def spec_of_run(folder: str | Path) -> DatasetSpec | None:
 
 
 def take_snapshot(folder: Path) -> Path:
-    """Link what is published of a folder into another folder, where it stays as it is when the run replaces its files.
+    """Link the files to publish into another folder, because the run may replace them during the upload.
 
-    Predictions show images of the data set and are published only where the card shows them.
+    predictions.png shows images of the data set and is published only if the card shows it.
     """
     snapshot = folder / _SNAPSHOT
     shutil.rmtree(snapshot, ignore_errors=True)
     snapshot.mkdir()
-    names = {path.name for pattern in _PUBLISHED for path in folder.glob(pattern)} - set(_PRIVATE)
+    names = {path.name for pattern in _PUBLISHED_FILES for path in folder.glob(pattern)} - set(_PRIVATE_FILES)
     if f"({PREDICTIONS_FILE})" in (folder / CARD_FILE).read_text(errors="replace"):
         names.add(PREDICTIONS_FILE)
     for name in sorted(names):
         try:
             os.link(folder / name, snapshot / name)
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             shutil.copyfile(folder / name, snapshot / name)
     return snapshot
 
@@ -221,14 +226,14 @@ def _write_card(folder: Path, spec: DatasetSpec | None, destination: Destination
 
 def _start(snapshot: Path, destination: Destination) -> subprocess.Popen:
     command = [sys.executable, "-P", upload.__file__, json.dumps(_upload_arguments(snapshot, destination))]
-    with (snapshot.parent / _UPLOAD_LOG).open("w") as log:  # a pipe that nobody reads would fill up
+    with (snapshot.parent / _UPLOAD_LOG).open("w") as log:  # not a pipe, which would fill up unread and block
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
             env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-            start_new_session=True,  # Ctrl-C is for the run
+            start_new_session=True,  # so that Ctrl-C reaches the run, which decides what happens to the upload
         )
 
 
@@ -242,6 +247,6 @@ def _upload_arguments(snapshot: Path, destination: Destination) -> dict[str, Any
         "repo_id": destination.repo_id,
         "private": destination.private,
         "message": message,
-        "silence": upload.SILENCE,
+        "timeout": upload.TIMEOUT,
         "pauses": upload.PAUSES,
     }

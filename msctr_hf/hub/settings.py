@@ -1,4 +1,4 @@
-"""Settings of what leaves this machine: to the Hub, to other runtimes, from the released code."""
+"""Settings of pushing to the Hub, of exports and of conversions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class DestinationSettings(Settings):
 
     _argument_group_name = "Hub"
 
-    hub_model_id: str | None = setting(None, help="USER/NAME on the Hub; made if it does not exist.")
-    hub_private: bool = setting(False, help="Make it a private repository.", aliases=("hub_private_repo",))
+    hub_model_id: str | None = setting(None, help="Repository USER/NAME on the Hub; created if it does not exist.")
+    hub_private: bool = setting(False, help="Create a private repository.", aliases=("hub_private_repo",))
     hub_license: str | None = setting(
-        None, help="License of the weights ('apache-2.0', 'cc-by-nc-4.0', ...); for the card."
+        None, help="License of the weights, for the card: 'apache-2.0', 'cc-by-nc-4.0', ..."
     )
     hub_images: bool | None = setting(
         None,
-        help="Also publish predictions.png, which shows images of the data set; by default only of those that are "
+        help="Also publish predictions.png, which shows images of the data set; by default only if these images are "
         "free.",
         former=("hub_pictures",),
     )
@@ -51,26 +51,28 @@ class PushSettings(DestinationSettings):
     def __post_init__(self):
         super().__post_init__()
         if not self.model or not self.hub_model_id:
-            raise UsageError("Name what is pushed and where it goes: `model='FOLDER'` `hub_model_id='USER/NAME'`.")
+            raise UsageError("Give the folder and the repository: `model='FOLDER'` `hub_model_id='USER/NAME'`.")
 
 
 @dataclass
 class ExportSettings(Settings):
-    """Which network is exported, and how."""
+    """Which network is exported, and in which format."""
 
     model: str = setting(help="Saved folder or Hub id of any AutoModelForSemanticSegmentation.")
-    output_dir: str = setting("exported", help="A new folder for the exported network.", is_path=True)
-    format: Literal["onnx", "torch"] = setting("onnx", help="ONNX, or a program of torch.export.")
+    output_dir: str = setting("exported", help="New folder for the exported network.", is_path=True)
+    format: Literal["onnx", "torch"] = setting("onnx", help="ONNX, or a torch.export program.")
     size_multiple: int = setting(
-        1, help="Images have sides that are multiples of this; window transformers need 32.", at_least=1
+        1, help="Height and width of images are multiples of this; window transformers need 32.", at_least=1
     )
-    fixed_size: list[int] | None = setting(None, help="Only this height and width; any by default.", length=2, above=0)
+    fixed_size: list[int] | None = setting(
+        None, help="Export for this height and width only; for any size by default.", length=2, above=0
+    )
 
 
 @dataclass
 class ConversionSettings(Settings):
-    """Which checkpoint of the released code is converted."""
+    """Which checkpoint of the paper's released code is converted."""
 
     _argument_group_name = "checkpoint"
 
-    checkpoint: str = setting(help="File of the released code: {'model_state_dict': ...} or a state dict.")
+    checkpoint: str = setting(help="Checkpoint of the released code: {'model_state_dict': ...} or a state dict.")

@@ -1,4 +1,4 @@
-"""Upload of one folder to the Hub, in a file of its own that a process can run by path: `python upload.py JSON`.
+"""Upload of one folder to the Hub, in a file that a process can run by its path: `python upload.py JSON`.
 
 It imports nothing but huggingface_hub, so that the process starts in a fraction of a second. A process of
 `multiprocessing` would import this package and the script that runs, and with them PyTorch and transformers: seconds
@@ -15,14 +15,14 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session
 
-SILENCE = 60.0  # seconds without an answer that count as a time-out
+TIMEOUT = 60.0  # seconds without an answer
 PAUSES = (2.0, 10.0, 30.0)  # seconds before the second, third and fourth attempt
-REFUSED = 3  # exit code of the process when stderr ends with the sentence of an `UploadError`
-_BUSY = (408, 429)  # the only client errors that another attempt can cure
+EXIT_REFUSED = 3  # exit code of the process when stderr ends with the sentence of an `UploadError`
+_TRANSIENT_CLIENT_ERRORS = (408, 429)  # time-out and too many requests: another attempt may succeed
 
 
 class UploadError(Exception):
-    """The Hub refuses or cannot be reached; the message is one sentence."""
+    """An upload that the Hub refuses, or a Hub that cannot be reached; the message is one sentence."""
 
 
 def upload(
@@ -31,18 +31,18 @@ def upload(
     *,
     private: bool = False,
     message: str = "Upload model",
-    silence: float = SILENCE,
+    timeout: float = TIMEOUT,
     pauses: tuple[float, ...] = PAUSES,
 ) -> str:
     """Create the repository if it does not exist and commit the folder to it; transient errors are retried.
 
     Args:
-        folder (`str`): Everything in it is uploaded.
-        repo_id (`str`): USER/NAME.
+        folder (`str`): Folder whose files are all uploaded.
+        repo_id (`str`): Repository on the Hub, USER/NAME.
         private (`bool`): Whether a repository that is created is private.
-        message (`str`): Of the commit.
-        silence (`float`): Seconds without an answer that count as a time-out.
-        pauses (`tuple[float, ...]`): Seconds before every further attempt.
+        message (`str`): Message of the commit.
+        timeout (`float`): Seconds without an answer after which an attempt fails.
+        pauses (`tuple[float, ...]`): Seconds to wait before the second, third, ... attempt.
 
     Returns:
         `str`: URL of the commit.
@@ -52,7 +52,7 @@ def upload(
     """
     for pause in (*pauses, None):  # None: the last attempt
         try:
-            get_session().timeout = silence  # without it, the client of huggingface_hub waits forever
+            get_session().timeout = timeout  # by default the client of huggingface_hub waits forever
             api = HfApi()
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message).commit_url)
@@ -60,14 +60,14 @@ def upload(
             if pause is None or not _is_transient(error):
                 raise UploadError(_sentence(error, repo_id)) from error
             time.sleep(pause)
-    raise AssertionError
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether another attempt may succeed."""
+    """Return whether another attempt may succeed."""
     if isinstance(error, HfHubHTTPError):
-        return error.response.status_code >= 500 or error.response.status_code in _BUSY
-    network_errors = (HTTPError, ConnectionError, TimeoutError, RuntimeError)  # RuntimeError: of hf_xet
+        return error.response.status_code >= 500 or error.response.status_code in _TRANSIENT_CLIENT_ERRORS
+    network_errors = (HTTPError, ConnectionError, TimeoutError, RuntimeError)  # hf_xet raises RuntimeError
     return isinstance(error, network_errors) and not isinstance(error, OfflineModeIsEnabled)
 
 
@@ -88,4 +88,4 @@ if __name__ == "__main__":
         upload(**json.loads(sys.argv[1]))
     except UploadError as error:
         print(error, file=sys.stderr)
-        sys.exit(REFUSED)
+        sys.exit(EXIT_REFUSED)

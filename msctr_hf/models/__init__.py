@@ -1,1 +1,1 @@
-"""Networks, objective and image processor: the folder that travels to the Hub with the weights."""
+"""Networks, objective and image processors: the code that is saved with the weights of every network."""

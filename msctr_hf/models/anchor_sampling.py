@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Class-balanced sampling of pixels from stage maps.
+"""Sampling of pixels from stage maps, balanced over classes.
 
 B = images, K = classes, C = channels, N = sampled anchors; a *pair* is one class of one image.
 """
@@ -28,12 +28,12 @@ _RANDOM_BITS = 31
 
 
 class Anchors(NamedTuple):
-    """Sampled pixels of one stage, rows sorted by label.
+    """Sampled pixels of one stage, with rows sorted by label.
 
     Args:
         features (`torch.Tensor` of shape `(N, C)`): Features, not normalized; N may be 0.
         labels (`torch.Tensor` of shape `(N,)`, int64): Class of every row.
-        class_sizes (`dict[int, int]`): Rows of every class that is present, ascending, known without the device.
+        class_sizes (`dict[int, int]`): Number of rows of every class that is present, classes ascending; on the host.
     """
 
     features: torch.Tensor
@@ -42,7 +42,13 @@ class Anchors(NamedTuple):
 
 
 class SamplingPlan(NamedTuple):
-    """How many pixels each qualifying pair gives; `pairs` holds (class, image), sorted, so that rows sort by class."""
+    """Number of pixels to draw from every qualifying pair.
+
+    Args:
+        pairs (`list[tuple[int, int]]`): (class, image) of the qualifying pairs, sorted, so that rows sort by class.
+        available (`list[int]`): Pixels that each pair has.
+        draws (`list[int]`): Pixels to draw from each pair.
+    """
 
     pairs: list[tuple[int, int]]
     available: list[int]
@@ -65,26 +71,27 @@ def sample_anchors(
     Balanced draws keep frequent classes (road, sky) from dominating the contrastive terms.
 
     Args:
-        features (`torch.Tensor` of shape `(B, C, h, w)`): Map of one stage.
+        features (`torch.Tensor` of shape `(B, C, h, w)`): Feature map of one stage.
         labels (`torch.Tensor` of shape `(B, H, W)`, int64):
             Classes at any size, resized here to (h, w); values outside `[0, num_labels)` are never sampled.
         num_labels (`int`): Number of classes K.
         sampling (`str`): `"rarest"`, the published rule: every pair gives as many pixels as the rarest qualifying
             one; `"budget"`: a pair gives up to its equal share of `max_anchors`.
         min_anchors_per_class (`int`): Pixels a pair needs to qualify.
-        max_anchors_per_class (`int`): Most pixels of one pair.
-        max_anchors (`int`): Most pixels in all.
+        max_anchors_per_class (`int`): Largest number of pixels of one pair.
+        max_anchors (`int`): Largest number of pixels of the batch.
         generator (`torch.Generator`, *optional*):
-            Source of randomness, on the device of `features`. One seed gives other draws on other kinds of devices.
+            Source of randomness, on the device of `features`. The same seed draws other pixels on another kind of
+            device.
 
     Returns:
-        `Anchors`: `N = 0` where no pair qualifies; `features` is connected to the graph all the same.
+        `Anchors`: `N = 0` if no pair qualifies; `features` is connected to the graph even then.
 
     Raises:
         ValueError: If the batch sizes differ or `sampling` is unknown.
 
-    Source: https://arxiv.org/abs/2203.13409, section 3. Unlike the released code every class takes part, also the
-    last, and a stage without a qualifying pair gives no anchors instead of an exception.
+    Source: https://arxiv.org/abs/2203.13409, section 3. Unlike in the released code, the last class is sampled too,
+    and a stage without a qualifying pair gives no anchors instead of an exception.
     """
     pairs = pair_of_every_pixel(labels, features, num_labels)
     plan = plan_draws(
@@ -98,7 +105,7 @@ def sample_anchors(
 
 
 def resize_labels(labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Nearest-neighbor labels (B, h, w) at the size of `features` (B, C, h, w)."""
+    """Resize labels to the size of `features` (B, C, h, w) by nearest neighbors: (B, H, W) -> (B, h, w)."""
     if labels.ndim != 3 or labels.shape[0] != features.shape[0]:
         raise ValueError(
             f"`labels` must be (B, H, W) with the B of features {tuple(features.shape)}, got {tuple(labels.shape)}."
@@ -113,7 +120,7 @@ def resize_labels(labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
 
 
 def _nearest(source: int, target: int, device: torch.device) -> torch.Tensor:
-    """Positions in a side of length `source` that `F.interpolate` takes for one of length `target`."""
+    """Find the positions that `F.interpolate` picks when it resizes a side of length `source` to `target`."""
     positions = torch.arange(source, dtype=torch.float32, device=device)  # exact up to 2^24
     return F.interpolate(positions[None, None], size=target, mode="nearest")[0, 0].long()
 
@@ -121,7 +128,7 @@ def _nearest(source: int, target: int, device: torch.device) -> torch.Tensor:
 def pair_of_every_pixel(
     labels: torch.Tensor, features: torch.Tensor, num_labels: int, ignore_index: int = -1
 ) -> torch.Tensor:
-    """Labels at the size of `features` as pairs (B * h * w,): image * K + class, or B * K where never sampled."""
+    """Number the pair of every pixel of `features`, (B * h * w,): image * K + class, or B * K if never sampled."""
     stage_labels = resize_labels(labels, features)
     first = torch.arange(len(features), device=labels.device).view(-1, 1, 1) * num_labels
     sampled = (stage_labels >= 0) & (stage_labels < num_labels) & (stage_labels != ignore_index)
@@ -129,7 +136,7 @@ def pair_of_every_pixel(
 
 
 def count_pairs(pairs: torch.Tensor, num_images: int, num_labels: int) -> torch.Tensor:
-    """Pixels of every (image, class) pair, (B, K) int64, on the device of `pairs` (from `pair_of_every_pixel`)."""
+    """Count the pixels of every (image, class) pair, (B, K) int64, from what `pair_of_every_pixel` returned."""
     counts = torch.zeros(num_images * num_labels + 1, dtype=torch.int64, device=pairs.device)
     counts.scatter_add_(0, pairs, torch.ones_like(pairs))
     return counts[:-1].view(num_images, num_labels)
@@ -143,7 +150,7 @@ def plan_draws(
     max_anchors_per_class: int,
     max_anchors: int,
 ) -> SamplingPlan:
-    """Decide on the host how many pixels each pair gives; `counts[image][label]` are pixels."""
+    """Decide on the host how many pixels each pair gives; `counts[image][label]` is the number of its pixels."""
     if sampling not in ("rarest", "budget"):
         raise ValueError(f"`sampling` must be 'rarest' or 'budget', got {sampling!r}.")
     qualifying = sorted(
@@ -169,10 +176,10 @@ def draw_anchors(
     plan: SamplingPlan,
     generator: torch.Generator | None = None,
 ) -> Anchors:
-    """Draw what `plan` says, without waiting for the device.
+    """Draw the pixels of a plan, without waiting for the device.
 
-    Every pixel gets the key (position of its pair in the plan, random bits); after one sort the first rows of every
-    pair are its sample.
+    Every pixel gets the key (position of its pair in the plan, random bits). One sort then brings the pixels of a pair
+    together in random order, and the first of them are its sample: uniform, and without replacement.
     """
     device = features.device
     num_pairs = len(plan.pairs)
@@ -191,7 +198,7 @@ def draw_anchors(
 
 
 def _positions_and_labels(plan: SamplingPlan) -> torch.Tensor:
-    """(2, N) on the host: where the sample lies among the pixels sorted by pair, and its labels."""
+    """Return, as (2, N) on the host, the positions of the sample among all pixels sorted by pair, and its labels."""
     draws = torch.tensor(plan.draws, dtype=torch.int64)
     available = torch.tensor(plan.available, dtype=torch.int64)
     labels = torch.tensor([label for label, _ in plan.pairs], dtype=torch.int64)
@@ -201,9 +208,9 @@ def _positions_and_labels(plan: SamplingPlan) -> torch.Tensor:
 
 
 class _GatherPixels(torch.autograd.Function):
-    """Rows of a map (B, C, h, w) at flat pixel indices (N,) over (B, h, w) -> (N, C).
+    """Gather the rows of a map (B, C, h, w) at flat pixel indices (N,) over (B, h, w): (N, C).
 
-    Indices are distinct, so the backward writes the gradient of the map once, without adding.
+    Indices are distinct, so the backward pass writes every row once: no atomic additions, hence deterministic on GPUs.
     """
 
     @staticmethod

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""ImageNet weights for a backbone, put in after the network is built (its construction would wipe them)."""
+"""Pretrained weights for a backbone, loaded after the network is built (its construction would overwrite them)."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from torch import nn
 from .modeling_msctr import MsctrForSemanticSegmentation
 
 HUB, NONE = "hub", "none"
-_CHOICES = (
+_ADVICE = (
     f"use `backbone_weights='FILE'` (a local .safetensors or .pth), or `backbone_weights='{NONE}'` to start at random"
 )
-_NAMES_SHOWN = 4
+_MAX_NAMES_SHOWN = 4
 
 
 def load_backbone_weights(model: MsctrForSemanticSegmentation, weights: str, hub_id: str | None = None) -> None:
     """Copy weights, and the statistics of normalization layers, into the backbone of a network.
 
     Args:
-        model (`MsctrForSemanticSegmentation`): Its backbone is overwritten.
-        weights (`str`): `"hub"`, `"none"`, or a local timm or transformers state dict (.safetensors, .pth); what a
-            classifier has beyond the backbone may be left over, nothing else.
-        hub_id (`str`, *optional*): Hub id of the weights of a transformers backbone; timm ones know theirs.
+        model (`MsctrForSemanticSegmentation`): Network whose backbone is overwritten.
+        weights (`str`): `"hub"`, `"none"`, or a local timm or transformers state dict (.safetensors, .pth). Only the
+            layers of a classifier above the backbone may be left over.
+        hub_id (`str`, *optional*): Hub id of the weights of a transformers backbone; ignored for timm backbones.
 
     Raises:
-        ValueError: If the weights cannot be had or do not fit.
+        ValueError: If the weights cannot be loaded or do not fit.
     """
     if weights == NONE:
         return
@@ -53,7 +53,7 @@ def load_backbone_weights(model: MsctrForSemanticSegmentation, weights: str, hub
     if weights == HUB:
         (_load_timm_from_hub if is_timm else _load_transformers_from_hub)(model, hub_id)
     elif not Path(weights).exists():
-        raise ValueError(f"`backbone_weights`: there is no file {weights}; {_CHOICES}.")
+        raise ValueError(f"`backbone_weights`: the file {weights} does not exist; {_ADVICE}.")
     else:
         (_load_timm_file if is_timm else _load_transformers_file)(model, Path(weights))
 
@@ -62,8 +62,9 @@ def _load_timm_from_hub(model: MsctrForSemanticSegmentation, hub_id: str | None)
     name = model.config.backbone_config.backbone
     try:
         state = timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # whatever the network, the Hub or timm has to say
-        raise ValueError(f"The weights of {name} cannot be had from the Hub ({_brief(error)}); {_CHOICES}.") from error
+    except Exception as error:  # the network, the Hub and timm raise a dozen kinds
+        reason = _brief(error)
+        raise ValueError(f"The weights of {name} cannot be loaded from the Hub ({reason}); {_ADVICE}.") from error
     _copy_timm_state(model, state, name)
 
 
@@ -72,7 +73,7 @@ def _load_timm_file(model: MsctrForSemanticSegmentation, path: Path) -> None:
 
 
 def _copy_timm_state(model: MsctrForSemanticSegmentation, state: dict[str, torch.Tensor], source: str) -> None:
-    """Copy by name; timm's feature extractors write `stages_0` where its classifiers write `stages.0`."""
+    """Copy weights by name; timm's feature extractors write `stages_0` where its classifiers write `stages.0`."""
     name = model.config.backbone_config.backbone
     network = getattr(model.backbone._backbone, "model", model.backbone._backbone)  # timm wraps plain transformers
     given = {_plain(key): value for key, value in state.items()}
@@ -95,7 +96,7 @@ def _plain(key: str) -> str:
 
 def _load_transformers_from_hub(model: MsctrForSemanticSegmentation, hub_id: str | None) -> None:
     if not hub_id or "/" not in hub_id:
-        raise ValueError(f"`backbone` must be a Hub id like microsoft/swin-..., got {hub_id!r}; or {_CHOICES}.")
+        raise ValueError(f"`backbone` must be a Hub id like microsoft/swin-..., got {hub_id!r}; or {_ADVICE}.")
     _copy_transformers_backbone(model, hub_id, hub_id)
 
 
@@ -105,7 +106,7 @@ def _load_transformers_file(model: MsctrForSemanticSegmentation, path: Path) -> 
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.safetensors"
         if path.suffix == ".safetensors":
-            read_state_dict(path)  # a broken file gets our sentence
+            read_state_dict(path)  # only for its error: transformers does not name a broken file
             shutil.copyfile(path, weights)
         else:
             save_file({key: value.contiguous() for key, value in read_state_dict(path).items()}, weights)
@@ -114,14 +115,14 @@ def _load_transformers_file(model: MsctrForSemanticSegmentation, path: Path) -> 
 
 
 def _copy_transformers_backbone(model: MsctrForSemanticSegmentation, folder: str, source: str) -> None:
-    """Let transformers map the names; norms per stage are new, what stands above the backbone may be left over."""
+    """Let transformers map the names; norms per stage are new, and layers above the backbone may be left over."""
     config = model.config.backbone_config
     try:
         backbone, info = type(model.backbone).from_pretrained(  # type: ignore[attr-defined]
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
         )
     except Exception as error:
-        raise ValueError(f"The weights {source} cannot be had ({_brief(error)}); {_CHOICES}.") from error
+        raise ValueError(f"The weights {source} cannot be loaded ({_brief(error)}); {_ADVICE}.") from error
     missing = sorted(key for key in info["missing_keys"] if "hidden_states_norms" not in key)
     misshapen = sorted(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])
     above = ("classifier", "head", "pooler", "layernorm", "swin.layernorm", "norm", "decoder")
@@ -134,41 +135,41 @@ def _copy_transformers_backbone(model: MsctrForSemanticSegmentation, folder: str
 
 def _refuse_misfit(source: str, network: str, missing: list[str], misshapen: list[str], unexpected: list[str]) -> None:
     problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:_NAMES_SHOWN])}{', ...' if len(keys) > _NAMES_SHOWN else ''})"
+        f"{len(keys)} {what} ({', '.join(keys[:_MAX_NAMES_SHOWN])}{', ...' if len(keys) > _MAX_NAMES_SHOWN else ''})"
         for what, keys in (("missing", missing), ("of another shape", misshapen), ("unknown", unexpected))
         if keys
     ]
     if problems:
-        raise ValueError(f"{source} does not fit the backbone {network}: {'; '.join(problems)}; {_CHOICES}.")
+        raise ValueError(f"{source} does not fit the backbone {network}: {'; '.join(problems)}; {_ADVICE}.")
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a state dict from .safetensors or, without running code from it, from a .pth or .pt file.
 
     Raises:
-        ValueError: If there is no such file or it holds no tensors.
+        ValueError: If the file does not exist or does not hold tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
+        raise ValueError(f"{path} does not exist or is not a file.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _unwrap(torch.load(path, weights_only=True))
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, or is damaged; nothing of it was run. Save a state dict as safetensors."
+            f"{path} holds more than tensors, or is damaged; its code was not run. Save a state dict as safetensors."
         ) from error
-    except Exception as error:  # a dozen kinds for broken files and foreign pickles
-        raise ValueError(f"{path} is no readable state dict ({_brief(error)}).") from error
+    except Exception as error:  # broken files and foreign pickles raise a dozen kinds
+        raise ValueError(f"{path} is not a readable state dict ({_brief(error)}).") from error
     return state
 
 
 def _unwrap(checkpoint: object) -> dict[str, torch.Tensor]:
-    """A state dict itself, or under one of the usual keys."""
+    """Return a state dict, which checkpoints store as it is or under one of the usual keys."""
     if isinstance(checkpoint, dict):
         for key in ("model_state_dict", "state_dict", "model"):
             checkpoint = checkpoint.get(key, checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if isinstance(checkpoint, nn.Module) or not isinstance(checkpoint, dict):
-        raise ValueError("it holds no dictionary of tensors")
+        raise ValueError("it does not hold a dictionary of tensors")
     return checkpoint
 
 

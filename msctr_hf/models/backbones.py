@@ -20,7 +20,7 @@ from transformers import AutoBackbone, PreTrainedConfig
 
 
 def build_backbone(config: PreTrainedConfig) -> nn.Module:
-    """Build the backbone a configuration describes, with random weights.
+    """Build the backbone that a configuration describes, with random weights.
 
     Args:
         config (`PreTrainedConfig`): A transformers backbone configuration, `timm_backbone` among them.
@@ -35,12 +35,12 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
         backbone = MsctrTimmBackbone(config)
     else:
         backbone = AutoBackbone.from_config(config)
-    _drop_what_no_stage_map_passes(backbone)
+    _disable_unused_parameters(backbone)
     return backbone
 
 
 def works_at_one_stride(backbone: nn.Module) -> bool:
-    """Whether all maps of a backbone have one stride, as those of plain vision transformers."""
+    """Return whether all maps of a backbone have the same stride, as in plain vision transformers."""
     if backbone.config.model_type == "timm_backbone":
         network = backbone._backbone
         splits_into_patches = hasattr(getattr(network, "model", None), "patch_embed")
@@ -49,11 +49,14 @@ def works_at_one_stride(backbone: nn.Module) -> bool:
     return hasattr(config, "patch_size") and hasattr(config, "hidden_size") and not hasattr(config, "depths")
 
 
-def _drop_what_no_stage_map_passes(backbone: nn.Module) -> None:
-    """Swin's last norm, and the tokens of masked pre-training: parameters without a gradient would stall DDP."""
+def _disable_unused_parameters(backbone: nn.Module) -> None:
+    """Disable parameters that no stage map depends on, because DDP expects a gradient for every parameter.
+
+    These are the last norm of Swin and the tokens of masked pretraining.
+    """
     for name, parameter in backbone.named_parameters():
         if name.endswith("mask_token"):
-            parameter.requires_grad_(False)  # stays, for the weights' sake
+            parameter.requires_grad_(False)  # not removed: pretrained weights contain it
     for network in ("swin", "swinv2"):
         if hasattr(getattr(backbone, network, None), "layernorm"):
             getattr(backbone, network).layernorm = nn.Identity()

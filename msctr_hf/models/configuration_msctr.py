@@ -24,7 +24,7 @@ from .decode_heads import DECODE_HEADS, DecodeHead
 
 DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
 
-# Keys that transformers itself writes or passes and that are no fields of a configuration class.
+# Keys that transformers itself writes or passes, and that are not fields of a configuration class.
 _KEYS_OF_TRANSFORMERS = {
     "attn_implementation",
     "auto_map",
@@ -42,12 +42,12 @@ _KEYS_OF_TRANSFORMERS = {
 
 
 def _field(default: Any, help: str) -> Any:
-    """A field of the configuration; its help is the docstring's and that of `msctr train --help`."""
+    """Declare a field of the configuration; its help is shown by the docstring and by `msctr train --help`."""
     return field(default=default, metadata={"help": help})
 
 
 def _by_head(name: str) -> str:
-    """The end of a help text: the defaults of the decode heads, that of most heads first."""
+    """Write the end of a help text: the defaults of the decode heads, the most common one first."""
     heads: dict[str, list[str]] = {}
     for head, kind in DECODE_HEADS.items():
         value = (DecodeHead.defaults | kind.defaults).get(name)
@@ -58,14 +58,14 @@ def _by_head(name: str) -> str:
     )
 
 
-# Types are checked at run time: no `from __future__ import annotations` here, it would switch that off.
-# trf-ignore: TRF057 written out: what travels to the Hub must not depend on a docstring generator of one release
+# `strict` checks types at run time; `from __future__ import annotations` would switch that off.
+# trf-ignore: TRF057 written out: code on the Hub must not depend on the docstring generator of one release
 @strict
 class MsctrConfig(PreTrainedConfig):
-    """Everything needed to build the network and its training objective.
+    """Configuration of a network and of its training objective.
 
     Stages are counted from 1, the finest: C2 = stage 1 ... C5 = stage 4. A wrong type or an unknown key is an error.
-    What is `None` is filled in by the defaults of the decode head.
+    The defaults of the decode head replace `None`.
 
     Source: https://arxiv.org/abs/2203.13409.
     """
@@ -76,16 +76,16 @@ class MsctrConfig(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = _field(
         None,
         "A transformers backbone configuration; a dict needs its `model_type`. `timm_kwargs` in a "
-        "`timm_backbone` go to `timm.create_model` (HRNet: `{'feature_location': ''}`). ResNet-50 by "
+        "`timm_backbone` are passed to `timm.create_model` (HRNet: `{'feature_location': ''}`). ResNet-50 by "
         "default.",
     )
 
     decode_head: Literal[*DECODE_HEADS] = _field("upernet", "Decode head.")  # type: ignore[valid-type]
     decode_stages: list[int] | tuple[int, ...] | None = _field(
-        None, f"Stages the decode head reads{_by_head('decode_stages')}"
+        None, f"Stages that the decode head reads{_by_head('decode_stages')}"
     )
     hidden_size: int | None = _field(
-        None, f"Width of the decode head, or the sum of what it reads{_by_head('hidden_size')}"
+        None, f"Width of the decode head; without one, the channels that it reads{_by_head('hidden_size')}"
     )
     dropout: float | int | None = _field(
         None, f"Probability of dropping a channel before the classifiers{_by_head('dropout')}"
@@ -98,14 +98,15 @@ class MsctrConfig(PreTrainedConfig):
     )
     auxiliary_loss_weight: float | int = _field(0.4, "Weight of the cross entropy of the auxiliary head.")
     auxiliary_stage: int | None = _field(
-        None, f"Stage the auxiliary head reads, or what the decode head reads{_by_head('auxiliary_stage')}"
+        None,
+        f"Stage that the auxiliary head reads, or the stages of the decode head{_by_head('auxiliary_stage')}",
     )
     auxiliary_hidden_size: int | None = _field(None, f"Width of the auxiliary head{_by_head('auxiliary_hidden_size')}")
 
     projection_dim: int = _field(256, "Channels D of the projections.")
     projection_source: Literal["backbone", "decode_head"] = _field(
         "backbone",
-        "What is projected: maps of the backbone's stages, or UPerNet's pyramid.",
+        "Maps that are projected: stages of the backbone, or UPerNet's pyramid.",
     )
     projection_stages: list[int] | tuple[int, ...] | None = _field(
         None, f"The projected stages, finest first{_by_head('projection_stages')}"
@@ -119,7 +120,7 @@ class MsctrConfig(PreTrainedConfig):
     contrastive_temperature: float | int = _field(0.1, "Temperature of the contrastive terms, at least 0.01.")
     contrastive_cross_scale_temperature: float | int | None = _field(
         None,
-        "Temperature of the cross-scale terms; the same as that of the others by default.",
+        "Temperature of the cross-scale terms; that of the within-scale terms by default.",
     )
     contrastive_scale_weights: list[float | int] | tuple[float | int, ...] | None = _field(
         None,
@@ -134,13 +135,13 @@ class MsctrConfig(PreTrainedConfig):
         None,
         "Weight of every pair; 1 by default.",
     )
-    contrastive_detach_coarse: bool = _field(False, "Let no gradient flow into the contrast side of a pair.")
-    contrastive_min_anchors_per_class: int = _field(5, "Pixels that a class of an image must have to be contrasted.")
-    contrastive_max_anchors_per_class: int = _field(2500, "Most anchors of one class of one image.")
-    contrastive_max_anchors: int = _field(10_000, "Most anchors of a stage, per process.")
+    contrastive_detach_coarse: bool = _field(False, "Stop the gradient at the contrast side of a pair.")
+    contrastive_min_anchors_per_class: int = _field(5, "Pixels that a class must have in an image to be contrasted.")
+    contrastive_max_anchors_per_class: int = _field(2500, "Largest number of anchors of one class in one image.")
+    contrastive_max_anchors: int = _field(10_000, "Largest number of anchors of a stage, per process.")
     contrastive_gather_anchors: bool = _field(
         False,
-        "Contrast with the anchors of all processes, so that a batch split over GPUs contrasts as on one.",
+        "Contrast with the anchors of all processes, so that a batch split over GPUs gives the loss of one GPU.",
     )
     contrastive_sampling: Literal["rarest", "budget"] = _field(
         "rarest",
@@ -152,12 +153,12 @@ class MsctrConfig(PreTrainedConfig):
         None,
         "Weight of every class in every cross entropy; 1 by default.",
     )
-    semantic_loss_ignore_index: int = _field(255, "Label value that no loss and no metric counts.")
+    semantic_loss_ignore_index: int = _field(255, "Label value that losses and metrics ignore.")
     palette: list[list[int]] | tuple[tuple[int, ...], ...] | None = _field(None, "RGB color of every class.")
 
     def __post_init__(self, **kwargs):
         self._refuse_unknown_keys(kwargs)
-        self.backbone_config = _materialise_backbone_config(self.backbone_config)
+        self.backbone_config = _build_backbone_config(self.backbone_config)
         self._fill_in_defaults_of_the_decode_head()
         super().__post_init__(**kwargs)
         if self.id2label is not None and len(self.label2id or {}) != len(self.id2label):
@@ -170,7 +171,7 @@ class MsctrConfig(PreTrainedConfig):
         for key in sorted(key for key in set(kwargs) - known if not key.startswith("_")):
             close = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean `{close[0]}`?" if close else ""
-            raise ValueError(f"`{key}` is no setting of MsctrConfig.{hint}")
+            raise ValueError(f"`{key}` is not a setting of MsctrConfig.{hint}")
 
     def _fill_in_defaults_of_the_decode_head(self) -> None:
         for name, value in (DecodeHead.defaults | DECODE_HEADS[self.decode_head].defaults).items():
@@ -183,7 +184,7 @@ class MsctrConfig(PreTrainedConfig):
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be positive, got {value}.")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
         head = DECODE_HEADS[self.decode_head]
         if head.needs_auxiliary_logits and not self.use_auxiliary_head:
             raise ValueError(
@@ -220,7 +221,7 @@ class MsctrConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
-def _materialise_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     if backbone_config is None:
         backbone_config = DEFAULT_BACKBONE
     if isinstance(backbone_config, PreTrainedConfig):
@@ -236,7 +237,7 @@ def _materialise_backbone_config(backbone_config: dict | PreTrainedConfig | None
 
 
 def _describe_fields() -> str:
-    """The `Args:` of the class, from its fields."""
+    """Write the `Args:` section of the class from the help of its fields."""
     described = (each for each in fields(MsctrConfig) if "help" in each.metadata)
     return "\n".join(
         f"        {each.name} (defaults to `{each.default!r}`): {each.metadata['help']}" for each in described

@@ -10,7 +10,8 @@
 # distributed under the License is distributed on an "AS IS" BASIS,
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
-"""The contrastive objective on any semantic segmentation model of transformers."""
+# limitations under the License.
+"""The contrastive objective for any semantic segmentation model of transformers."""
 
 from __future__ import annotations
 
@@ -28,16 +29,16 @@ from .contrastive_loss import MultiScaleContrastiveLoss
 from .modeling_msctr import MsctrSegmenterOutput, initialize_convolution
 from .projection_head import ProjectionHead
 
-MOST_STAGES = 4
+MAX_STAGES = 4
 _DEFAULT_IMAGE_SIZE = 224
-_SETTINGS = ("projection_dim", "projection_stages", "contrastive_")
+_SETTING_PREFIXES = ("projection_dim", "projection_stages", "contrastive_")
 
 
 class ContrastiveAdapter(nn.Module):
-    """Adds projection heads and the contrastive terms to a model while it trains; `adapter.model` stays what it was.
+    """Add projection heads and the contrastive terms to a model while it trains; `adapter.model` stays what it was.
 
     In training mode with `labels`, `loss` is the model's own loss plus the weighted contrastive loss; in evaluation
-    mode the model runs as it is. The model's own loss is NaN where a batch has ignored pixels only.
+    mode the model runs as it is. The model's own loss is NaN if all pixels of a batch are ignored.
 
     ```python
     model = AutoModelForSemanticSegmentation.from_pretrained("nvidia/mit-b0", num_labels=19)
@@ -47,25 +48,25 @@ class ContrastiveAdapter(nn.Module):
     ```
 
     Args:
-        model (`PreTrainedModel`): SegFormer, DPT, BEiT, UPerNet, MobileViT, ...: whatever returns `hidden_states`, as
-            maps (B, C, h, w) or as patch tokens (B, tokens, C).
-        layers (`Sequence[int]`, *optional*): Positions in `hidden_states` of the stages, finest first. By default the
-            last map of each of the four coarsest resolutions; of tokens four layers, evenly spaced.
+        model (`PreTrainedModel`): SegFormer, DPT, BEiT, UPerNet, MobileViT, ...: any model that returns
+            `hidden_states`, as maps (B, C, h, w) or as patch tokens (B, tokens, C).
+        layers (`Sequence[int]`, *optional*): Positions of the stages in `hidden_states`, finest first. By default the
+            last map of each of the four coarsest resolutions, or four evenly spaced layers of tokens.
         settings: `contrastive_...`, `projection_dim` and `projection_stages` as in `MsctrConfig`; stages are
             positions in `layers`, from 1.
 
     Raises:
-        ValueError: If the model returns no hidden states, or a setting is none of the objective's.
+        ValueError: If the model returns no hidden states, or a setting does not belong to the objective.
     """
 
-    accepts_loss_kwargs = False  # the contrastive loss is that of this batch
+    accepts_loss_kwargs = False  # the loss is a mean over this batch: it cannot use the Trainer's num_items_in_batch
 
     def __init__(self, model: PreTrainedModel, *, layers: Sequence[int] | None = None, **settings: Any):
         super().__init__()
         for name in settings:
-            if not name.startswith(_SETTINGS):
+            if not name.startswith(_SETTING_PREFIXES):
                 raise ValueError(
-                    f"`{name}` is no setting of the contrastive objective; a model that is adapted keeps its own."
+                    f"`{name}` is not a setting of the contrastive objective; an adapted model keeps its own settings."
                 )
         self.model = model
         shapes = _shapes_of_hidden_states(model)
@@ -81,13 +82,14 @@ class ContrastiveAdapter(nn.Module):
         )
         if max(self.objective.projection_stages) > len(self.layers):
             raise ValueError(
-                f"`projection_stages` {list(self.objective.projection_stages)} go beyond {len(self.layers)} stages."
+                f"`projection_stages` must be at most {len(self.layers)}, the number of stages, got "
+                f"{list(self.objective.projection_stages)}."
             )
         self.projection_head = None
         self.contrastive_loss = None
         if self.objective.contrastive_mode != "ce":
             channels = [_channels(shapes[self._layer(stage)]) for stage in self.objective.projection_stages]
-            # without touching the random numbers, so that one seed starts all modes from the same network
+            # The random state is restored, so that one seed starts all modes from the same network.
             with torch.random.fork_rng(devices=[]):
                 self.projection_head = ProjectionHead(channels, self.objective.projection_dim)
                 self.projection_head.apply(initialize_convolution)
@@ -97,12 +99,12 @@ class ContrastiveAdapter(nn.Module):
 
     @property
     def config(self) -> Any:
-        """That of the model."""
+        """Configuration of the model."""
         return self.model.config
 
     @property
     def backbone(self) -> nn.Module:
-        """The part of the model that was trained before."""
+        """The part of the model that has pretrained weights."""
         return getattr(self.model, "backbone", self.model.base_model)
 
     def forward(
@@ -113,12 +115,13 @@ class ContrastiveAdapter(nn.Module):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> MsctrSegmenterOutput:
-        """Segment a batch, and compute the objective where `labels` are given; as `MsctrForSemanticSegmentation`.
+        """Segment a batch, and compute the objective if `labels` are given.
 
-        `loss_terms` holds the model's own loss as `segmentation`, and every contrastive term.
+        Arguments and output are those of `MsctrForSemanticSegmentation`; `loss_terms` holds the model's own loss as
+        `segmentation`, and every contrastive term.
         """
         if output_projections and self.projection_head is None:
-            raise ValueError("There is no projection head: the adapter was made with contrastive_mode='ce'.")
+            raise ValueError("The adapter has no projection head: it was made with `contrastive_mode='ce'`.")
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
         needs_maps = contrasts or bool(output_projections)
         output = self.model(
@@ -149,7 +152,13 @@ class ContrastiveAdapter(nn.Module):
     def save_pretrained(
         self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None, **kwargs: Any
     ) -> None:
-        """Save the model alone, as its own `save_pretrained` does; `state_dict` is one of the adapter."""
+        """Save the model alone, as its own `save_pretrained` does.
+
+        Args:
+            folder (`str` or `Path`): Where the model is saved.
+            state_dict (`dict[str, torch.Tensor]`, *optional*): Weights of the adapter, if they are not in the module.
+            kwargs: Passed on to the model's `save_pretrained`.
+        """
         if state_dict is not None:
             own = "model."
             state_dict = {key.removeprefix(own): value for key, value in state_dict.items() if key.startswith(own)}
@@ -159,26 +168,26 @@ class ContrastiveAdapter(nn.Module):
         return self.layers[stage - 1]
 
     def _maps(self, hidden_states: Sequence[torch.Tensor], size: Sequence[int]) -> list[torch.Tensor]:
-        """The projected stages as maps (B, C, h, w)."""
+        """Select the projected stages, as maps (B, C, h, w)."""
         stages = [hidden_states[self._layer(stage)] for stage in self.objective.projection_stages]
         return [stage if stage.ndim == 4 else _map_of_patches(stage, size, self.model.config) for stage in stages]
 
 
 def _shapes_of_hidden_states(model: PreTrainedModel) -> list[torch.Size]:
-    """Shapes of the hidden states of one image; statistics of norms stay untouched."""
+    """Run one image to learn the shapes of the hidden states; statistics of normalization layers stay as they are."""
     parameter = next(model.parameters())
     image = torch.zeros((1, 3, *_image_size(model.config)), device=parameter.device, dtype=parameter.dtype)
     with _evaluation_mode(model), torch.no_grad():
         hidden_states = model(pixel_values=image, output_hidden_states=True, return_dict=True).hidden_states
     shapes = [state.shape for state in hidden_states or ()]
     if not shapes or any(len(shape) not in (3, 4) for shape in shapes):
-        raise ValueError(f"{type(model).__name__} returns no hidden states that could be contrasted.")
+        raise ValueError(f"{type(model).__name__} does not return hidden states that could be contrasted.")
     return shapes
 
 
 @contextmanager
 def _evaluation_mode(model: nn.Module):
-    """Every part of the model gets its own mode back afterwards."""
+    """Run a block in evaluation mode; every module gets its own mode back, since some may be frozen."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -190,15 +199,15 @@ def _evaluation_mode(model: nn.Module):
 
 def _default_layers(shapes: Sequence[torch.Size]) -> list[int]:
     if any(len(shape) == 3 for shape in shapes):
-        last = len(shapes) - 1  # the first are the embeddings
-        return sorted({max(1, last * quarter // MOST_STAGES) for quarter in range(1, MOST_STAGES + 1)})
+        last = len(shapes) - 1  # position 0 holds the embeddings
+        return sorted({max(1, last * quarter // MAX_STAGES) for quarter in range(1, MAX_STAGES + 1)})
     last_of_resolution = {tuple(shape[-2:]): layer for layer, shape in enumerate(shapes)}
     finest_first = sorted(last_of_resolution.items(), key=lambda entry: entry[0], reverse=True)
-    return [layer for _, layer in finest_first[-MOST_STAGES:]]
+    return [layer for _, layer in finest_first[-MAX_STAGES:]]
 
 
 def _map_of_patches(tokens: torch.Tensor, size: Sequence[int], config: Any) -> torch.Tensor:
-    """(B, tokens, C) -> (B, C, h, w); class and register tokens come first and are left out."""
+    """Arrange patch tokens as a map, (B, tokens, C) -> (B, C, h, w), without the leading class and register tokens."""
     height, width = (side // patch for side, patch in zip(size, _pair(_patch_size(config)), strict=True))
     others = tokens.shape[1] - height * width
     if others < 0:

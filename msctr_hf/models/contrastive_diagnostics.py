@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a contrastive term looks at: mean cosines of its positive and negative pairs.
+"""Mean cosines of the positive and negative pairs of a contrastive term.
 
-Sums over pairs follow from one sum of rows per class, so that they cost next to nothing: with the class sums s_k of
-unit rows, the cosines of all pairs of one class add up to |s_k|^2, and those of all pairs to |sum of s_k|^2.
+Sums over pairs follow from one sum of rows per class, in linear instead of quadratic time: with the class sums s_k of
+unit rows, the cosines of all pairs within a class add up to |s_k|^2, and the cosines of all pairs to |sum of s_k|^2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .info_nce import UnitRows
 
 
 def class_sums(rows: UnitRows, num_labels: int) -> torch.Tensor:
-    """Sum of the unit rows of every class, (K, D), detached."""
+    """Sum the unit rows of every class: (K, D), detached."""
     features = rows.features.detach()
     return features.new_zeros(num_labels, features.shape[1]).index_add_(0, rows.labels, features)
 
@@ -38,17 +38,17 @@ def mean_cosines(
     contrast_sums: torch.Tensor | None = None,
     contrast_sizes: dict[int, int] | None = None,
 ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-    """Mean cosine of the positive pairs and of the negative pairs of a term; NaN where there is no such pair.
+    """Compute the mean cosine of the positive pairs and of the negative pairs of a term; NaN without such pairs.
 
     Args:
-        sums (`torch.Tensor` of shape `(K, D)`): From `class_sums`.
-        class_sizes (`dict[int, int]`): Class -> rows.
-        contrast_sums, contrast_sizes (*optional*): Those of the contrast set; `None` within a scale.
+        sums (`torch.Tensor` of shape `(K, D)`): Class sums of the anchors, from `class_sums`.
+        class_sizes (`dict[int, int]`): Class -> number of anchors.
+        contrast_sums, contrast_sizes (*optional*): The same of the contrast set; `None` within a scale.
     """
     own_pairs = 0
     if contrast_sums is None:
         contrast_sums, contrast_sizes = sums, class_sizes
-        own_pairs = sum(class_sizes.values())  # a row with itself: cosine 1, and no pair
+        own_pairs = sum(class_sizes.values())  # a row with itself has the cosine 1, but is not a pair
     same_class = sum(size * contrast_sizes.get(label, 0) for label, size in class_sizes.items())
     negative_pairs = sum(class_sizes.values()) * sum(contrast_sizes.values()) - same_class
     positive_pairs = same_class - own_pairs

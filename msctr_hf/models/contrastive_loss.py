@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Multi-scale and cross-scale contrastive loss: which stages meet which, and how the terms add up."""
+"""Multi-scale and cross-scale contrastive loss: which stages are contrasted, and how the terms add up."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
 
 
 class ContrastiveResult(NamedTuple):
-    """What one batch gives.
+    """Contrastive loss of one batch, its terms, and what they saw.
 
     Args:
         loss (`torch.Tensor`): Weighted sum of the terms.
         terms (`dict[str, torch.Tensor]`): Every unweighted term, detached.
         diagnostics (`dict[str, torch.Tensor | float]`): Anchors and classes of every stage, share of stages without
-            anchors, mean cosines of positive and negative pairs of every term; NaN where there is none. Of this
+            anchors, and mean cosines of positive and negative pairs of every term (NaN without such pairs), on this
             process.
     """
 
@@ -47,7 +47,7 @@ class ContrastiveResult(NamedTuple):
 
 @dataclass(frozen=True)
 class MultiScaleContrastiveLoss:
-    """Sum of the within-scale terms of every projected stage and of the cross-scale terms of pairs of stages.
+    """Sum the within-scale terms of every projected stage and the cross-scale terms of pairs of stages.
 
     Args:
         num_labels (`int`): Number of classes.
@@ -55,11 +55,11 @@ class MultiScaleContrastiveLoss:
         scale_weights (`Sequence[float]`): Weight of every within-scale term.
         pairs (`Sequence[Sequence[int]]`): (anchors, contrast) positions in `stages`; empty without cross-scale terms.
         pair_weights (`Sequence[float]`): Weight of every cross-scale term.
-        temperature (`float`): Temperature within scales.
-        cross_scale_temperature (`float`): Temperature across scales.
-        detach_coarse (`bool`): No gradient into the contrast side of a pair.
+        temperature (`float`): Temperature of the within-scale terms.
+        cross_scale_temperature (`float`): Temperature of the cross-scale terms.
+        detach_coarse (`bool`): Whether the contrast side of a pair gets no gradient.
         ignore_index (`int`): Label that is never sampled.
-        sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: as in `sample_anchors`, per process.
+        sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: As in `sample_anchors`, per process.
         gather_anchors (`bool`): Contrast with the anchors of all processes: a batch split over processes then gives
             the loss and the gradients that its anchors give on one process.
 
@@ -132,11 +132,11 @@ class MultiScaleContrastiveLoss:
         project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss and terms of one batch, as in `contrast`."""
+        """Compute the loss and the terms of one batch; arguments as in `contrast`."""
         result = self.contrast(features, labels, project, generator)
         return result.loss, result.terms
 
-    @torch.compiler.disable  # sizes follow from the labels: nothing to compile ahead
+    @torch.compiler.disable  # sizes follow from the labels: every batch would compile anew
     def contrast(
         self,
         features: Sequence[torch.Tensor],
@@ -150,7 +150,8 @@ class MultiScaleContrastiveLoss:
             features (`Sequence[torch.Tensor]` of shapes `(B, C_s, h_s, w_s)`): One map per stage, finest first.
             labels (`torch.Tensor` of shape `(B, H, W)`, int64): Classes or the ignore index, at any size.
             project (`Sequence[Callable]`, *optional*):
-                Per stage what maps sampled rows (N, C_s) to (N, D); `None` where `features` are projections already.
+                For every stage the function from sampled rows (N, C_s) to (N, D); `None` if `features` are
+                projections already.
             generator (`torch.Generator`, *optional*): Source of randomness, on the device of `features`.
         """
         if len(features) != len(self.stages):
@@ -173,7 +174,7 @@ class MultiScaleContrastiveLoss:
         )
 
     def _terms(self, rows: Sequence[UnitRows]) -> list[torch.Tensor]:
-        """Within-scale terms of all stages, then cross-scale terms of all pairs."""
+        """Compute the within-scale terms of all stages, then the cross-scale terms of all pairs."""
         if self.gather_anchors and spans_processes():
             return self._terms_across_processes(rows, gather_rows(rows, self.num_labels))
         terms = [contrast_within_scale(stage, self.temperature) for stage in rows]
@@ -239,7 +240,7 @@ class MultiScaleContrastiveLoss:
 
 
 def _default_pairs(num_stages: int) -> list[tuple[int, int]]:
-    """The finest stage with the coarsest and, with more than two, with the second coarsest."""
+    """Pair the finest stage with the coarsest and, if there are more than two, with the second coarsest."""
     return [(0, coarse) for coarse in (num_stages - 1, num_stages - 2) if coarse > 0]
 
 

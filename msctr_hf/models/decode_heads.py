@@ -13,8 +13,8 @@
 # limitations under the License.
 """Decode heads, and the auxiliary head.
 
-B = images, L = classes, C = channels. Every decode head maps stage maps to logits (B, L, h, w) at its own stride and
-says in class attributes what it needs; `DECODE_HEADS`, at the end, names all of them.
+B = images, L = classes, C = channels. Every decode head computes logits (B, L, h, w) at its own stride from stage maps
+and states in class attributes what it needs; `DECODE_HEADS`, at the end, lists all of them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ASPP_RATES = (12, 24, 36)  # at output stride 8 and 16 alike
-ASPP_BATCH_NORM_EPS = 3e-4  # the authors' value
+ASPP_RATES = (12, 24, 36)  # at output stride 8 as well as 16
+ASPP_BATCH_NORM_EPS = 3e-4  # as in the authors' code
 OCR_KEY_CHANNELS = 256
 POOL_SIZES = (1, 2, 3, 6)
 
@@ -35,7 +35,7 @@ POOL_SIZES = (1, 2, 3, 6)
 def conv_bn_relu(
     in_channels: int, out_channels: int, kernel_size: int, *, dilation: int = 1, bias: bool = False, eps: float = 1e-5
 ) -> nn.Sequential:
-    """Convolution that keeps the size, BatchNorm, ReLU."""
+    """Build a convolution that keeps the size, followed by BatchNorm and ReLU."""
     padding = dilation * (kernel_size // 2)
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias),
@@ -52,16 +52,16 @@ def resize(features: torch.Tensor, size: Sequence[int], align_corners: bool) -> 
 
 
 def average_cells(features: torch.Tensor, cells: int) -> torch.Tensor:
-    """Means over a grid of `cells` x `cells`: (B, C, h, w) -> (B, C, cells, cells), as `F.adaptive_avg_pool2d`.
+    """Average over a grid of `cells` x `cells`: (B, C, h, w) -> (B, C, cells, cells), as `F.adaptive_avg_pool2d`.
 
-    As two matrix products, because pooling exports to ONNX with the sizes of the example frozen into it.
+    Two matrix products instead of a pooling layer, whose export to ONNX works at the size of the example only.
     """
     rows, columns = (_averaging_matrix(side, cells, features) for side in features.shape[-2:])
     return rows @ features @ columns.transpose(0, 1)
 
 
 def _averaging_matrix(side: int, cells: int, like: torch.Tensor) -> torch.Tensor:
-    """(cells, side): row i averages the pixels from floor(i side / cells) to ceil((i + 1) side / cells)."""
+    """Build (cells, side): row i averages the pixels from floor(i side / cells) to ceil((i + 1) side / cells)."""
     pixels = torch.arange(side, device=like.device)
     cell = torch.arange(cells, device=like.device)[:, None]
     first, end = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
@@ -78,32 +78,32 @@ def concatenate_stages(feature_maps: Sequence[torch.Tensor], align_corners: bool
 
 
 class Classifier(nn.Conv2d):
-    """The last 1x1 convolution, to the logits; a class of its own because it starts with small weights."""
+    """The last 1x1 convolution, to the logits; a class of its own because its initial weights are smaller."""
 
     def __init__(self, in_channels: int, num_labels: int, *, bias: bool = True):
         super().__init__(in_channels, num_labels, 1, bias=bias)
 
 
 class DecodeHead(nn.Module):
-    """What every decode head has: one constructor signature, one `forward` signature, and class attributes.
+    """Base of all decode heads: the signatures of constructor and `forward`, and the class attributes.
 
     Args:
-        in_channels (`Sequence[int]`): Channels of the stages it reads, the configuration's `decode_stages`.
+        in_channels (`Sequence[int]`): Channels of the stages that the head reads (`decode_stages`).
         hidden_size (`int`): Width of the head.
         num_labels (`int`): Number of classes.
         dropout (`float`): Probability of dropping a channel before the classifier.
         align_corners (`bool`): How the head resizes the stage maps that it concatenates.
 
     Attributes:
-        display_name (`str`): The name in model cards and messages.
-        defaults (`dict`): What replaces `None` in the configuration; a head lists what differs from `DecodeHead`.
-            Stages are counted from 1, the finest (C2 = 1 .. C5 = 4); `hidden_size` is the sum of `in_channels` where
-            neither says another.
-        min_stages (`int`): Fewest stages it can read.
-        needs_auxiliary_logits (`bool`): Whether `forward` needs `auxiliary_logits`, also in prediction.
+        display_name (`str`): Name of the head in model cards and messages.
+        defaults (`dict`): Values that replace `None` in the configuration; a head lists those that differ from
+            `DecodeHead`. Stages are counted from 1, the finest (C2 = 1 .. C5 = 4); `hidden_size` is the sum of
+            `in_channels` if neither lists it.
+        min_stages (`int`): Smallest number of stages that the head can read.
+        needs_auxiliary_logits (`bool`): Whether `forward` needs `auxiliary_logits`, even in prediction.
         gives_pyramid (`bool`): Whether `forward` also returns one map of `hidden_size` channels per stage it reads.
-        concatenates_stages (`bool`): Whether it begins with `concatenate_stages`. Only then can the auxiliary head
-            read the same (`auxiliary_stage=None`): the network concatenates once and gives `forward` the one map.
+        concatenates_stages (`bool`): Whether the head begins with `concatenate_stages`. Only then can the auxiliary
+            head read the concatenation (`auxiliary_stage=None`): the network concatenates once and passes one map.
     """
 
     display_name: ClassVar[str]
@@ -137,17 +137,18 @@ class DecodeHead(nn.Module):
         """Compute the logits.
 
         Args:
-            feature_maps (`Sequence[torch.Tensor]` of shapes `(B, C_s, h_s, w_s)`): Finest first.
-            auxiliary_logits (`torch.Tensor` of shape `(B, L, h, w)`, *optional*): Given where the auxiliary head ran.
+            feature_maps (`Sequence[torch.Tensor]` of shapes `(B, C_s, h_s, w_s)`): Stage maps, finest first.
+            auxiliary_logits (`torch.Tensor` of shape `(B, L, h, w)`, *optional*): Output of the auxiliary head, if it
+                ran.
 
         Returns:
-            `tuple`: logits (B, L, h, w); the pyramid, finest first, or `None`.
+            `tuple`: logits (B, L, h, w), and the pyramid, finest first, or `None`.
         """
         raise NotImplementedError
 
 
 class FcnHead(DecodeHead):
-    """HRNet's head: 3x3 convolution with bias, BatchNorm, 1x1 convolution without bias; no ReLU between."""
+    """HRNet's head: 3x3 convolution with bias, BatchNorm, 1x1 convolution without bias, without a ReLU between."""
 
     display_name = "FCN"
     concatenates_stages = True
@@ -160,7 +161,7 @@ class FcnHead(DecodeHead):
         self.classifier = Classifier(hidden_size, num_labels, bias=False)
 
     def forward(self, feature_maps, auxiliary_logits=None):
-        """Stage maps, concatenated -> logits at the stride of the first."""
+        """Compute the logits at the stride of the first map, from stage maps."""
         features = concatenate_stages(feature_maps, self.align_corners)
         return self.classifier(self.dropout(self.batch_norm(self.conv(features)))), None
 
@@ -187,7 +188,7 @@ class DeepLabV3Head(DecodeHead):
         self.classifier = Classifier(hidden_size, num_labels)
 
     def forward(self, feature_maps, auxiliary_logits=None):
-        """Stage maps, concatenated -> logits at the stride of the first."""
+        """Compute the logits at the stride of the first map, from stage maps."""
         features = concatenate_stages(feature_maps, self.align_corners)
         pooled = self.image_pooling(features.mean(dim=(2, 3), keepdim=True))  # (B, hidden, 1, 1)
         branches = [branch(features) for branch in self.branches]
@@ -212,7 +213,7 @@ class ObjectAttention(nn.Module):
         self.out = conv_bn_relu(key_channels, channels, 1)
 
     def forward(self, features: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, C, h, w) and regions (B, C, L, 1) -> context of every pixel (B, C, h, w)."""
+        """Compute the context of every pixel: pixels (B, C, h, w) and regions (B, C, L, 1) -> (B, C, h, w)."""
         query = self.query(features).flatten(2).transpose(1, 2)  # (B, h*w, K)
         key = self.key(regions).flatten(2)  # (B, K, L)
         value = self.value(regions).flatten(2).transpose(1, 2)  # (B, L, K)
@@ -238,7 +239,7 @@ class OcrHead(DecodeHead):
         self.classifier = Classifier(hidden_size, num_labels)
 
     def forward(self, feature_maps, auxiliary_logits=None):
-        """Stage maps, concatenated, and auxiliary logits -> logits at the stride of the first."""
+        """Compute the logits at the stride of the first map, from stage maps and auxiliary logits."""
         features = self.conv(concatenate_stages(feature_maps, self.align_corners))
         auxiliary_logits = resize(auxiliary_logits, features.shape[-2:], align_corners=True)
         regions = auxiliary_logits.flatten(2).softmax(dim=-1)  # (B, L, h*w): over the pixels
@@ -250,8 +251,8 @@ class OcrHead(DecodeHead):
 class UperNetHead(DecodeHead):
     """Feature pyramid on top of pyramid pooling (Xiao et al., 2018, https://arxiv.org/abs/1807.10221).
 
-    As in the authors' code pooled maps are resized before their convolution, levels are concatenated in the order P2,
-    P5, P4, P3, and corners are aligned nowhere, whatever `align_corners` says.
+    As in the authors' code, pooled maps are resized before their convolution, levels are concatenated in the order P2,
+    P5, P4, P3, and corners are never aligned, whatever `align_corners` is.
     """
 
     display_name = "UPerNet"
@@ -277,7 +278,7 @@ class UperNetHead(DecodeHead):
         self.classifier = Classifier(hidden_size, num_labels)
 
     def forward(self, feature_maps, auxiliary_logits=None):
-        """Stage maps, finest first -> logits (B, L, h_1, w_1) and the pyramid P2..P5, each (B, hidden, h_s, w_s)."""
+        """Compute logits (B, L, h_1, w_1), and the pyramid P2..P5 with maps (B, hidden, h_s, w_s), from stage maps."""
         top_down = self._pool_pyramid(feature_maps[-1])
         pyramid = [top_down]
         for lateral, output, features in zip(
@@ -308,7 +309,7 @@ class AuxiliaryHead(nn.Module):
         self.classifier = Classifier(hidden_size, num_labels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> auxiliary logits (B, L, h, w)."""
+        """Compute auxiliary logits: (B, C, h, w) -> (B, L, h, w)."""
         return self.classifier(self.dropout(self.conv(features)))
 
 

@@ -10,7 +10,8 @@
 # distributed under the License is distributed on an "AS IS" BASIS,
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
-"""Simple feature pyramid: stage maps at four strides for networks whose blocks all work at one."""
+# limitations under the License.
+"""Simple feature pyramid: stage maps at four strides, from a network whose blocks all have the same stride."""
 
 from __future__ import annotations
 
@@ -23,25 +24,25 @@ LEVELS = 4
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Maps of one stride s -> maps at strides s / 4, s / 2, s and 2 s, finest first.
+    """Turn maps of one stride s into maps of strides s / 4, s / 2, s and 2 s, finest first.
 
-    With four maps each level is made from one of them, the first block's the finest; a single map gives all levels.
+    Of four maps each gives one level, the map of the earliest block the finest; a single map gives all levels.
 
     Args:
-        in_channels (`Sequence[int]`): Channels of the four maps, or of the single one.
+        in_channels (`Sequence[int]`): Channels of the four maps, or of the single map.
 
     Source: Li et al., "Exploring Plain Vision Transformer Backbones", 2022 (https://arxiv.org/abs/2203.16527),
-    section 3, without the convolutions that a decode head brings itself.
+    section 3, without the convolutions that decode heads have themselves.
     """
 
     def __init__(self, in_channels: Sequence[int]):
         super().__init__()
         if len(in_channels) not in (1, LEVELS):
             raise ValueError(
-                f"A backbone with maps of one stride must give {LEVELS} of them, or only the last, got "
-                f"{len(in_channels)}: name them in `backbone_config` with `out_features` or `out_indices`."
+                f"A backbone whose maps have one stride must return {LEVELS} maps, or only the last, got "
+                f"{len(in_channels)}: choose them in `backbone_config` by `out_features` or `out_indices`."
             )
-        from timm.layers import LayerNorm2d  # here: timm takes long to import, and only plain transformers need this
+        from timm.layers import LayerNorm2d  # timm is slow to import, and only plain transformers need it
 
         finest, fine, middle, coarse = in_channels if len(in_channels) == LEVELS else [*in_channels] * LEVELS
         self.levels = nn.ModuleList(
@@ -55,7 +56,7 @@ class SimpleFeaturePyramid(nn.Module):
         self.channels = [finest // 4, fine // 2, middle, coarse]
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """(B, C, h, w) each -> (B, C / 4, 4 h, 4 w), (B, C / 2, 2 h, 2 w), (B, C, h, w), (B, C, h / 2, w / 2)."""
+        """Resize maps (B, C, h, w): (B, C / 4, 4 h, 4 w), (B, C / 2, 2 h, 2 w), (B, C, h, w), (B, C, h / 2, w / 2)."""
         maps = list(feature_maps) if len(feature_maps) == LEVELS else [*feature_maps] * LEVELS
         return [level(features) for level, features in zip(self.levels, maps, strict=True)]
 

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Anchors of all processes as one contrast set, so that a batch split over processes contrasts as on one.
+"""Anchors of all processes as one contrast set, so that a batch split over processes gives the loss of one process.
 
-Every process keeps its own anchors and contrasts them with those of all. With g(r) anchors on process r and G in all,
-its term is `processes / G * sum of its l_i`: the mean over the processes is the term of one process that holds all
-anchors, and so is the mean of the gradients that distributed data parallel training takes.
+Every process contrasts its own anchors with the anchors of all. With G anchors on all processes, the term of a process
+is `processes / G * sum of its l_i`. The mean of the terms over the processes is then the term of a single process that
+holds all anchors, and so are the gradients, of which distributed data parallel training takes the mean.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from .info_nce import UnitRows
 
 
 class GatheredRows(NamedTuple):
-    """Rows of one stage on all processes.
+    """Rows of one stage from all processes.
 
     Args:
         rows (`UnitRows`): Rows of all processes, sorted by class.
-        own_columns (`torch.Tensor` of shape `(N,)`, int64): Where the rows of this process lie among them.
-        share (`float`): Weight of this process's mean over its anchors: processes * own / all rows; 0 without rows.
+        own_columns (`torch.Tensor` of shape `(N,)`, int64): Positions of the rows of this process among them.
+        share (`float`): Weight of the mean over the anchors of this process: processes * own rows / all rows, or 0
+            without rows.
     """
 
     rows: UnitRows
@@ -45,22 +46,22 @@ class GatheredRows(NamedTuple):
 
 
 def spans_processes() -> bool:
-    """Whether there is more than one process to gather from."""
+    """Return whether there is more than one process to gather from."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_rows(stages: Sequence[UnitRows], num_labels: int) -> list[GatheredRows]:
-    """Gather the rows of every stage from all processes; gradients flow back to the process a row is from.
+    """Gather the rows of every stage from all processes; the gradient of a row flows back to its process.
 
-    All processes have to call this, those without a row too. One small synchronization (the class sizes), one
-    collective for the rows and one in the backward pass.
+    All processes must call this, even those without rows, because it is collective: the class sizes (which the host
+    waits for), the rows, and their gradients in the backward pass.
 
     Args:
         stages (`Sequence[UnitRows]`): Rows of this process, any number of them, one entry per stage.
         num_labels (`int`): Number of classes.
     """
     sizes = _class_sizes_of_all(stages, num_labels)  # (processes, S, K)
-    most = sizes.sum(2).amax(0).clamp_min(1).tolist()  # per stage, so that all processes send as much
+    most = sizes.sum(2).amax(0).clamp_min(1).tolist()  # per stage: a collective needs equal sizes
     padded = [
         F.pad(rows.features, (0, 0, 0, num_rows - len(rows.features)))
         for rows, num_rows in zip(stages, most, strict=True)
@@ -74,7 +75,7 @@ def gather_rows(stages: Sequence[UnitRows], num_labels: int) -> list[GatheredRow
 
 
 def _class_sizes_of_all(stages: Sequence[UnitRows], num_labels: int) -> torch.Tensor:
-    """(processes, S, K) int64 on the host."""
+    """Gather the class sizes of all stages and processes: (processes, S, K) int64, on the host."""
     sizes = torch.zeros(len(stages), num_labels, dtype=torch.int64)
     for stage, rows in zip(sizes, stages, strict=True):
         stage[list(rows.class_sizes)] = torch.tensor(list(rows.class_sizes.values()), dtype=torch.int64)
@@ -88,14 +89,15 @@ def _sort_by_class(padded_rows: torch.Tensor, sizes: torch.Tensor) -> GatheredRo
 
     Args:
         padded_rows (`torch.Tensor` of shape `(processes * rows with padding, D)`):
-            Rows of one process after the other, sorted by class.
-        sizes (`torch.Tensor` of shape `(processes, K)`, int64): Rows of every class on every process; on the host.
+            Rows of one process after the other, each sorted by class.
+        sizes (`torch.Tensor` of shape `(processes, K)`, int64): Number of rows of every class on every process; on the
+            host.
     """
     processes, num_labels = sizes.shape
     offsets = torch.arange(processes)[:, None] * (len(padded_rows) // processes)
-    first = offsets + sizes.cumsum(1) - sizes  # where the rows of a class and a process are
-    run_sizes = sizes.T.flatten()  # class by class
-    target = (run_sizes.cumsum(0) - run_sizes).view(num_labels, processes)  # where they go
+    first = offsets + sizes.cumsum(1) - sizes  # (processes, K): first row of a class in `padded_rows`
+    run_sizes = sizes.T.flatten()  # (K * processes,), class by class
+    target = (run_sizes.cumsum(0) - run_sizes).view(num_labels, processes)  # first row in the result
     order = _expand_runs(first.T.flatten(), run_sizes)
     own = dist.get_rank()
     own_columns = _expand_runs(target[:, own], sizes[own])
@@ -116,7 +118,7 @@ def _expand_runs(starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """(L,) on every process -> (processes, L) on all; backward: what the losses of all processes say about it."""
+    """Gather a buffer (L,) of every process to (processes, L) on all; the backward pass sums the gradients of all."""
 
     @staticmethod
     def forward(ctx, buffer: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Images to tensors and logits back to label maps, on torchvision and on PIL."""
+"""Image processors, on torchvision and on PIL: from images to tensors, and from logits back to label maps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .decode_heads import resize
 
 LABEL_PADDING = 255
 PADDING_MODES = ("constant", "reflect")
-_LABELS, _PIXELS = "labels", "pixel_values"
+_LABELS_KEY, _PIXELS_KEY = "labels", "pixel_values"
 _BACKENDS = {
     "torchvision": "image_processing_msctr.MsctrImageProcessor",
     "pil": "image_processing_msctr.MsctrImageProcessorPil",
@@ -39,13 +39,14 @@ _BACKENDS = {
 
 
 class MsctrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """Settings beyond the usual ones.
+    """Settings in addition to those of every image processor.
 
     Args:
-        do_reduce_labels (`bool`): Labels 0 become 255, all others one less (ADE20K's files).
-        size_divisor (`int`): Pad images at the right and the bottom to a multiple of this.
-        padding_mode (`str`): `"constant"`, the mean color, or `"reflect"`; labels are ignored there in both.
-        align_corners (`bool`): How the network's logits are upsampled.
+        do_reduce_labels (`bool`): Whether label 0 becomes 255 and every other label one less (ADE20K's files).
+        size_divisor (`int`): Images are padded at the right and the bottom to a multiple of this many pixels.
+        padding_mode (`str`): `"constant"` pads with the mean color, `"reflect"` with mirrored pixels; the padding of
+            labels is ignored in both modes.
+        align_corners (`bool`): Whether logits are upsampled with aligned corners.
     """
 
     do_reduce_labels: bool
@@ -55,7 +56,7 @@ class MsctrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call
 
 
 class _PadAndPostProcess:
-    """What both backends share: padding after normalization, and its undoing."""
+    """Padding after normalization, and removing it after prediction, for both backends."""
 
     valid_kwargs = MsctrImageProcessorKwargs
     do_resize = False
@@ -79,14 +80,14 @@ class _PadAndPostProcess:
         batch = super()._preprocess_image_like_inputs(  # type: ignore[misc]
             images, segmentation_maps, return_tensors=None, **kwargs
         )
-        canvas = _canvas_size([image.shape[-2:] for image in batch[_PIXELS]], size_divisor)
-        data = {_PIXELS: [pad(image, canvas, padding_mode) for image in batch[_PIXELS]]}
-        if _LABELS in batch:
-            data[_LABELS] = [pad(labels, canvas, value=LABEL_PADDING) for labels in batch[_LABELS]]
+        canvas = _canvas_size([image.shape[-2:] for image in batch[_PIXELS_KEY]], size_divisor)
+        data = {_PIXELS_KEY: [pad(image, canvas, padding_mode) for image in batch[_PIXELS_KEY]]}
+        if _LABELS_KEY in batch:
+            data[_LABELS_KEY] = [pad(labels, canvas, value=LABEL_PADDING) for labels in batch[_LABELS_KEY]]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings as they are saved; code on the Hub offers both backends, where transformers would name one."""
+        """Return the settings to save; `auto_map` names both backends, of which transformers would name one."""
         settings = super().to_dict()  # type: ignore[misc]
         if "auto_map" in settings:
             settings["auto_map"] = {"AutoImageProcessor": _BACKENDS}
@@ -95,12 +96,16 @@ class _PadAndPostProcess:
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: list[tuple[int, int]] | None = None
     ) -> list[torch.Tensor]:
-        """Label maps of a batch at the sizes of its images.
+        """Turn logits into label maps at the sizes of the images.
 
         Args:
-            outputs (`MsctrSegmenterOutput`): `logits` (B, num_labels, h, w) of images this processor prepared.
-            target_sizes (`list[tuple[int, int]]`, *optional*): Height and width of every image before it was
-                prepared; padding is cut off and resizing undone. `None` leaves maps at the size of the logits.
+            outputs (`MsctrSegmenterOutput`): Output of the network for images that this processor prepared, with
+                `logits` (B, num_labels, h, w).
+            target_sizes (`list[tuple[int, int]]`, *optional*): Height and width of every image before it was prepared,
+                to cut off padding and undo resizing. By default maps keep the size of the logits.
+
+        Raises:
+            ValueError: If the number of sizes is not that of the images.
 
         Returns:
             `list[torch.Tensor]`: int64 class maps (height, width).
@@ -109,7 +114,7 @@ class _PadAndPostProcess:
         if target_sizes is None:
             return list(logits.argmax(dim=1))
         if len(target_sizes) != len(logits):
-            raise ValueError(f"Got {len(target_sizes)} target sizes for {len(logits)} images.")
+            raise ValueError(f"`target_sizes` must have one entry per image: {len(logits)}, got {len(target_sizes)}.")
         targets = [(int(height), int(width)) for height, width in target_sizes]
         prepared = [self.resized_size(*target) for target in targets]
         canvas = _canvas_size(prepared, self.size_divisor)
@@ -120,7 +125,7 @@ class _PadAndPostProcess:
         return maps
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size of an image after resizing, before padding, in pixels."""
+        """Compute the height and width of an image after resizing and before padding, in pixels."""
         if not self.do_resize:
             return height, width
         size = dict(self.size)
@@ -136,18 +141,18 @@ class _PadAndPostProcess:
         )
 
 
-# trf-ignore: TRF057 written out: what travels to the Hub must not depend on a docstring generator of one release
+# trf-ignore: TRF057 written out: code on the Hub must not depend on the docstring generator of one release
 class MsctrImageProcessor(_PadAndPostProcess, SegformerImageProcessor):
-    """Prepares images with torchvision: optional resizing, rescaling, normalization, padding."""
+    """Prepare images with torchvision: optional resizing, then rescaling, normalization and padding."""
 
 
 # trf-ignore: TRF057 see above
 class MsctrImageProcessorPil(_PadAndPostProcess, SegformerImageProcessorPil):
-    """The same on PIL and numpy."""
+    """Prepare images with PIL and NumPy: optional resizing, then rescaling, normalization and padding."""
 
 
 def _canvas_size(sizes: list[tuple[int, int]], divisor: int) -> tuple[int, int]:
-    """Smallest size that holds all images and is a multiple of `divisor`."""
+    """Compute the smallest height and width that hold all images and are multiples of `divisor`."""
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
@@ -158,8 +163,8 @@ def pad(image: Any, canvas: tuple[int, int], mode: str = "constant", value: int 
     Args:
         image (`torch.Tensor` or `np.ndarray`): Normalized image, or labels.
         canvas (`tuple[int, int]`): Height and width of the result, in pixels.
-        mode (`str`): `"constant"` or `"reflect"`, which may go back and forth over small images.
-        value (`int`): Of constant padding; zero is the mean color after normalization.
+        mode (`str`): `"constant"` or `"reflect"`; padding larger than the image is reflected several times.
+        value (`int`): Value of constant padding; after normalization zero is the mean color.
 
     Raises:
         ValueError: If the mode is unknown.

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The contrastive term between pixels, the one place with its formula.
+"""The contrastive term between pixels: its formula, and the functions that compute it.
 
 For anchors f_i and a contrast set g_j, both of unit length, with logits a_ij = f_i . g_j / temperature:
 
@@ -19,7 +19,7 @@ For anchors f_i and a contrast set g_j, both of unit length, with logits a_ij = 
         = mean over p of softplus(L_i - a_ip),    L_i = log sum over n of exp(a_in)
 
 Positives share the class of the anchor, negatives do not; other positives are not in the denominator. The loss is
-the mean of l_i over all N anchors; one without positives contributes 0. The second form needs no large exponentials.
+the mean of l_i over all N anchors; an anchor without positives contributes 0. The second form does not overflow.
 
 N = anchors, M = rows of the contrast set, D = channels.
 """
@@ -30,7 +30,7 @@ import torch
 
 from .info_nce_tiles import MAX_UNSHIFTED_LOGIT, UnitRows, across_sets, within_scale
 
-_SHORTEST = 1e-12  # as in F.normalize
+_MIN_LENGTH = 1e-12  # the default of F.normalize
 
 
 def info_nce_loss(
@@ -42,28 +42,27 @@ def info_nce_loss(
     temperature: float = 0.1,
     self_offset: int | None = None,
 ) -> torch.Tensor:
-    """Supervised InfoNCE over sampled pixels, exact, with memory linear in their number.
+    """Compute supervised InfoNCE over sampled pixels, exactly and with memory linear in their number.
 
-    Rows are laid out by class on the host, so labels on a GPU are waited for; labels on the host are not, nor is
-    anything else.
+    The host sorts rows by class. Labels on a GPU make it wait for the device; labels on the host do not.
 
     Args:
         anchors (`torch.Tensor` of shape `(N, D)`): Features, not normalized, rows in any order; N may be 0.
         anchor_labels (`torch.Tensor` of shape `(N,)`, int64): Class of every anchor, on any device.
         contrast (`torch.Tensor` of shape `(M, D)`, *optional*):
             Contrast set; `None` contrasts the anchors with each other, an anchor never with itself.
-        contrast_labels (`torch.Tensor` of shape `(M,)`, *optional*): Its classes.
-        temperature (`float`): Temperature, at least 0.01.
+        contrast_labels (`torch.Tensor` of shape `(M,)`, int64, *optional*): Class of every row of the contrast set.
+        temperature (`float`): Temperature of the logits, at least 0.01.
         self_offset (`int`, *optional*):
-            Row of the contrast set that is the first anchor, where the set holds the anchors themselves (those of
-            all processes, say): row `self_offset + i` is no positive of anchor i.
+            Row of the contrast set that is the first anchor, where the set contains the anchors themselves (the
+            anchors of all processes, for example): row `self_offset + i` is not a positive of anchor i.
 
     Returns:
-        `torch.Tensor`: scalar, float32 (float64 for float64 features), connected to the graph also where it is 0.
+        `torch.Tensor`: scalar, float32 (float64 for float64 features), connected to the graph even where it is 0.
 
     Raises:
-        ValueError: If shapes do not fit together, the temperature is not positive, or rows from `self_offset` on are
-            not of the classes of the anchors.
+        ValueError: If shapes do not fit together, the temperature is not positive, or rows from `self_offset` on do
+            not have the classes of the anchors.
 
     Source: https://arxiv.org/abs/2203.13409, section 3.
     """
@@ -82,14 +81,14 @@ def info_nce_loss(
 
 
 def unit_rows(features: torch.Tensor, labels: torch.Tensor, class_sizes: dict[int, int]) -> UnitRows:
-    """Normalize features (N, D) that are sorted by class: float32, also inside autocast, float64 where they are."""
+    """Normalize features (N, D) that are sorted by class, in float32 even inside autocast (float64 stays float64)."""
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         return UnitRows(_UnitLength.apply(features.to(dtype)), labels, class_sizes)
 
 
 def contrast_within_scale(rows: UnitRows, temperature: float = 0.1) -> torch.Tensor:
-    """Mean of l_i of rows contrasted with each other, without waiting for the device."""
+    """Compute the mean of l_i of rows contrasted with each other, without waiting for the device."""
     if temperature * MAX_UNSHIFTED_LOGIT < 1:
         return contrast_across(rows, rows, temperature, torch.arange(len(rows.labels), device=rows.labels.device))
     with torch.autocast(rows.features.device.type, enabled=False):
@@ -99,14 +98,14 @@ def contrast_within_scale(rows: UnitRows, temperature: float = 0.1) -> torch.Ten
 def contrast_across(
     anchors: UnitRows, contrast: UnitRows, temperature: float = 0.1, own_columns: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean of l_i of anchors contrasted with another set, without waiting for the device.
+    """Compute the mean of l_i of anchors contrasted with another set, without waiting for the device.
 
     Args:
         anchors (`UnitRows`): N anchors.
         contrast (`UnitRows`): M rows.
-        temperature (`float`): Temperature.
+        temperature (`float`): Temperature of the logits.
         own_columns (`torch.Tensor` of shape `(N,)`, int64, *optional*):
-            Where the anchors themselves lie in the contrast set.
+            Rows of the contrast set that are the anchors themselves, each excluded from its own positives.
     """
     with torch.autocast(anchors.features.device.type, enabled=False):
         return _AcrossSets.apply(
@@ -115,11 +114,11 @@ def contrast_across(
 
 
 class _UnitLength(torch.autograd.Function):
-    """`F.normalize(rows, dim=1)` with a backward pass of few operations."""
+    """Compute `F.normalize(rows, dim=1)`, with a backward pass of few operations."""
 
     @staticmethod
     def forward(ctx, rows):
-        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(_SHORTEST)
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(_MIN_LENGTH)
         units = rows / lengths
         ctx.save_for_backward(units, lengths)
         return units
@@ -133,13 +132,13 @@ class _UnitLength(torch.autograd.Function):
 
 
 class _WithinScale(torch.autograd.Function):
-    """The gradient is formed in the forward pass and scaled in the backward pass."""
+    """Contrast rows with each other; the gradient is formed in the forward pass and scaled in the backward pass."""
 
     @staticmethod
     def forward(ctx, features, labels, class_sizes, temperature):
         rows = UnitRows(features, labels, class_sizes)
         loss, grad = within_scale(rows, temperature, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad)  # freed after the backward, seen by whoever watches saved tensors
+        ctx.save_for_backward(grad)  # unlike an attribute, it is freed after the backward and seen by hooks
         return loss
 
     @staticmethod
@@ -150,7 +149,7 @@ class _WithinScale(torch.autograd.Function):
 
 
 class _AcrossSets(torch.autograd.Function):
-    """Likewise, with a gradient for either side."""
+    """Contrast anchors with another set; both gradients are formed in the forward pass."""
 
     @staticmethod
     def forward(ctx, anchors, contrast, anchor_facts, contrast_facts, own_columns, temperature):
@@ -172,7 +171,7 @@ class _AcrossSets(torch.autograd.Function):
 
 
 def _sort_by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[UnitRows, torch.Tensor]:
-    """Unit rows in the order of their classes, and that order (N,), from labels on the host."""
+    """Sort features by labels on the host; returns unit rows and the order (N,) of the original rows."""
     sorted_labels, order = labels.sort(stable=True)
     classes, counts = sorted_labels.unique_consecutive(return_counts=True)
     class_sizes = dict(zip(classes.tolist(), counts.tolist(), strict=True))
@@ -185,7 +184,7 @@ def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperat
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive, got {temperature}.")
     if (contrast is None) != (contrast_labels is None):
-        raise ValueError("`contrast` and `contrast_labels` go together: give both or neither.")
+        raise ValueError("`contrast` and `contrast_labels` belong together: give both, or neither.")
     sets = [("anchors", anchors, anchor_labels)]
     if contrast is not None:
         sets.append(("contrast", contrast, contrast_labels))
@@ -195,9 +194,9 @@ def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperat
                 f"`{name}` must be (N, D) with labels (N,), got {tuple(features.shape)} and {tuple(labels.shape)}."
             )
     if contrast is not None and contrast.shape[1] != anchors.shape[1]:
-        raise ValueError(f"anchors have {anchors.shape[1]} channels, the contrast set {contrast.shape[1]}.")
+        raise ValueError(f"`anchors` has {anchors.shape[1]} channels, but `contrast` has {contrast.shape[1]}.")
     if self_offset is not None and contrast is None:
-        raise ValueError("`self_offset` says where the anchors lie in `contrast`: give that too.")
+        raise ValueError("`self_offset` is a row of `contrast`, which is missing.")
 
 
 def _check_that_anchors_are_in(contrast_labels, anchor_labels, self_offset) -> None:

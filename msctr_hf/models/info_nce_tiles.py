@@ -11,13 +11,33 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The contrastive terms over tiles: exact values and gradients, memory linear in the number of rows.
+"""The contrastive terms over tiles: exact values and gradients, with memory linear in the number of rows.
 
-Rows have unit length and are sorted by class, and how many rows every class has is known without the device, so that
-tiles can be laid out without waiting for it. Logits are kept in base 2, because `exp2` costs less than `exp`. The
-gradient is formed together with the value: only it is kept for the backward pass, no tile is.
+Rows have unit length and are sorted by class, and the host knows how many rows every class has, so that it can lay out
+the tiles without waiting for the device. Logits are in base 2, because `exp2` costs less than `exp`. The gradient is
+formed together with the value, so that the backward pass needs no tile.
 
-N = anchors, M = rows of the contrast set, D = channels; l_i, L_i, a_ij as in info_nce.py, S_i = exp(L_i).
+N = anchors, M = rows of the contrast set, D = channels; l_i, L_i and a_ij as in info_nce.py, t = temperature.
+
+The gradient, and why it takes a second pass. With the sums over the negatives n of an anchor S_i = sum_n exp(a_in) and
+the gaps h_ip = L_i - a_ip = log S_i - a_ip to its positives p,
+
+    l_i = mean over p of softplus(h_ip)
+    dl_i/dh_ip = sigmoid(h_ip) / |P(i)|                                   `gap_grads`; |P(i)| is the number of p
+    dl_i/dS_i = sum_p dl_i/dh_ip * dh_ip/dS_i = sum_p dl_i/dh_ip / S_i    `sum_grads`
+    dl_i/da_ip = -dl_i/dh_ip                      for a positive p
+    dl_i/da_in = dl_i/dS_i * exp(a_in)            for a negative n
+
+The last line needs all of S_i before any of its summands, and a tile holds only some of them: a first pass over the
+tiles sums S_i, a second one multiplies the same exponentials by dl_i/dS_i. From a_ij = f_i . g_j / t follow
+
+    dl/df_i = 1 / (N t) * sum_j dl_i/da_ij * g_j,        dl/dg_j = 1 / (N t) * sum_i dl_i/da_ij * f_i
+
+for the loss l = sum_i l_i / N. Where rows are contrasted with each other (g = f), two rows of different classes meet
+twice: as anchor i with negative j, and as anchor j with negative i. Since a_ij = a_ji, f_j has in dl/df_i, and f_i in
+dl/df_j, the coefficient
+
+    dl_i/da_ij + dl_j/da_ji = (dl_i/dS_i + dl_j/dS_j) * exp(a_ij)
 """
 
 from __future__ import annotations
@@ -33,23 +53,23 @@ import torch.nn.functional as F
 
 CPU_TILE_ROWS = 256  # a tile of 256 x 512 float32 stays in a core's cache: the fastest of 128 to 512 rows
 DEVICE_TILE_ROWS = 2048  # an accelerator waits for launches rather than for arithmetic: all usual N in one tile
-KEPT_TILES = 4  # memory for tiles kept between the two passes, in multiples of the rows' own
+KEPT_TILES = 4  # memory for tiles kept between the two passes, as a multiple of the memory of the rows
 
-# exp(1 / temperature) can be summed without subtracting a maximum in float32: all quotients below e^60
+# Up to this logit float32 sums exponentials without subtracting a maximum: their quotients stay below e^60.
 MAX_UNSHIFTED_LOGIT = 30.0
 
 _LOG2_E = math.log2(math.e)
-_FAR_BELOW = 2.0**100  # subtracted from a logit: exp2 of the rest is 0
-_SOFTPLUS_IS_LINEAR_FROM = 50.0  # torch's 20 would cost digits in float64
+_MASKING_OFFSET = 2.0**100  # subtracted from a logit to leave it out: exp2 of the difference is 0
+_LINEAR_SOFTPLUS_THRESHOLD = 50.0  # torch's default of 20 would lose digits in float64
 
 
 class UnitRows(NamedTuple):
-    """Features of unit length, rows sorted by class: one side of a term.
+    """Features of unit length, with rows sorted by class: one side of a contrastive term.
 
     Args:
         features (`torch.Tensor` of shape `(N, D)`, float32 or float64): Rows of length 1; N may be 0.
         labels (`torch.Tensor` of shape `(N,)`, int64): Class of every row.
-        class_sizes (`dict[int, int]`): Rows of every class that is present, ascending, known without the device.
+        class_sizes (`dict[int, int]`): Number of rows of every class that is present, classes ascending; on the host.
     """
 
     features: torch.Tensor
@@ -58,7 +78,7 @@ class UnitRows(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A tile: anchor rows by columns of the contrast set."""
+    """Place of a tile in the matrix of logits: rows are anchors, columns are rows of the contrast set."""
 
     rows: slice
     columns: slice
@@ -67,12 +87,13 @@ class Block(NamedTuple):
 def within_scale(rows: UnitRows, temperature: float, wants_grad: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Contrast rows with each other; needs `temperature * MAX_UNSHIFTED_LOGIT >= 1`.
 
-    Rows are cut into groups of whole classes. A tile between two groups holds negatives only, serves both of them by
-    symmetry and needs no mask; positives lie on the diagonal. The first pass gives S, the second the gradient.
+    Rows are cut into groups of whole classes. A tile between two groups holds negatives only: it needs no mask, and by
+    symmetry it serves the anchors of both groups. All positives are inside a group, on the diagonal. The first pass
+    sums S_i, the second adds up the gradient; the head of this file derives both.
 
     Args:
         rows (`UnitRows`): N rows.
-        temperature (`float`): Temperature.
+        temperature (`float`): Temperature of the logits.
         wants_grad (`bool`): Whether to form the gradient.
 
     Returns:
@@ -80,17 +101,17 @@ def within_scale(rows: UnitRows, temperature: float, wants_grad: bool) -> tuple[
     """
     features = rows.features
     groups = class_groups(list(rows.class_sizes.values()), tile_rows(features.device))
-    beside_diagonal = _BesideDiagonal(features, groups, temperature)
-    negatives = features.new_zeros(len(features))  # S_i
-    for (upper, lower), exponentials in beside_diagonal:
-        negatives[upper] += exponentials.sum(1)
-        negatives[lower] += exponentials.sum(0)
+    off_diagonal = _OffDiagonalTiles(features, groups, temperature)
+    negative_sums = features.new_zeros(len(features))  # S_i
+    for (upper, lower), exponentials in off_diagonal:
+        negative_sums[upper] += exponentials.sum(1)
+        negative_sums[lower] += exponentials.sum(0)
 
     grad = torch.zeros_like(features) if wants_grad else None
-    loss, pushes = _diagonal(rows, groups, temperature, negatives, grad)
+    loss, sum_grads = _diagonal(rows, groups, temperature, negative_sums, grad)
     if wants_grad:
-        for (upper, lower), exponentials in beside_diagonal:
-            exponentials *= pushes[upper, None] + pushes[None, lower]
+        for (upper, lower), exponentials in off_diagonal:  # the second pass: S_i is complete
+            exponentials *= sum_grads[upper, None] + sum_grads[None, lower]  # dl_i/da_ij + dl_j/da_ji
             grad[upper].addmm_(exponentials, features[lower])
             grad[lower].addmm_(exponentials.T, features[upper])
         grad *= 1 / (max(len(features), 1) * temperature)
@@ -101,49 +122,60 @@ def _diagonal(
     rows: UnitRows,
     groups: list[slice],
     temperature: float,
-    negatives: torch.Tensor,
+    negative_sums: torch.Tensor,
     grad: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the negatives inside groups to S, then form all positive terms; adds to `grad`.
+    """Complete S with the negatives inside groups, then form all positive terms; adds to `grad`.
+
+    A strip holds all positives of its anchors, and all negatives that no tile between groups held: S_i is complete as
+    soon as they are added, and the gradient inside a group needs no second pass.
+
+    Args:
+        rows (`UnitRows`): N rows.
+        groups (`list[slice]`): Ranges of rows, each of whole classes.
+        temperature (`float`): Temperature of the logits.
+        negative_sums (`torch.Tensor` of shape `(N,)`): S_i over the negatives in other groups; completed in place.
+        grad (`torch.Tensor` of shape `(N, D)`, *optional*): Sum of the gradients of l_i, times the temperature;
+            that of the pairs inside groups is added in place.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: sum of l_i, and its derivatives (N,) with respect to S.
+        `tuple[torch.Tensor, torch.Tensor]`: sum of l_i, and dl_i/dS_i of shape (N,).
     """
     features, labels = rows.features, rows.labels.to(rows.features.dtype)
-    pushes = torch.empty_like(negatives)
+    sum_grads = torch.empty_like(negative_sums)
     loss = features.new_zeros(())
     for group in groups:
         for strip in strips(group.start, group.stop, tile_rows(features.device)):
             logits = features[strip] @ features[group].T * (_LOG2_E / temperature)  # (T, G)
             positives = _same_class(labels[strip], labels[group])
             exponentials = logits.exp2() * (1 - positives)
-            negatives[strip] += exponentials.sum(1)
-            positives.diagonal(strip.start - group.start).zero_()
-            strip_loss, pulls = _positive_terms(logits, positives, negatives[strip, None].log2())
+            negative_sums[strip] += exponentials.sum(1)
+            positives.diagonal(strip.start - group.start).zero_()  # an anchor is not a positive of its own
+            strip_loss, gap_grads = _positive_terms(logits, positives, negative_sums[strip, None].log2())
             loss += strip_loss
-            pushes[strip] = _quotient(pulls.sum(1), negatives[strip])
+            sum_grads[strip] = _quotient(gap_grads.sum(1), negative_sums[strip])
             if grad is None:
                 continue
-            logits_grad = exponentials.mul_(pushes[strip, None]).sub_(pulls)
-            if strip == group:  # both sides of the square at once
+            logits_grad = exponentials.mul_(sum_grads[strip, None]).sub_(gap_grads)  # dl_i/da_ij
+            if strip == group:  # f_i as an anchor and f_j as a contrast in one product: one launch instead of two
                 grad[group].addmm_(logits_grad + logits_grad.T, features[group])
             else:
                 grad[strip].addmm_(logits_grad, features[group])
                 grad[group].addmm_(logits_grad.T, features[strip])
-    return loss, pushes
+    return loss, sum_grads
 
 
-class _BesideDiagonal:
-    """Iterates over the exponentials of all logits above the diagonal groups, tile by tile, any number of times.
+class _OffDiagonalTiles:
+    """Iterate over the exponentials of all logits above the diagonal groups, tile by tile and any number of times.
 
-    As many tiles as `KEPT_TILES` allows are kept for the next iteration, the others share one buffer: a tile may be
-    overwritten by whoever iterates last.
+    As many tiles as `KEPT_TILES` allows are kept for the next iteration; the others share one buffer and are computed
+    again. Only the last iteration may overwrite a tile.
     """
 
     def __init__(self, features: torch.Tensor, groups: list[slice], temperature: float):
         self.features = features
         self.scaled = features * (_LOG2_E / temperature)
-        self.blocks = list(_blocks_beside_diagonal(groups, len(features), tile_rows(features.device)))
+        self.blocks = list(_off_diagonal_blocks(groups, len(features), tile_rows(features.device)))
         self.kept: list[torch.Tensor] = []
         self.room = KEPT_TILES * features.numel()
         self.buffer = features.new_empty(max((_area(block) for block in self.blocks), default=0))
@@ -174,17 +206,18 @@ def across_sets(
     temperature: float,
     wants_grad: tuple[bool, bool],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Contrast rows with another set, or with one that holds them; stable at any temperature.
+    """Contrast rows with another set, or with a set that contains them; stable at any temperature.
 
-    One strip of anchors meets the whole contrast set at a time. Its positives lie in one range of columns.
+    A strip of anchors meets the whole contrast set at once, so that S_i is complete and one pass is enough. Since both
+    sides are sorted by class, the positives of a strip are in one range of columns.
 
     Args:
         anchors (`UnitRows`): N rows.
         contrast (`UnitRows`): M rows.
         own_columns (`torch.Tensor` of shape `(N,)`, int64, *optional*):
-            Where the anchors themselves lie in the contrast set; they are no positives of their own.
-        temperature (`float`): Temperature.
-        wants_grad (`tuple[bool, bool]`): Whether to form the gradients of anchors and contrast set.
+            Columns of the contrast set that are the anchors themselves, each excluded from its own positives.
+        temperature (`float`): Temperature of the logits.
+        wants_grad (`tuple[bool, bool]`): Whether to form the gradients of the anchors and of the contrast set.
 
     Returns:
         `tuple[torch.Tensor, ...]`: mean of l_i, and its gradients (N, D) and (M, D) or `None`.
@@ -217,41 +250,50 @@ def across_sets(
 def _strip(
     logits: torch.Tensor, positives: torch.Tensor, columns: slice, own: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of l_i over a strip of logits (T, M), overwritten by its gradient with respect to them."""
+    """Compute the sum of l_i over a strip of logits (T, M), and overwrite them by dl_i/da_ij.
+
+    Args:
+        logits (`torch.Tensor` of shape `(T, M)`): In base 2; overwritten.
+        positives (`torch.Tensor` of shape `(T, P)`): 1 at columns of the same class, 0 elsewhere; overwritten.
+        columns (`slice`): The P columns of `logits` that `positives` describes.
+        own (`torch.Tensor` of shape `(T, 1)`, *optional*): Columns of `positives` that are the anchors themselves.
+    """
     positive_logits = logits[:, columns].clone()
-    logits[:, columns].sub_(positives, alpha=_FAR_BELOW)  # leaves the negatives
-    shift = logits.amax(dim=1, keepdim=True).clamp_min_(-_FAR_BELOW / 2)  # so that nothing is left without negatives
+    logits[:, columns].sub_(positives, alpha=_MASKING_OFFSET)
+    # Without subtracting the largest negative low temperatures overflow; it cancels in dl_i/dS_i * exp(a_in).
+    # Without negatives all logits are masked: the bound keeps them masked, where their own maximum would not.
+    shift = logits.amax(dim=1, keepdim=True).clamp_min_(-_MASKING_OFFSET / 2)
     exponentials = logits.sub_(shift).exp2_()
-    negatives = exponentials.sum(1)
+    negative_sums = exponentials.sum(1)
     if own is not None:
         positives.scatter_(1, own, 0.0)
-    loss, pulls = _positive_terms(positive_logits, positives, negatives[:, None].log2() + shift)
-    logits_grad = exponentials.mul_(_quotient(pulls.sum(1), negatives)[:, None])
-    logits_grad[:, columns] -= pulls
+    loss, gap_grads = _positive_terms(positive_logits, positives, negative_sums[:, None].log2() + shift)
+    logits_grad = exponentials.mul_(_quotient(gap_grads.sum(1), negative_sums)[:, None])
+    logits_grad[:, columns] -= gap_grads
     return loss, logits_grad
 
 
 def _positive_terms(
     logits: torch.Tensor, positives: torch.Tensor, log2_negatives: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of l_i over a strip, and d l_i / d L_i split over the positives: sigmoid(L_i - a_ip) / |P(i)|.
+    """Compute the sum of l_i over a strip, and dl_i/dh_ip = sigmoid(h_ip) / |P(i)| of shape (T, P).
 
     Args:
         logits (`torch.Tensor` of shape `(T, P)`): In base 2.
         positives (`torch.Tensor` of shape `(T, P)`): 1 at positives, 0 elsewhere; overwritten.
-        log2_negatives (`torch.Tensor` of shape `(T, 1)`): L_i in base 2; -inf without negatives.
+        log2_negatives (`torch.Tensor` of shape `(T, 1)`): L_i in base 2; -inf where an anchor has no negatives.
     """
     positives /= positives.sum(dim=1, keepdim=True).clamp_min(1)
-    gaps = (log2_negatives - logits).mul_(1 / _LOG2_E)
+    gaps = (log2_negatives - logits).mul_(1 / _LOG2_E)  # h_ip, in base e
     loss = _softplus(gaps).mul_(positives).sum()
     return loss, gaps.sigmoid_().mul_(positives)
 
 
 def _softplus(gaps: torch.Tensor) -> torch.Tensor:
-    """log(1 + exp(gap)), to full precision where it is tiny."""
+    """Compute log(1 + exp(gap)), to full precision also where it is tiny."""
     if gaps.device.type != "cpu":
-        return F.softplus(gaps, threshold=_SOFTPLUS_IS_LINEAR_FROM)
-    # without log1p, at times ten times slower than log: what rounding 1 + u loses is added to first order
+        return F.softplus(gaps, threshold=_LINEAR_SOFTPLUS_THRESHOLD)
+    # log1p is up to ten times slower on a CPU than log; what rounding 1 + u loses is added back to first order.
     u = gaps.abs().mul_(-_LOG2_E).exp2_()
     rounded = u + 1
     u.sub_(rounded - 1).div_(rounded)
@@ -259,13 +301,16 @@ def _softplus(gaps: torch.Tensor) -> torch.Tensor:
 
 
 def _same_class(row_labels: torch.Tensor, column_labels: torch.Tensor) -> torch.Tensor:
-    """1 where the class is the same, else 0, (T, P); labels in floats: ten times faster than converting a mask."""
+    """Compare classes: 1 where they are equal, else 0, of shape (T, P).
+
+    Labels come as floats, because writing the result as floats is ten times faster than converting a boolean mask.
+    """
     same = row_labels.new_empty(len(row_labels), len(column_labels))
     return torch.eq(row_labels[:, None], column_labels[None], out=same)
 
 
 def tile_rows(device: torch.device) -> int:
-    """Rows of a tile that suit the device."""
+    """Return the number of anchors per tile that is fast on a device."""
     return CPU_TILE_ROWS if device.type == "cpu" else DEVICE_TILE_ROWS
 
 
@@ -282,14 +327,14 @@ def class_groups(sizes: list[int], target: int) -> list[slice]:
 
 
 def strips(start: int, stop: int, target: int) -> Iterator[slice]:
-    """Cut a range into equal parts of about `target`: no sliver is left at the end."""
+    """Cut a range into parts of equal length, about `target`, so that no sliver is left at the end."""
     parts = max(1, round((stop - start) / target))
     step = max(1, math.ceil((stop - start) / parts))
     for first in range(start, stop, step):
         yield slice(first, min(first + step, stop))
 
 
-def _blocks_beside_diagonal(groups: list[slice], num_rows: int, target: int) -> Iterator[Block]:
+def _off_diagonal_blocks(groups: list[slice], num_rows: int, target: int) -> Iterator[Block]:
     for group in groups:
         for rows in strips(group.start, group.stop, target):
             for columns in strips(group.stop, num_rows, 2 * target):
@@ -297,7 +342,7 @@ def _blocks_beside_diagonal(groups: list[slice], num_rows: int, target: int) -> 
 
 
 def _columns_of_classes(anchor_sizes: dict[int, int], rows: slice, contrast_sizes: dict[int, int]) -> slice:
-    """Columns of the contrast set with the classes from that of the first to that of the last of some rows."""
+    """Find the columns of the contrast set that can hold positives of some anchors: from their first to last class."""
     anchor_classes, ends = list(anchor_sizes), list(accumulate(anchor_sizes.values()))
     contrast_classes, offsets = list(contrast_sizes), [0, *accumulate(contrast_sizes.values())]
     first = anchor_classes[bisect_right(ends, rows.start)]
@@ -306,7 +351,7 @@ def _columns_of_classes(anchor_sizes: dict[int, int], rows: slice, contrast_size
 
 
 def _quotient(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
-    """0 / 0 is 0."""
+    """Divide, with 0 / 0 = 0: an anchor without negatives has S_i = 0 and no gradient."""
     return numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
 
 

@@ -35,10 +35,10 @@ from .projection_head import ProjectionHead
 
 CLASSIFIER_STD = 0.01
 
-# A network is put together from its configuration, and configs/ has a recipe for every value of these:
+# The configuration decides which parts a network has, and configs/ has a recipe for every value of these fields:
 # trf-ignore: TRF041 config.decode_head, config.use_auxiliary_head, config.auxiliary_stage, config.contrastive_mode
 # trf-ignore: TRF041 config.projection_source
-# Docstrings are written out: what travels to the Hub must not depend on a docstring generator of one release.
+# Docstrings are written out: code on the Hub must not depend on the docstring generator of one release.
 
 
 # trf-ignore: TRF057 see above
@@ -48,12 +48,15 @@ class MsctrSegmenterOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, *optional*): Scalar; the full objective in training mode, the cross entropy otherwise.
-        logits (`torch.Tensor` of shape `(B, num_labels, h, w)`): At the stride of the decode head.
-        auxiliary_logits (`torch.Tensor` of shape `(B, num_labels, h, w)`, *optional*): Where the auxiliary head ran.
-        projections (`tuple` of `(B, D, h_s, w_s)`, *optional*): Finest first, not normalized; on request.
-        loss_terms (`dict[str, torch.Tensor]`, *optional*): Detached, unweighted terms of the loss.
+        logits (`torch.Tensor` of shape `(B, num_labels, h, w)`): Class scores at the stride of the decode head.
+        auxiliary_logits (`torch.Tensor` of shape `(B, num_labels, h, w)`, *optional*): Class scores of the auxiliary
+            head, if it ran.
+        projections (`tuple` of `(B, D, h_s, w_s)`, *optional*): Embeddings of the projected stages, finest first, not
+            normalized; on request.
+        loss_terms (`dict[str, torch.Tensor]`, *optional*): Terms of the loss, detached and unweighted.
         hidden_states (`tuple` of `(B, C_s, h_s, w_s)`, *optional*): Stage maps of the backbone; on request.
-        diagnostics (`dict[str, torch.Tensor | float]`, *optional*): Of the contrast, as in `ContrastiveResult`.
+        diagnostics (`dict[str, torch.Tensor | float]`, *optional*): Figures about the contrastive terms, as in
+            `ContrastiveResult`.
     """
 
     loss: torch.Tensor | None = None
@@ -67,14 +70,14 @@ class MsctrSegmenterOutput(ModelOutput):
 
 # trf-ignore: TRF057 see above
 class MsctrPreTrainedModel(PreTrainedModel):
-    """Weight initialization and the conventions of transformers."""
+    """Base of the network: weight initialization, and attributes that transformers reads."""
 
     config_class = MsctrConfig
     base_model_prefix = "msctr"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a mean over this batch's pixels
+    accepts_loss_kwargs = False  # the loss is a mean over this batch: it cannot use the Trainer's num_items_in_batch
     _supports_sdpa = True
     _no_split_modules: list[str] = []
 
@@ -87,7 +90,7 @@ class MsctrPreTrainedModel(PreTrainedModel):
 
 
 def initialize_convolution(module: nn.Module) -> None:
-    """Initial weights of a convolution that a norm follows, or of a classifier; other modules stay as they are."""
+    """Initialize the weights of a convolution before a norm, or of a classifier; other modules stay as they are."""
     if not isinstance(module, nn.Conv2d):
         return
     if isinstance(module, Classifier):
@@ -100,10 +103,11 @@ def initialize_convolution(module: nn.Module) -> None:
 
 # trf-ignore: TRF057 see above
 class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
-    """Backbone and decode head, with an auxiliary head and a projection head that work in training only.
+    """Backbone and decode head, with an auxiliary head and a projection head for training.
 
-    In training mode with `labels`, `loss` is the cross entropy, plus that of the auxiliary logits, plus the
-    contrastive loss, weighted as the configuration says. A prediction costs what the plain network costs.
+    In training mode with `labels`, `loss` is the cross entropy of the logits, plus the cross entropy of the auxiliary
+    logits and the contrastive loss, weighted as the configuration says. The projection head is used only during
+    training; inference costs what the plain network costs.
 
     Source: https://arxiv.org/abs/2203.13409.
     """
@@ -133,7 +137,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         self.projection_head = None
         self.contrastive_loss = None
         if config.contrastive_mode != "ce":
-            # without touching the random numbers, so that one seed starts all modes from the same network
+            # The random state is restored, so that one seed starts all modes from the same network.
             with torch.random.fork_rng(devices=[]):
                 pyramid_channels = [hidden_size] * len(decode_channels)
                 projected = pyramid_channels if config.projection_source == "decode_head" else channels
@@ -153,21 +157,22 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> MsctrSegmenterOutput:
-        """Segment a batch, and compute the loss where `labels` are given.
+        """Segment a batch, and compute the loss if `labels` are given.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized RGB images, any size of at least one
-                coarsest stride.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized RGB images of any size that is at least
+                the coarsest stride.
             labels (`torch.Tensor` of shape `(B, H', W')`, int64, *optional*): Classes or the ignore index.
-            output_projections (`bool`, *optional*): Also return the projections, in either mode.
-            output_hidden_states (`bool`, *optional*): Also return the stage maps of the backbone.
+            output_projections (`bool`, *optional*): Whether to return the projections, also in evaluation mode.
+            output_hidden_states (`bool`, *optional*): Whether to return the stage maps of the backbone.
             kwargs: `return_dict=False` returns a tuple without the entries that are `None`; others are ignored.
 
         Raises:
-            ValueError: If labels do not fit the images, or projections are asked of a network without them.
+            ValueError: If labels do not fit the images, or a network without a projection head is asked for
+                projections.
         """
         if output_projections and self.projection_head is None:
-            raise ValueError("This network has no projection head: it was configured with contrastive_mode='ce'.")
+            raise ValueError("The network has no projection head: it was configured with `contrastive_mode='ce'`.")
         feature_maps = self.backbone(pixel_values).feature_maps
         if self.feature_pyramid is not None:
             feature_maps = self.feature_pyramid(feature_maps)
@@ -190,10 +195,10 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         )
 
     def get_input_embeddings(self) -> None:
-        """There are none; libraries that shard or adapt models ask."""
+        """Return `None`: images have no input embeddings, but libraries that shard or adapt models ask for them."""
 
     def _decode(self, feature_maps):
-        """Stage maps -> logits, auxiliary logits or `None`, the decode head's pyramid or `None`."""
+        """Compute logits from stage maps, with the auxiliary logits and the pyramid of the decode head, or `None`."""
         config = self.config
         decode_maps = [feature_maps[stage - 1] for stage in config.decode_stages]
         auxiliary_logits = None
@@ -211,9 +216,9 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         return [maps[stage - 1] for stage in self.config.projection_stages]
 
     def _loss(self, logits, auxiliary_logits, hidden, labels):
-        """The objective, its detached, unweighted terms, and diagnostics of the contrast where there is one.
+        """Compute the objective, its detached and unweighted terms, and the diagnostics of the contrast or `None`.
 
-        `hidden` are the maps whose rows the projection head projects.
+        `hidden` are the maps whose rows the projection head projects; without them there is no contrast.
         """
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
             raise ValueError(f"`labels` must be (B, H, W) with B = {logits.shape[0]}, got {tuple(labels.shape)}.")
@@ -234,7 +239,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         config = self.config
         with torch.autocast(logits.device.type, enabled=False):
             return cross_entropy(
-                # channels first: a softmax over channels that lie last is slow on CPUs, and copies the map on GPUs
+                # Contiguous: with channels last the softmax over channels is slow on CPUs, and copies the map on GPUs.
                 resize(logits.float().contiguous(), labels.shape[-2:], config.align_corners),
                 labels,
                 ignore_index=config.semantic_loss_ignore_index,
@@ -249,13 +254,15 @@ def cross_entropy(
     ignore_index: int = 255,
     class_weights: list[float] | None = None,
 ) -> torch.Tensor:
-    """Sum of the (weighted) cross entropies over max(valid pixels, 1): 0 with a gradient path if all are ignored.
+    """Compute the mean cross entropy over valid pixels; 0, with a gradient path, if all pixels are ignored.
+
+    The sum of the weighted cross entropies is divided by the number of valid pixels, not by the sum of their weights.
 
     Args:
-        logits (`torch.Tensor` of shape `(B, num_labels, H, W)`): Scores, at the size of the labels.
+        logits (`torch.Tensor` of shape `(B, num_labels, H, W)`): Class scores at the size of the labels.
         labels (`torch.Tensor` of shape `(B, H, W)`, int64): Classes or `ignore_index`.
-        ignore_index (`int`): Label that does not count.
-        class_weights (`list[float]`, *optional*): One per class.
+        ignore_index (`int`): Label that is ignored.
+        class_weights (`list[float]`, *optional*): Weight of every class; 1 by default.
     """
     weight = None
     if class_weights is not None:
@@ -272,21 +279,24 @@ def _check_stages(config: MsctrConfig, num_stages: int) -> None:
         ("auxiliary_stage", auxiliary),
     ):
         if any(not 1 <= stage <= num_stages for stage in stages):
-            raise ValueError(f"`{name}` asks for {list(stages)}, but the backbone gives stages 1 to {num_stages}.")
+            raise ValueError(f"`{name}` must be in 1 to {num_stages}, the stages of the backbone, got {list(stages)}.")
     head = DECODE_HEADS[config.decode_head]
     if len(config.decode_stages) < head.min_stages:
         raise ValueError(
-            f"{head.display_name} needs {head.min_stages} stages or more in `decode_stages`, "
+            f"{head.display_name} needs at least {head.min_stages} stages in `decode_stages`, "
             f"got {list(config.decode_stages)}."
         )
     if config.use_auxiliary_head and config.auxiliary_stage is None and not head.concatenates_stages:
         raise ValueError(f"With {head.display_name} the auxiliary head needs an `auxiliary_stage`.")
     if config.projection_source == "decode_head" and max(config.projection_stages) > len(config.decode_stages):
-        raise ValueError(f"`projection_stages` {list(config.projection_stages)} go beyond the pyramid.")
+        raise ValueError(
+            f"`projection_stages` must be at most {len(config.decode_stages)}, the number of maps in the pyramid, got "
+            f"{list(config.projection_stages)}."
+        )
 
 
 MsctrForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
-# by which the stock pipeline knows what it supports
+# The pipeline "image-segmentation" looks up in this mapping which models it supports.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[MsctrConfig.model_type] = MsctrForSemanticSegmentation.__name__
 
 __all__ = ["MsctrForSemanticSegmentation", "MsctrPreTrainedModel", "MsctrSegmenterOutput"]

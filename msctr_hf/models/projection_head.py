@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Projection head: from stage maps to the space in which pixels are contrasted."""
+"""Projection head: from stage maps to the embeddings that are contrasted."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-BATCH_NORM_MOMENTUM = 3e-4  # the authors' value
+BATCH_NORM_MOMENTUM = 3e-4  # as in the authors' code
 
 
 class StageProjection(nn.Module):
-    """1x1 convolution, ReLU, BatchNorm, 1x1 convolution (the ReLU comes before the norm, as published)."""
+    """Project one stage: 1x1 convolution, ReLU, BatchNorm, 1x1 convolution (ReLU before the norm, as published)."""
 
     def __init__(self, in_channels: int, projection_dim: int):
         super().__init__()
@@ -37,19 +37,19 @@ class StageProjection(nn.Module):
         self.output = nn.Conv2d(in_channels, projection_dim, 1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> (B, D, h, w)."""
+        """Project a map: (B, C, h, w) -> (B, D, h, w)."""
         return self.output(self.hidden(features))
 
     def project_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Apply the last convolution to sampled pixels: (N, C) -> (N, D), the values `forward` has there."""
+        """Apply the last convolution to rows sampled from `hidden`, as `forward` does to all: (N, C) -> (N, D)."""
         return F.linear(rows, self.output.weight.flatten(1), self.output.bias)
 
 
 class ProjectionHead(nn.Module):
-    """One projection per projected stage, not shared. Nothing of it runs in prediction.
+    """Project every projected stage with layers of its own; used only during training.
 
-    In training only sampled pixels are needed, so the last convolution is applied to them alone: `hidden` gives the
-    maps to sample from, `row_projections` what to do with the samples; no map of D channels is ever made.
+    Training needs sampled pixels only, so the last convolution is applied to them alone and no map of D channels is
+    made: `hidden` returns the maps to sample from, `row_projections` the functions for the sampled rows.
 
     Args:
         in_channels (`Sequence[int]`): Channels of the stages, finest first.
@@ -63,18 +63,18 @@ class ProjectionHead(nn.Module):
         self.stages = nn.ModuleList(StageProjection(channels, projection_dim) for channels in in_channels)
 
     def hidden(self, feature_maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """(B, C_s, h_s, w_s) per stage -> maps of the same shapes that `row_projections` project."""
+        """Compute the maps that `row_projections` project: (B, C_s, h_s, w_s) per stage -> the same shapes."""
         return tuple(stage.hidden(features) for stage, features in zip(self.stages, feature_maps, strict=True))
 
     @property
     def row_projections(self) -> list[Callable[[torch.Tensor], torch.Tensor]]:
-        """Per stage the function (N, C_s) -> (N, D) for rows sampled from `hidden`."""
+        """Functions (N, C_s) -> (N, D), one per stage, for rows sampled from `hidden`."""
         return [stage.project_rows for stage in self.stages]  # type: ignore[misc]
 
     def project(self, hidden: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Whole projections (B, D, h_s, w_s) from the maps that `hidden` gave."""
+        """Project whole maps that `hidden` returned: (B, D, h_s, w_s) per stage."""
         return tuple(stage.output(features) for stage, features in zip(self.stages, hidden, strict=True))
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """(B, C_s, h_s, w_s) per stage -> projections (B, D, h_s, w_s), finest first, not normalized."""
+        """Project stage maps: (B, C_s, h_s, w_s) per stage -> (B, D, h_s, w_s), finest first, not normalized."""
         return self.project(self.hidden(feature_maps))

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Backbones of timm, among them HRNet as networks for segmentation use it.
 
-Apart from `backbones.py`, because timm takes long to import and other backbones do without.
+A file of its own, because timm is slow to import and other backbones do not need it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from transformers import PreTrainedConfig, TimmBackbone
 class MsctrTimmBackbone(TimmBackbone):
     """A timm network that returns stage maps of shape (B, C_s, h_s, w_s), finest first.
 
-    `config.timm_kwargs` go to `timm.create_model`. HRNet's fuse layers interpolate bilinearly, as in every HRNet
-    for segmentation, and take any input size; parameter names stay timm's.
+    `config.timm_kwargs` are passed to `timm.create_model`. HRNet's fuse layers interpolate bilinearly, as in every
+    HRNet for segmentation, and accept any input size; parameters keep timm's names.
     """
 
     supports_gradient_checkpointing = True
@@ -44,7 +44,7 @@ class MsctrTimmBackbone(TimmBackbone):
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether activations are recomputed; transformers looks for and sets this."""
+        """Whether activations are recomputed in the backward pass; transformers reads and sets this attribute."""
         return self._checkpointing
 
     @gradient_checkpointing.setter
@@ -52,12 +52,12 @@ class MsctrTimmBackbone(TimmBackbone):
         self._checkpointing = enable
         if hasattr(self, "_backbone"):
             self._backbone.set_grad_checkpointing(enable)
-            for module in self._backbone.modules():  # recomputing needs the values that in-place steps overwrite
+            for module in self._backbone.modules():  # recomputing needs what in-place activations overwrite
                 if enable and getattr(module, "inplace", False):
                     module.inplace = False
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any):
-        """(B, 3, H, W) -> output with `feature_maps`."""
+        """Compute stage maps: (B, 3, H, W) -> output whose `feature_maps` are (B, C_s, h_s, w_s), finest first."""
         output = super().forward(pixel_values, return_dict=True, **kwargs)
         if self._channels_last:
             output.feature_maps = tuple(stage.permute(0, 3, 1, 2).contiguous() for stage in output.feature_maps)
@@ -65,10 +65,10 @@ class MsctrTimmBackbone(TimmBackbone):
 
 
 class BilinearFusion(nn.Module):
-    """timm's `HighResolutionModule` that upsamples bilinearly to the branch each map is added to.
+    """timm's `HighResolutionModule`, upsampling bilinearly to the size of the branch to which a map is added.
 
-    timm's classification network repeats pixels by a fixed factor instead, which gives other features and fails
-    where a size is no multiple of 32.
+    timm's classification network repeats pixels by a fixed factor instead, which gives other features and fails if a
+    size is not a multiple of 32.
     """
 
     def __init__(self, module: HighResolutionModule):
@@ -78,10 +78,10 @@ class BilinearFusion(nn.Module):
         self.fuse_act = module.fuse_act
         for target, sources in enumerate(self.fuse_layers if len(self.branches) > 1 else ()):
             for source in range(target + 1, len(self.branches)):
-                sources[source][2] = nn.Identity()  # was nn.Upsample; keeps the parameter names
+                sources[source][2] = nn.Identity()  # instead of nn.Upsample; removing it would rename parameters
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Maps of all branches, finest first -> fused maps of the same shapes."""
+        """Fuse the maps of all branches, finest first, to maps of the same shapes."""
         maps = [branch(stage) for branch, stage in zip(self.branches, maps, strict=True)]
         if len(maps) == 1:
             return maps

@@ -1,1 +1,1 @@
-"""Building, optimizing and saving a network."""
+"""Training: settings, setup, loop, checkpoints, resuming, logs."""

@@ -1,4 +1,4 @@
-"""Foreign networks: models of transformers that learn with the contrast around them."""
+"""Models of transformers, adapted to train with the contrastive objective."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..models.contrastive_adapter import ContrastiveAdapter
 
 
 def saved_kind(path: str) -> str:
-    """`model_type` of a saved model.
+    """Read the `model_type` of a saved model.
 
     Raises:
-        UsageError: If there is no such model.
+        UsageError: If the model cannot be loaded.
     """
     try:
         return AutoConfig.from_pretrained(path).model_type
@@ -27,13 +27,16 @@ def saved_kind(path: str) -> str:
 
 
 def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> ContrastiveAdapter:
-    """A saved model with the classes of a data set, and the contrast around it; other classes start anew.
+    """Load a saved model for the classes of a data set and wrap it with the contrastive objective.
+
+    A classifier of other classes gets new random weights.
 
     Raises:
-        UsageError: If there is no such model, it does not segment, it is one of ours, or settings do not fit it.
+        UsageError: If the model cannot be loaded, is not a segmentation model, has the objective built in, or does
+            not fit the settings.
     """
     if saved_kind(path) == MsctrConfig.model_type:
-        raise UsageError(f"`contrastive_adapter`: {path} has the contrast built in; leave it out.")
+        raise UsageError(f"`contrastive_adapter`: {path} has the contrastive objective built in; leave it out.")
     try:
         model = AutoModelForSemanticSegmentation.from_pretrained(
             path,
@@ -48,10 +51,10 @@ def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> Contr
 
 
 def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
-    """The image processor a model came with; labels are train ids here, and a new shorter side replaces its size.
+    """Load the image processor of a saved model; it leaves train ids as they are, and may get a new shorter side.
 
     Raises:
-        UsageError: If there is none, or it cannot pad.
+        UsageError: If it cannot be loaded, or padding is asked of it.
     """
     try:
         image_processor = AutoImageProcessor.from_pretrained(path)

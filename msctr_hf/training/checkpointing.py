@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or not there: OUTPUT_DIR/checkpoints/step_N with everything a run resumes from.
+"""Checkpoints in OUTPUT_DIR/checkpoints/step_N that are either complete or ignored.
 
 A checkpoint is written to a temporary folder, fsynced and renamed; then its marker is written, which lists every file
-with size and checksum. A folder without a marker is not a checkpoint.
+with size and checksum. A folder without a marker is not a checkpoint, and corrupt ones are skipped.
 
-What a validation changes, the progress, joins the checkpoint of its step as a file of its own, which carries its own
-checksum and takes its place by one rename. The files that the marker lists never change, so a kill at any point leaves
-a valid checkpoint: one whose validation is still due, or one whose validation is done.
+The result of a validation is added to the checkpoint of its step as a separate file, with its own checksum and by one
+rename. The files that the marker lists never change, so a kill at any time leaves a valid checkpoint: either one whose
+validation is still due, or one whose validation is done.
 """
 
 from __future__ import annotations
@@ -28,67 +28,69 @@ from ..errors import UsageError
 from .run_folder import CHECKPOINTS, MARKER, read_json, replace_file, share_permissions, sync, write_json
 
 SETTINGS_FILE = "settings.json"
-PROGRESS_FILE = "progress.json"  # after a validation; until then the progress in states.pt holds
+PROGRESS_FILE = "progress.json"  # written after a validation; it overrides the progress in states.pt
 _SHARED_FILE = "states.pt"
 _PARTIAL = ".partial"
-_VALIDATED = ("validated_step", "best_mean_iou", "best_results")  # what a validation changes
+_CHANGED_BY_A_VALIDATION = ("validated_step", "best_score", "best_results", "validations_without_best")
+_FORMER_NAMES = {"best_mean_iou": "best_score"}  # in checkpoints of older versions
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of Python, of torch.save, of safetensors
 
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every checkpoint."""
+    """Progress of a run; saved with every checkpoint."""
 
     step: int = 0
     epoch: int = 0
     batches_in_epoch: int = 0
     validated_step: int = 0
-    best_mean_iou: float = -1.0
+    best_score: float = -1.0  # of `metric_for_best_model`
     best_results: dict[str, Any] = field(default_factory=dict)
+    validations_without_best: int = 0  # in a row, up to the newest
     skipped_steps: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Return the values that a checkpoint holds."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From checkpoints."""
+        """Restore the values of a checkpoint, also of one that an older version wrote."""
         for name, value in state.items():
-            setattr(self, name, value)
+            setattr(self, _FORMER_NAMES.get(name, name), value)
 
 
 class Stateful(Protocol):
-    """Anything whose state goes into a checkpoint."""
+    """Object whose state is part of a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state as tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Take a state over."""
+        """Restore a state."""
 
 
 @dataclass(frozen=True)
 class States:
-    """What a checkpoint holds beside network, optimizer and random numbers, which Accelerate knows.
+    """States of a checkpoint in addition to network, optimizer and random numbers, which Accelerate saves.
 
-    Accelerate would keep these too, but reads them back as pickles that may run code.
+    Accelerate could save these too, but would read them back as pickles that may run code.
 
     Args:
-        shared (`dict[str, Stateful]`): The same in every process.
-        own (`dict[str, Stateful]`): Of every process.
+        shared (`dict[str, Stateful]`): Objects whose state is the same in every process.
+        own (`dict[str, Stateful]`): Objects of which every process has its own state.
     """
 
     shared: dict[str, Stateful]
     own: dict[str, Stateful]
 
     def save(self, folder: Path, accelerator: Accelerator) -> None:
-        """Write those of this process; the first one also writes the shared ones."""
+        """Write the states of this process; the main process also writes the shared ones."""
         torch.save({name: one.state_dict() for name, one in self.own.items()}, folder / _own_file(accelerator))
         if accelerator.is_main_process:
             torch.save({name: one.state_dict() for name, one in self.shared.items()}, folder / _SHARED_FILE)
 
     def load(self, folder: Path, accelerator: Accelerator, *, own: bool) -> None:
-        """Read them back; without those of every process where there were others."""
+        """Restore the states; `own` says whether those of this process are to be restored too."""
         files = [(_SHARED_FILE, self.shared), *([(_own_file(accelerator), self.own)] if own else [])]
         for name, states in files:
             saved = torch.load(folder / name, map_location="cpu", weights_only=True)
@@ -112,21 +114,21 @@ def save_checkpoint(
 ) -> None:
     """Save the states of model, optimizer, schedule, random numbers and progress, together with all processes.
 
-    Older checkpoints are removed when this one is complete, and so are those of later steps, which a run that went
-    back to an older one leaves behind.
+    When this one is complete, older checkpoints are removed, and also those of later steps, which are left over where
+    a run was resumed from an older checkpoint.
 
     Args:
-        accelerator (`Accelerator`): Knows everything that has a state.
+        accelerator (`Accelerator`): Saves model, optimizer and random numbers.
         output_dir (`Path`): Folder of the run, seen by all processes.
-        step (`int`): Names the checkpoint.
-        states (`States`): What is saved beside what Accelerate knows.
-        settings (`dict`): Kept with it, to be compared when a run resumes.
-        keep (`int`): How many checkpoints stay, not counting temporary ones.
-        temporary (`bool`): Whether it stays only until the next one: it was saved for a validation or because of an
-            interruption, and must not crowd out those that the user asked for.
+        step (`int`): Step that names the checkpoint.
+        states (`States`): States that Accelerate does not save.
+        settings (`dict`): Settings of the run, to be compared when it is resumed.
+        keep (`int`): Number of checkpoints to keep, not counting temporary ones.
+        temporary (`bool`): Whether to remove it as soon as there is another one: it was saved for a validation or
+            because of an interruption, and must not displace those that the user asked for.
 
     Raises:
-        UsageError: If a process cannot write it; what was written is removed and older checkpoints stay.
+        UsageError: If a process cannot write it; its files are removed and older checkpoints stay.
     """
     folder = output_dir / CHECKPOINTS / f"step_{step}"
     partial = folder.with_name(f".{folder.name}{_PARTIAL}")
@@ -134,11 +136,11 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     older = newest_step(output_dir)
-    advice = f"go on from step {older} with `resume='auto'`" if older else "start again"
+    advice = f"resume from step {older} with `resume='auto'`" if older else "start again"
     what = f"The checkpoint of step {step} in {folder.parent}"
 
     def save_state() -> None:
-        partial.mkdir(parents=True, exist_ok=True)  # Accelerate only logs where it cannot
+        partial.mkdir(parents=True, exist_ok=True)  # where it cannot be made, Accelerate would log it and continue
         accelerator.save_state(str(partial))
         states.save(partial, accelerator)
 
@@ -158,12 +160,12 @@ def save_checkpoint(
 
 
 def write_on_all_ranks(
-    accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "go on with `resume='auto'`"
+    accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "resume with `resume='auto'`"
 ) -> None:
-    """Let every process write; where one cannot, all of them raise its error.
+    """Let every process write; if one of them fails, all of them raise its error.
 
     Raises:
-        UsageError: With what could not be written, why, and what to do then.
+        UsageError: If a process cannot write; the message says what, why, and what to do then.
     """
     message, cause = None, None
     try:
@@ -176,18 +178,18 @@ def write_on_all_ranks(
 
 
 def write_on_main(
-    accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "go on with `resume='auto'`"
+    accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "resume with `resume='auto'`"
 ) -> None:
-    """Let the first process write; where it cannot, all of them raise its error.
+    """Let the main process write; if it fails, all processes raise its error.
 
     Raises:
-        UsageError: With what could not be written, why, and what to do then.
+        UsageError: If a process cannot write; the message says what, why, and what to do then.
     """
     write_on_all_ranks(accelerator, write if accelerator.is_main_process else lambda: None, what, advice)
 
 
 def _complete(partial: Path, folder: Path, facts: dict[str, Any]) -> None:
-    """Rename the folder when all of it has reached the disk, and mark it."""
+    """Rename the folder when all of its files are on the disk, and write its marker."""
     share_permissions(partial)
     files = {}
     for path in sorted(path for path in partial.rglob("*") if path.is_file()):
@@ -202,14 +204,14 @@ def _complete(partial: Path, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def replace_progress(checkpoint: Path, progress: Progress) -> None:
-    """Let a checkpoint know what became of the validation of its step: before the rename nothing of it, then all."""
-    # no more than that: a run may go on with other batches than those that the checkpoint counts
-    state = {name: getattr(progress, name) for name in _VALIDATED}
+    """Add the result of the validation of its step to a checkpoint, by one rename."""
+    # nothing else: the checkpoint counts its own batches, and a run that was resumed with others counts differently
+    state = {name: getattr(progress, name) for name in _CHANGED_BY_A_VALIDATION}
     write_json(checkpoint / PROGRESS_FILE, {"progress": state, "sha256": _checksum_of_progress(state)})
 
 
 def load_progress(checkpoint: Path, progress: Progress) -> None:
-    """Take over the progress after the validation of the step, where there was one."""
+    """Restore the progress after the validation of the step, if it was done."""
     if (checkpoint / PROGRESS_FILE).exists():
         progress.load_state_dict(read_json(checkpoint / PROGRESS_FILE)["progress"])
 
@@ -224,7 +226,7 @@ def _checksum(path: Path) -> str:
 
 
 def _rotate(checkpoints: Path, step: int, keep: int) -> None:
-    """Keep the newest of any kind, and the newest `keep` of those that the user asked for."""
+    """Remove all checkpoints but the newest of any kind and the newest `keep` of those that the user asked for."""
     stale = [path for path in checkpoints.iterdir() if path.name.endswith(_PARTIAL)]
     numbered = _numbered(checkpoints)
     stale += [path for number, path in numbered if number > step or not (path / MARKER).exists()]
@@ -238,82 +240,85 @@ def _is_temporary(checkpoint: Path) -> bool:
     try:
         return bool(read_json(checkpoint / MARKER).get("temporary", False))
     except (ValueError, AttributeError, OSError):
-        return False  # damaged: it stays as long as one that was asked for
+        return False  # corrupt: kept as long as one that the user asked for
 
 
 def _remove(checkpoint: Path) -> None:
-    (checkpoint / MARKER).unlink(missing_ok=True)  # first: what is half removed is no checkpoint
+    (checkpoint / MARKER).unlink(missing_ok=True)  # first, so that a folder that is half removed is not a checkpoint
     shutil.rmtree(checkpoint)
 
 
 def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
-    """Folders step_N, by N."""
+    """List the folders step_N, sorted by N."""
     numbers = ((path.name.removeprefix("step_"), path) for path in checkpoints.glob("step_*"))
     return sorted((int(number), path) for number, path in numbers if number.isdigit())
 
 
 def newest_step(output_dir: Path) -> int | None:
-    """Step of the newest checkpoint with a marker."""
+    """Return the step of the newest complete checkpoint, or `None`."""
     steps = [step for step, path in _numbered(output_dir / CHECKPOINTS) if (path / MARKER).exists()]
     return max(steps, default=None)
 
 
 def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
-    """The checkpoint to go on from: the newest undamaged one for `auto`, else the named one; `None` to start anew.
+    """Find the checkpoint to resume from: the newest valid one for `"auto"`, or the named one.
 
-    Damaged ones are passed over with a warning.
+    Corrupt checkpoints are skipped with a warning.
+
+    Returns:
+        `Path`, *optional*: `None` if the run starts from the beginning.
 
     Raises:
-        UsageError: If the named checkpoint, or every one there is, is damaged.
+        UsageError: If the named checkpoint, or all existing ones, are corrupt.
     """
     if resume is None:
         return None
     if resume != "auto":
         if (fault := find_fault(Path(resume))) is not None:
-            raise UsageError(f"`resume`: {fault}; name another (OUTPUT_DIR/checkpoints/step_N), or take auto.")
+            raise UsageError(f"`resume`: {fault}; name another (OUTPUT_DIR/checkpoints/step_N), or use auto.")
         return Path(resume)
     faults: list[str] = []
     for _, path in reversed(_numbered(output_dir / CHECKPOINTS)):
         if not (path / MARKER).exists():
-            continue  # never completed
+            continue  # a kill left it incomplete; this is expected and needs no warning
         if (fault := find_fault(path)) is None:
             for text in faults:
-                warnings.warn(f"{text}; going on from {path.name} instead.", stacklevel=2)
+                warnings.warn(f"{text}; resuming from {path.name} instead.", stacklevel=2)
             return path
         faults.append(fault)
     if faults:
         raise UsageError(
-            f"`resume='auto'`: {faults[0]}, and there is no older one; start anew with `overwrite_output_dir`."
+            f"`resume='auto'`: {faults[0]}, and there is no older one; start again with `overwrite_output_dir`."
         )
     return None
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint: a sentence without its end; `None` if every file is as it was written."""
+    """Describe what is wrong with a checkpoint, in a sentence without a period; `None` if nothing is."""
     marker = checkpoint / MARKER
     if not marker.exists():
-        return f"{checkpoint} is no complete checkpoint"
+        return f"{checkpoint} is not a complete checkpoint"
     try:
         files = read_json(marker)["files"].items()
         for name, written in files:
             path = checkpoint / name
             if not path.is_file():
-                return f"{checkpoint} is damaged: {name} is missing"
+                return f"{checkpoint} is corrupt: {name} is missing"
             if path.stat().st_size != written["bytes"] or _checksum(path) != written["sha256"]:
-                return f"{checkpoint} is damaged: {name} is not as it was written"
+                return f"{checkpoint} is corrupt: {name} has changed since it was written"
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, OSError):
-        return f"{checkpoint} is damaged: {MARKER} cannot be read"
+        return f"{checkpoint} is corrupt: {MARKER} cannot be read"
     return _find_fault_of_progress(checkpoint)
 
 
 def _find_fault_of_progress(checkpoint: Path) -> str | None:
     path = checkpoint / PROGRESS_FILE
     if not path.exists():
-        return None  # its validation is still due
+        return None  # the validation is still due
     try:
         written = read_json(path)
         if written["sha256"] != _checksum_of_progress(written["progress"]):
-            return f"{checkpoint} is damaged: {PROGRESS_FILE} is not as it was written"
+            return f"{checkpoint} is corrupt: {PROGRESS_FILE} has changed since it was written"
     except (ValueError, KeyError, TypeError, OSError):
-        return f"{checkpoint} is damaged: {PROGRESS_FILE} cannot be read"
+        return f"{checkpoint} is corrupt: {PROGRESS_FILE} cannot be read"
     return None

@@ -1,4 +1,4 @@
-"""Descriptions of a run: run.json, and the summary before the first step."""
+"""Descriptions of a run: run.json, and the lines that are printed before the first step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..models.contrastive_adapter import ContrastiveAdapter
-from .settings import TrainingSettings
+from .duration import Duration
+from .settings import TrainingSettings, purpose
 
 _PACKAGES = ("msctr_hf", "torch", "transformers", "accelerate", "datasets", "timm", "evaluate", "huggingface_hub")
-# what changes how a run computes, and where a scheduler put it
+# variables that change how a run computes, and those that say where a scheduler started it
 _ENVIRONMENT = re.compile(
     r"(ACCELERATE_|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|NCCL_|TORCH|FSDP_|SLURM_(JOB|NNODES|NTASKS|NODELIST)|HF_HUB_OFFLINE)"
 )
@@ -31,17 +32,21 @@ _TOKEN = re.compile(r"\bhf_\w{8,}|\bapi_org_\w{8,}")
 HIDDEN = "***"
 
 
-def describe_run(settings: dict[str, Any], accelerator: Accelerator, step: int) -> dict[str, Any]:
-    """Everything needed to understand a run later: command, settings, versions, git state, environment, machine.
+def describe_run(
+    settings: dict[str, Any], accelerator: Accelerator, duration: Duration, step: int, command: str | None = None
+) -> dict[str, Any]:
+    """Collect what is needed to understand a run later: command, settings, versions, git state, environment, machine.
 
-    Access tokens are hidden, wherever they stand.
+    Access tokens are hidden in all of it.
     """
     return without_secrets(
         {
-            "command": shlex.join(sys.argv),
+            "command": command or shlex.join(sys.argv),
             "from_step": step,
             "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
             "settings": settings,
+            "duration": asdict(duration),
+            "paths": _paths(settings),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
             "device": _device_name(),
@@ -53,8 +58,17 @@ def describe_run(settings: dict[str, Any], accelerator: Accelerator, step: int) 
     )
 
 
+def _paths(settings: dict[str, Any]) -> list[str]:
+    """Names of the settings that are files or folders of this machine, which a model card must not take for Hub ids.
+
+    They are recorded at the start, since a relative path means nothing in another folder or on another machine.
+    """
+    values = {name: value for name, value in settings.items() if purpose(name).is_path and isinstance(value, str)}
+    return [name for name, value in values.items() if Path(value).exists()]
+
+
 def without_secrets(value: Any) -> Any:
-    """The same value with access tokens hidden: those of the Hub, and what a variable of this environment holds."""
+    """Hide access tokens in a value: those of the Hub, and the values of secret variables of this environment."""
     if isinstance(value, dict):
         return {without_secrets(key): without_secrets(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -68,7 +82,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def git_commit() -> str | None:
-    """Commit of the code, where it lies in a git work tree."""
+    """Return the commit of the code, if it is in a git work tree."""
     return _git("rev-parse", "HEAD")
 
 
@@ -89,19 +103,19 @@ def _version(package: str) -> str | None:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What is to be read about a run before its first step.
+    """Facts about a run that are printed before its first step.
 
     Args:
-        network (`nn.Module`): The network.
+        network (`nn.Module`): Network that is trained.
         backbone (`str`): Name of its backbone, or of the saved model that is adapted.
         dataset (`str`): Name of the data set.
-        num_classes (`int`): Its classes.
-        training_images, validation_images (`int`, *optional*): How many there are; `None` for a stream.
-        args (`TrainingSettings`): How it is trained.
-        steps_per_epoch (`int`, *optional*): `None` for a stream.
+        num_classes (`int`): Number of classes.
+        training_images, validation_images (`int`, *optional*): Numbers of images; `None` for a stream.
+        args (`TrainingSettings`): Settings of the training.
+        duration (`Duration`): Length of the run in steps and epochs.
         num_processes (`int`): Processes that train together.
         precision (`str`): Mixed precision.
-        checkpoint (`Path`, *optional*): What it resumes from.
+        checkpoint (`Path`, *optional*): Checkpoint that the run resumes from.
         step (`int`): Step of the checkpoint.
     """
 
@@ -112,7 +126,7 @@ class RunSummary:
     training_images: int | None
     validation_images: int | None
     args: TrainingSettings
-    steps_per_epoch: int | None
+    duration: Duration
     num_processes: int
     precision: str
     checkpoint: Path | None
@@ -120,24 +134,25 @@ class RunSummary:
 
 
 def describe_start(run: RunSummary) -> list[str]:
-    """Lines to read before the first step: network, data, batch, schedule, device, folder."""
+    """Describe a run in the lines that are printed before the first step."""
     args = run.args
     always, in_training = _count_parameters(run.network)
     batch = args.batch_size * args.gradient_accumulation_steps * run.num_processes
-    epochs = "" if run.steps_per_epoch is None else f", {args.max_steps / run.steps_per_epoch:.1f} epochs"
+    duration = run.duration
+    epochs = "" if duration.num_epochs is None else f", {duration.num_epochs:.1f} epochs"
     lines = [
         f"network   {_architecture(run)}: {always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training",
         f"data      {run.dataset}, {run.num_classes} classes: {run.training_images or 'streamed'} training and "
         f"{run.validation_images or 'streamed'} validation images",
         f"batch     {batch} = {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
         f"{run.num_processes} process(es)",
-        f"schedule  {args.max_steps} steps{epochs}: {args.optimizer}, {args.schedule}, rate "
-        f"{args.learning_rate:g}, {args.warmup_steps} steps of warm-up"
+        f"schedule  {duration.max_steps} steps{epochs}, validation every {duration.validation_steps} steps: "
+        f"{args.optimizer}, {args.schedule}, rate {args.learning_rate:g}, {args.warmup_steps} steps of warm-up"
         + (f", weights averaged with {args.ema_decay:g}" if args.ema else ""),
         f"device    {_device_name()}, precision {run.precision}",
         f"folder    {Path(args.output_dir)}",
     ]
-    return lines if run.checkpoint is None else [*lines, f"goes on   from step {run.step}, {run.checkpoint}"]
+    return lines if run.checkpoint is None else [*lines, f"resumes   from step {run.step}, {run.checkpoint}"]
 
 
 def _architecture(run: RunSummary) -> str:
@@ -154,7 +169,7 @@ def _device_name() -> str:
 
 
 def processor_name() -> str:
-    """What the processor calls itself."""
+    """Return the name of the processor, as the operating system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -162,7 +177,7 @@ def processor_name() -> str:
 
 
 def _count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Parameters of a prediction, and those that work in training only."""
+    """Count the parameters that a prediction uses, and those that are used only during training."""
     needs_auxiliary = getattr(getattr(model, "decode_head", None), "needs_auxiliary_logits", False)
     prefixes = ("projection_head.",) if needs_auxiliary else ("projection_head.", "auxiliary_head.")
     for_training = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(prefixes))

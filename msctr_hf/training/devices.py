@@ -1,4 +1,4 @@
-"""Processes, precision, memory layout: everything that depends on the machine and not on the method."""
+"""Processes, precision and memory layout: what depends on the machine and not on the method."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ from ..errors import UsageError, as_usage_error
 from .network import synchronize_batch_norms
 from .settings import TrainingSettings
 
-FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # whose optimizers torch has in fused form
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # which spread weights, gradients or states
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # for which torch has fused optimizers
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # split weights, gradients or states over processes
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"}  # of mallopt(3)
-_SKIPPED, _WARM_UP, _TRACED = 5, 2, 3  # steps of a profile
-_LISTED = 25
+_SKIPPED_STEPS, _WARM_UP_STEPS, _TRACED_STEPS = 5, 2, 3  # of a profile
+_LISTED_OPERATORS = 25
 
 
 def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool = False) -> Accelerator:
-    """Accelerate for this process, with the trackers of the run.
+    """Start Accelerate in this process, with the trackers of the run.
 
-    `find_unused_parameters` lets processes go together where a network has parameters that get no gradient.
+    Args:
+        arguments (`TrainingSettings`): Precision, accumulation, trackers and compilation.
+        find_unused_parameters (`bool`): Let several processes train a network with parameters that get no gradient.
+
+    Raises:
+        UsageError: If a tracker is not installed, or Accelerate refuses the settings.
     """
     trackers = [name for name in arguments.report_to if name != "none"]
     for name in trackers:
@@ -57,10 +62,11 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
 
 
 def keep_freed_memory() -> None:
-    """Let the C library of Linux keep what is freed; else it asks for every large map anew, page by page.
+    """Let the C library of Linux keep freed memory for the next large tensor instead of returning it to the system.
 
-    A step of a network on EfficientNet-Lite0 takes 1.2 s instead of 1.7 (8 images of 320x448, one thread). Who sets
-    one of the library's own variables for this (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`) is not overruled.
+    Otherwise the pages of every large feature map are requested and zeroed again. A step of a network on
+    EfficientNet-Lite0 takes 1.2 s instead of 1.7 (8 images of 320x448, one thread). Where one of the library's own
+    variables for this is set (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`), nothing is changed.
     """
     if platform.system() == "Linux" and not _MALLOC_VARIABLES & os.environ.keys():
         library = ctypes.CDLL(None)
@@ -72,7 +78,7 @@ def keep_freed_memory() -> None:
 def optimize_layout(
     model: nn.Module, device: torch.device, *, channels_last: bool = False, bf16: bool = False, num_processes: int = 1
 ) -> nn.Module:
-    """Fit a network to the machine: memory format, precision of slow layers, statistics shared between GPUs."""
+    """Adapt a network to the machine: memory format, precision of slow layers, statistics shared between GPUs."""
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     if device.type == "cpu" and bf16:
@@ -83,7 +89,7 @@ def optimize_layout(
 
 
 def depthwise_in_float32(model: nn.Module) -> None:
-    """Take depthwise convolutions beyond 3x3 or with strides out of bf16: on a CPU their gradients are slow there.
+    """Compute depthwise convolutions that are large or strided in float32: their bf16 gradients are slow on CPUs.
 
     Their backward pass takes a third to a tenth of the time in float32 (channels last, PyTorch 2.15).
     """
@@ -93,7 +99,7 @@ def depthwise_in_float32(model: nn.Module) -> None:
             and module.groups == module.in_channels > 1
             and (max(module.kernel_size) > 3 or max(module.stride) > 1)
         ):
-            # bound: a copy of the network gets its own
+            # a bound method, so that a deep copy of the network (the EMA) computes with its own weights
             module.forward = types.MethodType(_forward_in_float32, module)  # type: ignore[method-assign]
 
 
@@ -103,12 +109,15 @@ def _forward_in_float32(module: nn.Conv2d, features: torch.Tensor) -> torch.Tens
 
 
 def full_state_dict(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor] | None:
-    """Weights that are spread over processes, for the first one to save; all have to call. `None` if they are not."""
+    """Gather weights that are split over processes, for the first one to save; `None` if every process has them all.
+
+    All processes have to call it.
+    """
     return accelerator.get_state_dict(model) if accelerator.distributed_type in SHARDED else None
 
 
 def used_megabytes(device: torch.device) -> float:
-    """Peak of what PyTorch holds on a GPU since the last question; resident memory of the process elsewhere."""
+    """Return the peak memory of PyTorch on a GPU since the last call, or the resident memory of a process on a CPU."""
     if device.type != "cuda":
         return psutil.Process().memory_info().rss / 2**20
     peak = torch.cuda.max_memory_allocated(device)
@@ -118,9 +127,9 @@ def used_megabytes(device: torch.device) -> float:
 
 @contextmanager
 def traced(accelerator: Accelerator, output_dir: Path) -> Iterator[torch.profiler.profile]:
-    """Trace a few steps to OUTPUT_DIR/profile/, with a table of the operators that took longest.
+    """Trace a few steps to OUTPUT_DIR/profile/, with a table of the operators that take longest.
 
-    The caller tells `step()` of what it is given where a step ends.
+    The caller calls `step()` of the profiler after every step.
     """
     folder = output_dir / "profile"
     key = "self_cuda_time_total" if accelerator.device.type == "cuda" else "self_cpu_time_total"
@@ -128,9 +137,15 @@ def traced(accelerator: Accelerator, output_dir: Path) -> Iterator[torch.profile
     def write(profiler: torch.profiler.profile) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(folder / f"trace_{accelerator.process_index}.json"))
-        table = profiler.key_averages().table(sort_by=key, row_limit=_LISTED)
+        table = profiler.key_averages().table(sort_by=key, row_limit=_LISTED_OPERATORS)
         (folder / f"operators_{accelerator.process_index}.txt").write_text(table)
 
-    schedule = {"skip_first": _SKIPPED, "wait": 0, "warmup": _WARM_UP, "active": _TRACED, "repeat": 1}
+    schedule = {
+        "skip_first": _SKIPPED_STEPS,
+        "wait": 0,
+        "warmup": _WARM_UP_STEPS,
+        "active": _TRACED_STEPS,
+        "repeat": 1,
+    }
     with accelerator.profile(ProfileKwargs(schedule_option=schedule, on_trace_ready=write)) as profiler:
         yield profiler

@@ -1,4 +1,4 @@
-"""Being told to stop: a scheduler's SIGTERM, or Ctrl-C."""
+"""Stopping a run by a signal: SIGTERM of a scheduler, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """A run was told to stop and has saved where it stands; `msctr train` exits with `EXIT_INTERRUPTED`."""
+    """A run was told to stop and has saved a checkpoint; `msctr train` then exits with `EXIT_INTERRUPTED`."""
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGINT within a `with` block; a second signal acts as it would have without.
+    """Record SIGTERM and SIGINT within a `with` block; a second signal acts as if there were no block.
+
+    Outside of the main thread, where Python does not allow signal handlers, signals are left alone.
 
     Args:
-        reaction (`str`): What the first signal leads to, for the line that answers it.
+        reaction (`str`): What follows from the first signal, for the line that answers it.
     """
 
     def __init__(self, reaction: str = "saving a checkpoint") -> None:
@@ -29,7 +31,7 @@ class StopRequest:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # others may not handle signals
+        if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._remember) for number in _SIGNALS}
         return self
 
@@ -38,7 +40,7 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.came = True
-        # not print: the signal may have come while something was being printed
+        # not print, which is not reentrant: the signal may have come while something was being printed
         os.write(2, f"\n{signal.Signals(number).name}: {self.reaction}; once more ends at once\n".encode())
         self._give_back()
 

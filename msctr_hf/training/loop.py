@@ -1,4 +1,4 @@
-"""The training loop: `train` is a run, `train_step` is a step. What they are made of is built in setup.py."""
+"""The training loop: `train` is a run, `train_step` is one step. All parts of a run are built in setup.py."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from .validation import ValidationResult, share_statistics
 
 
 class TrainingLoop:
-    """Trains what was set up, validates it, keeps the best and the last network.
+    """Train a network, validate it, and keep the best and the last one.
 
     Args:
-        setup (`Setup`): The parts of the run, started.
+        setup (`Setup`): Parts of the run, after `start`.
         stop (`StopRequest`): Whether this process was told to stop.
-        publish (`Callable`, *optional*): Called by the first process with the folder of every new best network.
+        publish (`Callable`, *optional*): Called by the main process with the folder of every new best network.
     """
 
     def __init__(self, setup: Setup, stop: StopRequest, publish: Callable[[Path], None] | None = None):
@@ -46,23 +46,24 @@ class TrainingLoop:
         self.network, self.model, self.average = setup.network, setup.model, setup.average
         self.optimizer, self.schedule, self.image_processor = setup.optimizer, setup.schedule, setup.image_processor
         self.guard, self.meter, self.log, self.validation = setup.guard, setup.meter, setup.log, setup.validation
+        self.duration = setup.duration
         self.progress, self.states, self.kept_settings = setup.progress, setup.states, setup.kept_settings
         self.stop = stop
         self.publish = publish
         self.batches = endless_batches(self.accelerator, setup.loader, self.progress)
-        # what is resumed from may lie in the folder of another run, which stays as it is
+        # a checkpoint of another folder is not part of this run: the first save writes one of its own
         is_own = setup.checkpoint is not None and setup.checkpoint.resolve() == self.checkpoint_folder.resolve()
         self.saved_step = self.progress.step if is_own else 0
         self.learning_rate = self.schedule.get_last_lr()[-1]  # of the newest step
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Where the checkpoint of this step lies, if there is one."""
+        """Folder of the checkpoint of this step, which may not exist."""
         return self.output_dir / CHECKPOINTS / f"step_{self.progress.step}"
 
     @property
     def best_network(self) -> torch.nn.Module:
-        """What is validated and saved: the average of the weights where there is one."""
+        """Network that is validated and saved: the average of the weights if there is one."""
         return self.network if self.average is None else self.average.module
 
     def run(self) -> dict[str, Any]:
@@ -82,20 +83,25 @@ class TrainingLoop:
         return self.progress.best_results
 
     def train(self) -> None:
-        """Train from where the run stands to the last step."""
+        """Train from the current step to the last one, or until early stopping."""
         self.finish_what_was_due()
         self.model.train()
         profile = traced(self.accelerator, self.output_dir) if self.args.profile else nullcontext()
-        with self.meter.running(self.progress.step, self.args.max_steps), profile as profiler:
-            for step in range(self.progress.step + 1, self.args.max_steps + 1):
+        with self.meter.running(self.progress.step, self.duration.max_steps), profile as profiler:
+            for step in range(self.progress.step + 1, self.duration.max_steps + 1):
+                if self.is_out_of_patience():
+                    break
                 self.train_step(self.next_batches())
-                # usually of the step before, since the host never waits for the device without need
+                # Usually the outcome of the step before: reading that of this step would make the host wait for the
+                # device, which would then have nothing queued. Where the host waits anyway, nothing is left unread,
+                # so that what is logged and saved below holds for this very step in every process.
                 outcome = self.guard.check(wait=self.host_waits_anyway())
                 with self.meter.paused():
                     if self.is_due(self.args.logging_steps):
                         report = self.meter.report(step, self.learning_rate, self.progress.skipped_steps)
                         self.log.write(report, step)
-                    # before the validation, so that nothing is lost where it fails or is killed
+                    # A validation takes long and may fail or be killed: a checkpoint before it means that resuming
+                    # repeats the validation only, and no step. It comes before a stop for the same reason.
                     if self.save_is_due() or self.validation_is_due() or outcome.stop:
                         self.save_checkpoint()
                     if outcome.stop:
@@ -106,9 +112,11 @@ class TrainingLoop:
                         self.keep_if_best(self.validate())
                 if profiler is not None:
                     profiler.step()
+        if self.progress.step < self.duration.max_steps:
+            self.end_early()
 
     def train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
-        """Forward and backward pass of every batch, then one update of the weights."""
+        """Run the forward and backward passes of all batches of a step, then update the weights once."""
         for batch in batches:
             with self.accelerator.accumulate(self.model):  # processes exchange gradients at the last batch only
                 self.guard.before_forward()
@@ -122,7 +130,8 @@ class TrainingLoop:
             self.meter.add_batch(terms, output.diagnostics or {})
         grad_norm = self.clip_gradient()
         self.progress.step += 1
-        # the optimizer's step, unless something is not finite: what follows must do no harm to a step that was skipped
+        # Takes the optimizer's step, or skips it on the device if something is not finite. The host does not know
+        # which at this point, so the lines below run in either case and must not depend on it.
         self.guard.update(self.progress.step, grad_norm, stop=self.stop.came)
         self.learning_rate = self.schedule.get_last_lr()[-1]
         self.schedule.step()
@@ -134,8 +143,8 @@ class TrainingLoop:
     def next_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the batches of one step: `gradient_accumulation_steps` of them, or fewer where an epoch ends.
 
-        They are read one by one: Accelerate ends a step early at the last batch of an epoch, and takes the batch that
-        was read last for the one that is trained on.
+        They are read one by one, since Accelerate takes the batch that was read last for the one that is trained on,
+        and ends a step early at the last batch of an epoch.
         """
         for batch in self.batches:
             yield batch
@@ -143,49 +152,60 @@ class TrainingLoop:
                 return
 
     def clip_gradient(self) -> torch.Tensor | None:
-        """Norm of the gradient before it was clipped; some launchers do not say it."""
-        # without a limit too: the guard looks at the norm
+        """Clip the gradient and return its norm before that; `None` with launchers that do not report it."""
+        # called without a limit too, since the guard needs the norm
         largest = float("inf") if self.args.max_grad_norm is None else self.args.max_grad_norm
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
         return grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
 
     def is_due(self, every: int) -> bool:
-        """Whether something comes after this step that comes every so many steps, and at the end."""
-        return self.progress.step % every == 0 or self.progress.step == self.args.max_steps
+        """Whether something that is done every so many steps, and at the end, is due after this step."""
+        return self.progress.step % every == 0 or self.progress.step == self.duration.max_steps
 
     def save_is_due(self) -> bool:
         """Whether the user asked for a checkpoint of this step."""
         return self.is_due(self.args.checkpointing_steps)
 
     def validation_is_due(self) -> bool:
-        """Whether this step is to be validated, and was not before an interruption."""
-        return self.is_due(self.args.validation_steps) and self.progress.validated_step != self.progress.step
+        """Whether a validation of this step is due, and was not done before an interruption."""
+        return self.is_due(self.duration.validation_steps) and self.progress.validated_step != self.progress.step
+
+    def is_out_of_patience(self) -> bool:
+        """Whether too many validations in a row, up to the newest, found no new best network."""
+        patience = self.args.early_stopping_patience
+        return patience is not None and self.progress.validations_without_best >= patience
 
     def host_waits_anyway(self) -> bool:
-        """Whether this step ends with something that needs what the device has computed."""
+        """Whether this step ends with logging, saving or validating, which wait for the device anyway."""
         return self.is_due(self.args.logging_steps) or self.save_is_due() or self.validation_is_due()
 
     def finish_what_was_due(self) -> None:
-        """Make up for what an interruption cut off after the checkpoint that the run resumes from."""
+        """Do what was due after the checkpoint that the run resumes from, and was cut off by an interruption.
+
+        A kill may have come at any time after the checkpoint was complete, so all that follows a checkpoint has to be
+        repeatable: files are replaced by equal ones, and a validation of the same weights gives the same result.
+        """
         if self.progress.step == 0:
             return
         best, path = self.progress.best_results, self.output_dir / RESULTS_FILE
-        best_is_here = bool(best) and read_json(path) == best  # to the first process, which alone may see the folder
+        # a validation whose result is in the checkpoint may have ended before its results file was written; only the
+        # main process is asked, since the others may not see the folder
+        best_is_here = bool(best) and read_json(path) == best
         if best:
             write_on_main(self.accelerator, lambda: write_json(path, best), str(path))
         if self.save_is_due():
             self.save_last()
         if self.validation_is_due():
-            self.save_checkpoint()  # where it was resumed from another folder
+            self.save_checkpoint()  # of this run, where it was resumed from a checkpoint of another folder
             self.keep_if_best(self.validate())
         if best_is_here and best is self.progress.best_results:
-            self.push()  # an upload may have been cut off; the Hub makes no second commit of what it has
+            self.push()  # its upload may have been cut off; the Hub makes no second commit of equal files
 
     def validate(self) -> ValidationResult:
-        """Score the network; nothing of the run changes.
+        """Score the network; this does not change the state of the run.
 
         Raises:
-            Interrupted: If a process was told to stop meanwhile.
+            Interrupted: If a process was told to stop before the end.
         """
         result = self.validation.run(self.best_network, lambda: self.stop.came)
         if result is None:
@@ -193,17 +213,19 @@ class TrainingLoop:
         return result
 
     def keep_if_best(self, result: ValidationResult) -> None:
-        """Log a validation, save the network if it is the best so far, and note in the checkpoint that this is done.
+        """Log a validation, save the network if it is the best so far, and mark the validation as done.
 
-        The note comes last: what a kill leaves undone before is done again by a validation of the same weights, with
-        the same result. The log then drops the first line, and files are replaced by equal ones. An upload cannot be
-        taken back, so it comes after the note.
+        The mark, a file in the checkpoint of this step, is written last: after a kill before it, the validation is
+        repeated with the same weights and the same result. The log then drops the first line, and files are replaced
+        by equal ones. An upload cannot be repeated without a second commit, so it comes after the mark.
         """
         progress = self.progress
         self.log.write_validation(result, progress.step)
-        is_best = result.mean_iou > progress.best_mean_iou
+        score = result.score(self.args.metric_for_best_model)
+        is_best = score > progress.best_score
+        progress.validations_without_best = 0 if is_best else progress.validations_without_best + 1
         if is_best:
-            progress.best_mean_iou = result.mean_iou
+            progress.best_score = score
             progress.best_results = {"step": progress.step, **result.results}
             self.save_best(result)
         progress.validated_step = progress.step
@@ -225,7 +247,7 @@ class TrainingLoop:
         write_on_main(self.accelerator, save, f"The best model in {self.output_dir}")
 
     def save_last(self) -> None:
-        """Save the network as it is."""
+        """Save the network of this step, whether it is the best or not."""
         weights = full_state_dict(self.accelerator, self.best_network)
         write_on_main(
             self.accelerator,
@@ -233,12 +255,21 @@ class TrainingLoop:
             f"The last model in {self.output_dir}",
         )
 
+    def end_early(self) -> None:
+        """Save the network of this step, and report why the run ends before its last step."""
+        self.save_last()
+        self.accelerator.print(
+            f"\nstep {self.progress.step}: no new best {self.args.metric_for_best_model} in the last "
+            f"{self.progress.validations_without_best} validations, so training ends early (early_stopping_patience "
+            f"{self.args.early_stopping_patience})"
+        )
+
     def save_checkpoint(self) -> None:
         """Save a checkpoint, unless this step has one."""
         if self.saved_step == self.progress.step:
             return
         if self.validation_is_due():
-            share_statistics(self.best_network)
+            share_statistics(self.best_network)  # a resumed run must validate the same network as this one
         save_checkpoint(
             self.accelerator,
             self.output_dir,
@@ -250,19 +281,19 @@ class TrainingLoop:
         )
         self.saved_step = self.progress.step
         if self.accelerator.is_main_process:
-            forget(self.output_dir)  # the run that this one replaces
+            forget(self.output_dir)  # the replaced run is needed only as long as this one has saved nothing
 
     def push(self) -> None:
-        """Let the best network of the run be published."""
+        """Publish the best network of the run, if there is somewhere to publish it."""
         if self.publish is not None and self.accelerator.is_main_process:
             self.publish(self.output_dir)
 
     def interrupted(self) -> Interrupted:
-        """What is raised when a process was told to stop, after a checkpoint of this step."""
+        """Build the exception that ends the run after the checkpoint of this step, when it was told to stop."""
         return Interrupted(f"stopped after step {self.progress.step}; continue with `resume='auto'`")
 
     def give_up(self, failure: TooManySkippedSteps) -> UsageError:
-        """Save the weights, which are those from before the skipped steps, and say what was not finite."""
+        """Save a checkpoint, which has the weights from before the skipped steps, and build the final error."""
         self.save_checkpoint()
         report, verdict = self.output_dir / NOT_FINITE_FILE, failure.verdict
         content = {"step": verdict.step, "learning_rate": self.learning_rate, **verdict.faulty._asdict()}
@@ -270,5 +301,5 @@ class TrainingLoop:
         return UsageError(
             f"{failure.in_a_row} steps in a row were skipped, up to step {verdict.step}: "
             f"{', '.join(verdict.faulty.terms)} not finite (see {report}). Lower `learning_rate`, set `max_grad_norm` "
-            "or use another `mixed_precision`; the weights are those from before."
+            "or use another `mixed_precision`; the checkpoint has the weights from before these steps."
         )

@@ -1,4 +1,4 @@
-"""From arguments and a data set to a network that is ready to train."""
+"""Build a network that is ready to train from settings and a data set."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .settings import ModelSettings
 
 
 def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: DatasetSpec) -> MsctrConfig:
-    """Configuration of a network for the classes of a data set.
+    """Build the configuration of a network for the classes of a data set.
 
     Args:
-        arguments (`ModelSettings`): Which backbone.
+        arguments (`ModelSettings`): The backbone.
         settings (`dict`): Further settings of `MsctrConfig`.
         spec (`DatasetSpec`): Classes and colors.
 
@@ -54,10 +54,10 @@ def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: Datas
 def build_network(
     arguments: ModelSettings, settings: dict[str, Any], spec: DatasetSpec
 ) -> MsctrForSemanticSegmentation | ContrastiveAdapter:
-    """Build a network and give it its initial weights: the backbone's, or those of a saved model.
+    """Build a network with its initial weights: those of a pretrained backbone, or of a saved model.
 
     Raises:
-        UsageError: If settings or weights do not fit.
+        UsageError: If settings or weights do not fit the network.
     """
     model: MsctrForSemanticSegmentation | ContrastiveAdapter
     if arguments.contrastive_adapter:
@@ -83,7 +83,7 @@ def build_network(
 def choose_image_processor(
     model: MsctrForSemanticSegmentation | ContrastiveAdapter, arguments: ModelSettings, data_arguments: DataSettings
 ) -> Any:
-    """What prepares images for a network and is saved with it; an adapted model keeps its own."""
+    """Choose the image processor that is saved with a network; an adapted model keeps its own."""
     options = image_processor_options(data_arguments)
     if isinstance(model, ContrastiveAdapter):
         return image_processor_of_saved(arguments.model_name_or_path, options)
@@ -91,7 +91,7 @@ def choose_image_processor(
 
 
 def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -> MsctrImageProcessor:
-    """Image processor with the normalization the backbone was trained with; `options` are its own settings."""
+    """Build an image processor with the normalization that the backbone was trained with, and further `options`."""
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     backbone = model.config.backbone_config
     if backbone.model_type == "timm_backbone" and (pretrained := timm.get_pretrained_cfg(backbone.backbone)):
@@ -102,28 +102,28 @@ def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -
 
 
 def image_processor_options(arguments: DataSettings) -> dict[str, Any]:
-    """How validation images are resized and padded, as options of the image processor."""
+    """Return the options of the image processor that say how validation images are resized and padded."""
     shorter = arguments.resize_shorter_side
     resize = {"do_resize": True, "size": {"shortest_edge": shorter}} if shorter else {"do_resize": False}
     return {**resize, "size_divisor": arguments.size_divisor, "padding_mode": arguments.padding_mode}
 
 
 def synchronize_batch_norms(model: nn.Module) -> nn.Module:
-    """Let all processes share the statistics of every BatchNorm.
+    """Replace every BatchNorm by one whose statistics are shared by all processes.
 
-    timm's conversion keeps the activations that are part of its norms; torch's own would drop them.
+    The conversion is that of timm, whose norms include an activation that torch's own conversion would drop.
     """
     return convert_sync_batchnorm(model)
 
 
 def refuse_single_values(model: nn.Module) -> None:
-    """Let batch normalization refuse one value per channel in a sentence; torch raises a plain ValueError for it.
+    """Let batch normalization refuse a single value per channel with a `UsageError` instead of a plain ValueError.
 
-    Only the forward pass knows the sizes of all maps: `batch_size=1` is enough for networks that do not pool a whole
-    image to one value, as the heads of DeepLabV3 and UPerNet do.
+    This is checked in the forward pass, which alone knows the sizes of all feature maps: `batch_size=1` is enough for
+    networks that do not pool a whole image to one value, as the heads of DeepLabV3 and UPerNet do.
     """
     for module in model.modules():
-        # a synchronized one counts the values of all processes
+        # SyncBatchNorm is left out, since it counts the values of all processes
         if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
             module.register_forward_pre_hook(_refuse_single_value)
 
@@ -137,7 +137,7 @@ def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor, ...]) ->
 
 
 def freeze(module: nn.Module) -> None:
-    """Fix parameters and the statistics of normalization layers, also when the whole network is set to train."""
+    """Fix parameters and the statistics of normalization layers, even when the whole network is set to train."""
     module.requires_grad_(False)
     module.eval()
     module.train = lambda mode=True: module  # type: ignore[method-assign]
@@ -151,7 +151,7 @@ def _backbone_config(arguments: ModelSettings) -> dict[str, Any]:
         try:
             return json.loads(arguments.backbone_config)
         except json.JSONDecodeError as error:
-            raise UsageError(f"`backbone_config` is no valid JSON ({error}): {arguments.backbone_config}") from None
+            raise UsageError(f"`backbone_config` is not valid JSON ({error}): {arguments.backbone_config}") from None
     if "/" in arguments.backbone:
         return _backbone_config_from_hub(arguments.backbone)
     if not timm.is_model(arguments.backbone):
@@ -166,7 +166,7 @@ def _backbone_config(arguments: ModelSettings) -> dict[str, Any]:
 
 
 def _timm_stages(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The maps at strides 4 to 32 among a timm network's features; of a plain transformer four blocks, any size."""
+    """Choose the feature maps of a timm network at strides 4 to 32, or four blocks of a plain transformer."""
     network = timm.create_model(name, features_only=True)
     strides = network.feature_info.reduction()
     if len(set(strides)) > 1:
@@ -180,7 +180,7 @@ def _timm_stages(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evenly_spaced(blocks: Sequence) -> list:
-    """The ends of the four quarters."""
+    """Return the last block of each quarter of the blocks."""
     return [blocks[len(blocks) * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
 
 
@@ -189,8 +189,8 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(hub_id)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"The configuration of {hub_id} cannot be had from the Hub ({str(error).splitlines()[0][:160]}); give it "
-            "as `backbone_config`."
+            f"The configuration of {hub_id} cannot be loaded from the Hub ({str(error).splitlines()[0][:160]}); pass "
+            "it as `backbone_config`."
         ) from error
     stages = [name for name in config.stage_names if name.startswith("stage")]
     chosen = stages if hasattr(config, "depths") else _evenly_spaced(stages)
@@ -198,11 +198,12 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
 
 
 def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> MsctrForSemanticSegmentation:
-    """A saved model with the classes of this data set: classifiers of other classes start anew."""
+    """Load a saved model for the classes of this data set; a classifier of other classes gets new random weights."""
     kind = saved_kind(path)
     if kind != MsctrConfig.model_type:
         raise UsageError(
-            f"`model_name_or_path`: {path} holds a {kind}; add `contrastive_adapter=True` to train it with contrast."
+            f"`model_name_or_path`: {path} is a {kind}; add `contrastive_adapter=True` to train it with the "
+            "contrastive objective."
         )
     config = MsctrConfig.from_pretrained(path)
     same_classes = list(config.id2label.values()) == list(spec.classes)
@@ -223,7 +224,7 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
     except (OSError, SafetensorError) as error:
         raise UsageError(f"`model_name_or_path`: {path} cannot be loaded: {str(error).splitlines()[0]}") from error
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
-    # what may start anew: classifiers of other classes, and heads that only training has
+    # allowed to be new: classifiers, since the classes may differ, and heads that are used only during training
     new = [key for key in mismatched if ".classifier." not in key and not key.startswith("projection_head.")]
     new += [key for key in info["missing_keys"] if not key.startswith(("projection_head.", "auxiliary_head."))]
     if new:

@@ -9,21 +9,22 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from .duration import Duration
 from .settings import TrainingSettings
 
 NORMS = "norm"
 
 
 def build_optimizer(model: nn.Module, arguments: TrainingSettings, fused: bool = True) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW over the trainable parameters, grouped by learning rate and weight decay.
+    """Build SGD, Adam or AdamW for the trainable parameters, grouped by learning rate and weight decay.
 
     Args:
-        model (`nn.Module`): Parameters of its `backbone` take the backbone's rate.
-        arguments (`TrainingSettings`): Rates, decay, and which parameters go without it.
-        fused (`bool`): Whether the device has the fused form; CPUs, NVIDIA and AMD GPUs, Apple's and Intel's do.
+        model (`nn.Module`): Network; parameters of its `backbone` get the learning rate of the backbone.
+        arguments (`TrainingSettings`): Learning rates, weight decay, and which parameters have no weight decay.
+        fused (`bool`): Whether to use the fused form, which CPUs and NVIDIA, AMD, Apple and Intel GPUs have.
     """
     groups = parameter_groups(model, arguments)
-    # fused: one kernel, which can also skip a step without asking the host (see StepGuard)
+    # fused: one kernel, which can also skip a step on the device without the host knowing (see StepGuard)
     options: dict[str, Any] = {"lr": arguments.learning_rate, "fused": fused}
     if arguments.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=arguments.momentum, **options)
@@ -32,7 +33,7 @@ def build_optimizer(model: nn.Module, arguments: TrainingSettings, fused: bool =
 
 
 def parameter_groups(model: nn.Module, arguments: TrainingSettings) -> list[dict]:
-    """Parameters by (backbone or not, decay or not); empty groups are left out."""
+    """Group the trainable parameters by (backbone or not, weight decay or not), without empty groups."""
     backbone = set(model.backbone.parameters())
     in_norms = set(_parameters_of_norms(model)) if NORMS in arguments.no_decay else set()
     name_parts = [part for part in arguments.no_decay if part != NORMS]
@@ -57,22 +58,20 @@ def _parameters_of_norms(model: nn.Module) -> Iterable[nn.Parameter]:
             yield from module.parameters(recurse=False)
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, arguments: TrainingSettings, steps_per_epoch: int | None
-) -> LambdaLR:
-    """Rate per optimizer step: linear warm-up, then poly, exponential or constant; never negative."""
-    return LambdaLR(optimizer, lambda step: schedule_factor(step, arguments, steps_per_epoch))
+def build_schedule(optimizer: torch.optim.Optimizer, arguments: TrainingSettings, duration: Duration) -> LambdaLR:
+    """Build the schedule of the rate per optimizer step: linear warm-up, then poly, exponential or constant."""
+    return LambdaLR(optimizer, lambda step: schedule_factor(step, arguments, duration))
 
 
-def schedule_factor(step: int, arguments: TrainingSettings, steps_per_epoch: int | None) -> float:
-    """Factor of the learning rate at a step, from 0.
+def schedule_factor(step: int, arguments: TrainingSettings, duration: Duration) -> float:
+    """Compute the factor of the learning rate at a step, which counts from 0; it is never negative.
 
-    After the warm-up the factor follows from the absolute step: the schedule is not restarted.
+    After the warm-up the factor is computed from the absolute step: the schedule does not start again.
     """
     if step < arguments.warmup_steps:
         return (step + 1) / arguments.warmup_steps
     if arguments.schedule == "poly":
-        return max(0.0, 1 - step / arguments.max_steps) ** arguments.poly_power
+        return max(0.0, 1 - step / duration.max_steps) ** arguments.poly_power
     if arguments.schedule == "exponential":
-        return arguments.exponential_gamma ** (step // max(1, steps_per_epoch or 1))
+        return arguments.exponential_gamma ** (step // (duration.steps_per_epoch or 1))
     return 1.0

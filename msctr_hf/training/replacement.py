@@ -1,8 +1,8 @@
-"""Replacing a run (`overwrite_output_dir`): the old one is renamed, and comes back if the new one saves nothing.
+"""Replacing a run (`overwrite_output_dir`): the old run is kept under another name until the new one has saved.
 
-OUTPUT_DIR is renamed to .OUTPUT_DIR.replaced beside it. That folder is removed when the new run has saved a
-checkpoint, and gets its name back when the new run ends before. A kill between the two leaves both folders, and the
-next start keeps the old run until it has saved something itself.
+OUTPUT_DIR is renamed to .OUTPUT_DIR.replaced in the same folder. The renamed run is removed when the new one has saved
+a checkpoint, and gets its name back when the new one ends before that. A kill in between leaves both folders, and the
+next start keeps the old run until it has saved a checkpoint itself.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from .run_folder import OLD_REPLACED, holds_a_log, holds_a_model, is_empty, repl
 
 
 def put_aside(output_dir: Path) -> None:
-    """Rename the folder of the run that is to be replaced; one that a start before this one renamed stays renamed."""
+    """Rename the folder of the run that is to be replaced, unless an earlier start has done so and saved nothing."""
     output_dir, replaced = output_dir.resolve(), replaced_folder(output_dir)
     if is_empty(output_dir):
         return
     if (output_dir / OLD_REPLACED).exists() and not replaced.exists() and not holds_a_model(output_dir):
-        (output_dir / OLD_REPLACED).rename(replaced)  # what lies around it is an attempt that saved nothing
+        (output_dir / OLD_REPLACED).rename(replaced)  # the rest of the folder is a start that saved nothing
     if replaced.exists() and not holds_a_model(output_dir):
         _clear_attempt(output_dir)
         return
-    shutil.rmtree(replaced, ignore_errors=True)  # the run that is replaced now has saved something since
+    shutil.rmtree(replaced, ignore_errors=True)  # the run in OUTPUT_DIR has saved a checkpoint since
     with as_usage_error(OSError, prefix=f"`overwrite_output_dir`: {output_dir} cannot be renamed to keep the old run; "
                         "choose another `output_dir`: "):  # fmt: skip
         output_dir.rename(replaced)
@@ -33,24 +33,24 @@ def put_aside(output_dir: Path) -> None:
 
 
 def restore(output_dir: Path) -> str | None:
-    """Let the replaced run take its place again; a sentence about it, `None` where there is no such run."""
+    """Rename the replaced run back; returns a sentence about it, or `None` if there is no such run."""
     output_dir, replaced = output_dir.resolve(), replaced_folder(output_dir)
     if not replaced.exists():
         return None
     failed = _clear_attempt(output_dir) if output_dir.exists() else None
     replaced.rename(output_dir)
     sync(output_dir.parent)
-    kept = "" if failed is None else f"; what the new one logged is in {failed}"
-    return f"{output_dir} holds the run again that was to be replaced{kept}"
+    kept = "" if failed is None else f"; the log of the new one is in {failed}"
+    return f"{output_dir} holds the old run again, which was not replaced{kept}"
 
 
 def forget(output_dir: Path) -> None:
-    """Remove the replaced run for good: the new one has saved something."""
+    """Remove the replaced run, once the new one has saved a checkpoint."""
     shutil.rmtree(replaced_folder(output_dir), ignore_errors=True)
 
 
 def _clear_attempt(output_dir: Path) -> Path | None:
-    """Make room where a run has saved nothing; its folder is kept under another name if it has logged something."""
+    """Remove the folder of a run that saved nothing, or rename it if it has logged something."""
     if not holds_a_log(output_dir):
         shutil.rmtree(output_dir)
         return None

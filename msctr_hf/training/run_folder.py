@@ -1,11 +1,11 @@
-"""The folder of a run. Files are replaced whole: whoever reads one finds the old content or the new.
+"""The folder of a run. Files are replaced by renaming: a reader finds the old content or the new, never a part.
 
 OUTPUT_DIR/                     the best validated model, for `from_pretrained`
     results.json predictions.png
     run.json config.yaml log.jsonl tensorboard/ profile/ not_finite.json
     last/                       the last model, for `from_pretrained`
-    checkpoints/step_N/         states of everything, to go on from
-.OUTPUT_DIR.replaced/           the run that was there before, until this one has saved something
+    checkpoints/step_N/         all states, to resume from
+.OUTPUT_DIR.replaced/           the run that was in OUTPUT_DIR before, until this one has saved a checkpoint
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ LOG_FILE = "log.jsonl"
 NOT_FINITE_FILE = "not_finite.json"
 PREDICTIONS_FILE = "predictions.png"
 CHECKPOINTS = "checkpoints"
-MARKER = "COMPLETE"  # of a checkpoint
+MARKER = "COMPLETE"  # file of a checkpoint that is written last
 LAST = "last"
-OLD_REPLACED = ".replaced"  # in OUTPUT_DIR, where older versions left the run that was to be replaced
+OLD_REPLACED = ".replaced"  # folder in OUTPUT_DIR where older versions kept the run that was to be replaced
 _PARTIAL = ".partial"
 
 
 def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse a folder that holds something, unless the run goes on there or replaces another run.
+    """Refuse a folder that is not empty, unless the run resumes or replaces the run in it.
 
     Raises:
         UsageError: If the folder may not be used.
@@ -53,26 +53,26 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
         return
     if not overwrite and replaced.exists() and not holds_a_model(output_dir):
         raise UsageError(
-            f"`output_dir`: the run of {output_dir} lies in {replaced}, since a start that was to replace it ended "
+            f"`output_dir`: the run of {output_dir} is in {replaced}, since a start that was to replace it ended "
             "before it saved anything; rename it back, or replace it with `overwrite_output_dir`."
         )
     holds_a_run = (output_dir / RUN_FILE).exists() or (output_dir / OLD_REPLACED).exists()
     if not is_empty(output_dir) and not holds_a_run:
-        raise UsageError(f"`output_dir`: {output_dir} is not empty and holds no run; choose another folder.")
+        raise UsageError(f"`output_dir`: {output_dir} is not empty and does not hold a run; choose another folder.")
     if not overwrite:
         raise UsageError(
-            f"`output_dir`: {output_dir} holds another run; choose another folder, continue it with `resume='auto'`, "
+            f"`output_dir`: {output_dir} holds another run; choose another folder, resume it with `resume='auto'`, "
             "or replace it with `overwrite_output_dir`."
         )
 
 
 def is_empty(output_dir: Path) -> bool:
-    """Whether nothing lies there."""
+    """Whether a folder is empty or does not exist."""
     return not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
 
 
 def holds_a_model(output_dir: Path) -> bool:
-    """Whether a run has saved anything to go on from or to predict with."""
+    """Whether a run has saved a checkpoint or a model."""
     saved = (RESULTS_FILE, f"{LAST}/config.json", f"{CHECKPOINTS}/*/{MARKER}")
     return any(any(output_dir.glob(pattern)) for pattern in saved)
 
@@ -84,7 +84,7 @@ def holds_a_log(output_dir: Path) -> bool:
 
 
 def replaced_folder(output_dir: Path) -> Path:
-    """Where the run lies that is to be replaced, until the new one has saved something: beside the folder."""
+    """Path of the run that is to be replaced, until the new one has saved a checkpoint: next to the folder."""
     folder = output_dir.resolve()
     return folder.with_name(f".{folder.name}.replaced")
 
@@ -92,13 +92,13 @@ def replaced_folder(output_dir: Path) -> Path:
 def share_permissions(folder: Path) -> None:
     """Give `.safetensors` files the permissions of their neighbors.
 
-    safetensors creates them for their owner only, whatever the umask, so that nobody else could read the model. The
-    neighbors show the umask, and the rules of the folder, without changing either.
+    safetensors creates them readable by their owner only, whatever the umask, so that nobody else could use the
+    model. The neighbors show what the umask and the folder allow; reading the umask itself would mean changing it.
     """
     for path in folder.rglob("*.safetensors"):
         neighbors = (each for each in path.parent.iterdir() if each.is_file() and each.suffix != ".safetensors")
         if (neighbor := next(neighbors, None)) is not None:
-            with suppress(PermissionError):  # a file system that keeps no permissions
+            with suppress(PermissionError):  # some file systems have no permissions
                 path.chmod(neighbor.stat().st_mode & 0o777)
 
 
@@ -108,9 +108,9 @@ def save_model(
     folder: Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a `from_pretrained` folder; its files replace older ones when all of them are written.
+    """Write a folder for `from_pretrained`; its files replace older ones when all of them are written.
 
-    `state_dict` holds the weights where they are not in `model` itself.
+    `state_dict` holds the weights if they are split over processes.
     """
     partial = folder / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -126,7 +126,7 @@ def save_model(
 
 
 def write_run_file(output_dir: Path, description: dict[str, Any]) -> None:
-    """Write run.json; where a run goes on, with the descriptions of its earlier starts."""
+    """Write run.json; that of a resumed run also holds the descriptions of its earlier starts."""
     earlier = read_json(output_dir / RUN_FILE)
     before = earlier.pop("earlier_starts", [])
     starts = {"earlier_starts": [*before, earlier]} if earlier else {}
@@ -141,7 +141,7 @@ def write_config(output_dir: Path, settings: dict[str, Any]) -> None:
 
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:
-    """Every entry of log.jsonl."""
+    """Read all entries of log.jsonl."""
     return [json.loads(line) for line in (output_dir / LOG_FILE).read_text().splitlines()]
 
 
@@ -152,12 +152,12 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a dict; empty where there is no file."""
+    """Read a dict from a JSON file; empty if the file does not exist."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
-    """Write readable JSON."""
+    """Write or replace a JSON file, indented to be read by people."""
     replace_file(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -171,7 +171,7 @@ def replace_file(path: Path, text: str) -> None:
 
 @contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
-    """Where to write: takes the place of `path` when all of it is on the disk, and goes away if it cannot be."""
+    """Yield a temporary path, which replaces `path` when it is on the disk and is removed if writing fails."""
     partial = path.with_name(f"{_PARTIAL}_{path.name}")
     try:
         yield partial
@@ -182,7 +182,7 @@ def _written_whole(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Let a file, or the names in a folder, reach the disk, so that they outlast a power cut."""
+    """Write a file, or the names in a folder, to the disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

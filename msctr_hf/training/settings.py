@@ -1,21 +1,23 @@
-"""Settings of a training run: which network it starts from, and how it is trained."""
+"""Settings of a training run: the network that it starts from, and how this is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from ..data.settings import DataSettings
 from ..errors import UsageError
-from ..settings import About, Settings, abouts, setting
+from ..settings import About, Settings, abouts, defaults, setting
 
+DEFAULT_MAX_STEPS = 40_000
 _TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 
 
 @dataclass
 class ModelSettings(Settings):
-    """Where the network comes from; its own settings are the fields of `MsctrConfig`."""
+    """Settings of where the network comes from; those of the network itself are the fields of `MsctrConfig`."""
 
     _argument_group_name = "network"
 
@@ -25,7 +27,7 @@ class ModelSettings(Settings):
         is_path=True,
     )
     output_stride: int | None = setting(
-        None, help="Output stride of a dilated timm backbone: 8 or 16; its own by default.", at_least=1
+        None, help="Output stride of a timm backbone, 8 or 16, by dilation; undilated by default.", at_least=1
     )
     backbone_config: str | None = setting(
         None, help="JSON of a transformers backbone configuration; `backbone` names its weights."
@@ -34,16 +36,19 @@ class ModelSettings(Settings):
         "hub", help="Initial weights of the backbone: 'hub', 'none' or a local file.", on_resume="free", is_path=True
     )
     model_name_or_path: str | None = setting(
-        None, help="Start from this saved model instead; its classes may differ.", on_resume="replaced", is_path=True
+        None,
+        help="Start from this saved model instead of a backbone; its classes may differ.",
+        on_resume="replaced",
+        is_path=True,
     )
     contrastive_adapter: bool = setting(
         False,
-        help="Add the contrastive objective to a saved model of transformers, of any kind that segments.",
+        help="Train a saved segmentation model of transformers with the contrastive objective.",
     )
-    freeze_backbone: bool = setting(False, help="Train the heads only; the backbone keeps its statistics too.")
+    freeze_backbone: bool = setting(False, help="Train the heads only; the statistics of the backbone are fixed too.")
     activation_checkpointing: bool = setting(
         False,
-        help="Recompute activations of the backbone to save memory.",
+        help="Recompute the activations of the backbone in the backward pass, to save memory.",
         resembles=("gradient_checkpointing",),
         on_resume="announced",
     )
@@ -56,20 +61,20 @@ class ModelSettings(Settings):
 
 @dataclass
 class TrainingSettings(Settings):
-    """How the network is trained."""
+    """Settings of how the network is trained."""
 
     _argument_group_name = "training"
 
     output_dir: str = setting(
         "runs/msctr",
-        help="Folder of the run: model, results, logs, checkpoints.",
+        help="Folder of the run, with model, results, logs and checkpoints.",
         on_resume="free",
         in_card=False,
         is_path=True,
     )
     overwrite_output_dir: bool = setting(
         False,
-        help="Replace a run that the folder already holds.",
+        help="Replace the run that is in the folder.",
         on_resume="free",
         in_card=False,
         of_a_start=True,
@@ -80,7 +85,20 @@ class TrainingSettings(Settings):
         at_least=0,
         below=2**32,
     )
-    max_steps: int = setting(40_000, help="Optimizer steps in all.", at_least=1, on_resume="announced")
+    max_steps: int | None = setting(
+        None,
+        help=f"Optimizer steps in all; {DEFAULT_MAX_STEPS:,} by default, unless `num_train_epochs` says how many.",
+        at_least=1,
+        on_resume="announced",
+        instead_of=("num_train_epochs",),
+    )
+    num_train_epochs: float | None = setting(
+        None,
+        help="Passes over the training set, instead of `max_steps`; not for a stream, whose length is not known.",
+        above=0,
+        on_resume="announced",
+        instead_of=("max_steps",),
+    )
     batch_size: int = setting(
         2,
         help="Images of one step on one process.",
@@ -91,12 +109,22 @@ class TrainingSettings(Settings):
     gradient_accumulation_steps: int = setting(
         1, help="Batches whose gradients are summed for one step.", at_least=1, on_resume="batch"
     )
-    optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd", help="Optimizer.", resembles=("optim",))
+    global_batch_size: int | None = setting(
+        None,
+        help="Images of one step over all processes that the learning rate is meant for; a run with another number "
+        "says so when it starts.",
+        at_least=1,
+        on_resume="free",
+        in_card=False,
+    )
+    optimizer: Literal["sgd", "adam", "adamw"] = setting(
+        "sgd", help="Optimizer: SGD with momentum, Adam or AdamW.", resembles=("optim",)
+    )
     learning_rate: float = setting(0.01, help="Learning rate of the heads.", at_least=0)
     backbone_learning_rate_factor: float = setting(
-        1.0, help="The backbone's rate as a multiple of the heads'.", at_least=0
+        1.0, help="Learning rate of the backbone as a multiple of that of the heads.", at_least=0
     )
-    weight_decay: float = setting(5e-4, help="Weight decay.", at_least=0)
+    weight_decay: float = setting(5e-4, help="Weight decay of the optimizer.", at_least=0)
     no_decay: list[str] = setting(
         [], help="Parameters without weight decay: parts of their names, or 'norm' for all normalization layers."
     )
@@ -110,27 +138,39 @@ class TrainingSettings(Settings):
         resembles=("adam_beta1", "adam_beta2"),
     )
     schedule: Literal["poly", "exponential", "constant"] = setting(
-        "poly", help="Schedule of the rate, per step.", resembles=("lr_scheduler_type",)
+        "poly", help="Schedule of the learning rate.", resembles=("lr_scheduler_type",)
     )
     poly_power: float = setting(0.9, help="Power of the poly schedule.", at_least=0)
-    exponential_gamma: float = setting(0.98, help="Factor of the exponential schedule, per epoch.", at_least=0)
-    warmup_steps: int = setting(0, help="Steps of linear warm-up.", at_least=0)
+    exponential_gamma: float = setting(0.98, help="Factor of the exponential schedule for every epoch.", at_least=0)
+    warmup_steps: int = setting(0, help="Steps of linear warm-up of the learning rate.", at_least=0)
     max_grad_norm: float | None = setting(
         None, help="Clip the norm of the gradient to this; never by default.", above=0
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None,
-        help="Precision; what `accelerate` is configured for by default.",
+        help="Mixed precision; by default that of the configuration of accelerate.",
         resembles=("bf16", "fp16"),
         on_resume="announced",
     )
-    validation_steps: int = setting(
-        5_000,
-        help="Validate every so many steps, and at the end.",
+    validation_steps: int | None = setting(
+        None,
+        help="Validate every so many steps, and at the end; by default after every epoch, but at most 20 times in all "
+        "and at least every 5,000 steps.",
         at_least=1,
         resembles=("eval_steps",),
         on_resume="free",
         in_card=False,
+    )
+    metric_for_best_model: str = setting(
+        "mean_iou",
+        help="Score that decides which model is the best: mean_iou, mean_accuracy, or a group of classes of the data "
+        "set by its name, whose mean IoU counts (Cityscapes: vehicle, human, ...).",
+    )
+    early_stopping_patience: int | None = setting(
+        None,
+        help="End training after so many validations in a row without a new best model; never by default.",
+        at_least=1,
+        on_resume="announced",
     )
     checkpointing_steps: int = setting(
         5_000,
@@ -142,7 +182,7 @@ class TrainingSettings(Settings):
     )
     checkpoints_kept: int = setting(
         2,
-        help="Numbered checkpoints to keep.",
+        help="Number of checkpoints to keep.",
         at_least=1,
         resembles=("save_total_limit",),
         on_resume="free",
@@ -150,7 +190,7 @@ class TrainingSettings(Settings):
     )
     resume: str | None = setting(
         None,
-        help="Continue from a checkpoint: 'auto' (the newest, if there is one) or its path.",
+        help="Resume from a checkpoint: 'auto' (the newest, if there is one) or its path.",
         resembles=("resume_from_checkpoint",),
         on_resume="free",
         in_card=False,
@@ -158,12 +198,12 @@ class TrainingSettings(Settings):
     )
     max_skipped_steps: int = setting(
         20,
-        help="Stop after so many steps in a row whose loss or gradient is not finite; each of them is skipped.",
+        help="Stop after so many steps in a row that were skipped since their loss or gradient was not finite.",
         at_least=1,
         on_resume="free",
         in_card=False,
     )
-    ema: bool = setting(False, help="Average the weights; the average is validated and saved.")
+    ema: bool = setting(False, help="Average the weights (EMA); the average is validated and saved.")
     ema_decay: float = setting(0.9999, help="Decay of the average per step, after a warm-up.", at_least=0, below=1)
     logging_steps: int = setting(50, help="Log every so many steps.", at_least=1, on_resume="free", in_card=False)
     report_to: list[str] = setting(
@@ -174,7 +214,7 @@ class TrainingSettings(Settings):
     )
     dry_run: bool = setting(
         False,
-        help="Two steps of everything, checkpoint and validation included; nothing stays.",
+        help="Try everything in two steps, checkpoint and validation included, and keep nothing.",
         on_resume="free",
         in_card=False,
         of_a_start=True,
@@ -193,12 +233,12 @@ class TrainingSettings(Settings):
     )
     channels_last: bool = setting(
         False,
-        help="Channels last in memory, which is faster on GPUs in half precision.",
+        help="Keep the channels last in memory, which is faster on GPUs in half precision.",
         on_resume="announced",
     )
     tf32: bool = setting(
         False,
-        help="TF32 matrix products on NVIDIA GPUs; their convolutions use it anyway.",
+        help="Use TF32 for matrix products on NVIDIA GPUs; their convolutions use it anyway.",
         on_resume="announced",
     )
 
@@ -207,14 +247,27 @@ class TrainingSettings(Settings):
         for name in self.report_to:
             if name not in _TRACKERS:
                 raise UsageError(f"`report_to`: {name} is unknown; choose from {', '.join(_TRACKERS)}.")
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise UsageError(
+                f"`max_steps` and `num_train_epochs` both say how long to train, got {self.max_steps} and "
+                f"{self.num_train_epochs}; give one of them."
+            )
+        if self.max_steps is None and self.num_train_epochs is None:
+            self.max_steps = DEFAULT_MAX_STEPS
 
 
 @cache
 def purposes() -> dict[str, About]:
-    """What is known of every setting of a run but those of `MsctrConfig`, for which the defaults of `About` hold."""
+    """Describe all settings of a run except for those of `MsctrConfig`, to which the defaults of `About` apply."""
     return abouts(ModelSettings, DataSettings, TrainingSettings)
 
 
 def purpose(name: str) -> About:
-    """What is known of a setting of a run."""
+    """Describe a setting of a run."""
     return purposes().get(name, About())
+
+
+def add_missing(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete settings that an older version recorded: one that only `current` has is taken to be its default."""
+    known = defaults(ModelSettings, DataSettings, TrainingSettings)
+    return {**{name: known[name] for name in current if name in known}, **recorded}

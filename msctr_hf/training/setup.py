@@ -1,4 +1,4 @@
-"""Everything that a run is made of, from its arguments to the moment before the first step."""
+"""Building all parts of a run, up to the moment before the first step."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..settings import as_mapping
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
 from .description import RunSummary, describe_run, describe_start, without_secrets
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, optimize_layout
+from .duration import plan_duration
 from .logs import RunLog, RunningMeans
 from .meter import Meter
 from .network import build_network, choose_image_processor, refuse_single_values
@@ -28,19 +29,20 @@ from .run_folder import write_config, write_run_file
 from .settings import ModelSettings, TrainingSettings
 from .step_guard import StepGuard, Verdict
 from .training_data import build_loader, num_images
-from .validation import Validation
+from .validation import Validation, check_metric
 
 
 class Setup:
-    """Everything that a run is made of: built in `__init__`, which writes nothing; `start` takes over a checkpoint.
+    """All parts of a run: `__init__` builds them and writes nothing; `start` restores a checkpoint and writes files.
 
     Args:
-        model_arguments, data_arguments, args: What to train, on what and how.
+        model_arguments, data_arguments, args: Settings of network, data and training.
         network_settings (`dict`): Further settings of `MsctrConfig`.
         validation_images (`int`, *optional*): Validate on so many images only.
+        command (`str`, *optional*): Command that starts the same run, for run.json; by default that of this process.
 
     Raises:
-        UsageError: If something does not fit.
+        UsageError: If the settings do not fit the data, the network or each other.
     """
 
     def __init__(
@@ -50,28 +52,38 @@ class Setup:
         args: TrainingSettings,
         network_settings: dict[str, Any],
         validation_images: int | None = None,
+        command: str | None = None,
     ):
-        self.args = args
+        self.args, self.command = args, command
         self.output_dir = Path(args.output_dir)
         self.spec = data_arguments.spec
+        check_metric(args.metric_for_best_model, self.spec)
         self.train_set = data_arguments.load(data_arguments.train_split)
         validation_set = data_arguments.load("validation")
-        # DPT, MobileNetV2 and others have parameters that no prediction needs; our own networks have none
+        # DPT, MobileNetV2 and others have parameters that get no gradient; our own networks have none
         accelerator = build_accelerator(args, find_unused_parameters=model_arguments.contrastive_adapter)
         self.accelerator = accelerator
         given = {**as_mapping(model_arguments, data_arguments, args), **network_settings}
         self.settings = json.loads(json.dumps(without_secrets(given)))
-        self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}  # with every checkpoint
+        self.kept_settings = {
+            **self.settings,
+            "num_processes": accelerator.num_processes,
+        }  # saved with every checkpoint
         self.checkpoint = self._find_checkpoint()
         self.notes = [] if self.checkpoint is None else compare_settings(self.checkpoint, self.kept_settings)
+        if args.global_batch_size not in (None, self.images_per_step):
+            self.notes.append(
+                f"a step sees {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
+                f"{accelerator.num_processes} process(es) = {self.images_per_step} images, but learning_rate "
+                f"{args.learning_rate:g} is meant for global_batch_size {args.global_batch_size}"
+            )
 
-        set_seed(args.seed)
-        with accelerator.local_main_process_first():  # one download of weights per machine
+        set_seed(args.seed)  # every process builds the same network
+        with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
             network = build_network(model_arguments, network_settings, self.spec)
             self.image_processor = choose_image_processor(network, model_arguments, data_arguments)
-        loader, self.steps_per_epoch = build_loader(
-            self.train_set, data_arguments, args, self.image_processor, accelerator
-        )
+        loader, self.epochs = build_loader(self.train_set, data_arguments, args, self.image_processor, accelerator)
+        self.duration = plan_duration(args, self.epochs)
         network = optimize_layout(  # type: ignore[assignment]
             network,
             accelerator.device,
@@ -83,7 +95,7 @@ class Setup:
             refuse_single_values(network)
         self.average = self._average(network)
         optimizer = build_optimizer(network, args, fused=accelerator.device.type in FUSED_DEVICES)
-        self.schedule = build_schedule(optimizer, args, self.steps_per_epoch)
+        self.schedule = build_schedule(optimizer, args, self.duration)
         self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         self.network = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.validation = Validation(
@@ -98,10 +110,15 @@ class Setup:
         self.states = States(
             shared={"schedule": self.schedule, "progress": self.progress, **averages}, own={"means": self.means}
         )
-        set_seed(args.seed, device_specific=True)  # every process draws its own anchors and dropout
+        set_seed(args.seed, device_specific=True)  # but draws anchors and dropout of its own
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one step over all processes."""
+        return self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _find_checkpoint(self) -> Path | None:
-        """Searched by the first process, for all."""
+        """Search for the checkpoint on the main process, for all processes: they may not see the same folder."""
         found: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             try:
@@ -114,16 +131,17 @@ class Setup:
         return checkpoint
 
     def _average(self, network: torch.nn.Module) -> ModelEmaV3 | None:
-        """Copied before `prepare`, which binds the forward pass to the network itself."""
+        """Build the average of the weights, if it is asked for."""
         if not self.args.ema:
             return None
         if self.accelerator.distributed_type in SHARDED:
             raise UsageError(f"`ema`: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
+        # copied before `prepare`, which binds the forward pass to the network: a later copy would run the original
         average = ModelEmaV3(network, decay=self.args.ema_decay, use_warmup=True, exclude_buffers=True)
         return average.to(self.accelerator.device)
 
     def start(self) -> None:
-        """Take over the checkpoint, and write what a run writes before its first step."""
+        """Restore the checkpoint, and write and print what a run does before its first step."""
         folder = f"`output_dir`: {self.output_dir}"
         if self.args.overwrite_output_dir and self.checkpoint is None:
             write_on_main(self.accelerator, lambda: put_aside(self.output_dir), folder, "start again")
@@ -141,13 +159,13 @@ class Setup:
             max_skipped=self.args.max_skipped_steps,
             report=self._report_skipped,
         )
-        images_per_step = self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        self.meter = Meter(self.accelerator, self.means, images_per_step)
+        self.meter = Meter(self.accelerator, self.means, self.images_per_step)
         for line in [*describe_start(self._summary()), *self.notes]:
             self.accelerator.print(line)
 
     def _describe(self) -> None:
-        write_run_file(self.output_dir, describe_run(self.settings, self.accelerator, self.progress.step))
+        description = describe_run(self.settings, self.accelerator, self.duration, self.progress.step, self.command)
+        write_run_file(self.output_dir, description)
         write_config(self.output_dir, self.settings)
 
     def _report_skipped(self, verdict: Verdict) -> None:
@@ -164,7 +182,7 @@ class Setup:
             training_images=num_images(self.train_set),
             validation_images=num_images(self.validation.dataset),
             args=self.args,
-            steps_per_epoch=self.steps_per_epoch,
+            duration=self.duration,
             num_processes=self.accelerator.num_processes,
             precision=self.accelerator.mixed_precision,
             checkpoint=self.checkpoint,
@@ -172,21 +190,22 @@ class Setup:
         )
 
     def resume_from(self, checkpoint: Path) -> None:
-        """Take over the state of everything, so that the next step is the one that an uninterrupted run would take.
+        """Restore all states, so that the next step is the one that an uninterrupted run would take.
 
         Raises:
-            UsageError: If the checkpoint holds more than tensors.
+            UsageError: If the checkpoint holds pickled objects other than tensors.
         """
         same_split = splits_as_before(checkpoint, self.kept_settings)
         try:
             self.accelerator.load_state(str(checkpoint))
             self.states.load(checkpoint, self.accelerator, own=same_split)
         except pickle.UnpicklingError as error:
-            raise UsageError(f"`resume`: {checkpoint} holds more than tensors; nothing of it was run.") from error
-        # the states are those from before the validation of their step: a kill during it must find them whole
+            raise UsageError(f"`resume`: {checkpoint} holds more than tensors; none of it was executed.") from error
+        # The states were saved before the validation of their step and are never rewritten, so that a kill during the
+        # validation finds them valid; the result of the validation is in a file of its own.
         load_progress(checkpoint, self.progress)
         if not same_split:
-            # random numbers belong to a process: those of another number of processes cannot be taken over, but the
-            # order of the data can, which depends on how many images were seen and on nothing else
+            # The states of random number generators belong to processes, and those of other processes are of no use.
+            # The order of the data depends on nothing but the number of images seen, so it continues.
             move_to_the_same_image(self.progress, checkpoint, self.kept_settings)
             set_seed(self.args.seed + self.progress.step, device_specific=True)

@@ -1,10 +1,10 @@
-"""Steps with numbers that are not finite are skipped on the device; the host learns of them a step later.
+"""Steps with numbers that are not finite are skipped on the device; the host reads about them one step later.
 
 No step waits for the device. A GPU works through a queue that the host fills; if the host read the loss of every
-step to see whether it is finite, the queue would run empty and the GPU would idle until the next step is handed over.
-So the decision is made on the device, its flags are copied to the host meanwhile, and the host reads them when the
-next step is in the queue. By then this next step has used the statistics of the normalization layers that the skipped
-step spoiled, so they are kept before every step and put back.
+step to see whether it is finite, the queue would run empty and the GPU would idle until the host has filled it again.
+So the decision is made on the device, its flags are copied to the host in the background, and the host reads them when
+the next step is in the queue. By then the skipped step, and the next one too, have updated the statistics of the
+normalization layers with numbers that are not finite, so a copy is made before every step and restored.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .devices import SHARDED
 
 
 class Faulty(NamedTuple):
-    """A step that was skipped: which terms were not finite and which images it saw, over all processes."""
+    """Cause of a skipped step: the terms that were not finite and the images of the step, over all processes."""
 
     terms: list[str]
     images: list[str]
 
 
 class Verdict(NamedTuple):
-    """What all processes know of a step: why it was skipped, if it was, and whether one of them was told to stop."""
+    """Outcome of one step, the same in all processes: why it was skipped, if it was, and whether to stop."""
 
     step: int
     faulty: Faulty | None
@@ -40,17 +40,17 @@ class Verdict(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What follows from the steps that were checked."""
+    """Conclusion from the steps that were checked."""
 
-    stop: bool  # a process was told to stop; true in all of them at the same step
+    stop: bool  # one of the processes was told to stop; true in all of them after the same step
 
 
 class TooManySkippedSteps(Exception):
-    """So many steps in a row were skipped that training on makes no sense.
+    """Too many steps in a row were skipped for training to make sense.
 
     Args:
-        verdict (`Verdict`): The last of them.
-        in_a_row (`int`): How many.
+        verdict (`Verdict`): Outcome of the last of them.
+        in_a_row (`int`): Number of skipped steps in a row.
     """
 
     def __init__(self, verdict: Verdict, in_a_row: int):
@@ -61,7 +61,7 @@ class TooManySkippedSteps(Exception):
 
 @dataclass
 class _Sent:
-    """Flags of a step on their way to the host, with what is wanted if they say that it was skipped."""
+    """Flags of a step that are being copied to the host, and what is needed if they say that it was skipped."""
 
     step: int
     flags: torch.Tensor
@@ -72,14 +72,14 @@ class _Sent:
 
 
 class StepGuard:
-    """Keeps numbers that are not finite out of weights, optimizer and statistics; counts and reports skipped steps.
+    """Keep numbers that are not finite out of weights, optimizer and statistics; count and report skipped steps.
 
     Args:
-        accelerator (`Accelerator`): Its processes skip a step together.
-        optimizer: As `Accelerator.prepare` gives it; a fused one skips without the host.
-        models (`nn.Module`): The network, and its average if there is one: their buffers are put back.
-        max_skipped (`int`, *optional*): So many skipped steps in a row are too many.
-        report (`Callable`, *optional*): Called with the verdict on every skipped step.
+        accelerator (`Accelerator`): Processes, which skip a step together.
+        optimizer: Optimizer from `Accelerator.prepare`; a fused one skips without waiting for the host.
+        models (`nn.Module`): The network, and its average if there is one; their buffers are restored.
+        max_skipped (`int`, *optional*): Number of skipped steps in a row that raises `TooManySkippedSteps`.
+        report (`Callable`, *optional*): Called with the outcome of every skipped step.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class StepGuard:
         )
         if self.skips_on_device:
             _start_momentum(inner)
-        # sorted: one kernel copies what is of one type
+        # sorted by type, so that `_copy` needs one kernel per type instead of one per buffer
         self.statistics = [sorted(model.buffers(), key=lambda buffer: str(buffer.dtype)) for model in models]
-        # of this step and of the one before
+        # two copies, for this step and the one before, whose outcome the host has not read yet
         self._copies = deque([[torch.empty_like(buffer) for buffer in self.statistics[0]] for _ in range(2)])
         self._sent: deque[_Sent] = deque()
         self._begin()
@@ -114,13 +114,13 @@ class StepGuard:
         self._images: list[torch.Tensor] = []
 
     def before_forward(self) -> None:
-        """Keep the statistics of the normalization layers as they are before a step, at its first batch."""
+        """Copy the statistics of the normalization layers before the first batch of a step."""
         if not self._images:
             self._copies.rotate()
             _copy(self._copies[0], self.statistics[0])
 
     def add_batch(self, terms: dict[str, torch.Tensor], image_id: torch.Tensor) -> None:
-        """Look at the loss of a batch; several batches may make a step."""
+        """Check the loss of a batch on the device; a step may have several batches."""
         self._not_finite = self._not_finite + (~terms["loss"].isfinite()).float()
         self._terms = {name: self._terms[name] + terms[name] for name in terms} if self._terms else dict(terms)
         self._images.append(image_id)
@@ -130,16 +130,17 @@ class StepGuard:
 
         Args:
             step (`int`): Number of the step.
-            grad_norm (`torch.Tensor`, *optional*): Norm of the whole gradient; some launchers do not tell it.
+            grad_norm (`torch.Tensor`, *optional*): Norm of the whole gradient, if the launcher reports it.
             stop (`bool`): Whether this process was told to stop.
         """
-        flags = torch.zeros(2, device=self.accelerator.device)
+        flags = torch.zeros(2, device=self.accelerator.device)  # not finite, told to stop
         flags[0] = self._not_finite
         if isinstance(grad_norm, torch.Tensor):
             flags[0] += (~grad_norm.detach().isfinite()).float()
         if stop:
             flags[1] = 1.0
         if self.accelerator.num_processes > 1:
+            # one small exchange for both: processes skip, and stop, at the same step or they would wait for each other
             flags = self.accelerator.reduce(flags, reduction="sum")
         flags = (flags > 0).float()
         self._step_unless(flags[0])
@@ -148,28 +149,31 @@ class StepGuard:
 
     def _step_unless(self, faulty: torch.Tensor) -> None:
         inner = self.optimizer.optimizer
-        if self.accelerator.scaler is not None:  # it skips by itself, and lowers its scale
+        if self.accelerator.scaler is not None:  # the scaler of fp16 skips by itself, and lowers its scale
             self.optimizer.step()
         elif self.skips_on_device:
-            inner.grad_scale, inner.found_inf = None, faulty
+            inner.grad_scale, inner.found_inf = (
+                None,
+                faulty,
+            )  # the interface through which a scaler tells fused kernels
             self.optimizer.step()
         elif not faulty.item():
             self.optimizer.step()
 
     def check(self, *, wait: bool) -> Outcome:
-        """Learn what became of the step before; called after every step.
+        """Read the outcome of the step before; called after every step.
 
         Args:
-            wait (`bool`): Learn of this step too, for which the host has to wait; for log lines and checkpoints, which
-                wait anyway and are to miss nothing.
+            wait (`bool`): Also read the outcome of this step, for which the host has to wait: for log lines and
+                checkpoints, which wait anyway and must include every step.
 
         Raises:
             TooManySkippedSteps: If `max_skipped` steps in a row were skipped.
         """
         verdicts = list(self.verdicts(of_all=wait))
         if any(verdict.stop or verdict.faulty for verdict in verdicts):
-            # what follows is said or saved at once: let it hold for all steps so far. The flags are sums over all
-            # processes, so that all of them come here at the same step
+            # What follows is reported or saved, so it must include all steps so far. The flags are sums over all
+            # processes, so all of them get here after the same step, and none waits for the others in vain.
             verdicts += self.verdicts(of_all=True)
         for verdict in verdicts:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if verdict.faulty else 0
@@ -180,13 +184,13 @@ class StepGuard:
         return Outcome(stop=any(verdict.stop for verdict in verdicts))
 
     def verdicts(self, *, of_all: bool) -> Iterator[Verdict]:
-        """What became of the step before the last, or of all steps so far, for which the host then has to wait."""
+        """Yield outcomes that were not read yet: those before the newest step, or all, for which the host waits."""
         while len(self._sent) > (0 if of_all else 1):
             sent = self._sent.popleft()
             if sent.arrived is not None:
                 sent.arrived.synchronize()
             faulty, stop = sent.flags.tolist()
-            if faulty:  # into the models, and into what was kept since, when they were spoiled already
+            if faulty:  # restore the models, and the copy of the next step, which was made after the skipped one
                 for buffers in (*self.statistics, *(later.statistics for later in self._sent)):
                     _copy(buffers, sent.statistics)
             yield Verdict(sent.step, self._describe(sent) if faulty else None, bool(stop))
@@ -219,9 +223,9 @@ def _to_host(flags: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Start momentum at zero: a fused SGD whose first step is skipped would leave it as it found the memory."""
+    """Initialize momentum with zeros: a fused SGD whose first step is skipped would leave it uninitialized."""
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
             for parameter in group["params"] if group["momentum"] else ():
-                if optimizer.state[parameter].get("momentum_buffer") is None:  # a resumed run has its own
+                if optimizer.state[parameter].get("momentum_buffer") is None:  # otherwise restored
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

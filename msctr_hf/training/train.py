@@ -1,4 +1,4 @@
-"""A training run from its arguments to its results: refused, rehearsed, or run."""
+"""Running a training from its settings to its results: refuse faulty input, rehearse, or train."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..evaluation.scoring import iou_table
 from .checkpointing import find_checkpoint
+from .duration import plan_duration
 from .interruption import StopRequest
 from .loop import TrainingLoop
 from .replacement import restore
@@ -33,22 +34,24 @@ def train(
     arguments: TrainingSettings,
     settings: dict[str, Any],
     publish: Callable[[Path], None] | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
-    """Train a network, validate it, keep the best and the last.
+    """Train a network, validate it, and keep the best and the last model.
 
     Args:
-        model_arguments, data_arguments, arguments: What to train, on what and how.
+        model_arguments, data_arguments, arguments: Settings of network, data and training.
         settings (`dict`): Further settings of `MsctrConfig`.
-        publish (`Callable`, *optional*): Called by the first process with the folder of every new best model.
+        publish (`Callable`, *optional*): Called by the main process with the folder of every new best model.
+        command (`str`, *optional*): Command that starts the same run, for run.json; by default that of this process.
 
     Returns:
-        `dict`: results of the best model, as in `results.json`; empty after a dry run.
+        `dict`: Results of the best model, as in `results.json`; empty after a dry run.
 
     Raises:
-        UsageError: If the input is faulty: a folder that this call made is removed again where nothing was logged or
-            saved yet, and a run that was to be replaced is put back where nothing was saved yet. If something cannot
-            be written, or another process has ended: checkpoints from before stay whole.
-        Interrupted: If the process was told to stop; there is a checkpoint to go on from.
+        UsageError: If the input is faulty, something cannot be written, or another process has ended. A folder that
+            this call made is removed if nothing was logged or saved yet, and a run that was to be replaced is
+            restored if nothing was saved yet; earlier checkpoints stay valid.
+        Interrupted: If the process was told to stop; there is a checkpoint to resume from.
     """
     output_dir = Path(arguments.output_dir)
     check_output_dir(output_dir, overwrite=arguments.overwrite_output_dir, resume=arguments.resume is not None)
@@ -58,7 +61,7 @@ def train(
     was_empty = is_empty(output_dir)
     try:
         with StopRequest() as stop:
-            setup = Setup(model_arguments, data_arguments, arguments, settings)
+            setup = Setup(model_arguments, data_arguments, arguments, settings, command=command)
             setup.start()
             return TrainingLoop(setup, stop, publish).run()
     except BaseException as error:
@@ -70,11 +73,11 @@ def train(
 
 
 def _clean_up(output_dir: Path, was_empty: bool) -> None:
-    """Put back what a run that saved nothing was to replace, or remove its folder unless it logged something.
+    """Restore the run that one which saved nothing was to replace, or remove its folder unless it logged something.
 
-    What a run has logged or saved stays: hours of training may have gone into it.
+    What a run has logged or saved is kept: hours of training may have gone into it.
     """
-    with suppress(OSError):  # the error that ended the run is the one to be seen
+    with suppress(OSError):  # the user should see the error that ended the run, not this one
         restored = restore(output_dir)
         if restored is not None:
             print(f"\n{restored}", file=sys.stderr)
@@ -83,10 +86,10 @@ def _clean_up(output_dir: Path, was_empty: bool) -> None:
 
 
 def _lost_another_process(error: BaseException) -> bool:
-    """Whether a process waited in vain for another.
+    """Whether an error means that another process has ended.
 
-    NCCL raises types of its own. gloo raises a plain RuntimeError, and the processes that are left cannot ask each
-    other who is missing, since each waits in another call; so the name that gloo writes into its messages has to do.
+    NCCL raises exceptions of its own types. gloo raises a plain RuntimeError, and the remaining processes cannot ask
+    each other who is missing, since each waits in another call; so its messages are recognized by the name in them.
     """
     return isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error) and PartialState().num_processes > 1
@@ -99,7 +102,7 @@ def _rehearse(
     arguments: TrainingSettings,
     settings: dict[str, Any],
 ) -> None:
-    """Two steps of everything, in a folder beside the output that goes away again."""
+    """Do two steps of everything in a folder next to `output_dir`, which is removed at the end."""
     output_dir = Path(arguments.output_dir).absolute()
     folder = output_dir.with_name(f".{output_dir.name}.dry_run")
     short = replace(
@@ -108,25 +111,26 @@ def _rehearse(
         overwrite_output_dir=False,
         resume=None,
         max_steps=REHEARSED_STEPS,
+        num_train_epochs=None,
         logging_steps=1,
         validation_steps=REHEARSED_STEPS,
         checkpointing_steps=1,
         profile=False,
     )
-    shutil.rmtree(folder, ignore_errors=True)  # what an attempt before this one left
+    shutil.rmtree(folder, ignore_errors=True)  # left by a dry run that was killed
     try:
         with StopRequest() as stop:
             setup = Setup(model_arguments, data_arguments, short, settings, validation_images=REHEARSED_IMAGES)
+            max_steps = plan_duration(arguments, setup.epochs).max_steps
             setup.start()
             TrainingLoop(setup, stop).run()
             setup.resume_from(find_checkpoint(folder, "auto"))
         if setup.accelerator.is_main_process:
             last = [line for line in read_log(folder) if "images_per_second" in line][-1]
-            images = arguments.batch_size * arguments.gradient_accumulation_steps * setup.accelerator.num_processes
-            seconds = arguments.max_steps * images / last["images_per_second"]
+            seconds = max_steps * setup.images_per_step / last["images_per_second"]
             print(
                 f"dry run: training, validation, saving and loading work; {last['used_mb']:.0f} MB in use, "
-                f"{last['images_per_second']:.1f} images a second, so {arguments.max_steps} steps take about "
+                f"{last['images_per_second']:.1f} images a second, so {max_steps} steps take about "
                 f"{_in_words(seconds)} without validation"
             )
     finally:
@@ -142,7 +146,7 @@ def _in_words(seconds: float) -> str:
 
 
 def print_results(results: dict[str, Any], output_dir: str | Path) -> None:
-    """Per-class table, and where everything lies; printed by the main process."""
+    """Print the scores of all classes and the folder of the files, on the main process."""
     if not PartialState().is_main_process:
         return
     print(iou_table(results))

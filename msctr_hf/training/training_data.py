@@ -1,4 +1,4 @@
-"""The training set of a run: which images, how often, how augmented, in which batches."""
+"""Batches of the training set of a run: sampling, augmentation, epochs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..models.image_processing_msctr import MsctrImageProcessor
 from .checkpointing import Progress
+from .duration import Epochs
 from .settings import TrainingSettings
 
 Batch = TypeVar("Batch")
@@ -30,11 +31,11 @@ def build_loader(
     arguments: TrainingSettings,
     image_processor: MsctrImageProcessor,
     accelerator: Accelerator,
-) -> tuple[DataLoader, int | None]:
-    """Loader of the training set, and optimizer steps until every image was seen once (`None` for a stream).
+) -> tuple[DataLoader, Epochs | None]:
+    """Build the loader of the training set, and the lengths of its epochs (`None` for a stream).
 
     Raises:
-        UsageError: If there are too few images, or a stream is asked for what only files have.
+        UsageError: If there are too few images, or a setting needs more than a stream can give.
     """
     is_stream = isinstance(train_set, IterableDataset)
     if is_stream and arguments.schedule == "exponential":
@@ -51,25 +52,26 @@ def build_loader(
     )
     if is_stream:
         return loader, None
-    batches = len(loader) // accelerator.num_processes
-    if batches == 0:
+    sampler: Any = loader.sampler
+    epochs = Epochs(sampler, arguments.batch_size, arguments.gradient_accumulation_steps, accelerator.num_processes)
+    if epochs.batches(0) == 0:
         raise UsageError(
             f"{len(train_set)} training images do not fill one batch of {arguments.batch_size} on "
             f"{accelerator.num_processes} process(es); lower `batch_size`."
         )
-    return loader, max(1, batches // arguments.gradient_accumulation_steps)
+    return loader, epochs
 
 
 def endless_batches(accelerator: Accelerator, loader: DataLoader, progress: Progress) -> Generator[dict]:
-    """Batches from where the progress stands, epoch after epoch; the progress counts them.
+    """Yield batches from the current position in the data on, epoch after epoch, and count them in the progress.
 
-    A batch counts as soon as it is read: whoever saves the progress has trained on all that were read.
+    A batch is counted when it is read: when the progress is saved, all batches that were read have been trained on.
     """
     while True:
         batches: Any = loader
         if progress.batches_in_epoch:
             batches = accelerator.skip_first_batches(loader, progress.batches_in_epoch)
-        batches.set_epoch(progress.epoch)  # a loader that skips would count epochs from 0
+        batches.set_epoch(progress.epoch)  # a loader that skips batches would start again from epoch 0
         for batch in without_drawing_at_the_start(batches):
             progress.batches_in_epoch += 1
             yield batch
@@ -78,9 +80,10 @@ def endless_batches(accelerator: Accelerator, loader: DataLoader, progress: Prog
 
 
 def without_drawing_at_the_start(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches; a loader of a stream, as Accelerate makes it, draws from the numbers that training draws from.
+    """Yield the same batches without drawing from torch's random numbers when the iteration starts.
 
-    A run that goes on starts an epoch once more: it must not draw once more.
+    Accelerate's loader of a stream does so. A resumed run starts the iteration of its epoch a second time, and would
+    draw other anchors and dropout than an uninterrupted one from then on.
     """
     iterator = iter(batches)
     with torch.random.fork_rng(devices=[]):
@@ -89,12 +92,12 @@ def without_drawing_at_the_start(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def num_images(dataset: Dataset | IterableDataset) -> int | None:
-    """How many there are; `None` for a stream."""
+    """Count the images of a data set; `None` for a stream."""
     return None if isinstance(dataset, IterableDataset) else len(dataset)
 
 
 def _repeats(train_set: Dataset, data_arguments: DataSettings, accelerator: Accelerator) -> Any:
-    """How often every image comes in an epoch; the labels are read once, by the first process."""
+    """Compute how often every image is shown in an epoch; the main process reads the labels for all."""
     threshold = data_arguments.repeat_factor_threshold
     if threshold is None:
         return None

@@ -1,4 +1,4 @@
-"""Validation within a run: scores of the network, and a few of its predictions to look at."""
+"""Validation during a run: scores of the network, and a few of its predictions as images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.specs import DatasetSpec
+from ..errors import UsageError
 from ..evaluation.predictor import Predictor
 from ..evaluation.scoring import score_dataset
 from ..evaluation.visualization import contact_sheet
@@ -24,12 +25,29 @@ from .training_data import num_images
 IMAGES_SHOWN = 4
 
 
+METRICS = ("mean_iou", "mean_accuracy")  # choices of `metric_for_best_model`, in addition to groups of classes
+
+
+def check_metric(metric: str, spec: DatasetSpec) -> None:
+    """Check that validations on a data set have a score of this name.
+
+    Raises:
+        UsageError: If they do not; the message lists the names.
+    """
+    choices = [*METRICS, *(group for group in spec.groups if group not in METRICS)]
+    if metric not in choices:
+        of_groups = "" if spec.groups else f" ({spec.name} has no groups of classes)"
+        raise UsageError(
+            f"`metric_for_best_model` must be one of {', '.join(map(repr, choices))}{of_groups}, got {metric!r}."
+        )
+
+
 class ValidationResult(NamedTuple):
-    """What a validation found.
+    """Result of a validation.
 
     Args:
         results (`dict`): Scores, as results.json holds them.
-        sheet (`Image`, *optional*): A few images with labels and predictions; `None` in a process that saw none.
+        sheet (`Image`, *optional*): A few images with labels and predictions; `None` in a process without images.
     """
 
     results: dict[str, Any]
@@ -37,18 +55,23 @@ class ValidationResult(NamedTuple):
 
     @property
     def mean_iou(self) -> float:
-        """The score by which the best network is chosen; 0 where there was nothing to score."""
-        return self.results["mean_iou"] or 0.0
+        """Mean IoU over all classes; 0 if all pixels are ignored."""
+        return self.score("mean_iou")
+
+    def score(self, metric: str) -> float:
+        """Return the score that decides which network is the best; 0 if all pixels are ignored."""
+        of_metric = self.results if metric in METRICS else self.results["groups"][metric]
+        return of_metric[metric if metric in METRICS else "mean_iou"] or 0.0
 
 
 class Validation:
-    """Scores a network on all processes; what follows from the result is up to the loop.
+    """Score a network on all processes, without changing it.
 
     Args:
-        accelerator (`Accelerator`): The processes.
-        dataset (`datasets.Dataset`): Validation images.
-        spec (`DatasetSpec`): Their classes.
-        image_processor (`MsctrImageProcessor`): Prepares them.
+        accelerator (`Accelerator`): Processes that share the images.
+        dataset (`datasets.Dataset`): Validation images with labels.
+        spec (`DatasetSpec`): Classes of the data set.
+        image_processor (`MsctrImageProcessor`): Preprocessing of the images.
         num_workers (`int`): Worker processes of the loader.
     """
 
@@ -67,7 +90,7 @@ class Validation:
         self.num_workers = num_workers
 
     def run(self, model: nn.Module, should_stop: Callable[[], bool]) -> ValidationResult | None:
-        """Score the network; `None` if a process was told to stop before the end."""
+        """Score the network; `None` if one of the processes was told to stop before the end."""
         shown: list[tuple] = []
         results = self._score(model, shown, should_stop)
         if results is None:
@@ -75,7 +98,7 @@ class Validation:
         return ValidationResult(results, contact_sheet(shown, self.spec.palette, self.spec.classes) if shown else None)
 
     def _score(self, model: nn.Module, shown: list[tuple], should_stop: Callable[[], bool]) -> dict[str, Any] | None:
-        # from all over the set: neighbors are often frames of one video
+        # spread over the set, since neighbors are often frames of one video
         images = (num_images(self.dataset) or IMAGES_SHOWN) // self.accelerator.num_processes
         every, seen = max(1, images // IMAGES_SHOWN), itertools.count()
 
@@ -97,17 +120,18 @@ class Validation:
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Give the statistics of normalization layers in the first process to all.
+    """Copy the statistics of normalization layers in the main process to all processes.
 
-    Without synchronized normalization every process has its own. Before the checkpoint of a validated step they become
-    those of the first, with which the network is scored and saved; a sharded one would hold some of each.
+    Without synchronized normalization every process has its own, but the network is scored and saved with those of the
+    main process. They are copied before the checkpoint of a validated step, since a sharded checkpoint would otherwise
+    hold a mixture.
     """
     broadcast(list(model.buffers()))
 
 
 @contextmanager
 def _in_full_precision(model: nn.Module) -> Iterator[None]:
-    """Take off Accelerate's mixed precision, so that validation scores the network as it is saved."""
+    """Suspend Accelerate's mixed precision, so that validation scores the network as it is saved."""
     mixed_precision_forward = model.__dict__.pop("forward", None)
     try:
         yield

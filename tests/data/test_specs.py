@@ -14,13 +14,14 @@ NUM_CLASSES = {
 def test_facts_of_every_data_set_agree(name):
     spec = DATASETS[name]
     assert len(spec.classes) == len(set(spec.classes)) == len(spec.palette) == NUM_CLASSES[name]
+    assert spec.title
     assert all(len(color) == 3 and all(0 <= value < 256 for value in color) for color in spec.palette)
     assert set(spec.label_values.values()) == set(range(len(spec.classes)))
     assert not set(spec.label_values) & set(spec.ignored or ())
     assert all(set(group) <= set(range(len(spec.classes))) for group in spec.groups.values())
 
 
-def test_categories_and_groups_part_the_classes():
+def test_groups_cover_every_class_once():
     assert sorted(sum(map(list, DATASETS["cityscapes"].groups.values()), [])) == list(range(19))
     for task, rare in ((1, 1), (2, 5), (3, 11)):
         spec = DATASETS[f"cadis_task{task}"]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from msctr_hf.evaluation.boundary_iou import BoundaryIoU
 from msctr_hf.evaluation.mean_iou import ConfusionMatrix
-from msctr_hf.evaluation.report import largest_confusions, write_report
+from msctr_hf.evaluation.report import write_report
 from msctr_hf.evaluation.scoring import ScoredImage, Scores
 
 CLASSES = ("sky", "road", "car")
@@ -60,5 +60,6 @@ def test_without_matplotlib_the_figure_is_replaced_by_a_note(scores, tmp_path, m
     assert "confusion.png" not in (tmp_path / "report.md").read_text()
 
 
-def test_confusions_are_shares_of_the_labeled_pixels_of_a_class(scores):
-    assert largest_confusions(scores.confusion, CLASSES) == [("sky", "road", pytest.approx(1 / 3))]
+def test_confusions_are_shares_of_the_labeled_pixels(scores):
+    (confusion,) = scores.results(dict(enumerate(CLASSES)), {})["largest_confusions"]
+    assert confusion == {"class": "sky", "predicted_as": "road", "share": pytest.approx(1 / 3)}

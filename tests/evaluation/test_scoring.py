@@ -6,7 +6,7 @@ from PIL import Image
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.evaluation.mean_iou import ConfusionMatrix
-from msctr_hf.evaluation.scoring import group_scores, iou_table, score_dataset
+from msctr_hf.evaluation.scoring import CONFUSIONS_LISTED, group_scores, iou_table, largest_confusions, score_dataset
 
 
 class Guess:
@@ -63,8 +63,34 @@ def test_results_carry_groups_and_boundaries_by_name(dataset):
     assert set(results["groups"]) == {"ground", "rest"}
     assert results["groups"]["ground"]["mean_iou"] == results["per_category_iou"]["road"]
     assert results["per_category_boundary_iou"]["sky"] == 0
+    assert results["images"] == len(dataset)
     assert "boundary" in iou_table(results)
     assert "as one class" in iou_table(results)
+
+
+def test_largest_confusions_are_those_found_by_counting_pixels():
+    random = np.random.default_rng(0)
+    reference, prediction = random.integers(0, 6, (2, 50, 50))
+    reference[reference == 4] = 255  # ignored: 4 is only ever predicted
+    confusion = ConfusionMatrix(6)
+    confusion.update(prediction, reference)
+    counted = []
+    for label in (0, 1, 2, 3, 5):
+        of_class = prediction[reference == label]
+        counted += [(np.mean(of_class == other), label, other) for other in range(6) if other != label]
+    listed = largest_confusions(confusion, {label: f"class {label}" for label in range(6)})
+    assert len(listed) == CONFUSIONS_LISTED
+    assert [each["share"] for each in listed] == pytest.approx(sorted(share for share, _, _ in counted)[:-11:-1])
+    shares = {(f"class {label}", f"class {other}"): share for share, label, other in counted}
+    for each in listed:
+        assert each["share"] == pytest.approx(shares[each["class"], each["predicted_as"]])
+
+
+def test_a_perfect_prediction_has_no_confusions():
+    labels = np.arange(9, dtype=np.uint8).reshape(3, 3) % 3
+    confusion = ConfusionMatrix(4)
+    confusion.update(labels, labels)
+    assert largest_confusions(confusion, dict(enumerate("abcd"))) == []
 
 
 def test_groups_have_the_mean_iou_of_their_classes_and_the_iou_of_the_merged_class():

@@ -1,10 +1,11 @@
-"""Rows of runs stand alone: they name no folder of a machine, and the command in them is the run's."""
+"""Rows of the table name no folder of a machine, and their command repeats the run."""
 
 import json
+import shlex
 
 import pytest
 
-from experiments.model_zoo import describe, read_rows, zoo_table
+from experiments.model_zoo import describe, read_rows, zoo_commands, zoo_table
 
 
 def write_run(folder, command, **settings):
@@ -43,11 +44,11 @@ def test_row_has_scores_costs_and_the_command_without_folders(tmp_path):
     assert (row["arm"], row["dataset"], row["split"], row["seed"]) == ("an arm", "camvid", "validation", 3)
     assert row["network"] == "fcn, resnet18"
     assert (row["images_per_second"], row["used_mb"], row["mean_iou"]) == (5, 102, 0.5)
-    assert (row["contrastive_mode"], row["contrastive_sampling"]) == ("ms_cs", "rarest")  # where nothing was said
+    assert (row["contrastive_mode"], row["contrastive_sampling"]) == ("ms_cs", "rarest")  # the defaults
     assert str(tmp_path) not in json.dumps(row)
 
 
-def test_a_folder_of_the_name_of_the_data_set_does_not_hide_it(tmp_path, monkeypatch):
+def test_data_set_keeps_its_name_where_a_folder_has_the_same_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "camvid").mkdir()
     row = describe(write_run(tmp_path / "run", "scripts/train.py --dataset camvid --data_dir camvid"))
@@ -55,7 +56,7 @@ def test_a_folder_of_the_name_of_the_data_set_does_not_hide_it(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("start, network", [("nvidia/mit-b0", "nvidia/mit-b0"), ("/home/me/runs/mine", "mine")])
-def test_a_network_that_started_from_a_model_is_called_by_its_name(tmp_path, start, network):
+def test_network_that_started_from_a_model_is_named_after_it(tmp_path, start, network):
     row = describe(write_run(tmp_path / "run", "scripts/train.py", model_name_or_path=start))
     assert row["network"] == network
 
@@ -67,10 +68,20 @@ def test_table_joins_seeds_and_keeps_networks_modes_and_schedules_apart():
     }  # fmt: skip
     rows = [row, row | {"seed": 1, "mean_iou": 0.52}, row | {"arm": "ms"}, row | {"max_steps": 8}]
     lines = zoo_table(rows).splitlines()[2:]
-    assert lines[0] == (
-        "| fcn, resnet18 | camvid validation | ce | 7 | 51.00 ± 1.41 | 0, 1 | a CPU | `python scripts/train.py` |"
-    )
+    assert lines[0] == "| fcn, resnet18 | camvid validation | ce | 7 | 51.00 ± 1.41 | 0, 1 | a CPU |"
     assert len(lines) == 3
+
+
+def test_commands_are_listed_once_for_every_line_of_the_table_and_survive_their_line_breaks():
+    command = "python scripts/train.py --config configs/camvid/hrnet_w48.yaml --seed 0 " + "--report_to none " * 8
+    row = {
+        "network": "fcn, resnet18", "dataset": "camvid", "split": "validation", "arm": "ce",
+        "max_steps": 7, "seed": 0, "mean_iou": 0.5, "device": "a CPU", "command": command.strip(),
+    }  # fmt: skip
+    block = zoo_commands([row, row | {"seed": 1, "command": "another"}])
+    assert block.startswith("# fcn, resnet18: camvid, ce, 7 steps\n")
+    assert max(map(len, block.splitlines())) < 120
+    assert shlex.split(block.replace("\\\n", ""), comments=True) == shlex.split(command)
 
 
 def test_rows_come_from_folders_and_files(tmp_path):
@@ -81,7 +92,7 @@ def test_rows_come_from_folders_and_files(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no JSON", "folder"])
-def test_what_holds_no_runs_gets_a_sentence(tmp_path, content, run_script):
+def test_paths_without_runs_are_reported_in_one_sentence(tmp_path, content, run_script):
     path = tmp_path / "given"
     if content == "folder":
         path.mkdir()

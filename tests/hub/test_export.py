@@ -20,13 +20,13 @@ def network(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decode_head", DECODE_HEADS)
-def test_onnx_runs_as_the_network_at_batches_and_sizes_it_was_not_exported_with(tiny_config, tmp_path, decode_head):
+def test_onnx_computes_the_logits_of_the_network_at_other_batches_and_sizes(tiny_config, tmp_path, decode_head):
     model = network(tiny_config(decode_head))
     comparisons = export_network(model, MsctrImageProcessor(), tmp_path / "exported")
     assert [comparison.size for comparison in comparisons] == [(160, 192), (195, 310)]
     assert all(comparison.difference < 1e-4 for comparison in comparisons)
 
-    session = onnxruntime.InferenceSession(tmp_path / "exported/model.onnx")  # nothing of transformers
+    session = onnxruntime.InferenceSession(tmp_path / "exported/model.onnx")  # without transformers
     names = [output.name for output in session.get_outputs()]
     for shape in ((1, 3, 97, 131), (4, 3, 256, 64)):
         pixel_values = torch.randn(shape)
@@ -36,7 +36,7 @@ def test_onnx_runs_as_the_network_at_batches_and_sizes_it_was_not_exported_with(
 
 
 @pytest.mark.slow
-def test_torch_program_loads_and_runs_as_the_network(tiny_config, tmp_path):
+def test_a_torch_program_loads_and_computes_the_logits_of_the_network(tiny_config, tmp_path):
     model = network(tiny_config())
     export_network(model, MsctrImageProcessor(), tmp_path / "exported", format="torch")
     pixel_values = torch.randn(1, 3, 97, 131)
@@ -44,13 +44,13 @@ def test_torch_program_loads_and_runs_as_the_network(tiny_config, tmp_path):
     if "trust_remote_code" in inspect.signature(ExportedModel.from_pretrained).parameters:  # transformers 5.24
         with pytest.raises(ValueError, match="trust_remote_code"):
             ExportedModel.from_pretrained(tmp_path / "exported", trust_remote_code=False)
-        trust = {"trust_remote_code": True}  # a pickle, but our own
+        trust = {"trust_remote_code": True}  # it is a pickle, but this test wrote it
     logits = ExportedModel.from_pretrained(tmp_path / "exported", **trust)(pixel_values=pixel_values)["logits"]
     torch.testing.assert_close(logits, model(pixel_values).logits.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_window_transformers_export_for_one_size(tiny_config, tmp_path):
+def test_window_transformers_can_be_exported_for_one_size(tiny_config, tmp_path):
     model = network(tiny_config("fcn", backbone=SWIN_TINY))
     comparisons = export_network(model, MsctrImageProcessor(), tmp_path / "exported", fixed_size=(64, 96))
     assert [(comparison.batch, comparison.size) for comparison in comparisons] == [(1, (64, 96)), (3, (64, 96))]
@@ -58,19 +58,19 @@ def test_window_transformers_export_for_one_size(tiny_config, tmp_path):
 
 def test_an_export_that_differs_is_refused_and_leaves_nothing(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_compare", lambda *arguments: export.Comparison(1, (64, 96), 0.26, 1.0))
-    with pytest.raises(ValueError, match=r"differs by 0.26 at size \(64, 96\); try `size_multiple=32`"):
+    with pytest.raises(ValueError, match=r"differ by 0.26 at size \(64, 96\); try `size_multiple=32`"):
         export_network(network(tiny_config("fcn")), MsctrImageProcessor(), tmp_path / "exported", format="torch")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_cannot_be_exported_gets_a_sentence(tiny_config, tmp_path, monkeypatch):
+def test_a_network_that_cannot_be_exported_is_reported_in_a_sentence(tiny_config, tmp_path, monkeypatch):
     model = network(tiny_config("fcn"))
     monkeypatch.setattr(model, "_decode", lambda maps: maps[0].untraceable)
     with pytest.raises(ValueError, match="cannot be exported"):
         export_network(model, MsctrImageProcessor(), tmp_path / "exported", format="torch")
 
 
-def test_a_full_folder_is_left_alone(tiny_config, tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(tiny_config, tmp_path):
     (tmp_path / "mine").touch()
     with pytest.raises(ValueError, match="is not empty"):
         export_network(network(tiny_config()), MsctrImageProcessor(), tmp_path)
@@ -78,12 +78,12 @@ def test_a_full_folder_is_left_alone(tiny_config, tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 6), (7, 9), (16, 32)])
 @pytest.mark.parametrize("cells", [1, 2, 3, 6])
-def test_averaging_by_products_is_adaptive_pooling(size, cells):
+def test_averaging_by_matrix_products_equals_adaptive_pooling(size, cells):
     features = torch.randn(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(average_cells(features, cells), F.adaptive_avg_pool2d(features, cells))
 
 
-def test_script_exports_and_shows_the_comparison(run_script, tiny_config, tmp_path):
+def test_the_script_exports_and_prints_the_comparison(run_script, tiny_config, tmp_path):
     network(tiny_config("fcn")).save_pretrained(tmp_path / "model")
     MsctrImageProcessor().save_pretrained(tmp_path / "model")
     arguments = ["--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--format", "torch"]

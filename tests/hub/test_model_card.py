@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from conftest import SWIN_TINY
@@ -26,7 +27,8 @@ from msctr_hf.training.settings import purpose
 SCORES = {"sky": 0.9, "road": 0.123456, "never seen": None}
 RESULTS = {
     "step": 40, "mean_iou": 0.511728, "mean_accuracy": 0.6, "overall_accuracy": 0.7, "per_category_iou": SCORES,
-    "per_category_accuracy": SCORES,
+    "per_category_accuracy": SCORES, "images": 12,
+    "largest_confusions": [{"class": "road", "predicted_as": "sky", "share": 0.25}],
 }  # fmt: skip
 RUN = {
     "settings": {
@@ -65,7 +67,7 @@ def test_the_python_example_of_the_card_runs(folder):
     subprocess.run([sys.executable, "-c", snippet + check], cwd=folder, check=True)
 
 
-def test_metadata_are_what_the_hub_reads(run_folder):
+def test_the_metadata_are_those_that_the_hub_reads(run_folder):
     card = ModelCard.load(write_model_card(run_folder, get_dataset_spec("cityscapes"), name="someone/network"))
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-segmentation")
@@ -75,7 +77,7 @@ def test_metadata_are_what_the_hub_reads(run_folder):
     measured = {result.metric_type: result.metric_value for result in data.eval_results}
     assert measured == {name: RESULTS[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
     assert {(result.dataset_name, result.dataset_split) for result in data.eval_results} == {
-        ("cityscapes", "validation")
+        ("Cityscapes", "validation")
     }
     assert "model-index" in yaml.safe_load(card.content.split("---")[1])
     assert (
@@ -87,11 +89,17 @@ def test_metadata_are_what_the_hub_reads(run_folder):
 def test_the_card_states_network_objective_data_recipe_and_machine(run_folder):
     text = write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
     for line in (
-        "# FCN with swin on cityscapes",
+        "# FCN with swin on Cityscapes",
         "| contrastive_temperature | 0.07 |",
         "| projection_stages | [1, 2, 3, 4] |",
         "| initial weights | timm/hrnet_w48.ms_in1k |",
         "| terms | Cityscapes terms of use: research only, no redistribution |",
+        "Segmentation of images like those of Cityscapes into 5 classes.",
+        "Terms of the data: Cityscapes terms of use: research only, no redistribution. These terms may bind",
+        "Measured in the best validation, on 12 images:",
+        "- Lowest IoU: road (12.35 %).",
+        "- In neither labels nor predictions, and so not measured: never seen.",
+        "| road | sky | 25.00 % |",
         "| learning_rate | 0.01 |",
         "| processes | 4 |",
         "| device | a very fast device |",
@@ -112,11 +120,103 @@ def test_a_data_set_on_the_hub_is_named_and_a_local_one_is_not(run_folder, copy,
     assert "/data/parquet" not in text
 
 
+def card_of(run_folder, settings=None, spec=None, **run):
+    write_json(run_folder / "run.json", {**RUN, "settings": {**RUN["settings"], **(settings or {})}, **run})
+    return ModelCard.load(write_model_card(run_folder, spec or get_dataset_spec("cityscapes")))
+
+
+@pytest.mark.parametrize(("settings", "base_model", "relation"), [
+    ({"backbone": "hrnet_w48.ms_in1k"}, "timm/hrnet_w48.ms_in1k", None),
+    ({"backbone": "microsoft/swin-tiny-patch4-window7-224"}, "microsoft/swin-tiny-patch4-window7-224", None),
+    ({"backbone_weights": "none"}, None, None),
+    ({"backbone_weights": "/data/weights.pth"}, None, None),
+    ({"backbone": "/data/swin"}, None, None),
+    ({"backbone": "../weights/swin"}, None, None),
+    ({"model_name_or_path": "nvidia/mit-b0"}, "nvidia/mit-b0", "finetune"),
+    ({"model_name_or_path": "runs/pretrained"}, None, None),
+])  # fmt: skip
+def test_the_base_model_is_named_where_it_came_from_the_hub(run_folder, settings, base_model, relation):
+    local = [name for name, value in settings.items() if value == "runs/pretrained"]
+    card = card_of(run_folder, settings, paths=local)
+    assert card.data.base_model == base_model
+    assert card.data.to_dict().get("base_model_relation") == relation
+    if base_model is None:
+        assert not any(value in card.content for value in settings.values() if "/" in value)
+
+
+def test_a_timm_name_without_a_tag_becomes_the_repository_that_timm_downloads(run_folder):
+    default = timm.create_model("resnet50").pretrained_cfg
+    assert card_of(run_folder, {"backbone": "resnet50"}).data.base_model == default["hf_hub_id"]
+    assert card_of(run_folder, {"backbone": "network_of_another_version"}).data.base_model is None
+
+
+def test_the_base_model_is_that_of_the_start_that_did_not_resume(run_folder):
+    first = {"settings": {**RUN["settings"], "model_name_or_path": "nvidia/mit-b0"}, "from_step": 0}
+    card = card_of(run_folder, {"backbone_weights": "none"}, earlier_starts=[first], from_step=20)
+    assert card.data.base_model == "nvidia/mit-b0"
+    card = card_of(run_folder, {"backbone_weights": "none"}, earlier_starts=[first], from_step=0)
+    assert card.data.base_model is None
+
+
+def test_a_relative_folder_that_looks_like_a_hub_id_stays_private(run_folder):
+    content = card_of(run_folder, {"dataset_name": "data/parquet"}, paths=["dataset_name"]).content
+    assert "data/parquet" not in content
+    first = {"settings": {**RUN["settings"], "dataset_name": "data/parquet"}, "paths": ["dataset_name"]}
+    content = card_of(run_folder, {"dataset_name": "data/parquet"}, earlier_starts=[first]).content
+    assert "data/parquet" not in content
+
+
+@pytest.mark.parametrize(("description", "hub_id", "title", "name", "kind"), [
+    ({"name": "Streets of Ulm"}, None, " on Streets of Ulm", "Streets of Ulm", "streets-of-ulm"),
+    ({"name": "Streets of Ulm"}, "someone/ulm", " on Streets of Ulm", "Streets of Ulm", "someone/ulm"),
+    ({}, "someone/ulm", "", "someone/ulm", "someone/ulm"),
+    ({}, None, "", "custom data set", "custom-data-set"),
+])  # fmt: skip
+def test_a_folder_of_the_user_has_the_name_it_gives_itself(
+    run_folder, tmp_path, description, hub_id, title, name, kind
+):
+    spec = get_dataset_spec("folder", write_folder(tmp_path / "secret_project", description=description))
+    card = card_of(run_folder, {"dataset": "folder", "dataset_name": hub_id}, spec)
+    assert f"# FCN with swin{title}\n" in card.text
+    assert {(each.dataset_name, each.dataset_type) for each in card.data.eval_results} == {(name, kind)}
+    assert card.data.datasets == ([hub_id] if hub_id else None)
+    assert "secret_project" not in card.content
+
+
+def test_limitations_are_the_worst_classes_and_largest_confusions_of_the_results(run_folder):
+    ious = {"a": 0.9, "b": 0.2, "c": 0.5, "d": 0.1, "e": 0.3, "f|g": 0.8, "never": None, "absent": None}
+    confusions = [{"class": "f|g", "predicted_as": each, "share": 0.01 * each_share} for each, each_share in zip(
+        ("a", "b", "c", "d", "e", "never"), range(60, 0, -10), strict=True
+    )]  # fmt: skip
+    write_json(run_folder / "results.json", {**RESULTS, "per_category_iou": ious, "per_category_accuracy": ious,
+                                             "largest_confusions": confusions})  # fmt: skip
+    section = card_of(run_folder).text.split("## Limitations")[1].split("\n## ")[0]
+    assert "- Lowest IoU: d (10.00 %), b (20.00 %), e (30.00 %)." in section
+    assert "not measured: never, absent." in section
+    rows = re.findall(r"^\| f\\\|g \| (\w+) \| ([\d.]+) % \|$", section, re.MULTILINE)
+    assert rows == [("a", "60.00"), ("b", "50.00"), ("c", "40.00"), ("d", "30.00"), ("e", "20.00")]
+
+
+def test_results_of_older_runs_without_confusions_still_make_a_card(run_folder):
+    older = {name: value for name, value in RESULTS.items() if name not in ("images", "largest_confusions")}
+    write_json(run_folder / "results.json", older)
+    text = card_of(run_folder).text
+    assert "Measured in the best validation:\n\n- Lowest IoU: road (12.35 %)." in text
+    assert "predicted as" not in text
+
+
+def test_drawn_images_are_called_drawn(run_folder):
+    drawn = "A program draws these images"
+    assert drawn in card_of(run_folder, spec=get_dataset_spec("synthetic_scenes")).text
+    assert drawn not in card_of(run_folder).text
+
+
 def test_the_card_leaves_out_what_the_folder_does_not_know(folder):
     text = write_model_card(folder).read_text()
     assert "model-index" not in text
-    for section in ("## Results", "## Training", "## Data", "mean_iou", "license:", "base_model", "![", "not known"):
-        assert section not in text, section
+    sections = ("## Results", "## Training", "## Data", "## Limitations", "## Intended use")
+    for absent in (*sections, "mean_iou", "license:", "base_model", "![", "not known"):
+        assert absent not in text, absent
 
 
 @pytest.mark.parametrize(("dataset", "allowed", "shown"), [
@@ -137,23 +237,24 @@ def test_an_adapted_model_needs_no_code_and_says_how_it_was_trained(tmp_path):
     assert "trust_remote_code" not in text
     assert "trained with multi-scale and cross-scale contrast" in text
     assert "base_model: nvidia/mit-b0" in text
+    assert "base_model_relation: finetune" in text
     assert "| contrastive_loss_weight | 0.2 |" in text
 
 
 def test_a_card_that_a_user_took_over_is_kept(run_folder):
     card = write_model_card(run_folder)
-    assert "on cityscapes" in write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
+    assert "on Cityscapes" in write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
     mine = re.sub(r"<!-- Written by msctr_hf.*-->", "", card.read_text()) + "It also works on Mars.\n"
     card.write_text(mine)
     assert write_model_card(run_folder).read_text() == mine
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(ValueError, match="does not hold a saved model"):
         write_model_card(tmp_path)
 
 
-def test_a_folder_that_cannot_be_read_or_written_is_the_users_mistake(run_folder, monkeypatch):
+def test_a_folder_that_cannot_be_read_or_written_is_a_usage_error(run_folder, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -170,7 +271,7 @@ def test_a_folder_that_cannot_be_read_or_written_is_the_users_mistake(run_folder
         write_model_card(run_folder)
 
 
-def test_a_run_writes_the_card_of_its_own_figures(run_script, tmp_path):
+def test_a_run_writes_a_card_with_its_own_results_and_settings(run_script, tmp_path):
     run = tmp_path / "run"
     arguments = flags(None, run, dataset="synthetic_scenes", data_dir=None, class_weights=None, max_steps=1)
     code, _, err = run_script("train.py", *arguments)
@@ -178,6 +279,9 @@ def test_a_run_writes_the_card_of_its_own_figures(run_script, tmp_path):
     results = json.loads((run / "results.json").read_text())
     card = ModelCard.load(run / "README.md")
     assert card.data.eval_results[0].metric_value == results["mean_iou"]
+    first = results["largest_confusions"][0]
+    assert f"| {first['class']} | {first['predicted_as']} | {100 * first['share']:.2f} % |" in card.text
+    assert f"on {results['images']} images:" in card.text
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", card.text, re.MULTILINE))
     settings = json.loads((run / "run.json").read_text())["settings"]
     for name in (
@@ -215,7 +319,7 @@ def test_the_recipe_of_a_card_repeats_the_run(run_script, tmp_path):
     config, config_again = (json.loads((folder / "config.json").read_text()) for folder in (run, again))
     assert config == config_again
     differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
-    # what the network fills in by itself is written out in the card; where things lie and what is watched is not there
+    # The card writes out the defaults that the network fills in, and leaves out paths, logging and validation steps.
     logistics = {name for name in differing if not purpose(name).in_card}
     assert {name for name in differing - logistics if config.get(name) != after.get(name)} == set()
     assert logistics <= {"output_dir", "validation_steps", "checkpointing_steps", "logging_steps"}

@@ -1,4 +1,4 @@
-"""The released code's four networks: names all mapped, outputs the same."""
+"""Conversion of the four networks of the released code: every entry is used, and outputs are the same."""
 
 import json
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ def config_of(name, *argv):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_recorded_outputs_of_the_released_network(name):
+def test_a_converted_network_computes_the_recorded_outputs(name):
     """In float64, as the recorded outputs were computed before they were rounded to float32 (6e-8).
 
     Float32 would depend on the processor and the number of threads: with these weights the object regions of OCRNet
@@ -58,8 +58,8 @@ def test_recorded_outputs_of_the_released_network(name):
 
 
 @pytest.mark.parametrize("config", ["cityscapes/ocrnet_resnet101", "cityscapes/upernet_resnet101"])
-def test_names_of_networks_without_a_recording_cover_the_whole_network(config):
-    """OCRNet-ResNet and UPerNet-ResNet: released names put together from those of the recorded networks."""
+def test_renamed_entries_cover_the_whole_network_where_nothing_is_recorded(config):
+    """OCRNet-ResNet and UPerNet-ResNet, whose released names are combined from those of the recorded networks."""
     config = config_of(config)
     expected = set(MsctrForSemanticSegmentation(config).state_dict())
     head = "ocrnet_hrnet_w48_ade20k" if config.decode_head == "ocr" else "upernet_swin_tiny_ade20k"
@@ -80,30 +80,30 @@ def test_names_of_networks_without_a_recording_cover_the_whole_network(config):
     assert set(names.values()) == expected
 
 
-def test_leftovers_on_either_side_are_refused():
+def test_entries_left_over_on_either_side_are_refused():
     facts, _ = read("deeplabv3_resnet50_cityscapes")
     config = config_of("cityscapes/deeplabv3_resnet50")
     state = {key: fill(key, shape) for key, shape in facts["state_dict"].items()}
     with pytest.raises(ValueError, match=r"extra\.weight"):
         convert_original_checkpoint({**state, "extra.weight": torch.zeros(1)}, config)
-    with pytest.raises(ValueError, match="no place"):
+    with pytest.raises(ValueError, match="do not belong to a network with `decode_head='fcn'`"):
         convert_original_checkpoint(state, config_of("cityscapes/hrnet_w48"))
     with pytest.raises(ValueError, match="unknown|does not"):
         convert_original_checkpoint({**state, "backbone.layer9.weight": torch.zeros(1)}, config)
     lacking = {key: value for key, value in state.items() if key != "conv_out.bias"}
-    with pytest.raises(ValueError, match=r"lacks.*decode_head\.classifier\.bias"):
+    with pytest.raises(ValueError, match=r"lacks entries.*decode_head\.classifier\.bias"):
         convert_original_checkpoint(lacking, config)
     misshapen = {**state, "conv_out.weight": torch.zeros(7, 256, 1, 1)}
     with pytest.raises(ValueError, match="other shapes"):
         convert_original_checkpoint(misshapen, config)
 
 
-def test_heads_that_the_released_code_lacks_get_a_sentence():
+def test_decode_heads_that_the_released_code_lacks_are_refused():
     with pytest.raises(UsageError, match="the decode heads fcn, deeplabv3, ocr, upernet; .* `decode_head='linear'`"):
         rename_original_state({}, SimpleNamespace(decode_head="linear"))
 
 
-def test_a_configuration_that_fits_no_network_gets_one_sentence(run_script, tmp_path):
+def test_an_invalid_configuration_is_reported_in_one_sentence(run_script, tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "chkpt.pt")
     options = ["--checkpoint", tmp_path / "chkpt.pt", "--output_dir", tmp_path / "converted"]
     network = ["--config", "cityscapes/deeplabv3_resnet50", "--projection_stages", "[4,1]"]
@@ -112,7 +112,7 @@ def test_a_configuration_that_fits_no_network_gets_one_sentence(run_script, tmp_
     assert "--projection_stages" in error
 
 
-def test_script_converts_a_file_of_the_released_code(run_script, tmp_path):
+def test_the_script_converts_a_checkpoint_of_the_released_code(run_script, tmp_path):
     facts, _ = read("deeplabv3_resnet50_cityscapes")
     state = {f"module.{key}": fill(key, shape) for key, shape in facts["state_dict"].items()}
     torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "chkpt.pt")
@@ -130,5 +130,5 @@ def test_script_converts_a_file_of_the_released_code(run_script, tmp_path):
     code, _, error = run_script(
         "convert_checkpoint.py", "--checkpoint", tmp_path / "none.pt", *common[2:], "--output_dir", tmp_path / "other"
     )
-    assert (code, "no file" in error) == (2, True)
+    assert (code, "does not exist" in error) == (2, True)
     assert not (tmp_path / "other").exists()

@@ -61,7 +61,7 @@ def hub():
 
 @pytest.fixture
 def folder(tmp_path, tiny_config):
-    """A saved network of a few kB with results, and its logits."""
+    """Save a network of a few kB with results, and its logits for a random input."""
     folder = tmp_path / "network"
     model = MsctrForSemanticSegmentation(tiny_config("fcn", backbone=SWIN_TINY, num_labels=9)).eval()
     model.save_pretrained(folder)
@@ -76,7 +76,7 @@ def folder(tmp_path, tiny_config):
 
 @pytest.fixture
 def publisher(hub, monkeypatch, tmp_path):
-    """Builds a publisher whose uploads go to the local Hub, impatiently."""
+    """Builds a publisher whose uploads go to the local Hub, with short pauses and time-outs."""
 
     def build(token=None, **options):
         environment = (
@@ -85,7 +85,7 @@ def publisher(hub, monkeypatch, tmp_path):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(upload, "PAUSES", (0.05, 0.05))
-        monkeypatch.setattr(upload, "SILENCE", 3.0)
+        monkeypatch.setattr(upload, "TIMEOUT", 3.0)
         return Publisher(get_dataset_spec("synthetic_scenes"), Destination(REPOSITORY, **options), longest_wait=300)
 
     return build
@@ -102,7 +102,7 @@ def process(hub, tmp_path, *command):
     return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
 
 
-def test_two_round_trips_give_the_same_network(hub, publisher, folder, tmp_path):
+def test_a_network_is_the_same_after_two_round_trips(hub, publisher, folder, tmp_path):
     push(publisher(), folder)
     for source, target in ((REPOSITORY, "someone/second"), ("someone/second", "someone/third")):
         run = process(hub, tmp_path, "-c", READ, source, tmp_path, tmp_path / "read.pt", target)
@@ -120,7 +120,7 @@ def test_a_published_folder_is_complete_and_holds_no_path_of_this_machine(hub, p
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "modeling_msctr.py", "README.md"} <= set(
         files
     )
-    assert {"results.json", "predictions.png"} <= set(files)  # drawn images may be shown
+    assert {"results.json", "predictions.png"} <= set(files)  # images that a program draws may be shown
     assert not {"run.json", "not_finite.json"} & set(files)
     assert not any(b"/home/someone" in content for content in files.values())
     assert hub.repositories[REPOSITORY]["messages"] == ["Model of step 3: validation mIoU 30.00 %"]
@@ -130,7 +130,7 @@ def test_a_published_folder_is_complete_and_holds_no_path_of_this_machine(hub, p
 def test_images_of_restricted_data_sets_are_not_published(folder):
     (folder / "predictions.png").write_bytes(b"image")
     for allowed in (None, True):
-        Publisher(get_dataset_spec("cityscapes"))(folder)  # a card of the folder's own
+        Publisher(get_dataset_spec("cityscapes"))(folder)  # writes a card without the image first
         publisher = Publisher(get_dataset_spec("cityscapes"), Destination(REPOSITORY, show_images=allowed))
         publisher._start_if_free = lambda: None
         publisher(folder)
@@ -176,7 +176,7 @@ def test_permanent_errors_are_reported_in_one_sentence(hub, publisher, folder, c
     push(publisher(), folder)
     assert capfd.readouterr().err.count("The run is not affected. Push later with `msctr push`.") == 1
     assert hub.attempts >= attempts
-    assert (hub.attempts == 1) == (fault == 403)  # a refusal is not asked for twice
+    assert (hub.attempts == 1) == (fault == 403)  # a refusal is permanent
     assert "model.safetensors" not in hub.repositories[REPOSITORY]["files"]
 
 
@@ -187,18 +187,18 @@ def test_a_hub_that_cannot_be_reached_is_reported_in_one_sentence(hub, publisher
     assert f"{REPOSITORY} could not be pushed" in capfd.readouterr().err
 
 
-def test_training_is_not_kept_waiting_and_the_newest_model_arrives_last(hub, publisher, folder):
+def test_training_does_not_wait_for_uploads_and_the_newest_model_is_pushed_last(hub, publisher, folder):
     hub.faults.append("hang")
     patient = publisher()
-    hub.seconds_hung = upload.SILENCE = 300.0
+    hub.seconds_hung = upload.TIMEOUT = 300.0
     for step in (4, 5, 6):
         write_json(folder / "results.json", results_of(step))
         patient(folder)
-    assert hub.repositories.get(REPOSITORY, {"messages": []})["messages"] == []  # the upload is still hanging
+    assert hub.repositories.get(REPOSITORY, {"messages": []})["messages"] == []  # the first upload still hangs
     hub.released.set()
     patient.finish()
     assert json.loads(hub.repositories[REPOSITORY]["files"]["results.json"])["step"] == 6
-    assert len(hub.repositories[REPOSITORY]["messages"]) == 2  # the one in between was passed over
+    assert len(hub.repositories[REPOSITORY]["messages"]) == 2  # the model in between was skipped
 
 
 def test_a_model_is_pushed_once_and_a_better_one_again_even_with_a_custom_card(hub, publisher, folder):
@@ -211,16 +211,16 @@ def test_a_model_is_pushed_once_and_a_better_one_again_even_with_a_custom_card(h
     assert hub.repositories[REPOSITORY]["files"]["README.md"] == b"my own card"
 
 
-def test_an_upload_that_hangs_is_given_up(hub, publisher, folder, capfd):
+def test_an_upload_that_hangs_is_stopped(hub, publisher, folder, capfd):
     hub.faults.extend(["hang"] * 50)
     impatient = publisher()
-    upload.SILENCE = 60.0
+    upload.TIMEOUT = 60.0
     impatient.longest_wait = 3
     push(impatient, folder)
-    assert "took too long and was given up" in capfd.readouterr().err
+    assert "took too long and was stopped" in capfd.readouterr().err
 
 
-def test_a_run_pushes_its_best_model_and_is_not_ended_by_a_hub_that_fails(hub, publisher, run_script, tmp_path):
+def test_a_run_pushes_its_best_model_and_continues_if_the_hub_fails(hub, publisher, run_script, tmp_path):
     publisher()
     data = write_folder(tmp_path / "data", num_train=6, num_validation=3)
     options = {"backbone_config": json.dumps(SWIN_TINY), "push_to_hub": "true", "hub_model_id": REPOSITORY}
@@ -259,7 +259,7 @@ def test_an_upload_process_that_crashes_is_reported_with_all_it_wrote(
     assert text in error
 
 
-def test_a_card_that_fails_is_reported_with_its_traceback_and_does_not_end_the_run(folder, capfd, monkeypatch):
+def test_an_error_in_the_card_is_reported_with_its_traceback_and_the_run_continues(folder, capfd, monkeypatch):
     def fail(*arguments, **options):
         raise KeyError("planted")
 
@@ -272,7 +272,7 @@ def test_a_card_that_fails_is_reported_with_its_traceback_and_does_not_end_the_r
     assert "in fail" in error
 
 
-def test_a_folder_that_cannot_be_written_is_the_users_mistake_and_never_ends_a_run(hub, publisher, folder, capfd):
+def test_a_folder_that_cannot_be_written_is_a_usage_error_and_a_run_continues(hub, publisher, folder, capfd):
     (folder / ".pushed").write_text("a file where a folder should be made")
     in_training = publisher()
     push(in_training, folder)
@@ -290,7 +290,7 @@ def test_publishing_raises_a_usage_error_when_the_hub_refuses(hub, folder, tmp_p
     assert unknown == f"Not logged in to the Hub; run `hf auth login` or set HF_TOKEN to push to {REPOSITORY}."
     assert refused == f"Your token may not write to {REPOSITORY}; use one with write access."
     assert bad.startswith(f"{REPOSITORY} could not be pushed: ")
-    assert "fault 400" in bad  # the Hub's own words
+    assert "fault 400" in bad  # the message of the Hub
     assert hub.attempts == 2
     assert not (folder / ".pushed").exists()
 
@@ -308,7 +308,7 @@ def test_a_bug_in_an_upload_keeps_its_traceback(folder, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("max_steps", [4, 100_000], ids=["after the last step", "between steps"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_hub_that_hangs_does_not_hold_a_run_that_is_told_to_stop(hub, tmp_path, max_steps, number):
+def test_a_run_stops_at_a_signal_even_if_the_hub_hangs(hub, tmp_path, max_steps, number):
     hub.faults.extend(["hang"] * 50)
     hub.seconds_hung = 300
     data = write_folder(tmp_path / "data", num_train=6, num_validation=3)
@@ -323,7 +323,7 @@ def test_a_hub_that_hangs_does_not_hold_a_run_that_is_told_to_stop(hub, tmp_path
         assert run.poll() is None, run.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(2.0)  # the last save, of a few kB, is over
+    time.sleep(2.0)  # by now the last save, of a few kB, has ended
     uploads = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(run.pid, number)
     start = time.monotonic()
@@ -338,7 +338,7 @@ def test_a_hub_that_hangs_does_not_hold_a_run_that_is_told_to_stop(hub, tmp_path
 
     hub.faults.clear()
     hub.seconds_hung = 0
-    if max_steps == 4:  # the same command makes up for it
+    if max_steps == 4:  # the same command resumes and pushes
         resumed = subprocess.run([*command, "--resume", "auto"], env=environment, cwd=tmp_path, capture_output=True)
         assert resumed.returncode == 0, resumed.stderr
         files = hub.repositories[REPOSITORY]["files"]
@@ -355,7 +355,7 @@ def test_an_invalid_repository_name_is_refused_before_training(run_script, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_pushing_needs_a_name(run_script):
+def test_pushing_needs_the_name_of_a_repository(run_script):
     code, _, err = run_script("train.py", "--push_to_hub", "true")
     assert code == 2
     assert "--push_to_hub needs --hub_model_id USER/NAME" in err

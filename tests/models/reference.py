@@ -1,12 +1,12 @@
-"""The contrastive terms as the formula says, in plain loops and float64: the oracle."""
+"""The oracle of the contrastive terms: the formula in plain loops and float64."""
 
 import torch
 
 
 def info_nce_by_loops(anchors, anchor_labels, contrast=None, contrast_labels=None, temperature=0.1, self_offset=None):
-    """Mean over anchors of the mean over positives of -log(exp(a_ip) / (exp(a_ip) + sum_n exp(a_in))).
+    """Compute the mean over anchors of the mean over positives of -log(exp(a_ip) / (exp(a_ip) + sum_n exp(a_in))).
 
-    A float64 scalar that autograd differentiates.
+    The result is a float64 scalar that autograd differentiates.
     """
     if contrast is None:
         contrast, contrast_labels, self_offset = anchors, anchor_labels, 0

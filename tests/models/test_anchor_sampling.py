@@ -9,12 +9,12 @@ def blocks(batch, rows, columns, classes, size=4):
 
 
 def coordinates(batch, height, width):
-    """A map whose features are (image, row, column)."""
+    """A map whose features are the image, row and column of every pixel."""
     axes = torch.meshgrid(*(torch.arange(side).float() for side in (batch, height, width)), indexing="ij")
     return torch.stack(axes, dim=1)
 
 
-def test_every_qualifying_pair_gives_as_many_pixels_as_the_rarest():
+def test_every_qualifying_pair_gives_as_many_pixels_as_the_rarest_one():
     labels = torch.zeros(2, 8, 8, dtype=torch.int64)
     labels[0, :2] = 1  # 16 pixels
     labels[1, 0, :7] = 2  # 7 pixels: the rarest
@@ -38,7 +38,7 @@ def test_samples_are_distinct_pixels_of_their_class_and_image():
     assert len(drawn[drawn > 0].unique()) == 1
 
 
-def test_last_class_takes_part_and_values_outside_the_classes_never_do():
+def test_the_last_class_is_sampled_and_values_outside_the_classes_never_are():
     labels = torch.full((1, 6, 6), 3)
     labels[:, :2] = 255
     labels[:, 2] = -1
@@ -57,15 +57,15 @@ def test_labels_are_resized_to_the_real_size_of_the_map(height, width):
     assert torch.equal(labels[image, rows, columns], anchors.labels)
 
 
-def test_caps_are_kept():
+def test_the_largest_numbers_of_anchors_are_not_exceeded():
     labels = blocks(2, 8, 8, 3)
     features = torch.randn(2, 2, 32, 32)
     assert max(sample_anchors(features, labels, 3, max_anchors_per_class=9).class_sizes.values()) <= 2 * 9
     assert len(sample_anchors(features, labels, 3, max_anchors=50).labels) <= 50
-    assert len(sample_anchors(features, labels, 3, max_anchors=5).labels) == 0  # less than one a pair
+    assert len(sample_anchors(features, labels, 3, max_anchors=5).labels) == 0  # less than one per pair
 
 
-def test_budget_rule_takes_all_of_a_small_pair_and_the_share_of_a_large_one():
+def test_the_budget_rule_draws_all_of_a_small_pair_and_the_share_of_a_large_one():
     labels = torch.zeros(1, 10, 10, dtype=torch.int64)
     labels[0, 0, :6] = 1
     anchors = sample_anchors(torch.randn(1, 2, 10, 10), labels, 2, sampling="budget", max_anchors=40)
@@ -73,7 +73,7 @@ def test_budget_rule_takes_all_of_a_small_pair_and_the_share_of_a_large_one():
 
 
 @pytest.mark.parametrize("labels", [torch.full((2, 8, 8), 255), torch.arange(128).view(2, 8, 8)])
-def test_without_a_qualifying_pair_there_are_no_anchors_but_a_gradient_path(labels):
+def test_without_a_qualifying_pair_there_are_no_anchors_and_the_gradient_is_zero(labels):
     features = torch.randn(2, 3, 8, 8, requires_grad=True)
     anchors = sample_anchors(features, labels, 128)
     assert anchors.features.shape == (0, 3)
@@ -120,7 +120,7 @@ def test_generator_makes_draws_reproducible():
     assert torch.equal(first.features, second.features)
 
 
-def test_misuse_is_named():
+def test_wrong_arguments_are_named_in_the_error():
     with pytest.raises(ValueError, match="labels"):
         sample_anchors(torch.randn(2, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64), 3)
     with pytest.raises(ValueError, match="budget"):

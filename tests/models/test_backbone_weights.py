@@ -9,7 +9,7 @@ from msctr_hf import MsctrForSemanticSegmentation, load_backbone_weights
 
 
 def shaken(network):
-    """The state of a network with every value moved off its start, statistics of norms too."""
+    """The state of a network after changing every initial value, statistics of normalization layers included."""
     for value in network.state_dict().values():
         if value.is_floating_point():
             value.mul_(0.9).add_(0.01 * torch.rand_like(value))
@@ -18,7 +18,7 @@ def shaken(network):
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_classifier_file_of_timm_fills_the_backbone_statistics_included(tiny_config, tmp_path, name, suffix):
+def test_a_classifier_file_of_timm_fills_the_backbone_including_its_statistics(tiny_config, tmp_path, name, suffix):
     state = shaken(timm.create_model(name))
     path = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
@@ -32,11 +32,11 @@ def test_classifier_file_of_timm_fills_the_backbone_statistics_included(tiny_con
         expected = timm.create_model(
             name, features_only=True, pretrained=True, out_indices=indices, pretrained_cfg_overlay={"file": str(path)}
         ).eval()(pixel_values)
-        for ours, theirs in zip(model.eval().backbone(pixel_values).feature_maps, expected, strict=True):
-            assert torch.equal(ours, theirs)
+        for actual, target in zip(model.eval().backbone(pixel_values).feature_maps, expected, strict=True):
+            assert torch.equal(actual, target)
 
 
-def test_weights_of_a_plain_transformer_of_timm_fill_the_backbone(tiny_config, tmp_path):
+def test_weights_of_a_plain_vision_transformer_of_timm_fill_the_backbone(tiny_config, tmp_path):
     state = shaken(timm.create_model("vit_tiny_patch16_224"))
     save_file(state, tmp_path / "weights.safetensors")
     backbone = {"model_type": "timm_backbone", "backbone": "vit_tiny_patch16_224", "out_indices": [2, 5, 8, 11]}
@@ -47,11 +47,11 @@ def test_weights_of_a_plain_transformer_of_timm_fill_the_backbone(tiny_config, t
     pixel_values = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         expected = reference.forward_intermediates(pixel_values, indices=[2, 5, 8, 11], intermediates_only=True)
-        for ours, theirs in zip(model.eval().backbone(pixel_values).feature_maps, expected, strict=True):
-            torch.testing.assert_close(ours, theirs)
+        for actual, target in zip(model.eval().backbone(pixel_values).feature_maps, expected, strict=True):
+            torch.testing.assert_close(actual, target)
 
 
-def test_weights_survive_saving(tiny_config, tmp_path):
+def test_loaded_weights_are_saved_with_the_network(tiny_config, tmp_path):
     torch.save(shaken(timm.create_model("resnet18")), tmp_path / "weights.pth")
     model = MsctrForSemanticSegmentation(tiny_config())
     load_backbone_weights(model, str(tmp_path / "weights.pth"))
@@ -61,7 +61,7 @@ def test_weights_survive_saving(tiny_config, tmp_path):
     assert torch.equal(loaded.backbone._backbone.bn1.running_var, model.backbone._backbone.bn1.running_var)
 
 
-def test_classifier_file_of_transformers_fills_a_swin_backbone(tiny_config, tmp_path):
+def test_a_classifier_file_of_transformers_fills_a_swin_backbone(tiny_config, tmp_path):
     config = SwinConfig(
         **{key: value for key, value in SWIN_TINY.items() if key not in ("model_type", "out_features")}
     )
@@ -69,10 +69,10 @@ def test_classifier_file_of_transformers_fills_a_swin_backbone(tiny_config, tmp_
     classifier.save_pretrained(tmp_path)
     model = MsctrForSemanticSegmentation(tiny_config(backbone=SWIN_TINY))
     load_backbone_weights(model, str(tmp_path / "model.safetensors"))
-    ours, theirs = model.backbone.state_dict(), classifier.state_dict()
-    shared = [key for key in theirs if key in ours and key.startswith("swin.")]
+    actual, target = model.backbone.state_dict(), classifier.state_dict()
+    shared = [key for key in target if key in actual and key.startswith("swin.")]
     assert len(shared) > 40
-    assert all(torch.equal(ours[key], theirs[key]) for key in shared)
+    assert all(torch.equal(actual[key], target[key]) for key in shared)
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_weights_of_another_swin_are_refused(tiny_config, tmp_path):
         )
 
 
-def test_unreachable_hub_and_broken_files_name_the_choices(tiny_config, tmp_path):
+def test_errors_of_an_unreachable_hub_and_of_broken_files_name_the_choices(tiny_config, tmp_path):
     model = MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "backbone": "resnet18.a1_in1k"}))
     with pytest.raises(ValueError, match="`backbone_weights='FILE'`"):
         load_backbone_weights(model, "hub")
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_backbone_weights(model, str(tmp_path / "missing.pth"))
     (tmp_path / "broken.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="no readable state dict"):
+    with pytest.raises(ValueError, match="is not a readable state dict"):
         load_backbone_weights(model, str(tmp_path / "broken.safetensors"))

@@ -33,9 +33,9 @@ def test_backbones_of_transformers_work_by_configuration_alone(tiny_config, tmp_
     labels = torch.randint(0, 5, (2, 75, 130))
     output = model(pixel_values=torch.randn(2, 3, 75, 130), labels=labels, output_hidden_states=True)
     heights = [stage.shape[2] for stage in output.hidden_states]
-    assert 16 <= heights[0] <= 20  # whatever the patches, the finest map has a stride of about 4
+    assert 16 <= heights[0] <= 20  # for any patch size the finest map has a stride of about 4
     assert all(1.5 < fine / coarse < 2.3 for fine, coarse in zip(heights, heights[1:], strict=False))
-    output.loss.backward()  # a parameter without a gradient would stall several processes
+    output.loss.backward()  # DDP expects a gradient for every parameter
     assert [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None] == []
 
     model.eval().save_pretrained(tmp_path)
@@ -51,7 +51,7 @@ def hrnet():
     ).eval()
 
 
-def test_hrnet_gives_the_raw_branches_and_keeps_the_names_of_timm():
+def test_hrnet_returns_its_branches_and_keeps_the_parameter_names_of_timm():
     backbone = hrnet()
     assert list(backbone.channels) == [16, 32, 64, 128]
     reference = timm.create_model("hrnet_w18_small", features_only=True, feature_location="")
@@ -59,14 +59,14 @@ def test_hrnet_gives_the_raw_branches_and_keeps_the_names_of_timm():
 
 
 @pytest.mark.parametrize("size", [(360, 480), (67, 97), (32, 33)])
-def test_hrnet_takes_sizes_that_are_no_multiple_of_32(size):
+def test_hrnet_accepts_sizes_that_are_not_a_multiple_of_32(size):
     with torch.no_grad():
         maps = hrnet()(torch.randn(1, 3, *size)).feature_maps
     for stride, stage in zip((4, 8, 16, 32), maps, strict=True):
         assert stage.shape[2:] == tuple(-(-side // stride) for side in size)
 
 
-def test_hrnet_fuses_bilinearly():
+def test_hrnet_upsamples_bilinearly_where_it_fuses_branches():
     backbone = hrnet()
     network = timm.create_model("hrnet_w18_small", features_only=True, feature_location="").eval()
     network.load_state_dict(backbone._backbone.state_dict())
@@ -75,11 +75,11 @@ def test_hrnet_fuses_bilinearly():
             module.mode, module.align_corners = "bilinear", False
     pixel_values = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        for ours, expected in zip(backbone(pixel_values).feature_maps, network(pixel_values)[1:], strict=True):
-            assert torch.equal(ours, expected)
+        for actual, expected in zip(backbone(pixel_values).feature_maps, network(pixel_values)[1:], strict=True):
+            assert torch.equal(actual, expected)
 
 
-def test_nhwc_networks_come_out_as_nchw():
+def test_maps_of_channels_last_networks_are_returned_channels_first():
     config = TimmBackboneConfig(
         backbone="swin_tiny_patch4_window7_224", out_indices=[0, 1, 2, 3], timm_kwargs={"strict_img_size": False}
     )
@@ -88,7 +88,7 @@ def test_nhwc_networks_come_out_as_nchw():
     assert [tuple(m.shape) for m in maps] == [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]
 
 
-def test_dilated_resnet_equals_torchvision():
+def test_a_dilated_resnet_computes_the_same_maps_as_in_torchvision():
     torchvision = pytest.importorskip("torchvision")
     reference = torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True]).eval()
     backbone = build_backbone(

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from msctr_hf import MsctrConfig
 
 
-def test_survives_a_round_trip(tiny_config, tmp_path):
+def test_a_saved_configuration_loads_unchanged(tiny_config, tmp_path):
     config = tiny_config(contrastive_temperature=1, contrastive_cross_scale_pairs=[[0, 2]], palette=[[1, 2, 3]] * 5)
     config.save_pretrained(tmp_path)
     assert MsctrConfig.from_pretrained(tmp_path).to_dict() | {"_name_or_path": ""} == config.to_dict() | {
@@ -15,7 +15,7 @@ def test_survives_a_round_trip(tiny_config, tmp_path):
     }
 
 
-def test_overrides_work_when_loading(tiny_config, tmp_path):
+def test_settings_can_be_overridden_when_loading(tiny_config, tmp_path):
     tiny_config().save_pretrained(tmp_path)
     assert MsctrConfig.from_pretrained(tmp_path, contrastive_mode="ce").contrastive_mode == "ce"
 
@@ -37,12 +37,12 @@ def test_overrides_work_when_loading(tiny_config, tmp_path):
         ({"backbone_config": {"backbone": "resnet18"}}, "model_type"),
     ],
 )
-def test_wrong_settings_are_named(settings, message):
+def test_wrong_settings_are_named_in_the_error(settings, message):
     with pytest.raises(Exception, match=message):
         MsctrConfig(**settings)
 
 
-def test_decode_heads_bring_the_defaults_of_their_networks():
+def test_the_decode_head_decides_on_the_defaults():
     assert MsctrConfig(decode_head="deeplabv3").projection_stages == [1, 3, 4]
     assert MsctrConfig(decode_head="ocr").use_auxiliary_head
     assert not MsctrConfig(decode_head="fcn").use_auxiliary_head
@@ -54,7 +54,7 @@ def test_decode_heads_bring_the_defaults_of_their_networks():
     ]
 
 
-def test_documentation_names_every_field():
+def test_the_docstring_documents_every_field():
     documented = set(re.findall(r"^ {8}(\w+) \(", MsctrConfig.__doc__, flags=re.MULTILINE))
     own = {field.name for field in fields(MsctrConfig)} - {field.name for field in fields(PreTrainedConfig)}
     assert documented == own

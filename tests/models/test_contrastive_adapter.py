@@ -27,7 +27,9 @@ PLAIN = {
 
 
 def segformer(**settings):
-    return SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, **settings))  # B0 by default
+    return SegformerForSemanticSegmentation(
+        SegformerConfig(num_labels=5, **settings)
+    )  # the defaults of transformers are those of B0
 
 
 def upernet():
@@ -62,7 +64,7 @@ def batch():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_ten_steps_on_a_model_of_transformers_keep_it_what_it_was(name, batch, tmp_path):
+def test_a_model_of_transformers_keeps_its_class_and_parameters_after_ten_steps(name, batch, tmp_path):
     model = MODELS[name]()
     before = copy.deepcopy(model.state_dict())
     adapter = ContrastiveAdapter(model, projection_dim=8).train()
@@ -70,7 +72,7 @@ def test_ten_steps_on_a_model_of_transformers_keep_it_what_it_was(name, batch, t
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-3)
     for _ in range(10):
         output = adapter(**batch)
-        assert len(output.loss_terms) == 1 + 4 + 2  # its own, four scales, two pairs
+        assert len(output.loss_terms) == 1 + 4 + 2  # the model's own loss, four stages, two pairs
         assert all(torch.isfinite(term) for term in output.loss_terms.values())
         output.loss.backward()
         optimizer.step()
@@ -86,7 +88,7 @@ def test_ten_steps_on_a_model_of_transformers_keep_it_what_it_was(name, batch, t
         assert torch.equal(adapter.eval()(batch["pixel_values"]).logits, expected)
 
 
-def test_loss_is_that_of_the_model_and_of_the_objective_on_its_hidden_states(batch):
+def test_the_loss_is_the_models_own_plus_the_objective_on_its_hidden_states(batch):
     model = segformer(drop_path_rate=0.0, classifier_dropout_prob=0.0)
     adapter = ContrastiveAdapter(model, contrastive_loss_weight=0.3).train()
     for module in adapter.modules():
@@ -102,7 +104,7 @@ def test_loss_is_that_of_the_model_and_of_the_objective_on_its_hidden_states(bat
     torch.testing.assert_close(output.loss_terms, {"segmentation": own.loss.detach(), **terms})
 
 
-def test_patch_tokens_become_the_map_they_came_from(batch):
+def test_patch_tokens_are_arranged_as_a_map_and_class_tokens_left_out(batch):
     adapter = ContrastiveAdapter(dpt(), projection_dim=8).eval()
     with torch.no_grad():
         tokens = adapter.model(batch["pixel_values"], output_hidden_states=True).hidden_states[2]
@@ -111,7 +113,7 @@ def test_patch_tokens_become_the_map_they_came_from(batch):
     torch.testing.assert_close(projections[1], expected)
 
 
-def test_prediction_runs_the_model_alone(batch, monkeypatch):
+def test_prediction_does_not_run_the_projection_head(batch, monkeypatch):
     adapter = ContrastiveAdapter(segformer()).eval()
     monkeypatch.setattr(adapter.projection_head, "hidden", lambda maps: pytest.fail("projected in prediction"))
     output = adapter(**batch)
@@ -119,7 +121,7 @@ def test_prediction_runs_the_model_alone(batch, monkeypatch):
     torch.testing.assert_close(output.loss, adapter.model(**batch).loss)
 
 
-def test_one_seed_starts_all_modes_alike_and_ce_projects_nothing():
+def test_one_seed_gives_all_modes_the_same_initial_weights_and_ce_no_projection_head():
     starts = []
     for mode in ("ce", "ms_cs"):
         torch.manual_seed(0)
@@ -129,7 +131,7 @@ def test_one_seed_starts_all_modes_alike_and_ce_projects_nothing():
     assert all(torch.equal(*pair) for pair in zip(*starts, strict=True))
 
 
-def test_looking_at_hidden_states_leaves_modes_and_statistics_alone():
+def test_making_an_adapter_changes_neither_modes_nor_statistics_of_the_model():
     model = MODELS["mobilenet_v2"]().train()
     model.mobilenet_v2.conv_stem.eval()
     before = copy.deepcopy(model.state_dict())
@@ -142,12 +144,12 @@ def test_looking_at_hidden_states_leaves_modes_and_statistics_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decode_head": "fcn"}, "`decode_head` is no setting of the contrastive objective"),
+        ({"decode_head": "fcn"}, "`decode_head` is not a setting of the contrastive objective"),
         ({"contrastive_temprature": 0.2}, "Did you mean `contrastive_temperature`"),
         ({"layers": [0, 9]}, "positions among 4 hidden states"),
-        ({"projection_stages": [1, 5]}, "go beyond 4 stages"),
+        ({"projection_stages": [1, 5]}, r"must be at most 4, the number of stages, got \[1, 5\]"),
     ],
 )
-def test_faulty_settings_get_a_sentence(settings, message):
+def test_wrong_settings_are_named_in_the_error(settings, message):
     with pytest.raises(ValueError, match=message):
         ContrastiveAdapter(segformer(), **settings)

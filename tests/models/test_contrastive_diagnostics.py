@@ -12,7 +12,7 @@ def random_rows(sizes):
     return unit_rows(torch.randn(len(labels), 6, dtype=torch.float64), labels, sizes)
 
 
-def test_mean_cosines_equal_those_of_all_pairs():
+def test_mean_cosines_equal_the_means_over_all_pairs():
     a, b = random_rows({0: 4, 2: 7, 3: 1}), random_rows({0: 3, 1: 5, 3: 2})
     sums = [class_sums(rows, 4) for rows in (a, b)]
 
@@ -29,7 +29,7 @@ def test_mean_cosines_equal_those_of_all_pairs():
 
 
 @pytest.mark.parametrize(("sizes", "defined"), [({}, ()), ({0: 1}, ()), ({0: 3}, (0,)), ({0: 1, 2: 1}, (1,))])
-def test_without_a_pair_there_is_no_cosine(sizes, defined):
+def test_without_pairs_the_mean_cosine_is_nan(sizes, defined):
     rows = random_rows(sizes) if sizes else unit_rows(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64), {})
     cosines = mean_cosines(class_sums(rows, 3), sizes)
     assert [position for position, cosine in enumerate(cosines) if not math.isnan(cosine)] == list(defined)

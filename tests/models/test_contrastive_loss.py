@@ -23,7 +23,7 @@ def block_labels():
     return torch.randint(0, 5, (2, 4, 6)).repeat_interleave(16, 1).repeat_interleave(16, 2)
 
 
-def test_recorded_sum_terms_and_gradients():
+def test_loss_terms_and_gradients_equal_those_recorded_from_the_released_code():
     facts, recorded = read("losses")
     facts = facts["C"]
     features = [uniform(f"C.features{s}", shape).float().requires_grad_() for s, shape in enumerate(facts["shapes"])]
@@ -43,7 +43,7 @@ def test_recorded_sum_terms_and_gradients():
         assert relative_error(map_.grad[:, ::4], recorded[f"C.grad{stage}"]) < 1e-4
 
 
-def test_sum_is_weighted_sum_of_terms_of_the_same_anchors():
+def test_the_loss_is_the_weighted_sum_of_terms_over_the_same_anchors():
     features, labels = maps(dtype=torch.float64), block_labels()
     loss_function = build(pair_weights=(0.5, 2.0), cross_scale_temperature=0.2, temperature=0.07)
     loss, _ = loss_function(features, labels, generator=torch.Generator().manual_seed(4))
@@ -83,9 +83,9 @@ def test_projecting_sampled_rows_equals_sampling_the_projected_maps():
         torch.randint(0, 5, (2, 64, 96)),
         torch.randint(0, 5, (2, 61, 83)),
     ],
-    ids=["all ignored", "one class", "speckles", "no multiple of the stride"],
+    ids=["all ignored", "one class", "speckles", "not a multiple of the stride"],
 )
-def test_degenerate_batches_are_finite_and_reach_every_map(labels):
+def test_degenerate_batches_give_a_finite_loss_and_finite_gradients_of_every_map(labels):
     features = maps()
     head = ProjectionHead([8, 8, 8], 6).train()
     loss, terms = build()(head.hidden(features), labels, head.row_projections)
@@ -96,13 +96,13 @@ def test_degenerate_batches_are_finite_and_reach_every_map(labels):
 
 
 @pytest.mark.parametrize("labels", [torch.full((2, 64, 96), 255), torch.zeros(2, 64, 96, dtype=torch.int64)])
-def test_nothing_to_contrast_is_exactly_zero(labels):
+def test_the_loss_is_exactly_zero_if_there_is_nothing_to_contrast(labels):
     loss, terms = build()(maps(), labels)
     assert loss.item() == 0
     assert all(term.item() == 0 for term in terms.values())
 
 
-def test_empty_stage_drops_only_its_own_terms():
+def test_a_stage_without_anchors_sets_only_its_own_terms_to_zero():
     labels = torch.full((2, 64, 96), 255)
     labels[:, :8, :8] = 0  # 2x2 pixels on the finest map, none on the others
     labels[:, 8:16, :16] = 1
@@ -112,14 +112,14 @@ def test_empty_stage_drops_only_its_own_terms():
         assert terms[f"contrastive/{name}"] == 0
 
 
-def test_ignore_index_inside_the_classes_is_not_sampled():
+def test_a_class_that_is_the_ignore_index_is_not_sampled():
     labels = torch.zeros(2, 64, 96, dtype=torch.int64)
     labels[:, :32] = 1
     _, terms = build(ignore_index=1)(maps(), labels)
-    assert all(term == 0 for term in terms.values())  # one class is left
+    assert all(term == 0 for term in terms.values())  # a single class is left
 
 
-def test_detach_coarse_stops_the_gradient_of_the_contrast_side():
+def test_detach_coarse_stops_the_gradient_at_the_contrast_side():
     features, labels = maps(), block_labels()
     settings = {"scale_weights": (0.0, 0.0, 0.0), "pairs": ((0, 2),), "pair_weights": (1.0,)}
     loss, _ = build(detach_coarse=True, **settings)(features, labels)
@@ -128,7 +128,7 @@ def test_detach_coarse_stops_the_gradient_of_the_contrast_side():
     assert features[2].grad.abs().max() == 0
 
 
-def test_diagnostics_say_what_was_contrasted():
+def test_diagnostics_count_anchors_classes_and_stages_without_anchors():
     labels = torch.full((2, 64, 96), 255)
     labels[:, :8, :8] = 0  # 2x2 pixels on the finest map, none on the others
     labels[:, 8:16, :16] = 1
@@ -153,7 +153,7 @@ class _OperatorNames(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_only_the_class_counts_are_waited_for():
+def test_the_host_waits_for_nothing_but_the_class_counts():
     features, labels = maps(), block_labels()
     head = ProjectionHead([8, 8, 8], 6).train()
     hidden = head.hidden(features)
@@ -161,7 +161,7 @@ def test_only_the_class_counts_are_waited_for():
         loss, _ = build()(hidden, labels, head.row_projections)
         loss.backward()
     waits = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim", "item"}
-    assert "sort" in called.names  # the mode saw the sampler
+    assert "sort" in called.names  # proves that the operators of the sampler were recorded
     assert not waits & set(called.names)
 
 
@@ -174,7 +174,7 @@ def test_only_the_class_counts_are_waited_for():
         ({"pairs": ((0, 0), (0, 1))}, "different"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(settings, message):
+def test_settings_that_do_not_fit_are_named_in_the_error(settings, message):
     with pytest.raises(ValueError, match=message):
         build(**settings)
 
@@ -189,7 +189,7 @@ def test_settings_that_do_not_fit_are_named(settings, message):
         ("ms_cs", [2], []),
     ],
 )
-def test_pairs_and_weights_default_to_the_published_ones(tiny_config, mode, stages, pairs):
+def test_default_pairs_and_weights_are_the_published_ones(tiny_config, mode, stages, pairs):
     loss_function = MultiScaleContrastiveLoss.from_config(tiny_config(contrastive_mode=mode, projection_stages=stages))
     assert [tuple(pair) for pair in loss_function.pairs] == pairs
     assert list(loss_function.scale_weights) == [1, 0.7, 0.4, 0.1][: len(stages)]

@@ -19,14 +19,14 @@ def feature_maps():
     return [torch.randn(2, channels, 32 >> level, 48 >> level) for level, channels in enumerate(CHANNELS)]
 
 
-def test_all_heads_have_one_signature(head):
+def test_all_heads_have_the_same_signature(head):
     for name in ("__init__", "forward"):
         own, common = (inspect.signature(getattr(each, name)).parameters for each in (type(head), DecodeHead))
         assert list(own) == list(common)
         assert [each.default for each in own.values()] == [each.default for each in common.values()]
 
 
-def test_heads_give_logits_and_a_pyramid_where_they_say_so(head, feature_maps):
+def test_heads_return_logits_and_a_pyramid_if_they_declare_one(head, feature_maps):
     logits, pyramid = head(feature_maps, torch.randn(2, NUM_LABELS, 8, 12))
     assert logits.shape[:2] == (2, NUM_LABELS)
     assert (pyramid is not None) == head.gives_pyramid
@@ -37,7 +37,7 @@ def test_heads_give_logits_and_a_pyramid_where_they_say_so(head, feature_maps):
 @pytest.mark.parametrize(
     "head", [name for name, head in DECODE_HEADS.items() if head.concatenates_stages], indirect=True
 )
-def test_heads_that_concatenate_take_the_stages_concatenated(head, feature_maps):
+def test_heads_that_concatenate_stages_also_accept_the_concatenation(head, feature_maps):
     auxiliary_logits = torch.randn(2, NUM_LABELS, 8, 12)
     resized = [
         torch.nn.functional.interpolate(each, size=(32, 48), mode="bilinear", align_corners=True)
@@ -48,7 +48,7 @@ def test_heads_that_concatenate_take_the_stages_concatenated(head, feature_maps)
     torch.testing.assert_close(logits, expected)
 
 
-def test_auxiliary_logits_are_read_where_a_head_says_so(head, feature_maps):
+def test_auxiliary_logits_matter_only_to_heads_that_declare_it(head, feature_maps):
     one, other = (head(feature_maps, torch.randn(2, NUM_LABELS, 8, 12))[0] for _ in range(2))
     assert torch.equal(one, other) != head.needs_auxiliary_logits
 
@@ -56,9 +56,12 @@ def test_auxiliary_logits_are_read_where_a_head_says_so(head, feature_maps):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decode_stages": [4]}, r"UPerNet needs 2 stages or more in `decode_stages`, got \[4\]"),
+        ({"decode_stages": [4]}, r"UPerNet needs at least 2 stages in `decode_stages`, got \[4\]"),
         ({"auxiliary_stage": None}, "With UPerNet the auxiliary head needs an `auxiliary_stage`"),
-        ({"projection_source": "decode_head", "decode_stages": [3, 4]}, "go beyond the pyramid"),
+        (
+            {"projection_source": "decode_head", "decode_stages": [3, 4]},
+            "must be at most 2, the number of maps in the pyramid",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_head_are_refused(tiny_config, settings, message):

@@ -1,4 +1,4 @@
-"""The network among its neighbors: Trainer, PEFT, torch.compile."""
+"""The network with other libraries: Trainer, PEFT, torch.compile."""
 
 import copy
 
@@ -11,10 +11,10 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trai
 from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation
 from msctr_hf.models.decode_heads import DECODE_HEADS
 
-PARTS_TRAINED = ["decode_head", "auxiliary_head", "projection_head"]
+TRAINED_HEADS = ["decode_head", "auxiliary_head", "projection_head"]
 
 
-def test_trainer_of_transformers_trains_and_evaluates_it(tiny_config, tiny_batch, tmp_path):
+def test_the_trainer_of_transformers_trains_and_evaluates_the_network(tiny_config, tiny_batch, tmp_path):
     model = MsctrForSemanticSegmentation(tiny_config())
     start = copy.deepcopy(model.state_dict())
     images = [{key: value[0] for key, value in tiny_batch.items()}] * 8
@@ -28,7 +28,7 @@ def test_trainer_of_transformers_trains_and_evaluates_it(tiny_config, tiny_batch
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, start[name])]
-    for part in ("backbone", *PARTS_TRAINED):
+    for part in ("backbone", *TRAINED_HEADS):
         assert any(name.startswith(part) for name in changed), part
     model.eval()
     with torch.no_grad():
@@ -38,7 +38,7 @@ def test_trainer_of_transformers_trains_and_evaluates_it(tiny_config, tiny_batch
     MsctrForSemanticSegmentation.from_pretrained(tmp_path / "saved")
 
 
-def test_trainer_of_transformers_trains_an_adapted_model(tiny_batch, tmp_path):
+def test_the_trainer_of_transformers_trains_an_adapted_model(tiny_batch, tmp_path):
     sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
     adapter = ContrastiveAdapter(SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, **sizes)))
     start = copy.deepcopy(adapter.state_dict())
@@ -59,13 +59,15 @@ def test_trainer_of_transformers_trains_an_adapted_model(tiny_batch, tmp_path):
     [(SWIN_TINY, r".*\.(q_proj|v_proj)"), (TIMM_TINY, r"backbone\..*\.conv\d")],
     ids=["attention of Swin", "convolutions"],
 )
-def test_low_rank_adapters_train_and_come_back(tiny_config, tiny_batch, tmp_path, backbone, targets):
+def test_low_rank_adapters_train_and_load_again(tiny_config, tiny_batch, tmp_path, backbone, targets):
     base = MsctrForSemanticSegmentation(tiny_config(backbone=backbone))
     for module in base.backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.ones_(module.weight)  # timm starts the last of a block at 0: nothing would pass
-            module.momentum = 0.0  # adapters keep no statistics
-    model = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=targets, modules_to_save=PARTS_TRAINED))
+            torch.nn.init.ones_(
+                module.weight
+            )  # timm initializes the last one of a block to 0, which would stop all gradients
+            module.momentum = 0.0  # adapters do not save statistics
+    model = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=targets, modules_to_save=TRAINED_HEADS))
     model.train()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-2)
     for _ in range(3):

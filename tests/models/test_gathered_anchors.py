@@ -1,4 +1,4 @@
-"""Two processes with half a batch each against one process with all of it, in float64."""
+"""Two processes with half a batch each give the loss and gradients of one process with all of it, in float64."""
 
 import datetime
 
@@ -41,7 +41,7 @@ def batch(name):
 
 
 def contrast(name, images, gather):
-    """(loss, terms) and the gradients of maps and projections; all pixels of every class are anchors."""
+    """Values of loss and terms, and gradients of maps and projections; all pixels of every class are anchors."""
     maps, labels, weights = batch(name)
     maps = [stage[images].requires_grad_() for stage in maps]
     weights = [weight.requires_grad_() for weight in weights]
@@ -56,7 +56,7 @@ def contrast(name, images, gather):
 
 
 def one_of_two(rank, folder):
-    """Every case with the images of this process; writes what data parallel training would see."""
+    """Run every case on the images of this process and save the means that data parallel training would take."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=5)
@@ -96,14 +96,14 @@ def test_loss_terms_and_gradients_equal_those_of_one_process(two_processes, name
     for rank, results in enumerate(two_processes):
         of_two, map_grads_of_two, weight_grads_of_two = results[name]
         torch.testing.assert_close(of_two, values, rtol=1e-12, atol=1e-14)
-        for ours, expected in zip(weight_grads_of_two, weight_grads, strict=True):
-            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
-        for ours, expected in zip(map_grads_of_two, map_grads, strict=True):
-            torch.testing.assert_close(ours, expected[2 * rank : 2 * rank + 2], rtol=1e-10, atol=1e-14)
+        for actual, expected in zip(weight_grads_of_two, weight_grads, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-14)
+        for actual, expected in zip(map_grads_of_two, map_grads, strict=True):
+            torch.testing.assert_close(actual, expected[2 * rank : 2 * rank + 2], rtol=1e-10, atol=1e-14)
     assert (values[0] > 0) == any(CASES[name][0])
 
 
-def test_rows_of_all_processes_are_sorted_by_class_and_each_knows_its_own(two_processes):
+def test_gathered_rows_are_sorted_by_class_and_every_process_finds_its_own(two_processes):
     first, second = (results["gathered"] for results in two_processes)
     for gathered in (first, second):
         assert gathered.rows.features.tolist() == [[0, 0], [1, 0], [0, 1], [0, 2], [1, 1]]
@@ -114,6 +114,6 @@ def test_rows_of_all_processes_are_sorted_by_class_and_each_knows_its_own(two_pr
     assert (first.share, second.share) == (2 * 3 / 5, 2 * 2 / 5)
 
 
-def test_on_one_process_gathering_changes_nothing():
+def test_gathering_changes_nothing_on_one_process():
     one, gathered = (contrast("both have anchors", slice(0, 4), gather) for gather in (False, True))
     torch.testing.assert_close(gathered[0], one[0], rtol=1e-12, atol=0)

@@ -1,4 +1,4 @@
-"""What `save_pretrained` writes is enough: it loads, predicts and trains where the package is not installed."""
+"""A saved folder is complete: it loads, predicts and trains where the package is not installed."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SWIN_TINY, TIMM_TINY
+from conftest import ROOT, SWIN_TINY, TIMM_TINY
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -67,7 +67,7 @@ AutoImageProcessor.from_pretrained(again, trust_remote_code=True, backend="pil")
 
 @pytest.fixture
 def saved(tmp_path, tiny_config):
-    """A folder with a network and its image processor, and the network."""
+    """Saves a network with its image processor; returns the folder and the network."""
 
     def save(**options):
         model = MsctrForSemanticSegmentation(tiny_config(**options)).eval()
@@ -88,7 +88,7 @@ def run_without_the_package(name, folder, hub_cache):
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_THE_PACKAGE, name, str(folder), str(folder / "again")],
         env=environment,
-        cwd=folder,  # not the folder of the package
+        cwd=folder,  # not the repository, from which the package could be imported
         capture_output=True,
         text=True,
     )
@@ -117,18 +117,23 @@ def test_loads_predicts_and_trains_without_the_package(saved, tmp_path, options,
     assert {"cross_entropy", "contrastive/stage_1", "contrastive/stage_1_to_stage_4"} <= set(results["terms"])
 
 
-def test_with_the_package_no_flag_is_needed_and_its_own_code_is_used(saved):
+def test_with_the_package_its_own_code_is_used_without_trusting_remote_code(saved):
     folder, _ = saved()
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert type(model) is MsctrForSemanticSegmentation
     assert type(AutoImageProcessor.from_pretrained(folder)) is MsctrImageProcessor
 
 
-def test_code_in_the_folder_states_its_license(saved):
+def test_code_in_the_folder_states_its_license_as_the_license_asks(saved):
     folder, _ = saved()
-    code = list(folder.glob("*.py"))
-    assert len(code) > 5
-    assert all("Apache License" in path.read_text() for path in code)
+    appendix = (ROOT / "LICENSE").read_text().split("[name of copyright owner]")[1]
+    terms = [f"# {line[3:]}".rstrip() for line in appendix.splitlines()[1:]]
+    notice = ["# Copyright 2026 the authors of msctr_hf", *terms]
+    assert notice[-1] == "# limitations under the License."
+    code = [*folder.glob("*.py"), *(ROOT / "msctr_hf/models").glob("[!_]*.py")]
+    assert len(code) > 20
+    for path in code:
+        assert path.read_text().splitlines()[: len(notice)] == notice, path.name
 
 
 def test_the_linter_of_transformers_finds_nothing():

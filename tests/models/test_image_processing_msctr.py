@@ -14,7 +14,7 @@ def noise(height, width):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_normalizes_and_pads_with_the_mean_color_and_ignored_labels():
+def test_images_are_padded_with_the_mean_color_and_labels_with_the_ignore_index():
     processor = MsctrImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3, size_divisor=32)
     image, labels = noise(40, 50), np.full((40, 50), 3, dtype=np.uint8)
     batch = processor(image, segmentation_maps=labels, return_tensors="pt")
@@ -37,7 +37,7 @@ def test_padding_can_reflect_the_image_but_never_its_labels(cls):
 
 
 @pytest.mark.parametrize("options", [{}, {"size_divisor": 32}, {"do_resize": True, "size": {"shortest_edge": 48}}])
-def test_both_backends_agree(options):
+def test_both_backends_prepare_the_same_images(options):
     images = [noise(60, 80), noise(60, 80)]
     torchvision, pil = (
         cls(**options)(images, return_tensors="pt")["pixel_values"]
@@ -47,13 +47,13 @@ def test_both_backends_agree(options):
     assert (torchvision - pil).abs().max() < 0.03  # one gray level after resizing
 
 
-def test_images_of_different_sizes_make_one_batch():
+def test_images_of_different_sizes_are_padded_to_one_batch():
     batch = MsctrImageProcessor(size_divisor=16)([noise(30, 50), noise(40, 20)], return_tensors="pt")
     assert batch["pixel_values"].shape == (2, 3, 48, 64)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_post_processing_undoes_padding_and_resizing(align_corners):
+def test_post_processing_cuts_off_padding_and_undoes_resizing(align_corners):
     processor = MsctrImageProcessor(
         do_resize=True, size={"shortest_edge": 32}, size_divisor=32, align_corners=align_corners
     )
@@ -69,7 +69,7 @@ def test_post_processing_undoes_padding_and_resizing(align_corners):
         assert torch.equal(maps[index], expected[0].argmax(0))
 
 
-def test_settings_survive_saving_for_both_backends(tmp_path):
+def test_saved_settings_load_unchanged_in_both_backends(tmp_path):
     settings = {"size_divisor": 32, "align_corners": True, "image_mean": [0.1, 0.2, 0.3], "padding_mode": "reflect"}
     MsctrImageProcessor(**settings).save_pretrained(tmp_path)
     for cls in (MsctrImageProcessor, MsctrImageProcessorPil):
@@ -78,7 +78,7 @@ def test_settings_survive_saving_for_both_backends(tmp_path):
         assert list(loaded.image_mean) == settings["image_mean"]
 
 
-def test_stock_pipeline_gives_maps_of_the_size_of_the_image(tiny_config, tmp_path):
+def test_the_image_segmentation_pipeline_returns_masks_of_the_size_of_the_image(tiny_config, tmp_path):
     MsctrForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path)
     MsctrImageProcessor(size_divisor=32).save_pretrained(tmp_path)
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is MsctrImageProcessor
@@ -88,8 +88,8 @@ def test_stock_pipeline_gives_maps_of_the_size_of_the_image(tiny_config, tmp_pat
     assert all(segment["label"].startswith("class ") for segment in segments)
 
 
-def test_wrong_number_of_target_sizes_is_named():
-    with pytest.raises(ValueError, match="target sizes"):
+def test_a_wrong_number_of_target_sizes_is_refused():
+    with pytest.raises(ValueError, match="`target_sizes` must have one entry per image"):
         MsctrImageProcessor().post_process_semantic_segmentation(
             SimpleNamespace(logits=torch.randn(2, 3, 4, 4)), target_sizes=[(4, 4)]
         )

@@ -14,15 +14,15 @@ def random_set(rows, classes, channels=6, dtype=torch.float64):
 
 
 def with_gradients(function, *sides, **settings):
-    """Value and the gradients of the float sides."""
+    """Compute a value, and its gradients with respect to the features."""
     sides = [side.clone().requires_grad_() if side.is_floating_point() else side for side in sides]
     value = function(*sides, **settings)
     value.backward()
     return value.detach(), [side.grad for side in sides if side.is_floating_point()]
 
 
-def assert_equal(ours, expected, rtol=1e-9):
-    (value, grads), (expected_value, expected_grads) = ours, expected
+def assert_equal(actual, expected, rtol=1e-9):
+    (value, grads), (expected_value, expected_grads) = actual, expected
     torch.testing.assert_close(value, expected_value, rtol=rtol, atol=1e-13)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=rtol, atol=rtol * expected_grad.norm().item() + 1e-13)
@@ -79,7 +79,7 @@ def test_any_classes_tiles_and_temperature_equal_plain_loops(
     generator = torch.Generator().manual_seed(seed)
     sides = []
     for side in (labels, contrast_labels):
-        if side is not None:  # around a common direction: from all alike to anywhere
+        if side is not None:  # around a common direction: from all equal to widely spread
             features = 1 + spread * torch.randn(len(side), 4, dtype=torch.float64, generator=generator)
             sides += [features, torch.tensor(side, dtype=torch.int64)]
     assert_equals_loops(*sides, temperature=temperature)
@@ -87,7 +87,7 @@ def test_any_classes_tiles_and_temperature_equal_plain_loops(
 
 @pytest.mark.parametrize(("tile_rows", "kept_tiles"), [(8, 4), (8, 0), (23, 4), (300, 4)])
 @pytest.mark.parametrize("temperature", [0.1, 0.02])
-def test_tiles_of_any_size_give_the_same(monkeypatch, tile_rows, kept_tiles, temperature):
+def test_the_size_of_tiles_does_not_change_loss_and_gradients(monkeypatch, tile_rows, kept_tiles, temperature):
     sides = [*random_set(170, 7), *random_set(90, 8)]
     within, across = (with_gradients(info_nce_loss, *x, temperature=temperature) for x in (sides[:2], sides))
     monkeypatch.setattr(info_nce_tiles, "CPU_TILE_ROWS", tile_rows)
@@ -96,7 +96,7 @@ def test_tiles_of_any_size_give_the_same(monkeypatch, tile_rows, kept_tiles, tem
     assert_equal(with_gradients(info_nce_loss, *sides, temperature=temperature), across, rtol=1e-12)
 
 
-def test_parts_of_the_anchors_against_all_add_up_to_the_whole():
+def test_losses_of_parts_of_the_anchors_add_up_to_the_loss_of_all():
     anchors, labels = random_set(37, 4)
     whole = info_nce_loss(anchors, labels)
     parts = [
@@ -107,7 +107,7 @@ def test_parts_of_the_anchors_against_all_add_up_to_the_whole():
     torch.testing.assert_close(sum(parts) / 37, whole, rtol=1e-12, atol=0)
 
 
-def test_recorded_within_scale_loss_and_gradient():
+def test_within_scale_loss_and_gradient_equal_those_recorded_from_the_released_code():
     facts, recorded = read("losses")
     facts = facts["A"]
     features = uniform("A.features", facts["features"]).requires_grad_()
@@ -119,7 +119,7 @@ def test_recorded_within_scale_loss_and_gradient():
     assert relative_error(features.grad, recorded["A.grad"]) < 1e-10
 
 
-def test_recorded_cross_scale_loss_and_gradients():
+def test_cross_scale_loss_and_gradients_equal_those_recorded_from_the_released_code():
     facts, recorded = read("losses")
     facts = facts["B"]
     fine = uniform("B.features1", facts["features1"]).requires_grad_()
@@ -149,17 +149,17 @@ def test_gradients_of_both_sides_pass_gradcheck(temperature):
     )
 
 
-def test_order_of_rows_does_not_matter():
+def test_the_order_of_rows_does_not_change_the_loss():
     sides = [*random_set(50, 4), *random_set(40, 4)]
     order, contrast_order = torch.randperm(50), torch.randperm(40)
     permuted = [sides[0][order], sides[1][order], sides[2][contrast_order], sides[3][contrast_order]]
-    for ours, theirs in ((permuted[:2], sides[:2]), (permuted, sides)):
-        value, grads = with_gradients(info_nce_loss, *theirs)
+    for actual, target in ((permuted[:2], sides[:2]), (permuted, sides)):
+        value, grads = with_gradients(info_nce_loss, *target)
         grads = [grad[o] for grad, o in zip(grads, (order, contrast_order), strict=False)]
-        assert_equal(with_gradients(info_nce_loss, *ours), (value, grads), rtol=1e-11)
+        assert_equal(with_gradients(info_nce_loss, *actual), (value, grads), rtol=1e-11)
 
 
-def test_length_of_features_does_not_matter():
+def test_the_length_of_features_does_not_change_the_loss():
     anchors, labels = random_set(20, 3)
     scaled = anchors * torch.rand(20, 1, dtype=torch.float64).add(0.1)
     torch.testing.assert_close(info_nce_loss(scaled, labels), info_nce_loss(anchors, labels))
@@ -177,8 +177,8 @@ def test_low_temperature_and_low_precision_stay_finite_and_close(dtype):
     assert anchors.grad.isfinite().all()
 
 
-def test_low_temperature_does_not_underflow():
-    # the positive at cosine -0.8, one negative at -0.5: a constant shift by 1 / temperature gives 0 here
+def test_a_low_temperature_does_not_underflow():
+    # The cosine of the positive is -0.8, of a negative -0.5: shifted by a constant 1 / temperature both underflow.
     anchors = torch.tensor([[1.0, 0.0], [-0.8, 0.6], [-0.5, -(0.75**0.5)]])
     labels = torch.tensor([0, 0, 1])
     expected = info_nce_by_loops(anchors, labels, temperature=0.01)
@@ -187,7 +187,7 @@ def test_low_temperature_does_not_underflow():
 
 
 @pytest.mark.parametrize("labels", [[3] * 8, list(range(8))], ids=["one class only", "no positives"])
-def test_nothing_to_tell_apart_gives_zero_loss_and_zero_gradient(labels):
+def test_loss_and_gradient_are_zero_without_positives_or_negatives(labels):
     anchors = torch.randn(8, 4, requires_grad=True)
     loss = info_nce_loss(anchors, torch.tensor(labels))
     loss.backward()
@@ -196,7 +196,7 @@ def test_nothing_to_tell_apart_gives_zero_loss_and_zero_gradient(labels):
 
 
 @pytest.mark.parametrize(("rows", "contrast_rows"), [(0, None), (0, 5), (5, 0)])
-def test_empty_sides_give_zero_with_a_gradient_path(rows, contrast_rows):
+def test_empty_sets_give_a_loss_of_zero_with_a_gradient_path(rows, contrast_rows):
     anchors = torch.randn(rows, 4, requires_grad=True)
     labels = torch.zeros(rows, dtype=torch.int64)
     sides = [anchors]
@@ -211,7 +211,7 @@ def test_empty_sides_give_zero_with_a_gradient_path(rows, contrast_rows):
     assert all(side.grad is not None and side.grad.isfinite().all() for side in sides)
 
 
-def test_is_float32_inside_autocast():
+def test_the_loss_is_computed_in_float32_inside_autocast():
     anchors, labels = random_set(40, 4, dtype=torch.float32)
     outside = info_nce_loss(anchors, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -219,7 +219,7 @@ def test_is_float32_inside_autocast():
     assert torch.equal(inside, outside)
 
 
-def test_memory_kept_for_the_backward_is_linear_in_the_anchors():
+def test_memory_kept_for_the_backward_pass_is_linear_in_the_number_of_anchors():
     kept = []
 
     def measure(tensor):
@@ -252,6 +252,6 @@ def test_memory_kept_for_the_backward_is_linear_in_the_anchors():
         ),
     ],
 )
-def test_misuse_is_named(arguments, message):
+def test_wrong_arguments_are_named_in_the_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         info_nce_loss(**arguments)

@@ -6,7 +6,7 @@ from msctr_hf.models.info_nce_tiles import _softplus, class_groups, strips
 
 @pytest.mark.parametrize("sizes", [[], [1], [3, 3, 3, 3], [100, 1, 1, 50], [7] * 40])
 @pytest.mark.parametrize("target", [1, 8, 256])
-def test_groups_are_whole_classes_one_after_the_other(sizes, target):
+def test_groups_are_consecutive_and_consist_of_whole_classes(sizes, target):
     groups = class_groups(sizes, target)
     ends = torch.tensor(sizes).cumsum(0).tolist()
     assert [group.stop for group in groups] == [group.start for group in groups[1:]] + ([sum(sizes)] if sizes else [])
@@ -23,7 +23,7 @@ def test_strips_cover_a_range_once_in_parts_of_about_the_target(length, target):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
-def test_softplus_keeps_its_digits_where_it_is_tiny(dtype, rtol):
+def test_softplus_is_precise_where_it_is_tiny(dtype, rtol):
     gaps = torch.cat([torch.linspace(-60, 60, 10001, dtype=dtype), torch.tensor([-torch.inf, 1e4], dtype=dtype)])
     expected = torch.where(gaps.double() > 40, gaps.double(), gaps.double().exp().log1p())
     torch.testing.assert_close(_softplus(gaps).double(), expected, rtol=rtol, atol=0)

@@ -41,7 +41,7 @@ def test_every_parameter_gets_a_finite_gradient(network, tiny_batch):
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
 
 
-def test_saved_folder_loads_bit_equal_and_complete(network, tmp_path):
+def test_a_saved_network_loads_completely_and_bit_for_bit(network, tmp_path):
     network.save_pretrained(tmp_path)
     loaded, info = MsctrForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -58,7 +58,7 @@ def test_saved_folder_loads_bit_equal_and_complete(network, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (45, 77), (90, 120)])
-def test_any_size_of_one_coarsest_stride_or_more_trains_and_predicts(network, size):
+def test_the_network_trains_and_predicts_at_any_size_of_at_least_the_coarsest_stride(network, size):
     labels = torch.randint(0, 5, (2, *size))
     loss = network.train()(torch.randn(2, 3, *size), labels=labels).loss
     assert loss.isfinite()
@@ -69,7 +69,7 @@ def test_any_size_of_one_coarsest_stride_or_more_trains_and_predicts(network, si
     assert logits.shape[2:] == tuple(-(-side // stride) for side in size)
 
 
-def test_batch_of_ignored_pixels_has_zero_loss_and_gradients_everywhere(network, tiny_batch):
+def test_a_batch_of_ignored_pixels_has_a_loss_of_zero_and_gradients_for_every_parameter(network, tiny_batch):
     tiny_batch["labels"].fill_(255)
     output = network.train()(**tiny_batch)
     output.loss.backward()
@@ -77,7 +77,7 @@ def test_batch_of_ignored_pixels_has_zero_loss_and_gradients_everywhere(network,
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
 
 
-def test_prediction_runs_neither_projection_nor_auxiliary_head(network, tiny_batch):
+def test_prediction_does_not_run_heads_that_are_used_only_during_training(network, tiny_batch):
     def fail(*_):
         raise AssertionError("runs in prediction")
 
@@ -90,7 +90,7 @@ def test_prediction_runs_neither_projection_nor_auxiliary_head(network, tiny_bat
     assert torch.equal(output.loss, output.loss_terms["cross_entropy"])
 
 
-def test_loss_is_the_weighted_sum_of_its_terms(tiny_config, tiny_batch):
+def test_the_loss_is_the_weighted_sum_of_its_terms(tiny_config, tiny_batch):
     config = tiny_config(
         contrastive_loss_weight=0.3, auxiliary_loss_weight=0.2, contrastive_scale_weights=[1, 2, 3, 4]
     )
@@ -102,7 +102,7 @@ def test_loss_is_the_weighted_sum_of_its_terms(tiny_config, tiny_batch):
     torch.testing.assert_close(output.loss.detach(), expected)
 
 
-def test_projections_can_be_asked_for_in_either_mode(tiny_config, tiny_batch):
+def test_projections_are_returned_on_request_in_training_and_evaluation_mode(tiny_config, tiny_batch):
     model = MsctrForSemanticSegmentation(tiny_config(projection_stages=[1, 3]))
     for mode in (True, False):
         projections = model.train(mode)(tiny_batch["pixel_values"], output_projections=True).projections
@@ -112,7 +112,7 @@ def test_projections_can_be_asked_for_in_either_mode(tiny_config, tiny_batch):
         plain(tiny_batch["pixel_values"], output_projections=True)
 
 
-def test_one_seed_starts_every_mode_from_the_same_network(tiny_config):
+def test_one_seed_gives_every_mode_the_same_initial_weights(tiny_config):
     states = []
     for mode in ("ce", "ms", "ms_cs"):
         torch.manual_seed(3)
@@ -123,12 +123,12 @@ def test_one_seed_starts_every_mode_from_the_same_network(tiny_config):
         assert all(torch.equal(state[key], states[0][key]) for key in state)
 
 
-def test_ce_mode_has_no_projection_head(tiny_config):
+def test_a_network_without_contrast_has_no_projection_head(tiny_config):
     model = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce"))
     assert not any(name.startswith("projection_head") for name, _ in model.named_parameters())
 
 
-def test_projection_head_has_the_published_size():
+def test_the_projection_head_has_the_published_number_of_parameters():
     config = MsctrConfig(
         backbone_config={**HRNET, "backbone": "hrnet_w48"}, decode_head="fcn", id2label={0: "a", 1: "b"}
     )
@@ -136,7 +136,7 @@ def test_projection_head_has_the_published_size():
     assert sum(p.numel() for p in head.parameters()) == 382_624
 
 
-def test_another_number_of_classes_keeps_everything_but_the_classifiers(tiny_config, tmp_path):
+def test_loading_with_another_number_of_classes_keeps_all_weights_but_the_classifiers(tiny_config, tmp_path):
     model = MsctrForSemanticSegmentation(tiny_config())
     model.save_pretrained(tmp_path)
     loaded = MsctrForSemanticSegmentation.from_pretrained(
@@ -151,7 +151,7 @@ def test_another_number_of_classes_keeps_everything_but_the_classifiers(tiny_con
             assert torch.equal(value, model.state_dict()[name]), name
 
 
-def test_gradients_are_the_same_with_activation_checkpointing(tiny_config, tiny_batch):
+def test_activation_checkpointing_does_not_change_gradients(tiny_config, tiny_batch):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(1)
@@ -166,7 +166,7 @@ def test_gradients_are_the_same_with_activation_checkpointing(tiny_config, tiny_
         torch.testing.assert_close(plain, recomputed, rtol=1e-4, atol=1e-5)
 
 
-def test_frozen_backbone_keeps_parameters_and_statistics(tiny_config, tiny_batch):
+def test_a_frozen_backbone_keeps_its_parameters_and_statistics(tiny_config, tiny_batch):
     model = MsctrForSemanticSegmentation(tiny_config())
     freeze(model.backbone)
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
@@ -185,7 +185,7 @@ def test_contrastive_terms_are_float32_under_autocast(tiny_config, tiny_batch):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_cross_entropy_weights_classes_and_divides_by_valid_pixels():
+def test_cross_entropy_weights_classes_and_divides_by_the_number_of_valid_pixels():
     logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
     labels[0, 0] = 255
     weights = [0.5, 1.0, 2.0]
@@ -200,7 +200,7 @@ def test_cross_entropy_weights_classes_and_divides_by_valid_pixels():
     assert cross_entropy(logits, labels, class_weights=weights).item() == pytest.approx(total / valid, rel=1e-5)
 
 
-def test_class_weights_act_in_training_and_evaluation(tiny_config, tiny_batch):
+def test_class_weights_scale_the_loss_in_evaluation_mode_too(tiny_config, tiny_batch):
     torch.manual_seed(0)
     plain = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")).eval()
     torch.manual_seed(0)
@@ -230,28 +230,28 @@ def test_every_contrastive_setting_reaches_the_objective(tiny_config, field, val
     assert MultiScaleContrastiveLoss.from_config(tiny_config(**{field: value})) != plain
 
 
-def test_labels_that_do_not_fit_are_named(tiny_config, tiny_batch):
+def test_labels_and_stages_that_do_not_fit_are_named_in_the_error(tiny_config, tiny_batch):
     model = MsctrForSemanticSegmentation(tiny_config())
     with pytest.raises(ValueError, match=r"\(B, H, W\)"):
         model(tiny_batch["pixel_values"], labels=tiny_batch["labels"][:1])
-    with pytest.raises(ValueError, match="stages 1 to 4"):
+    with pytest.raises(ValueError, match="in 1 to 4, the stages of the backbone"):
         MsctrForSemanticSegmentation(tiny_config(projection_stages=[1, 5]))
 
 
-def test_initialization_keeps_activations_in_scale(tiny_config):
+def test_initial_weights_have_the_documented_standard_deviations(tiny_config):
     model = MsctrForSemanticSegmentation(tiny_config())
     assert model.decode_head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.3)
     fuse = model.decode_head.fuse[0]
     assert fuse.weight.std().item() == pytest.approx((2 / (fuse.out_channels * 9)) ** 0.5, rel=0.1)
 
 
-def test_compiled_network_trains_as_the_plain_one(tiny_config, tiny_batch):
+def test_a_compiled_network_computes_the_same_loss_and_gradients(tiny_config, tiny_batch):
     config = tiny_config(dropout=0.0, contrastive_min_anchors_per_class=1)
     network = MsctrForSemanticSegmentation(config).train()
     results = []
     for model in (network, torch.compile(network, backend="aot_eager")):
         network.zero_grad()
-        torch.manual_seed(1)  # the same anchors
+        torch.manual_seed(1)  # so that both draw the same anchors
         output = model(**tiny_batch)
         output.loss.backward()
         results.append((output.loss, output.loss_terms, {n: p.grad.clone() for n, p in network.named_parameters()}))

@@ -21,6 +21,14 @@ FLAGS = [
     ({"batch_size": 1}, "a normalization layer sees a single value per channel; use --batch_size 2 or more."),
     ({"batch_size": 100}, "6 training images do not fill one batch of 100 on 1 process(es); lower --batch_size."),
     ({"max_steps": 0}, "--max_steps must be at least 1, got 0."),
+    (
+        {"num_train_epochs": 2},  # and --max_steps 4
+        "--max_steps and --num_train_epochs both say how long to train, got 4 and 2.0; give one of them.",
+    ),
+    (
+        {"metric_for_best_model": "accuracy"},
+        "--metric_for_best_model must be one of 'mean_iou', 'mean_accuracy' (folder has no groups of classes), got",
+    ),
     ({"max_steps": "many"}, "invalid int value: 'many'"),
     ({"learning_rate": -1}, "--learning_rate must be at least 0, got -1.0."),
     ({"learning_rate": "nan"}, "--learning_rate must be at least 0 and finite, got nan."),
@@ -38,7 +46,7 @@ FLAGS = [
         "--report_to: paper is unknown; choose from none, tensorboard, trackio, wandb.",
     ),
     ({"crop_size": "32"}, "--crop_size needs 2 values, each above 0, got [32]."),
-    ({"scale_range": "2 0.5"}, "--scale_range goes from the smallest to the largest value, got [2.0, 0.5]."),
+    ({"scale_range": "2 0.5"}, "--scale_range must be in ascending order, got [2.0, 0.5]."),
     ({"flip_probability": 2}, "--flip_probability must be in [0, 1], got 2.0."),
     ({"num_workers": -1}, "--num_workers must be at least 0, got -1."),
     ({"size_divisor": 0}, "--size_divisor must be at least 1, got 0."),
@@ -50,10 +58,10 @@ FLAGS = [
 ]
 NETWORKS = [
     ({"backbone": "resnet1"}, "timm has no backbone 'resnet1'; similar names:"),
-    ({"backbone": "microsoft/none"}, "The configuration of microsoft/none cannot be had from the Hub"),
-    ({"backbone_config": "{"}, "--backbone_config is no valid JSON"),
+    ({"backbone": "microsoft/none"}, "The configuration of microsoft/none cannot be loaded from the Hub"),
+    ({"backbone_config": "{"}, "--backbone_config is not valid JSON"),
     ({"output_stride": 8, "backbone": "hrnet_w18"}, "--output_stride 8: hrnet_w18 cannot be dilated."),
-    ({"backbone_weights": "/no/file.pth"}, "--backbone_weights: there is no file /no/file.pth"),
+    ({"backbone_weights": "/no/file.pth"}, "--backbone_weights: the file /no/file.pth does not exist"),
     ({"backbone_weights": "hub"}, "use --backbone_weights FILE"),
     ({"model_name_or_path": "/no/model"}, "--model_name_or_path: /no/model cannot be loaded"),
     (
@@ -64,19 +72,19 @@ NETWORKS = [
     ({"contrastive_temperature": 0}, "--contrastive_temperature must be at least 0.01, got 0."),
     ({"contrastive_scale_weights": "[1]"}, "must have one entry per projected stage [1, 2, 3, 4], got [1]."),
     ({"contrastive_cross_scale_pairs": "[[0,9]]"}, "must pair two different positions below 4, got [0, 9]."),
-    ({"projection_stages": "[7]"}, "--projection_stages asks for [7], but the backbone gives stages 1 to 4."),
+    ({"projection_stages": "[7]"}, "--projection_stages must be in 1 to 4, the stages of the backbone, got [7]."),
     ({"class_weights": "[1,1]"}, "--class_weights must have one entry per class: 3, got 2."),
     ({"hidden_size": "wide"}, "--hidden_size with value 'wide' doesn't match any type"),
-    ({"dropout": 2}, "--dropout must lie in [0, 1), got 2."),
+    ({"dropout": 2}, "--dropout must be in [0, 1), got 2."),
 ]
 PLACES = [
-    ({"data_dir": "/no/such/folder"}, "There is no file /no/such/folder/dataset.yaml"),
-    ({"dataset": "cityscape"}, "There is no data set 'cityscape'; known are"),
+    ({"data_dir": "/no/such/folder"}, "The file /no/such/folder/dataset.yaml does not exist"),
+    ({"dataset": "cityscape"}, "The data set 'cityscape' is unknown; known are"),
     ({"train_split": "training"}, "folder has the splits ['train', 'validation'], not 'training'."),
     ({"streaming": True}, "--streaming reads parquet files or a Hub id"),
     ({"dataset_name": "/no/copy"}, "--dataset_name: /no/copy cannot be read"),
     ({"corrections": "/no/corrections.csv"}, "--corrections: /no/corrections.csv cannot be read"),
-    ({"resume": "/no/checkpoint"}, "--resume: /no/checkpoint is no complete checkpoint"),
+    ({"resume": "/no/checkpoint"}, "--resume: /no/checkpoint is not a complete checkpoint"),
     ({"output_dir": "/proc/run"}, "--output_dir: /proc/run could not be written"),
 ]
 
@@ -170,14 +178,14 @@ FILES = {
     "huge image": (
         for_all("train/images/*", lambda path: png_header_of(path, 100_000, 100_000)), "exceeds limit of"
     ),
-    "no images": (for_all("train/images/*", lambda path: path.unlink()), "hold(s) no image"),
-    "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "There is no folder"),
-    "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "There is no file"),
+    "no images": (for_all("train/images/*", lambda path: path.unlink()), "No image in"),
+    "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "does not exist"),
+    "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "does not exist"),
     "description is no YAML": (lambda folder: (folder / "dataset.yaml").write_text("a: ["), "is not valid YAML"),
     "unknown key": (describe(klasses=["a", "b"]), "unknown keys ['klasses']"),
     "one class": (describe(classes=["a"]), "must list the names of two classes or more"),
     "values of no class": (describe(label_values={0: "sky", 1: "sea"}), "names the class 'sea'"),
-    "path leaves the folder": (describe(splits=OUTSIDE), "../elsewhere must lie in the folder of the data set."),
+    "path leaves the folder": (describe(splits=OUTSIDE), "../elsewhere must be inside the folder of the data set."),
 }  # fmt: skip
 
 
@@ -221,14 +229,14 @@ class Foreign:
 @pytest.mark.parametrize(
     ("write", "sentence"),
     [
-        (lambda path: path.write_bytes(b"junk"), "is no readable state dict"),
+        (lambda path: path.write_bytes(b"junk"), "is not a readable state dict"),
         (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "does not fit"),
         (
             lambda path: torch.save({"a": Foreign()}, path),
-            "holds more than tensors, or is damaged; nothing of",
+            "holds more than tensors, or is damaged; its code was not run",
         ),
         (lambda path: path.write_bytes(pickle.dumps(Foreign())), "holds more than tensors, or is damaged"),
-        (lambda path: path.mkdir(), "There is no file"),
+        (lambda path: path.mkdir(), "does not exist"),
     ],
     ids=["junk", "other network", "foreign code", "plain pickle", "folder"],
 )
@@ -256,14 +264,22 @@ def run_of_four_steps(trained, run_script, tmp_path):
 
 
 CHECKPOINTS = [
-    ({"resume": "checkpoints/step_4"}, ["step_4/model.safetensors"], "model.safetensors is not as it was written"),
+    (
+        {"resume": "checkpoints/step_4"},
+        ["step_4/model.safetensors"],
+        "model.safetensors has changed since it was written",
+    ),
     ({"resume": "checkpoints/step_4"}, ["step_4/COMPLETE"], "COMPLETE cannot be read"),
     ({"resume": "auto"}, ["step_4/optimizer.bin", "step_2/optimizer.bin"], "and there is no older one"),
-    ({"resume": "auto", "learning_rate": 1}, [], "of a run with other settings: learning_rate was 0.001 and is 1.0."),
+    (
+        {"resume": "auto", "learning_rate": 1},
+        [],
+        "belongs to a run with other settings: learning_rate was 0.001 and is 1.0.",
+    ),
     ({"resume": "auto", "seed": 1, "hidden_size": 16}, [], "hidden_size was 8 and is 16; seed was 0 and is 1."),
-    ({"resume": "auto", "batch_size": 3}, [], "they must stay as many. --batch_size 2 would."),
-    ({}, [], "holds another run; choose another folder, continue it with --resume auto, or replace it"),
-    ({"resume": "last"}, [], "is no complete checkpoint"),
+    ({"resume": "auto", "batch_size": 3}, [], "their number must not change. Use --batch_size 2."),
+    ({}, [], "holds another run; choose another folder, resume it with --resume auto, or replace it"),
+    ({"resume": "last"}, [], "is not a complete checkpoint"),
 ]
 
 

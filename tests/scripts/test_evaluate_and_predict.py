@@ -106,8 +106,8 @@ def test_prediction_takes_several_inputs_and_writes_gray_files_on_request(run_sc
     ("script", "changes", "message"),
     [
         ("evaluate.py", {"model": "/no/model"}, "/no/model"),
-        ("evaluate.py", {"dataset": "ade"}, "There is no data set"),
         ("evaluate.py", {"dataset": "synthetic_scenes"}, "predicts 3 classes"),
+        ("evaluate.py", {"dataset": "ade"}, "is unknown"),
         ("evaluate.py", {"split": "test"}, "splits"),
         ("evaluate.py", {"device": "cuda:77"}, "--device"),
         ("evaluate.py", {"batch_size": "0"}, "batch_size"),

@@ -1,4 +1,4 @@
-"""A batch that is split over processes trains the network that it trains on one."""
+"""Training with a batch that is split over processes gives the network of training on one process."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ CPU = {"ACCELERATE_USE_CPU": "true"}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images of which the dark half is one class and the bright half another: every pixel becomes an anchor."""
+    """Images with a dark and a bright half of one class each, so that every pixel becomes an anchor."""
     description = {"classes": ["dark", "bright"]}
     folder = write_folder(tmp_path / "data", num_train=8, size=(64, 64), description=description)
     bright = np.arange(64, dtype=np.uint8)[None].repeat(64, 0) // 32
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def run_script(folder, run, script, environment, **settings):
-    """Two processes of a script; its last weights."""
+    """Run a script in two processes and return its last weights."""
     command = [sys.executable, *TORCHRUN, script, *flags(folder, run, **settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300)
@@ -64,11 +64,11 @@ def test_two_processes_train_the_network_of_one(folder, tmp_path, mode):
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(split_losses, losses, rtol=1e-5, atol=0)
-    assert losses[-1] < 0.9 * losses[0]  # it has learnt
+    assert losses[-1] < 0.9 * losses[0]  # it has learned something
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_with_the_data_and_the_rates_of_an_uninterrupted_run(folder, tmp_path):
+def test_two_processes_resume_with_the_data_and_learning_rates_of_an_uninterrupted_run(folder, tmp_path):
     settings = {
         "batch_size": 2, "crop_size": "64 64", "class_weights": "[1,1]", "max_steps": 7, "checkpointing_steps": 3,
         "checkpoints_kept": 9, "gradient_accumulation_steps": 2, "validation_steps": 7,
@@ -85,7 +85,7 @@ def test_two_processes_go_on_with_the_data_and_the_rates_of_an_uninterrupted_run
 
 
 @pytest.mark.slow
-def test_sharded_training_gives_the_weights_of_whole_networks_and_goes_on(folder, tmp_path):
+def test_sharded_training_gives_the_weights_of_unsharded_training_and_resumes(folder, tmp_path):
     settings = {"batch_size": 2, "crop_size": "64 64", "max_steps": 6, "class_weights": "[1,1]", "validation_steps": 6}
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
     config = yaml.safe_load((ROOT / "configs/accelerate/fsdp2.yaml").read_text())["fsdp_config"]

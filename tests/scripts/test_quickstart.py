@@ -1,4 +1,4 @@
-"""README's first command, whole: random weights to a network that tells the classes of synthetic scenes apart."""
+"""The whole quickstart recipe: from random weights to a network that segments synthetic scenes."""
 
 import json
 
@@ -7,7 +7,7 @@ from conftest import ROOT
 
 
 @pytest.mark.slow
-def test_quickstart_reaches_its_promise(run_script, tmp_path):
+def test_quickstart_reaches_the_documented_score(run_script, tmp_path):
     code, out, error = run_script(
         "train.py", "--config", ROOT / "configs/quickstart.yaml", "--output_dir", tmp_path / "quickstart"
     )

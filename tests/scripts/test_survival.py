@@ -1,4 +1,4 @@
-"""Training that is interrupted ends with the weights of training that was not."""
+"""Interrupted and resumed training ends with the weights of uninterrupted training."""
 
 import ctypes
 import itertools
@@ -41,7 +41,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(run_script, folder, tmp_path, options, monkeypatch):
+def test_a_run_that_is_stopped_by_sigterm_resumes_to_the_same_end(run_script, folder, tmp_path, options, monkeypatch):
     settings = {
         "batch_size": 2, "gradient_accumulation_steps": 1, "max_steps": 9, "validation_steps": 4,
         "checkpointing_steps": 100, "logging_steps": 2, **options,
@@ -71,7 +71,7 @@ def newest_start(error):
     return int(error.split("stopped after step ")[1].split(";")[0])
 
 
-def test_a_stream_goes_on_where_it_stopped(run_script, folder, tmp_path):
+def test_a_stream_resumes_where_it_was_stopped(run_script, folder, tmp_path):
     copy = tmp_path / "copy"
     options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--output_dir", copy]
     assert run_script("prepare_dataset.py", *options)[0] == 0
@@ -85,7 +85,7 @@ def test_a_stream_goes_on_where_it_stopped(run_script, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_kills_lose_nothing(folder, tmp_path):
+def test_a_run_that_is_killed_ten_times_loses_nothing(folder, tmp_path):
     settings = {
         "max_steps": 40, "validation_steps": 5, "checkpointing_steps": 2, "logging_steps": 3, "num_workers": 1,
         "ema": True, "resume": "auto",
@@ -98,7 +98,7 @@ def test_ten_kills_lose_nothing(folder, tmp_path):
         wait_for_step(part, min(reached + 1, 36), process)
         time.sleep(chance.uniform(0, 0.6))  # a step, a validation and a checkpoint take some tenths of a second
         if process.poll() is not None:
-            assert finish(process)[0] == 0  # it had reached the end: once more from an older checkpoint
+            assert finish(process)[0] == 0  # it has reached the end: repeat from an older checkpoint
             for name in ("step_40", "step_38"):
                 (part / "checkpoints" / name / "COMPLETE").unlink(missing_ok=True)
             reached = newest(part)
@@ -115,12 +115,15 @@ def test_ten_kills_lose_nothing(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_signals_every_process_finds_a_checkpoint_after_the_step_under_way(folder, tmp_path):
+def test_a_signal_to_every_process_leads_to_a_checkpoint_after_the_current_step(folder, tmp_path):
     run = tmp_path / "run"
     settings = {"max_steps": 100_000, "validation_steps": 7, "checkpointing_steps": 100_000, "num_workers": 2}
     process = start(*flags(folder, run, **settings))
     wait_for_step(run, 5, process)
-    for number in (signal.SIGSTOP, signal.SIGTERM):  # held, so that its log tells at which step the signal arrives
+    for number in (
+        signal.SIGSTOP,
+        signal.SIGTERM,
+    ):  # stopped, so that its log shows the step at which the signal arrives
         os.killpg(process.pid, number)
     logged = log(run)[-1]["step"]
     os.killpg(process.pid, signal.SIGCONT)
@@ -131,8 +134,8 @@ def test_a_scheduler_that_signals_every_process_finds_a_checkpoint_after_the_ste
 
 
 @pytest.mark.slow
-def test_all_processes_stop_at_the_same_step_when_one_is_told(folder, tmp_path):
-    """...and the run goes on on one process, with the batches the two had."""
+def test_all_processes_stop_at_the_same_step_when_one_gets_a_signal(folder, tmp_path):
+    """The run then resumes on one process, with the batches that the two had."""
     run = tmp_path / "run"
     settings = {"batch_size": 2, "max_steps": 100_000, "validation_steps": 100_000, "checkpointing_steps": 100_000}
     process = start(*flags(folder, run, **settings), launcher=TORCHRUN)
@@ -150,11 +153,11 @@ def test_all_processes_stop_at_the_same_step_when_one_is_told(folder, tmp_path):
     assert "2 x 1 batches x 2 processes and are 4 x 1 batches x 1 processes" in output
     assert f"max_steps was 100000 and is {stopped + 2}" in output
     code, output = finish(start(*flags(folder, run, **{**settings, "batch_size": 3}, resume="auto")))
-    assert (code, "--batch_size 4 would" in output) == (2, True)
+    assert (code, "Use --batch_size 4." in output) == (2, True)
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_the_others_with_its_message(folder, tmp_path):
+def test_a_process_that_fails_ends_the_others_and_its_message_is_shown(folder, tmp_path):
     for path in (folder / "train/images").iterdir():
         path.write_bytes(b"no image") if path.stem == "3" else None
     settings = {"batch_size": 2, "max_steps": 100_000, "num_workers": 1, "checkpointing_steps": 100_000}
@@ -166,10 +169,10 @@ def test_a_process_that_fails_ends_the_others_with_its_message(folder, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_with_a_sentence_and_the_last_checkpoint_whole(folder, tmp_path):
+def test_a_full_disk_ends_the_run_with_a_sentence_and_a_valid_checkpoint(folder, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    # of a size that holds one checkpoint with its models, but not another
+    # large enough for one checkpoint and its models, but not for another
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=420m", "tmpfs", disk], capture_output=True, text=True)
     if mount.returncode:
         pytest.skip(f"cannot mount a small disk here: {mount.stderr.strip()}")
@@ -189,8 +192,8 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_last_checkpoint_whole(
         subprocess.run(["umount", disk], check=True)
 
 
-# Training whose log tells of memory in use: what is resident without the blocks that the C library keeps for later,
-# since how it cuts and joins those is not the run's doing.
+# Training that logs the memory in use: resident memory without the free blocks that the C library keeps, since the run
+# does not control how these are split and joined.
 MEMORY_IN_USE = """
 import ctypes, psutil, sys
 from msctr_hf.commands.train import main
@@ -208,7 +211,7 @@ main(sys.argv[2:])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc 2.33 what it keeps")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs mallinfo2 of glibc 2.33")
 def test_memory_does_not_grow_after_the_fiftieth_step(tmp_path):
     run = tmp_path / "run"
     config = ["--config", ROOT / "configs/quickstart.yaml", "--output_dir", run, "--report_to", "none"]
@@ -216,6 +219,6 @@ def test_memory_does_not_grow_after_the_fiftieth_step(tmp_path):
     code, output = finish(start(*config, *steps, launcher=("-c", MEMORY_IN_USE)))
     assert code == 0, output
     used = {entry["step"]: entry["used_mb"] for entry in log(run) if "used_mb" in entry}
-    # the median: what waits for Python's garbage collector comes and goes within some fifty steps
+    # the median, since objects that wait for Python's garbage collector come and go within some fifty steps
     early, late = (statistics.median(used[step] for step in range(first, first + 50)) for first in (51, 151))
     assert late - early < 0.001 * early, used

@@ -1,4 +1,4 @@
-"""A validation that is killed, interrupted or fails costs no training, and nothing is said or pushed twice."""
+"""A validation that is killed, interrupted or fails costs no training step, and is logged and pushed once."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def folder(tmp_path):
     return write_folder(tmp_path / "data", num_train=6, num_validation=3)
 
 
-def test_a_validation_that_was_interrupted_is_made_up_for(run_script, folder, tmp_path, monkeypatch):
+def test_an_interrupted_validation_is_done_when_the_run_resumes(run_script, folder, tmp_path, monkeypatch):
     settings = {"max_steps": 6, "validation_steps": 3, "checkpointing_steps": 100}
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert run_script("train.py", *flags(folder, whole, **settings))[0] == 0
@@ -45,11 +45,11 @@ def test_a_validation_that_was_interrupted_is_made_up_for(run_script, folder, tm
 
 
 class Killed(BaseException):
-    """Ends a run as a kill does: nothing catches it, but `finally` blocks."""
+    """End a run almost as a kill does: nothing catches it, but `finally` blocks run."""
 
 
 class Hub:
-    """What a Hub has after a run: like the real one it makes no commit of what it has already."""
+    """Collect the commits of a run; like the real Hub it makes no commit of files that it already has."""
 
     def __init__(self):
         self.commits = []
@@ -75,7 +75,7 @@ def end_after(function):
     return ended
 
 
-# name -> what ends, where it is looked up, before or after it is done
+# name -> (object, name of its function, whether the run ends before or after the call of the function)
 KILLS = {
     "before the validation": (Validation, "run", end_before),
     "during the validation": (Predictor, "__call__", end_after),
@@ -98,7 +98,7 @@ def hub(monkeypatch):
 
 
 def nth_call(patch, place, name, wrap, number):
-    """End at the nth call of a function that is called at step `number`."""
+    """End the run at the nth call of a function."""
     function, calls = getattr(place, name), []
 
     def counted(*arguments, **options):
@@ -110,7 +110,7 @@ def nth_call(patch, place, name, wrap, number):
 
 @pytest.fixture
 def whole(run_script, folder, tmp_path, hub):
-    """A run that nothing ended, and what it has pushed."""
+    """An uninterrupted run, and the commits that it made."""
     assert run_script("train.py", *flags(folder, tmp_path / "whole", **VALIDATED))[0] == 0
     pushed, hub.commits = hub.commits, []
     return tmp_path / "whole", pushed
@@ -124,7 +124,7 @@ def validations(run):
     ]
 
 
-def assert_nothing_was_lost_or_done_twice(run, expected):
+def assert_nothing_was_lost_or_repeated(run, expected):
     assert_same_end(run, expected)
     assert validations(run) == validations(expected)
     assert [entry["step"] for entry in validations(run)] == [2, 4, 6]
@@ -134,20 +134,20 @@ def assert_nothing_was_lost_or_done_twice(run, expected):
 
 
 @pytest.mark.parametrize("point", KILLS)
-def test_a_kill_around_a_validation_loses_nothing_and_repeats_nothing(
+def test_a_kill_around_a_validation_neither_loses_nor_repeats_anything(
     run_script, folder, tmp_path, monkeypatch, whole, hub, point
 ):
     expected, pushed = whole
     part = tmp_path / "part"
     place, name, wrap = KILLS[point]
-    for resume in (None, "auto"):  # the validation that is made up for, or the next one, is killed too
+    for resume in (None, "auto"):  # kill the repeated validation, or the next one, too
         with monkeypatch.context() as patch:
             nth_call(patch, place, name, wrap, 1)
             with pytest.raises(Killed):
                 run_script("train.py", *flags(folder, part, **VALIDATED, resume=resume))
     assert newest(part) >= 2
     assert run_script("train.py", *flags(folder, part, **VALIDATED, resume="auto"))[0] == 0
-    assert_nothing_was_lost_or_done_twice(part, expected)
+    assert_nothing_was_lost_or_repeated(part, expected)
     assert hub.commits == pushed
 
 
@@ -177,10 +177,10 @@ main(sys.argv[6:])
 
 
 @pytest.mark.slow
-def test_sigkill_around_a_validation_loses_nothing_and_repeats_nothing(run_script, folder, tmp_path):
+def test_sigkill_around_a_validation_neither_loses_nor_repeats_anything(run_script, folder, tmp_path):
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert finish(start(*flags(folder, whole, **VALIDATED)))[0] == 0
-    # every start gets one step farther than the one before
+    # every start gets a little farther than the one before
     for place, name, after in (
         ("Validation", "run", False),
         ("Predictor", "__call__", True),
@@ -196,7 +196,7 @@ def test_sigkill_around_a_validation_loses_nothing_and_repeats_nothing(run_scrip
         code, output = finish(process)
         assert code == -signal.SIGKILL, output
     assert finish(start(*flags(folder, part, **VALIDATED, resume="auto")))[0] == 0
-    assert_nothing_was_lost_or_done_twice(part, whole)
+    assert_nothing_was_lost_or_repeated(part, whole)
 
 
 def cut_an_image(folder, monkeypatch):
@@ -217,7 +217,9 @@ def run_out_of_memory(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(("fail", "error"), [(cut_an_image, None), (run_out_of_memory, torch.OutOfMemoryError)])
-def test_a_validation_that_fails_costs_nothing(run_script, folder, tmp_path, monkeypatch, whole, hub, fail, error):
+def test_a_validation_that_fails_costs_no_training_step(
+    run_script, folder, tmp_path, monkeypatch, whole, hub, fail, error
+):
     expected, pushed = whole
     part = tmp_path / "part"
     mend = fail(folder, monkeypatch)
@@ -227,19 +229,19 @@ def test_a_validation_that_fails_costs_nothing(run_script, folder, tmp_path, mon
             code, _, words = run_script("train.py", *arguments)
             assert (code, "1.jpg cannot be read" in words) == (2, True), words
         else:
-            with pytest.raises(error):  # no mistake of the user: its traceback is shown
+            with pytest.raises(error):  # not a mistake of the user, so its traceback is shown
                 run_script("train.py", *arguments)
         assert [entry["step"] for entry in log(part)] == [1, 2]
         assert find_checkpoint(part, "auto").name == "step_2"
         assert (part / "run.json").exists()
     mend()
     assert run_script("train.py", *flags(folder, part, **VALIDATED, resume="auto"))[0] == 0
-    assert_nothing_was_lost_or_done_twice(part, expected)
+    assert_nothing_was_lost_or_repeated(part, expected)
     assert hub.commits == pushed
 
 
-def in_the_layout_of_older_versions(checkpoint):
-    """All of the progress within states.pt, and no file of its own."""
+def convert_to_the_layout_of_older_versions(checkpoint):
+    """Move all of the progress to states.pt, without a file of its own."""
     states = torch.load(checkpoint / "states.pt", weights_only=True)
     states["progress"] |= json.loads((checkpoint / "progress.json").read_text())["progress"]
     (checkpoint / "progress.json").unlink()
@@ -250,7 +252,7 @@ def in_the_layout_of_older_versions(checkpoint):
     (checkpoint / "COMPLETE").write_text(json.dumps(marker))
 
 
-def test_a_run_of_an_older_version_resumes(run_script, folder, tmp_path, whole, monkeypatch):
+def test_a_run_of_an_older_version_can_be_resumed(run_script, folder, tmp_path, whole, monkeypatch):
     expected, _ = whole
     part = tmp_path / "part"
     settings = {**VALIDATED, "checkpointing_steps": 2}
@@ -259,16 +261,16 @@ def test_a_run_of_an_older_version_resumes(run_script, folder, tmp_path, whole, 
         with pytest.raises(Killed):
             run_script("train.py", *flags(folder, part, **settings))
     (part / "checkpoints/step_6/COMPLETE").unlink()
-    in_the_layout_of_older_versions(part / "checkpoints/step_4")
+    convert_to_the_layout_of_older_versions(part / "checkpoints/step_4")
     steps, validate = [], Validation.run
     monkeypatch.setattr(Validation, "run", lambda self, *rest: steps.append(1) or validate(self, *rest))
     assert run_script("train.py", *flags(folder, part, **settings, resume="auto"))[0] == 0
-    assert len(steps) == 1  # that of step 4 is not repeated
+    assert len(steps) == 1  # the validation of step 4 is not repeated
     assert_same_end(part, expected)
     assert validations(part) == validations(expected)
 
 
-def test_a_checkpoint_of_another_folder_stays_as_it_is(run_script, folder, tmp_path, monkeypatch):
+def test_resuming_from_a_checkpoint_of_another_folder_does_not_change_it(run_script, folder, tmp_path, monkeypatch):
     first, second = tmp_path / "first", tmp_path / "second"
     with monkeypatch.context() as patch:
         patch.setattr(Validation, "run", end_before(None))

@@ -1,4 +1,4 @@
-"""The whole road in small: train, the folder it leaves, continue, and what happens with wrong input."""
+"""Training from start to end on a few small images: the folder of a run, resuming, options, replacing a run."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def folder(tmp_path):
     return write_folder(tmp_path / "data", num_train=6, num_validation=3)
 
 
-def test_training_leaves_a_complete_folder(run_script, folder, tmp_path):
+def test_training_writes_a_complete_folder(run_script, folder, tmp_path):
     output = tmp_path / "run"
     code, out, _ = run_script("train.py", *flags(folder, output, report_to="tensorboard"))
     assert code == 0
@@ -55,16 +55,16 @@ def test_training_leaves_a_complete_folder(run_script, folder, tmp_path):
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step_2", "step_4"]
 
 
-def test_continued_run_ends_with_the_weights_of_an_uninterrupted_one(run_script, folder, tmp_path):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(run_script, folder, tmp_path):
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert run_script("train.py", *flags(folder, whole, max_steps=5))[0] == 0
-    # 3 batches an epoch: step 4 lies inside the second
+    # an epoch has 3 batches, so step 4 is within the second epoch
     assert run_script("train.py", *flags(folder, part, max_steps=5, resume=whole / "checkpoints/step_4"))[0] == 0
     expected, weights = (load_file(run / "last/model.safetensors") for run in (whole, part))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_starts_from_a_saved_model_with_other_classes(run_script, folder, tmp_path):
+def test_training_starts_from_a_saved_model_with_other_classes(run_script, folder, tmp_path):
     assert run_script("train.py", *flags(folder, tmp_path / "first", max_steps=1))[0] == 0
     description = {"classes": ["a", "b", "c", "d"]}
     other = write_folder(tmp_path / "other", num_train=4, description=description)
@@ -96,7 +96,7 @@ def test_starts_from_a_saved_model_with_other_classes(run_script, folder, tmp_pa
         "repeat factors and two splits",
     ],
 )
-def test_options_train(run_script, folder, tmp_path, changes):
+def test_training_works_with_every_option(run_script, folder, tmp_path, changes):
     code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **{"max_steps": 1, **changes}))
     assert code == 0, error
 
@@ -128,7 +128,7 @@ def test_trains_and_scores_on_a_parquet_copy(run_script, folder, tmp_path, strea
     assert scores[0] == scores[1]
 
 
-def test_folder_of_another_run_is_kept(run_script, folder, tmp_path):
+def test_the_folder_of_another_run_is_replaced_only_on_request(run_script, folder, tmp_path):
     run = tmp_path / "run"
     assert run_script("train.py", *flags(folder, run, max_steps=1))[0] == 0
     before = (run / "model.safetensors").read_bytes()
@@ -136,7 +136,7 @@ def test_folder_of_another_run_is_kept(run_script, folder, tmp_path):
     assert (code, "holds another run" in error) == (2, True)
     assert (run / "model.safetensors").read_bytes() == before
     code, _, error = run_script("train.py", *flags(folder, folder, max_steps=1, overwrite_output_dir=True))
-    assert (code, "holds no run" in error) == (2, True)
+    assert (code, "does not hold a run" in error) == (2, True)
     assert (folder / "dataset.yaml").exists()
     assert run_script("train.py", *flags(folder, run, max_steps=1, seed=1, overwrite_output_dir=True))[0] == 0
     assert (run / "model.safetensors").read_bytes() != before
@@ -165,7 +165,7 @@ def test_two_processes_train_and_score_as_one(folder, tmp_path):
 
 
 def spoil(monkeypatch, spoiled):
-    """Let augmentation give images that are not numbers, where `spoiled(image)` says so."""
+    """Let augmentation return NaN for the images that `spoiled(image)` selects."""
     augment = TrainingAugmentation.__call__
 
     def spoiling(self, image, label, random):
@@ -187,7 +187,7 @@ def test_an_image_that_is_not_finite_is_named_and_changes_nothing(run_script, fo
     assert code == 0, error
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     skipped = [entry for entry in log if "skipped" in entry]
-    assert len(skipped) == 2  # once in either epoch
+    assert len(skipped) == 2  # once in each of the two epochs
     for entry in skipped:
         assert "0" in entry["images"]
         assert len(entry["images"]) == 2
@@ -214,13 +214,13 @@ def test_too_many_faulty_steps_in_a_row_end_the_run_with_a_report(run_script, fo
     assert all(torch.equal(checkpoint[name], value) for name, value in expected.items())
 
 
-def test_a_run_that_contrasts_nothing_says_so(run_script, folder, tmp_path, monkeypatch):
+def test_a_run_without_anchors_warns(run_script, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(meter, "STEPS_WITHOUT_ANCHORS", 3)
     with pytest.warns(UserWarning, match="No anchors in the last 3 batches"):
         run_script("train.py", *flags(folder, tmp_path / "run", contrastive_min_anchors_per_class=10_000))
 
 
-def test_dry_run_does_everything_and_leaves_nothing(run_script, folder, tmp_path):
+def test_a_dry_run_tries_everything_and_leaves_nothing(run_script, folder, tmp_path):
     code, out, error = run_script("train.py", *flags(folder, tmp_path / "runs/run", max_steps=1000, dry_run=True))
     assert code == 0, error
     assert "dry run: training, validation, saving and loading work" in out
@@ -229,7 +229,7 @@ def test_dry_run_does_everything_and_leaves_nothing(run_script, folder, tmp_path
     assert not any(tmp_path.glob("runs/.*"))
 
 
-def test_profile_leaves_a_trace(run_script, folder, tmp_path):
+def test_profiling_writes_a_trace(run_script, folder, tmp_path):
     settings = {"profile": True, "max_steps": 11, "validation_steps": 11, "checkpointing_steps": 11}
     assert run_script("train.py", *flags(folder, tmp_path / "run", **settings))[0] == 0
     trace = json.loads((tmp_path / "run/profile/trace_0.json").read_text())
@@ -237,7 +237,7 @@ def test_profile_leaves_a_trace(run_script, folder, tmp_path):
     assert "aten::" in (tmp_path / "run/profile/operators_0.txt").read_text()
 
 
-def test_the_average_is_what_is_validated_and_saved(run_script, folder, tmp_path):
+def test_the_average_of_the_weights_is_validated_and_saved(run_script, folder, tmp_path):
     runs = {"plain": {}, "without_memory": {"ema": True, "ema_decay": 0.0}, "averaged": {"ema": True}}
     weights = {}
     for name, settings in runs.items():
@@ -248,7 +248,9 @@ def test_the_average_is_what_is_validated_and_saved(run_script, folder, tmp_path
     assert not torch.equal(weights["plain"][key], weights["averaged"][key])
     buffers = [name for name in weights["plain"] if name.endswith("running_mean")]
     assert buffers
-    assert all(torch.equal(weights["plain"][name], weights["averaged"][name]) for name in buffers)  # copied
+    assert all(
+        torch.equal(weights["plain"][name], weights["averaged"][name]) for name in buffers
+    )  # buffers are copied, not averaged
 
 
 def test_a_run_describes_itself_and_its_config_starts_it_again(run_script, folder, tmp_path, monkeypatch):
@@ -256,7 +258,9 @@ def test_a_run_describes_itself_and_its_config_starts_it_again(run_script, folde
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     first, second = tmp_path / "first", tmp_path / "second"
     settings = {"max_steps": 2, "contrastive_cross_scale_pairs": "[[0,3]]", "contrastive_cross_scale_weights": "[0.5]"}
-    recipe = (ROOT / "configs/quickstart.yaml").read_text().replace("no_decay: [norm]\n", "")  # an empty list instead
+    recipe = (
+        (ROOT / "configs/quickstart.yaml").read_text().replace("no_decay: [norm]\n", "")
+    )  # so that it is an empty list
     (tmp_path / "recipe.yaml").write_text(recipe)
     settings["config"] = tmp_path / "recipe.yaml"
     assert run_script("train.py", *flags(folder, first, **settings, dataset_revision="hf_averysecrettoken"))[0] == 0
@@ -271,7 +275,7 @@ def test_a_run_describes_itself_and_its_config_starts_it_again(run_script, folde
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_a_replaced_run_comes_back_if_the_new_one_fails(run_script, folder, tmp_path, monkeypatch):
+def test_a_run_is_restored_if_the_one_that_was_to_replace_it_fails(run_script, folder, tmp_path, monkeypatch):
     run = tmp_path / "run"
     assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
     before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -286,7 +290,7 @@ def content(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_a_run_has_logged_stays_where_it_fails_before_it_saved_anything(run_script, folder, tmp_path):
+def test_the_log_of_a_run_that_fails_before_it_saved_anything_is_kept(run_script, folder, tmp_path):
     run = tmp_path / "runs/run"
     (folder / "train/images/3.jpg").write_bytes(b"no image")
     settings = {"max_steps": 30, "checkpointing_steps": 30, "validation_steps": 30}
@@ -296,7 +300,7 @@ def test_what_a_run_has_logged_stays_where_it_fails_before_it_saved_anything(run
     assert (run / "run.json").exists()
 
 
-def test_a_replaced_run_comes_back_beside_what_the_new_one_logged(run_script, folder, tmp_path):
+def test_a_replaced_run_is_restored_and_the_log_of_the_new_one_is_kept(run_script, folder, tmp_path):
     run = tmp_path / "runs/run"
     assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
     before = content(run)
@@ -304,7 +308,7 @@ def test_a_replaced_run_comes_back_beside_what_the_new_one_logged(run_script, fo
     settings = {"max_steps": 30, "checkpointing_steps": 30, "validation_steps": 30, "seed": 1}
     code, _, error = run_script("train.py", *flags(folder, run, **settings, overwrite_output_dir=True))
     assert code == 2
-    assert "holds the run again that was to be replaced; what the new one logged is in" in error
+    assert "holds the old run again, which was not replaced; the log of the new one is in" in error
     assert error.strip().splitlines()[-1].startswith("error: ")
     assert content(run) == before
     assert sorted(path.name for path in run.parent.iterdir()) == [".run.failed_1", "run"]
@@ -312,7 +316,7 @@ def test_a_replaced_run_comes_back_beside_what_the_new_one_logged(run_script, fo
 
 
 @pytest.mark.parametrize("next_start", [{"overwrite_output_dir": True}, {"resume": "auto"}], ids=str)
-def test_a_start_that_was_killed_before_it_saved_anything_loses_no_run(
+def test_a_start_that_is_killed_before_it_saved_anything_does_not_lose_the_old_run(
     run_script, folder, tmp_path, monkeypatch, next_start
 ):
     class Killed(BaseException):
@@ -328,7 +332,7 @@ def test_a_start_that_was_killed_before_it_saved_anything_loses_no_run(
     def kill(**changes):
         with monkeypatch.context() as patch:
             patch.setattr(TrainingLoop, "train_step", killed)
-            patch.setattr(train, "_clean_up", lambda *_: None)  # a kill leaves no time for it
+            patch.setattr(train, "_clean_up", lambda *_: None)  # a kill would not run it
             with pytest.raises(Killed):
                 run_script("train.py", *flags(folder, run, max_steps=2, seed=1, **changes))
 
@@ -338,26 +342,26 @@ def test_a_start_that_was_killed_before_it_saved_anything_loses_no_run(
     assert (code, "before it saved anything; rename it back" in error) == (2, True)
     kill(**next_start)
     assert content(run.parent / ".run.replaced") == before
-    with monkeypatch.context() as patch:  # one that fails puts it back
+    with monkeypatch.context() as patch:  # a start that fails restores it
         patch.setattr(TrainingLoop, "train_step", killed)
         with pytest.raises(Killed):
             run_script("train.py", *flags(folder, run, max_steps=2, seed=1, **next_start))
     assert content(run.parent) == {Path("run") / name: data for name, data in before.items()}
 
 
-def test_a_replaced_run_goes_when_the_new_one_has_saved(run_script, folder, tmp_path, monkeypatch):
+def test_a_replaced_run_is_removed_when_the_new_one_has_saved_a_checkpoint(run_script, folder, tmp_path, monkeypatch):
     run = tmp_path / "runs/run"
     assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
-    lying, save = [], TrainingLoop.save_checkpoint
+    existed, save = [], TrainingLoop.save_checkpoint
 
     def look_before_and_after(self):
         before = (run.parent / ".run.replaced").exists()
         save(self)
-        lying.append((before, (run.parent / ".run.replaced").exists()))
+        existed.append((before, (run.parent / ".run.replaced").exists()))
 
     monkeypatch.setattr(TrainingLoop, "save_checkpoint", look_before_and_after)
     assert run_script("train.py", *flags(folder, run, max_steps=2, seed=1, overwrite_output_dir=True))[0] == 0
-    assert lying == [(True, False)]
+    assert existed == [(True, False)]
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 

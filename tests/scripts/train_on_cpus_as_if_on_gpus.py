@@ -1,4 +1,4 @@
-"""Run `msctr train` with what Accelerate offers for GPUs only (FSDP2, DeepSpeed) on CPU processes, over gloo."""
+"""Run `msctr train` on CPU processes over gloo with what Accelerate offers for GPUs only (FSDP2, DeepSpeed)."""
 
 import sys
 
@@ -11,7 +11,7 @@ from msctr_hf.commands.train import main
 
 def gloo(self, *arguments, **options):
     self.device = torch.device("cpu")
-    return "gloo", DistributedType.MULTI_XPU  # treated as GPUs are, but without their libraries
+    return "gloo", DistributedType.MULTI_XPU  # treated like GPUs, but needs none of their libraries
 
 
 PartialState._prepare_backend = gloo

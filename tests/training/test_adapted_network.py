@@ -9,7 +9,7 @@ from transformers import SegformerImageProcessor as Processor
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 
 SMALL = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 1]}
-NOT_OF_AN_ADAPTED_MODEL = {"config": None, "hidden_size": None, "auxiliary_hidden_size": None, "class_weights": None}
+NOT_FOR_ADAPTED_MODELS = {"config": None, "hidden_size": None, "auxiliary_hidden_size": None, "class_weights": None}
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def image_folder(tmp_path):
 
 @pytest.fixture
 def segformer(tmp_path):
-    """A saved SegFormer of 150 classes, trained with ADE20K's labels."""
+    """Save a SegFormer of 150 classes, whose processor reduces labels as for ADE20K."""
     folder = tmp_path / "segformer"
     SegformerForSemanticSegmentation(SegformerConfig(num_labels=150, decoder_hidden_size=16, **SMALL)).save_pretrained(
         folder
@@ -31,13 +31,13 @@ def segformer(tmp_path):
 @pytest.fixture
 def adapted_flags(segformer, image_folder, tmp_path):
     def build(**changes):
-        settings = {**NOT_OF_AN_ADAPTED_MODEL, "model_name_or_path": segformer, "contrastive_adapter": "true"}
+        settings = {**NOT_FOR_ADAPTED_MODELS, "model_name_or_path": segformer, "contrastive_adapter": "true"}
         return flags(image_folder, tmp_path / "run", **{**settings, **changes})
 
     return build
 
 
-def test_train_and_evaluate_take_a_model_of_transformers(run_script, adapted_flags, image_folder, tmp_path):
+def test_a_model_of_transformers_is_trained_and_evaluated(run_script, adapted_flags, image_folder, tmp_path):
     code, out, err = run_script("train.py", *adapted_flags())
     assert code == 0, err
     assert "(segformer), ms_cs" in out
@@ -48,7 +48,7 @@ def test_train_and_evaluate_take_a_model_of_transformers(run_script, adapted_fla
     assert model.config.num_labels == 3
     processor = Processor.from_pretrained(tmp_path / "run")
     assert (list(processor.image_mean), processor.do_reduce_labels) == ([0.1, 0.2, 0.3], False)
-    assert not list((tmp_path / "run").glob("*.py"))  # nothing of ours is needed to load it
+    assert not list((tmp_path / "run").glob("*.py"))  # it can be loaded without this package
     code, out, err = run_script(
         "evaluate.py", "--model", tmp_path / "run", "--dataset", "folder", "--data_dir", image_folder
     )
@@ -60,23 +60,25 @@ def test_train_and_evaluate_take_a_model_of_transformers(run_script, adapted_fla
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"contrastive_adapter": "false"}, "holds a segformer; add --contrastive_adapter true"),
+        ({"contrastive_adapter": "false"}, "is a segformer; add --contrastive_adapter true"),
         ({"model_name_or_path": None}, "--contrastive_adapter needs a model to adapt"),
-        ({"decode_head": "fcn"}, "--decode_head is no setting of the contrastive objective"),
+        ({"decode_head": "fcn"}, "--decode_head is not a setting of the contrastive objective"),
         ({"size_divisor": 32}, "keeps its own image processor"),
         ({"model_name_or_path": "/nowhere"}, "/nowhere cannot be loaded"),
     ],
 )
-def test_what_does_not_fit_gets_a_sentence_and_leaves_nothing(run_script, adapted_flags, tmp_path, changes, sentence):
+def test_settings_that_do_not_fit_are_refused_and_leave_no_folder(
+    run_script, adapted_flags, tmp_path, changes, sentence
+):
     code, _, err = run_script("train.py", *adapted_flags(**changes))
     assert code == 2
     assert sentence in err
     assert not (tmp_path / "run").exists()
 
 
-def test_our_own_networks_need_no_adapter(run_script, adapted_flags, tiny_config, tmp_path):
+def test_a_network_with_the_objective_built_in_is_refused(run_script, adapted_flags, tiny_config, tmp_path):
     MsctrForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path / "ours")
     MsctrImageProcessor().save_pretrained(tmp_path / "ours")
     code, _, err = run_script("train.py", *adapted_flags(model_name_or_path=tmp_path / "ours"))
     assert code == 2
-    assert "has the contrast built in; leave it out" in err
+    assert "has the contrastive objective built in; leave it out" in err

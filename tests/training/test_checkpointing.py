@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there."""
+"""Checkpoints are complete or ignored."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def accelerator():
 
 
 class Foreign:
-    """What a malicious pickle does when it is loaded."""
+    """Object whose pickle runs a command when it is loaded."""
 
     def __reduce__(self):
         return os.mkdir, ("ran",)
@@ -61,7 +61,7 @@ def names(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def test_what_was_saved_comes_back(accelerator, tmp_path):
+def test_saved_states_are_restored(accelerator, tmp_path):
     accelerator.progress.best_results = {"mean_iou": 0.5, "per_category_iou": {"a": None}}
     weight = accelerator.network.weight.detach().clone()
     save_checkpoint(accelerator, tmp_path, 3, accelerator.states, SETTINGS, keep=2)
@@ -77,12 +77,12 @@ def test_what_was_saved_comes_back(accelerator, tmp_path):
     assert torch.equal(accelerator.network.weight, weight)
 
 
-def test_the_newest_are_kept_and_leftovers_go(accelerator, tmp_path):
-    for step in (2, 10, 9):  # 9: the run went back to an older checkpoint
+def test_the_newest_checkpoints_are_kept_and_leftovers_are_removed(accelerator, tmp_path):
+    for step in (2, 10, 9):  # 9: the run was resumed from an older checkpoint
         save_checkpoint(accelerator, tmp_path, step, accelerator.states, SETTINGS, keep=2)
     assert names(tmp_path) == ["step_2", "step_9"]
     (tmp_path / "checkpoints/.step_11.partial").mkdir()
-    (tmp_path / "checkpoints/step_10").mkdir()  # no marker: never completed
+    (tmp_path / "checkpoints/step_10").mkdir()  # without a marker: never completed
     save_checkpoint(accelerator, tmp_path, 12, accelerator.states, SETTINGS, keep=2)
     assert names(tmp_path) == ["step_12", "step_9"]
 
@@ -100,15 +100,15 @@ def flip_a_bit(path):
 @pytest.mark.parametrize(
     ("name", "damage", "sentence"),
     [
-        ("model.safetensors", cut_short, "model.safetensors is not as it was written"),
-        ("model.safetensors", flip_a_bit, "model.safetensors is not as it was written"),
+        ("model.safetensors", cut_short, "model.safetensors has changed since it was written"),
+        ("model.safetensors", flip_a_bit, "model.safetensors has changed since it was written"),
         ("states.pt", lambda path: path.unlink(), "states.pt is missing"),
         ("COMPLETE", lambda path: path.write_text(""), "COMPLETE cannot be read"),
         ("COMPLETE", lambda path: path.write_text("[1]"), "COMPLETE cannot be read"),
-        ("COMPLETE", lambda path: path.unlink(), "is no complete checkpoint"),
+        ("COMPLETE", lambda path: path.unlink(), "is not a complete checkpoint"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(accelerator, tmp_path, name, damage, sentence):
+def test_a_corrupt_checkpoint_is_skipped(accelerator, tmp_path, name, damage, sentence):
     for step in (1, 2):
         save_checkpoint(accelerator, tmp_path, step, accelerator.states, SETTINGS, keep=2)
     folder = tmp_path / "checkpoints"
@@ -116,9 +116,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(accelerator, tmp
     damage(folder / "step_2" / name)
     assert sentence in find_fault(folder / "step_2")
     if name == "COMPLETE" and not (folder / "step_2/COMPLETE").exists():
-        assert find_checkpoint(tmp_path, "auto") == folder / "step_1"  # as every kill leaves one: no warning
+        assert find_checkpoint(tmp_path, "auto") == folder / "step_1"  # a kill leaves such a folder: no warning
     else:
-        with pytest.warns(UserWarning, match="going on from step_1 instead"):
+        with pytest.warns(UserWarning, match="resuming from step_1 instead"):
             assert find_checkpoint(tmp_path, "auto") == folder / "step_1"
     with pytest.raises(ValueError, match=sentence):
         find_checkpoint(tmp_path, str(folder / "step_2"))
@@ -128,13 +128,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(accelerator, tmp
             find_checkpoint(tmp_path, "auto")
 
 
-def test_nothing_to_go_on_from_starts_anew(tmp_path):
+def test_a_run_without_checkpoints_starts_from_the_beginning(tmp_path):
     assert find_checkpoint(tmp_path, None) is None
     assert find_checkpoint(tmp_path, "auto") is None
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
-def test_a_failed_write_leaves_the_one_before_and_nothing_else(accelerator, tmp_path, monkeypatch, error):
+def test_a_failed_write_leaves_the_previous_checkpoint_and_nothing_else(accelerator, tmp_path, monkeypatch, error):
     save_checkpoint(accelerator, tmp_path, 1, accelerator.states, SETTINGS, keep=1)
 
     def fail(*args):
@@ -147,7 +147,7 @@ def test_a_failed_write_leaves_the_one_before_and_nothing_else(accelerator, tmp_
     assert find_fault(tmp_path / "checkpoints/step_1") is None
 
 
-def test_the_marker_comes_last_and_lists_everything(accelerator, tmp_path, monkeypatch):
+def test_the_marker_is_written_last_and_lists_all_files(accelerator, tmp_path, monkeypatch):
     seen = []
 
     def replace_file(path, text):
@@ -169,13 +169,13 @@ def save(accelerator, folder, step, **options):
 
 
 def progress_of(accelerator, checkpoint):
-    """As a run that resumes reads it."""
+    """Read the progress as a resumed run does."""
     accelerator.states.load(checkpoint, accelerator, own=True)
     load_progress(checkpoint, accelerator.progress)
     return accelerator.progress
 
 
-def test_a_validation_joins_the_checkpoint_of_its_step(accelerator, tmp_path):
+def test_the_result_of_a_validation_is_added_to_the_checkpoint_of_its_step(accelerator, tmp_path):
     checkpoint = save(accelerator, tmp_path, 3)
     assert progress_of(accelerator, checkpoint).validated_step == 0
     listed = (checkpoint / "COMPLETE").read_bytes()
@@ -186,8 +186,8 @@ def test_a_validation_joins_the_checkpoint_of_its_step(accelerator, tmp_path):
     assert (progress.validated_step, progress.best_results) == (3, {"mean_iou": 0.1 + 0.2, "a": None})
 
 
-def test_a_validation_leaves_the_place_in_the_data_to_the_checkpoint(accelerator, tmp_path):
-    """A run may resume with other batches than those that the checkpoint counts."""
+def test_a_validation_does_not_change_the_position_in_the_data(accelerator, tmp_path):
+    """A run may be resumed with other batches than those that the checkpoint counts."""
     accelerator.progress.batches_in_epoch = 6
     checkpoint = save(accelerator, tmp_path, 3)
     replace_progress(checkpoint, Progress(step=3, batches_in_epoch=12, validated_step=3))
@@ -195,14 +195,14 @@ def test_a_validation_leaves_the_place_in_the_data_to_the_checkpoint(accelerator
     assert (progress.batches_in_epoch, progress.validated_step) == (6, 3)
 
 
-def test_a_checkpoint_of_an_older_version_knows_its_validation_without_a_file_for_it(accelerator, tmp_path):
+def test_a_checkpoint_of_an_older_version_has_its_validation_in_its_states(accelerator, tmp_path):
     accelerator.progress.validated_step = 3
     checkpoint = save(accelerator, tmp_path, 3)
     accelerator.progress.validated_step = 0
     assert progress_of(accelerator, checkpoint).validated_step == 3
 
 
-def test_a_progress_that_cannot_be_written_leaves_the_checkpoint_valid(accelerator, tmp_path, monkeypatch):
+def test_a_checkpoint_stays_valid_if_its_progress_cannot_be_written(accelerator, tmp_path, monkeypatch):
     checkpoint = save(accelerator, tmp_path, 3)
     before = sorted(checkpoint.iterdir())
 
@@ -223,22 +223,22 @@ def test_a_progress_that_cannot_be_written_leaves_the_checkpoint_valid(accelerat
     [
         (
             lambda path: path.write_text(path.read_text().replace('"validated_step": 2', '"validated_step": 7')),
-            "is not as it was written",
+            "has changed since it was written",
         ),
         (cut_short, "cannot be read"),
         (lambda path: path.write_text("{}"), "cannot be read"),
     ],
 )
-def test_a_damaged_progress_is_a_damaged_checkpoint(accelerator, tmp_path, damage, sentence):
+def test_a_checkpoint_with_a_corrupt_progress_is_skipped(accelerator, tmp_path, damage, sentence):
     checkpoints = [save(accelerator, tmp_path, step) for step in (1, 2)]
     replace_progress(checkpoints[1], Progress(step=2, validated_step=2))
     damage(checkpoints[1] / "progress.json")
     assert f"progress.json {sentence}" in find_fault(checkpoints[1])
-    with pytest.warns(UserWarning, match="going on from step_1 instead"):
+    with pytest.warns(UserWarning, match="resuming from step_1 instead"):
         assert find_checkpoint(tmp_path, "auto") == checkpoints[0]
 
 
-def test_checkpoints_of_validations_do_not_crowd_out_those_that_were_asked_for(accelerator, tmp_path):
+def test_checkpoints_of_validations_do_not_displace_those_that_the_user_asked_for(accelerator, tmp_path):
     kept = {}
     for step in range(2, 22, 2):
         save(accelerator, tmp_path, step, temporary=step % 6 != 0)

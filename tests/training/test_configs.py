@@ -1,4 +1,4 @@
-"""Every shipped configuration is parsed, its network built at full size and trained for one step on a small input."""
+"""Every shipped recipe is parsed, and its network is built at full size and trained for one step on a small input."""
 
 import gc
 
@@ -15,8 +15,8 @@ from msctr_hf.training.optimization import build_optimizer
 
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("**/*.yaml") if path.parent.name != "accelerate")
 PUBLISHED = {
-    "cityscapes": (19, "hrnet_w48 hrnet_w18 deeplabv3_resnet50 deeplabv3_resnet101 ocrnet_hrnet_w48 ocrnet_resnet101"
-                       " upernet_swin_tiny upernet_resnet101"),
+    "cityscapes": (19, "hrnet_w48 hrnet_w48_40k_batch8 hrnet_w18 deeplabv3_resnet50 deeplabv3_resnet101"
+                       " ocrnet_hrnet_w48 ocrnet_resnet101 upernet_swin_tiny upernet_resnet101"),
     "ade20k": (150, "upernet_swin_tiny upernet_swin_small upernet_swin_base upernet_swin_large ocrnet_hrnet_w48"
                     " hrnet_w48 deeplabv3_resnet101"),
     "pascal_context": (59, "hrnet_w48 ocrnet_hrnet_w48 deeplabv3_resnet101 upernet_resnet101"),
@@ -33,13 +33,13 @@ def parse(path, *argv):
     return command_line().parse(["--config", str(path), "--backbone_weights", "none", *argv])
 
 
-def test_all_published_networks_have_a_configuration():
+def test_all_published_networks_have_a_recipe():
     expected = {f"{dataset}/{network}" for dataset, (_, networks) in PUBLISHED.items() for network in networks.split()}
-    assert {name(path) for path in CONFIGS} == expected | {"quickstart"}
+    assert {name(path) for path in CONFIGS} == expected | {"quickstart", "example"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
-def test_configuration_builds_its_network_and_trains_a_step(path):
+def test_a_recipe_builds_its_network_and_trains_a_step(path):
     model_arguments, data_arguments, arguments, _, settings = parse(path)
     spec = DATASETS[data_arguments.dataset]
     model = build_network(model_arguments, settings, spec).train()
@@ -61,19 +61,26 @@ def test_configuration_builds_its_network_and_trains_a_step(path):
 
 
 @pytest.mark.parametrize("mode", ["ce", "ms"])
-def test_ablation_is_one_flag(mode):
+def test_an_ablation_needs_one_flag(mode):
     *_, settings = parse(ROOT / "configs/cityscapes/hrnet_w48.yaml", "--contrastive_mode", mode)
     assert settings["contrastive_mode"] == mode
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
-def test_header_gives_the_command(path):
+def test_as_many_processes_as_the_header_says_make_the_global_batch(path):
+    _, _, arguments, *_ = parse(path)
+    num_processes = 1 if "(one process)" in path.read_text() else 4
+    assert arguments.global_batch_size in (None, num_processes * arguments.batch_size)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_the_header_of_a_recipe_has_its_command(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"scripts/train.py --config {path.relative_to(ROOT).as_posix()}" in line for line in header)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_takes_its_configurations(path):
+def test_accelerate_accepts_its_configurations(path):
     config = load_config_from_file(str(path))  # refuses unknown keys
     launcher = launch_command_parser().parse_args(["--config_file", str(path), "scripts/train.py"])
     arguments, _, _ = _validate_launch_command(launcher)

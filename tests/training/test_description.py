@@ -1,22 +1,31 @@
 from accelerate import Accelerator
 
 from msctr_hf.training.description import describe_run, without_secrets
+from msctr_hf.training.duration import Duration
 
 
-def test_tokens_are_hidden_wherever_they_stand(monkeypatch):
+def test_access_tokens_are_hidden_in_keys_and_nested_values(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     value = {"a": ["x hf_abcdefghij y", ("0123456789abcdef", 3)], "hf_abcdefghij": None}
     assert without_secrets(value) == {"a": ["x *** y", ["***", 3]], "***": None}
 
 
-def test_ordinary_words_stay():
+def test_ordinary_words_are_not_hidden():
     value = {"dataset": "half_scenes", "tokens": "hf_", "path": "/data/hf_x"}
     assert without_secrets(value) == value
 
 
-def test_a_description_holds_no_token_of_the_environment(monkeypatch):
+def test_a_description_contains_no_token_of_the_environment(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_averysecrettoken")
     monkeypatch.setenv("ACCELERATE_NOTE", "hf_averysecrettoken")
-    description = describe_run({"dataset_name": "https://u:hf_averysecrettoken@host"}, Accelerator(cpu=True), 0)
+    settings = {"dataset_name": "https://u:hf_averysecrettoken@host"}
+    description = describe_run(settings, Accelerator(cpu=True), Duration(4, 2), 0)
     assert "averysecret" not in str(description)
     assert description["environment"]["ACCELERATE_NOTE"] == "***"
+
+
+def test_a_description_names_the_settings_that_were_paths_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/parquet").mkdir(parents=True)
+    settings = {"dataset_name": "data/parquet", "model_name_or_path": "nvidia/mit-b0", "corrections": None, "seed": 0}
+    assert describe_run(settings, Accelerator(cpu=True), Duration(4, 2), 0)["paths"] == ["dataset_name"]

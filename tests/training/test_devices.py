@@ -1,4 +1,4 @@
-"""What a CPU likes changes speed, not what is computed."""
+"""Adapting a network to a CPU changes its speed, but not its results."""
 
 import copy
 import os
@@ -22,7 +22,7 @@ def network():
     )
 
 
-def test_large_and_strided_depthwise_convolutions_compute_in_float32_and_nothing_else_does(monkeypatch):
+def test_only_large_and_strided_depthwise_convolutions_are_computed_in_float32(monkeypatch):
     computed = []
     convolve = nn.functional.conv2d
 
@@ -39,7 +39,7 @@ def test_large_and_strided_depthwise_convolutions_compute_in_float32_and_nothing
     assert output.dtype == torch.bfloat16
 
 
-def test_a_copy_computes_with_its_own_weights():
+def test_a_deep_copy_computes_with_its_own_weights():
     model = network()
     depthwise_in_float32(model)
     images = torch.randn(2, 3, 16, 16)
@@ -52,7 +52,7 @@ def test_a_copy_computes_with_its_own_weights():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_stay_those_of_the_network(dtype):
+def test_gradients_do_not_change(dtype):
     model, plain = network(), network()
     plain.load_state_dict(model.state_dict())
     depthwise_in_float32(model)
@@ -80,9 +80,9 @@ print(held, resident() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="concerns glibc only")
 @pytest.mark.parametrize("variables, is_kept", [({}, True), ({"MALLOC_MMAP_MAX_": "65536"}, False)])
-def test_freed_memory_is_kept_unless_the_user_has_told_the_library_otherwise(variables, is_kept):
+def test_freed_memory_is_kept_unless_the_user_has_configured_the_library(variables, is_kept):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
     run = subprocess.run(
         [sys.executable, "-c", FREED], env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},

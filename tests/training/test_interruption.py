@@ -7,7 +7,7 @@ from msctr_hf.training.interruption import StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_remembered_and_the_second_acts_as_usual(number, capfd):
+def test_the_first_signal_is_recorded_and_the_second_acts_as_usual(number, capfd):
     class Usual(Exception):
         pass
 

@@ -21,7 +21,7 @@ from msctr_hf.training.settings import ModelSettings
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
-def test_synchronized_norms_leave_predictions_and_names_as_they_are(tiny_config, backbone):
+def test_synchronized_norms_change_neither_predictions_nor_names(tiny_config, backbone):
     model = MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "backbone": backbone})).eval()
     pixel_values = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -32,14 +32,14 @@ def test_synchronized_norms_leave_predictions_and_names_as_they_are(tiny_config,
         torch.testing.assert_close(converted(pixel_values).logits, expected)
 
 
-def test_images_are_normalized_as_the_backbone_was_trained():
+def test_images_are_normalized_as_for_the_training_of_the_backbone():
     spec = DATASETS["camvid"]
     for backbone, mean in (("tf_efficientnet_lite0", 0.5), ("resnet18", 0.485)):
         model = build_network(ModelSettings(backbone=backbone, backbone_weights="none"), {"hidden_size": 8}, spec)
         assert build_image_processor(model).image_mean[0] == mean
 
 
-def test_configuration_carries_the_classes_and_colors_of_the_data_set():
+def test_the_configuration_has_the_classes_and_colors_of_the_data_set():
     config = build_config(ModelSettings(), {"contrastive_temperature": 0.2}, DATASETS["cityscapes"])
     assert config.id2label[18] == "bicycle"
     assert config.label2id["road"] == 0
@@ -60,12 +60,12 @@ def test_timm_backbones_are_tapped_at_strides_4_to_32(name, stages):
     ("arguments", "message"),
     [
         ({"backbone": "resnet1"}, "timm has no backbone"),
-        ({"backbone_config": "{model_type"}, "no valid JSON"),
+        ({"backbone_config": "{model_type"}, "not valid JSON"),
         ({"backbone": "someone/swin"}, "backbone_config"),
         ({"backbone": "hrnet_w18_small", "output_stride": 8}, "cannot be dilated"),
     ],
 )
-def test_unknown_backbones_are_named(arguments, message):
+def test_backbones_that_cannot_be_built_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_config(ModelSettings(**arguments), {}, DATASETS["camvid"])
 
@@ -81,7 +81,7 @@ def test_unknown_backbones_are_named(arguments, message):
         ("vit_small_patch16_dinov3", [2, 5, 8, 11]),
     ],
 )
-def test_backbones_of_timm_work_by_name(name, indices):
+def test_a_network_is_built_from_the_name_of_a_timm_backbone(name, indices):
     arguments = ModelSettings(backbone=name, backbone_weights="none")
     model = build_network(arguments, {"hidden_size": 8, "projection_dim": 8}, DATASETS["synthetic_scenes"])
     assert list(model.config.backbone_config.out_indices) == indices
@@ -90,7 +90,7 @@ def test_backbones_of_timm_work_by_name(name, indices):
     assert 16 <= logits.shape[2] <= 24  # patches of 14 pixels pad the height to 84
 
 
-def test_plain_transformers_of_the_hub_give_four_maps(tmp_path):
+def test_plain_vision_transformers_of_the_hub_give_four_feature_maps(tmp_path):
     Dinov2Config(hidden_size=32, num_hidden_layers=12, num_attention_heads=2, image_size=56).save_pretrained(tmp_path)
     arguments = ModelSettings(backbone=str(tmp_path), backbone_weights="none")
     model = build_network(arguments, {"hidden_size": 8, "projection_dim": 8}, DATASETS["synthetic_scenes"])
@@ -98,13 +98,13 @@ def test_plain_transformers_of_the_hub_give_four_maps(tmp_path):
     assert model.feature_pyramid is not None
 
 
-def test_a_network_of_one_size_only_gets_a_sentence():
+def test_a_timm_network_for_one_image_size_is_refused():
     arguments = ModelSettings(backbone="beit_base_patch16_224", backbone_weights="none")
     with pytest.raises(ValueError, match="takes images of one size only in timm"):
         build_network(arguments, {}, DATASETS["synthetic_scenes"])
 
 
-def test_one_value_per_channel_is_refused_where_torch_refuses_it():
+def test_a_single_value_per_channel_is_refused_exactly_where_torch_refuses_it():
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
     for prepare in (lambda model: model.train(), lambda model: model.eval(), freeze):
         prepare(pooled)

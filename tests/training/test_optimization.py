@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from msctr_hf.training.duration import Duration
 from msctr_hf.training.optimization import build_optimizer, build_schedule, parameter_groups, schedule_factor
 from msctr_hf.training.settings import TrainingSettings
 
@@ -16,26 +17,27 @@ class Network(nn.Module):
 
 @pytest.mark.parametrize("schedule", ["poly", "exponential", "constant"])
 @pytest.mark.parametrize("warmup_steps", [0, 5])
-def test_rate_is_never_negative_or_complex_even_beyond_the_last_step(schedule, warmup_steps):
-    arguments = TrainingSettings(max_steps=20, schedule=schedule, warmup_steps=warmup_steps)
-    factors = [schedule_factor(step, arguments, 4) for step in range(30)]
+def test_the_learning_rate_is_never_negative_or_complex_even_after_the_last_step(schedule, warmup_steps):
+    arguments = TrainingSettings(schedule=schedule, warmup_steps=warmup_steps)
+    factors = [schedule_factor(step, arguments, Duration(20, 20, 4)) for step in range(30)]
     assert all(isinstance(factor, float) and 0 <= factor <= 1 for factor in factors)
 
 
-def test_poly_follows_the_absolute_step_after_the_warm_up():
-    arguments = TrainingSettings(max_steps=100, poly_power=0.9, warmup_steps=10)
-    assert [schedule_factor(step, arguments, 4) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
-    assert schedule_factor(10, arguments, 4) == pytest.approx(0.9**0.9)
-    assert schedule_factor(50, arguments, 4) == pytest.approx(0.5**0.9)
-    assert schedule_factor(100, arguments, 4) == 0
+def test_the_poly_schedule_uses_the_absolute_step_after_the_warm_up():
+    arguments, duration = TrainingSettings(poly_power=0.9, warmup_steps=10), Duration(100, 100, 4)
+    assert [schedule_factor(step, arguments, duration) for step in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert schedule_factor(10, arguments, duration) == pytest.approx(0.9**0.9)
+    assert schedule_factor(50, arguments, duration) == pytest.approx(0.5**0.9)
+    assert schedule_factor(100, arguments, duration) == 0
 
 
-def test_exponential_decays_once_an_epoch():
+def test_the_exponential_schedule_decays_once_per_epoch():
     arguments = TrainingSettings(schedule="exponential", exponential_gamma=0.98)
-    assert [schedule_factor(step, arguments, 10) for step in (0, 9, 10, 25)] == [1, 1, 0.98, 0.98**2]
+    factors = [schedule_factor(step, arguments, Duration(40, 40, 10)) for step in (0, 9, 10, 25)]
+    assert factors == [1, 1, 0.98, 0.98**2]
 
 
-def test_groups_hold_every_parameter_once_with_its_rate_and_decay():
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay():
     model = Network()
     arguments = TrainingSettings(
         learning_rate=1.0,
@@ -55,7 +57,7 @@ def test_groups_hold_every_parameter_once_with_its_rate_and_decay():
     assert settings[model.relative_position_bias_table] == (1.0, 0.0)
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_in_no_group():
     model = Network()
     model.backbone.requires_grad_(False)
     groups = parameter_groups(model, TrainingSettings())
@@ -68,10 +70,10 @@ def test_frozen_parameters_are_left_out():
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 def test_optimizer_and_schedule_work_together(kind):
     name = kind.__name__.lower()
-    arguments = TrainingSettings(optimizer=name, max_steps=4, learning_rate=0.1, poly_power=1.0)
+    arguments = TrainingSettings(optimizer=name, learning_rate=0.1, poly_power=1.0)
     optimizer = build_optimizer(Network(), arguments)
     assert type(optimizer) is kind
-    schedule = build_schedule(optimizer, arguments, 1)
+    schedule = build_schedule(optimizer, arguments, Duration(4, 4, 1))
     rates = []
     for _ in range(4):
         rates.append(schedule.get_last_lr()[0])

@@ -1,4 +1,4 @@
-"""A run that is replaced is lost only when the new one has saved something."""
+"""A run that is replaced is removed only when the new one has saved a checkpoint."""
 
 import pytest
 
@@ -30,11 +30,11 @@ def test_a_replaced_run_is_renamed_and_restored(run):
     assert not run.exists()
     assert content(run.parent / ".run.replaced") == before
     write(run, "run.json")
-    assert "holds the run again" in restore(run)
+    assert "holds the old run again" in restore(run)
     assert content(run.parent) == {f"run/{name}": text for name, text in before.items()}
 
 
-def test_nothing_is_restored_where_nothing_was_replaced(run):
+def test_nothing_is_restored_if_nothing_was_replaced(run):
     before = content(run)
     assert restore(run) is None
     assert content(run) == before
@@ -51,7 +51,7 @@ def test_after_a_kill_the_next_start_keeps_the_old_run(run, between):
     assert content(run) == before
 
 
-def test_what_a_failed_run_logged_is_kept_beside(run):
+def test_the_log_of_a_failed_run_is_kept_under_another_name(run):
     before = content(run)
     for number in (1, 2):
         put_aside(run)
@@ -62,27 +62,27 @@ def test_what_a_failed_run_logged_is_kept_beside(run):
 
 
 @pytest.mark.parametrize("saved", ["checkpoints/step_2/COMPLETE", "last/config.json", "results.json"])
-def test_a_run_that_has_saved_something_replaces_the_old_one(run, saved):
+def test_a_run_that_has_saved_a_checkpoint_or_model_replaces_the_old_one(run, saved):
     put_aside(run)
     write(run, saved)
-    put_aside(run)  # killed before it removed the old one, and replaced in turn
+    put_aside(run)  # it was killed before it removed the old one, and is now replaced too
     assert content(run.parent) == {f".run.replaced/{saved}": "new"}
     forget(run)
     assert not content(run.parent)
 
 
-def test_a_run_that_an_older_version_left_within_the_folder_is_found(run):
+def test_a_run_that_an_older_version_kept_inside_the_folder_is_restored(run):
     before = content(run)
     run.rename(run.with_name("old"))
     run.mkdir()
     run.with_name("old").rename(run / ".replaced")
     write(run, "run.json")
     put_aside(run)
-    assert "holds the run again" in restore(run)
+    assert "holds the old run again" in restore(run)
     assert content(run) == before
 
 
-def test_a_link_to_another_disk_stays_a_link(run, tmp_path):
+def test_a_symbolic_link_to_the_folder_is_kept(run, tmp_path):
     before, link = content(run), tmp_path / "link"
     link.symlink_to(run)
     put_aside(link)
@@ -91,9 +91,9 @@ def test_a_link_to_another_disk_stays_a_link(run, tmp_path):
     assert content(link) == content(run) == before
 
 
-def test_the_place_of_a_run_that_a_killed_start_left_aside_is_said(run):
+def test_the_folder_of_a_run_that_a_killed_start_has_renamed_is_reported(run):
     put_aside(run)
-    with pytest.raises(ValueError, match=r"lies in .*\.run\.replaced.* rename it back, or replace it with"):
+    with pytest.raises(ValueError, match=r"is in .*\.run\.replaced.* rename it back, or replace it with"):
         check_output_dir(run, overwrite=False, resume=False)
     check_output_dir(run, overwrite=True, resume=False)
     write(run, "run.json", "checkpoints/step_2/COMPLETE")

@@ -16,21 +16,21 @@ def checkpoint(tmp_path):
     return tmp_path
 
 
-def test_where_things_lie_may_differ(checkpoint):
+def test_paths_and_workers_may_differ(checkpoint):
     assert compare_settings(checkpoint, {**SETTINGS, "data_dir": "b", "num_workers": 8}) == []
 
 
-def test_a_longer_schedule_is_told(checkpoint):
+def test_a_longer_schedule_is_announced(checkpoint):
     (note,) = compare_settings(checkpoint, {**SETTINGS, "max_steps": 20})
     assert note == "max_steps was 10 and is 20 from here on."
 
 
-def test_another_run_is_refused_with_every_difference(checkpoint):
+def test_another_run_is_refused_with_a_list_of_all_differences(checkpoint):
     with pytest.raises(ValueError, match="contrastive_mode was None and is 'ms'; learning_rate was 0.1 and is 0.2"):
         compare_settings(checkpoint, {**SETTINGS, "learning_rate": 0.2, "contrastive_mode": "ms"})
 
 
-def test_a_step_may_be_split_in_another_way(checkpoint):
+def test_a_step_may_be_split_over_other_batches_and_processes(checkpoint):
     settings = {**SETTINGS, "num_processes": 1, "batch_size": 8}
     (note,) = compare_settings(checkpoint, settings)
     assert "4 x 1 batches x 2 processes and are 8 x 1 batches x 1 processes" in note
@@ -40,12 +40,12 @@ def test_a_step_may_be_split_in_another_way(checkpoint):
     assert progress.batches_in_epoch == 12
 
 
-def test_a_step_of_other_size_is_refused_with_the_batch_size_that_would_do(checkpoint):
-    with pytest.raises(ValueError, match=r"= 8 images and would see .* = 4; .* `batch_size=8` would"):
+def test_a_step_of_another_size_is_refused_with_the_fitting_batch_size(checkpoint):
+    with pytest.raises(ValueError, match=r"= 8 images and would see .* = 4; .* Use `batch_size=8`"):
         compare_settings(checkpoint, {**SETTINGS, "num_processes": 1})
 
 
-def test_a_stream_keeps_its_processes(checkpoint):
+def test_a_stream_cannot_be_resumed_by_other_processes(checkpoint):
     write_json(checkpoint / "settings.json", {**SETTINGS, "streaming": True})
-    with pytest.raises(ValueError, match="a stream"):
+    with pytest.raises(ValueError, match="a stream that was read by"):
         compare_settings(checkpoint, {**SETTINGS, "num_processes": 1, "batch_size": 8, "streaming": True})

@@ -12,7 +12,7 @@ def content(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_model_is_replaced_when_all_of_it_is_written(tmp_path):
+def test_a_model_is_replaced_only_when_all_of_its_files_are_written(tmp_path):
     class Saved:
         def __init__(self, name, text, error=None):
             self.name, self.text, self.error = name, text, error
@@ -30,7 +30,7 @@ def test_a_model_is_replaced_when_all_of_it_is_written(tmp_path):
     assert (tmp_path / "model").read_text() == "1"
 
 
-def test_a_file_that_cannot_be_written_keeps_its_content(tmp_path, monkeypatch):
+def test_a_file_keeps_its_content_if_writing_fails(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     replace_file(path, "old")
 
@@ -56,9 +56,9 @@ def test_saved_weights_have_the_permissions_of_their_neighbors(tiny_config, tmp_
     assert set(permissions.values()) == {0o666 & ~umask}
 
 
-def test_files_that_no_run_has_written_are_not_replaced_even_where_an_old_run_waits(tmp_path):
+def test_a_folder_that_is_not_a_run_is_never_replaced(tmp_path):
     (tmp_path / ".out.replaced").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").touch()
-    with pytest.raises(UsageError, match="is not empty and holds no run"):
+    with pytest.raises(UsageError, match="is not empty and does not hold a run"):
         check_output_dir(tmp_path / "out", overwrite=True, resume=False)

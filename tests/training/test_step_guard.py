@@ -1,4 +1,4 @@
-"""Steps that are not finite change nothing; every other step is what it would have been."""
+"""Steps with numbers that are not finite change nothing, and the other steps are not affected."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ OPTIMIZERS = {
 
 
 class Trained:
-    """A small network with statistics, trained on given batches."""
+    """Train a small network with BatchNorm on given batches."""
 
     def __init__(self, optimizer, images):
         torch.manual_seed(0)
@@ -52,7 +52,7 @@ def state(module):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("spoilt", [[0], [2], [0, 1], [2, 3, 4]])
-def test_a_faulty_batch_is_as_if_it_had_not_been(optimizer, spoilt):
+def test_training_with_a_faulty_batch_equals_training_without_it(optimizer, spoilt):
     images = [(f"city/{n}", batch(n)) for n in range(6)]
     for n in spoilt:
         images[n][1][0, 0, 0, 0] = float("nan") if n % 2 else float("inf")
@@ -61,7 +61,7 @@ def test_a_faulty_batch_is_as_if_it_had_not_been(optimizer, spoilt):
     weights = dict(trained.network.named_parameters())
     for name, expected in without.network.named_parameters():
         assert torch.equal(weights[name], expected), name
-    for module in (trained.network, trained.average.module):  # statistics that saw a faulty batch go back
+    for module in (trained.network, trained.average.module):  # statistics are restored
         assert all(value.isfinite().all() for value in state(module).values())
     faulty = [verdict for verdict in trained.verdicts if verdict.faulty]
     assert [verdict.step - 1 for verdict in faulty] == spoilt
@@ -69,7 +69,7 @@ def test_a_faulty_batch_is_as_if_it_had_not_been(optimizer, spoilt):
     assert all(verdict.faulty.terms == ["loss"] for verdict in faulty)
 
 
-def test_statistics_go_back_to_those_before_the_faulty_batch():
+def test_statistics_are_restored_to_those_before_the_faulty_batch():
     images = [(str(n), batch(n)) for n in range(3)]
     images[2][1][:] = float("nan")
     trained, before = (Trained("sgd", images[:end]) for end in (3, 2))
@@ -77,7 +77,7 @@ def test_statistics_go_back_to_those_before_the_faulty_batch():
         assert torch.equal(state(trained.network)[name], expected), name
 
 
-def test_every_step_gets_its_verdict_one_step_later():
+def test_the_outcome_of_every_step_is_read_one_step_later():
     images = [(str(n), batch(n)) for n in range(4)]
     verdicts = Trained("adamw", images).verdicts
     assert [verdict.step for verdict in verdicts] == [1, 2, 3, 4]
@@ -85,7 +85,7 @@ def test_every_step_gets_its_verdict_one_step_later():
     assert not any(verdict.faulty for verdict in verdicts)
 
 
-def test_the_gradient_alone_may_be_at_fault():
+def test_a_step_whose_gradient_alone_is_not_finite_is_skipped():
     class Spoilt(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -110,7 +110,7 @@ def test_the_gradient_alone_may_be_at_fault():
 def test_an_overflow_in_half_precision_is_skipped_and_lowers_the_scale():
     accelerator, layer = Accelerator(cpu=True), nn.Linear(1, 1)
     model, optimizer = accelerator.prepare(layer, OPTIMIZERS["sgd"](layer.parameters()))
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # Accelerate makes one for GPUs only
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # Accelerate creates one for GPUs only
     accelerator.scaler = optimizer.scaler = scaler
     optimizer._accelerate_step_called = False
     optimizer._optimizer_original_step_method = optimizer.optimizer.step
@@ -131,7 +131,7 @@ def test_an_overflow_in_half_precision_is_skipped_and_lowers_the_scale():
 
 
 class Checked:
-    """Steps whose loss is finite or not, each followed by a check."""
+    """Run steps with a finite or infinite loss, each followed by a check."""
 
     def __init__(self, max_skipped):
         self.accelerator, self.layer = Accelerator(cpu=True), nn.Linear(1, 1)
@@ -153,7 +153,7 @@ class Checked:
         return self.guard.check(wait=wait)
 
 
-def test_skipped_steps_are_counted_in_a_row_and_too_many_raise():
+def test_too_many_skipped_steps_in_a_row_raise_an_error():
     run = Checked(max_skipped=3)
     for finite in (False, False, True, False, True):
         assert not run(finite=finite).stop
@@ -166,7 +166,7 @@ def test_skipped_steps_are_counted_in_a_row_and_too_many_raise():
     assert run.reported == [1, 2, 4, 6, 7, 8]
 
 
-def test_the_host_learns_of_a_step_one_step_later_unless_it_waits():
+def test_the_host_reads_the_outcome_of_a_step_one_step_later_unless_it_waits():
     run = Checked(max_skipped=9)
     assert not run(stop=True).stop
     assert run().stop

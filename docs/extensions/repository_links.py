@@ -1,0 +1,33 @@
+"""Lets pages link to files and folders of the repository outside docs/, as they do on a Git host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the hook, which comes before links are resolved."""
+    app.connect("doctree-read", _unlink_what_has_no_page)
+    return {"parallel_read_safe": True}
+
+
+def _unlink_what_has_no_page(app: Sphinx, doctree: nodes.document) -> None:
+    """Keep the text of a link to a page or folder outside docs/; other files become downloads by themselves."""
+    links = [link for link in doctree.findall(addnodes.pending_xref) if link.get("reftype") == "myst"]
+    for link in links:
+        target = _linked_path(app, link)
+        if target.is_dir() or (target.exists() and not target.is_relative_to(app.srcdir)):
+            link.replace_self(link.children)
+
+
+def _linked_path(app: Sphinx, link: addnodes.pending_xref) -> Path:
+    if link.get("refdomain") == "doc":  # a file that could be a page, named without its ending
+        return (Path(app.srcdir) / f"{link['reftarget']}.md").resolve()
+    folder = app.env.doc2path(app.env.docname).parent
+    return (folder / unquote(link["reftarget"]).split("#")[0]).resolve()

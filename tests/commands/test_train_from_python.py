@@ -1,0 +1,104 @@
+"""`msctr_hf.train` is the command `msctr train`: the same checks, files and weights."""
+
+import json
+import threading
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from layouts import write_folder
+from safetensors.torch import load_file
+from small_run import flags
+
+import msctr_hf
+from msctr_hf.commands.keywords import Keywords
+from msctr_hf.errors import UsageError
+from msctr_hf.training.settings import TrainingSettings
+
+SMALL = {
+    "dataset": "folder", "crop_size": (32, 32), "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8,
+    "class_weights": [1, 1, 1], "batch_size": 2, "max_steps": 4, "validation_steps": 2, "checkpointing_steps": 2,
+    "logging_steps": 1, "num_workers": 0, "report_to": "none",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "data", num_train=6, num_validation=3)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
+    GradientState._reset_state()
+
+
+def test_the_function_runs_what_the_command_runs(run_script, folder, tmp_path):
+    by_command, by_function = tmp_path / "by_command", tmp_path / "by_function"
+    assert run_script("train.py", *flags(folder, by_command))[0] == 0
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    results = msctr_hf.train("quickstart", data_dir=folder, output_dir=by_function, **SMALL)
+    assert results == json.loads((by_command / "results.json").read_text())
+    assert results == json.loads((by_function / "results.json").read_text())
+    for name in ("last", "."):
+        weights, expected = (load_file(run / name / "model.safetensors") for run in (by_function, by_command))
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    configs = [yaml.safe_load((run / "config.yaml").read_text()) for run in (by_function, by_command)]
+    assert {**configs[0], "output_dir": ""} == {**configs[1], "output_dir": ""}
+    command = json.loads((by_function / "run.json").read_text())["command"]
+    assert command.startswith(f"msctr train --config quickstart --data_dir {folder} --output_dir {by_function}")
+    assert "--crop_size 32 32" in command
+
+
+def test_one_process_may_train_several_times_and_outside_the_main_thread(folder, tmp_path):
+    results = {}
+
+    def train(name, **settings):
+        output_dir = tmp_path / name
+        results[name] = msctr_hf.train("quickstart", **SMALL | settings, data_dir=folder, output_dir=output_dir)
+
+    train("first", mixed_precision="bf16", max_steps=1)
+    settings = {"gradient_accumulation_steps": 2, "max_steps": 1}
+    second = threading.Thread(target=train, args=("second",), kwargs=settings)
+    second.start()
+    second.join()
+    assert [results[name]["step"] for name in ("first", "second")] == [1, 1]
+    precisions = [json.loads((tmp_path / n / "run.json").read_text())["mixed_precision"] for n in ("first", "second")]
+    assert precisions == ["bf16", "no"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"max_stepz": 3}, "unknown setting `max_stepz`. Did you mean `max_steps`?"),
+        ({"eval_steps": 3}, "unknown setting `eval_steps`. Its place is taken by `validation_steps`."),
+        ({"help": True}, "unknown setting `help`."),
+        ({"max_steps": "many"}, "`max_steps`: invalid int value: 'many'"),
+        ({"optimizer": "lion"}, "`optimizer`: invalid choice: 'lion'"),
+        ({"max_steps": 0}, "`max_steps` must be at least 1, got 0."),
+        ({"max_steps": 1, "num_train_epochs": 1}, "`max_steps` and `num_train_epochs` both say how long to train"),
+        ({"config": "quickstartz"}, "Did you mean quickstart?"),
+        ({"data_dir": "/no/where", "dataset": "cityscapes"}, "/no/where"),
+        ({"push_to_hub": True}, "`push_to_hub` needs `hub_model_id='USER/NAME'`."),
+    ],
+)
+def test_a_mistake_raises_one_sentence_and_does_not_exit(tmp_path, settings, sentence):
+    with pytest.raises(UsageError) as raised:
+        msctr_hf.train(**{"output_dir": tmp_path / "run", **settings})
+    assert sentence in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_none_is_the_default_in_place_of_the_value_of_a_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("mixed_precision: bf16\nmax_steps: 3\nseed: 1\n")
+    keywords = Keywords([TrainingSettings], None, "train")
+    given = {"mixed_precision": None, "num_train_epochs": 2}
+    (training,), _ = keywords.parse_keywords(tmp_path / "recipe.yaml", given)
+    assert (training.mixed_precision, training.max_steps, training.num_train_epochs, training.seed) == (
+        None,
+        None,
+        2,
+        1,
+    )

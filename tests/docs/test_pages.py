@@ -1,0 +1,164 @@
+"""README and the pages of docs/: sizes, links, and tables that are those of the measured files."""
+
+import json
+import re
+import statistics
+
+import pytest
+from conftest import ROOT
+from pages import DOCS, PAGES
+
+from experiments.model_zoo import read_rows, zoo_commands, zoo_table
+from experiments.sweep_report import compare_arms, markdown
+
+README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs/results.md").read_text()
+BENCHMARKS = (ROOT / "docs/benchmarks.md").read_text()
+SWEEPS = ("camvid", "camvid_2160_steps")
+
+
+def results(name):
+    return read_rows([ROOT / f"results/{name}.json"])
+
+
+def test_readme_is_read_in_a_few_minutes():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 160
+
+
+def anchors(page):
+    """Names by which a Git host links to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, heading = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_the_text_exist(page):
+    names = re.findall(
+        r"(?<![\w/.])(?:configs|scripts|docs|examples|tests|results|msctr_hf)/[\w/.]+\.\w+", page.read_text()
+    )
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_every_page_is_listed_in_the_readme():
+    assert [page.name for page in DOCS[1:] if page.name != "index.md" and f"(docs/{page.name})" not in README] == []
+
+
+def test_make_targets_that_are_named_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in PAGES:
+        code = re.findall(r"`([^`\n]+)`|^ {4}(.+)|^(make .+)", page.read_text(), re.M)
+        for words in ("".join(parts).split("#")[0].split() for parts in code):
+            if "make" in words:
+                assert set(words[words.index("make") + 1 :]) <= targets, (page.name, words)
+
+
+def test_test_command_is_what_ci_runs():
+    constraints, command = re.search(r'pip install -c (\S+) "\.\[dev\]" && (pytest .*)`', README).groups()
+    ci = (ROOT / ".ci/run").read_text()
+    assert f"tested={constraints}\n" in ci
+    assert '"${constraints[@]}" ".[dev]"' in ci
+    assert f"\n{command}\n" in ci
+
+
+def test_table_and_commands_of_runs_are_those_of_the_files():
+    rows = [row for name in ("quickstart", *SWEEPS) for row in results(name)]
+    assert zoo_table(rows) in RESULTS
+    assert zoo_commands(rows) in RESULTS
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_table_of_a_sweep_is_that_of_its_file_with_three_seeds_of_every_arm(name):
+    rows = results(name)
+    assert len({row["max_steps"] for row in rows}) == 1
+    seeds = {arm: {row["seed"] for row in rows if row["arm"] == arm} for arm in {row["arm"] for row in rows}}
+    assert min(map(len, seeds.values())) >= 3
+    assert len(set(map(frozenset, seeds.values()))) == 1
+    assert markdown(compare_arms(rows, "ce")) in RESULTS
+
+
+@pytest.mark.parametrize("name, arm", [("camvid_2160_steps", "weight_0.03"), ("camvid", "ms_cs")])
+def test_rows_of_the_readme_are_those_of_the_files(name, arm):
+    shown = []
+    for each in ("ce", arm):
+        scores = [100 * row["mean_iou"] for row in results(name) if row["arm"] == each]
+        shown.append(f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}")
+    assert f"| {shown[0]} | {shown[1]} |" in README
+
+
+def test_score_of_the_quickstart_in_the_readme_is_that_of_its_file():
+    assert f"(mIoU {100 * results('quickstart')[0]['mean_iou']:.1f} %)" in README
+
+
+def benchmark(name):
+    return json.loads((ROOT / f"results/benchmark_{name}.json").read_text())["rows"]
+
+
+def figure(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def ratio(value):
+    return f"**{value:.1f}x**" if value < 10 else f"**{value:.0f}x**"
+
+
+def test_benchmark_of_the_loss_is_that_of_its_file():
+    rows = {(row["term"], row["anchors"]): row for row in benchmark("loss") if row["classes"] == 19}
+    lines = [line for line in BENCHMARKS.splitlines() if re.match(r"\| [\d,]+ \|", line)]
+    assert len(lines) == len(rows) // 2
+    for line in lines:
+        anchors, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for term, time, memory in zip(("within", "across"), cells[::2], cells[1::2], strict=True):
+            row = rows[term, int(anchors.replace(",", ""))]
+            assert time == f"{figure(row['dense ms'])} / {figure(row['ours ms'])} ms = {ratio(row['speed-up'])}"
+            shown = f"{figure(row['dense MB'])} / {figure(row['ours MB'])} MB"
+            assert memory == (shown if row["memory ratio"] < 1.5 else f"{shown} = {row['memory ratio']:.0f}x")
+
+
+@pytest.mark.parametrize("name", ["sampling", "together", "projection", "upsampling", "metric", "data"])
+def test_benchmark_of_a_part_is_that_of_its_file(name):
+    lines = [line for line in BENCHMARKS.splitlines() if line.startswith(f"| `{name}`")]
+    assert lines
+    for line, row in zip(lines, benchmark(name), strict=name != "projection"):  # without the small channels
+        base = next(value for key, value in row.items() if key.endswith(" ms") and key != "ours ms")
+        shown = f"| {figure(base)} ms | {figure(row['ours ms'])} ms | {ratio(row['speed-up'])} |"
+        assert line.endswith(shown)
+
+
+@pytest.mark.parametrize("name", ["step", "step_camvid"])
+def test_benchmark_of_a_step_is_that_of_its_file(name):
+    for row in benchmark(name):
+        parts = " | ".join(f"{row[f'{part} ms']:,.0f} ms" for part in ("forward", "loss", "backward", "optimizer"))
+        assert f"| {row['mode']} | {parts} |" in BENCHMARKS
+
+
+def test_reproduction_has_both_commands_of_every_published_row_and_keeps_its_batch():
+    import yaml
+
+    text = (ROOT / "docs/reproduce.md").read_text().replace("\\\n", " ")
+    published = [
+        path
+        for path in sorted((ROOT / "configs").rglob("*.yaml"))
+        if re.search(r"Published|Re-run", path.read_text().split("dataset:")[0])
+        and "long schedule" not in path.read_text()
+    ]
+    assert len(published) == 13
+    for path in published:
+        recipe = yaml.safe_load(path.read_text())
+        lines = [line for line in text.splitlines() if f"{path.relative_to(ROOT)} " in line]
+        assert len(lines) == 2
+        for line in lines:
+            factors = re.findall(r"--(?:num_processes|gradient_accumulation_steps) (\d+)", line)
+            assert [int(factor) * recipe["batch_size"] for factor in factors] == [recipe["global_batch_size"]]

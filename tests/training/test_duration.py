@@ -1,0 +1,93 @@
+"""Epochs and steps say the same, and validations come neither too often nor too seldom."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch.utils.data import DataLoader
+
+from msctr_hf.data.loaders import ShuffledSampler
+from msctr_hf.errors import UsageError
+from msctr_hf.training.duration import Duration, Epochs, plan_duration
+from msctr_hf.training.settings import TrainingSettings
+
+
+def epochs(num_images=10, batch_size=2, gradient_accumulation_steps=1, num_processes=1, repeats=None):
+    sampler = ShuffledSampler(num_images, 0, repeats)
+    return Epochs(sampler, batch_size, gradient_accumulation_steps, num_processes)
+
+
+def plan(of=None, **settings):
+    return plan_duration(TrainingSettings(**settings), of)
+
+
+@pytest.mark.parametrize(("num_images", "accumulated"), [(6, 1), (7, 2), (10, 3), (3, 4)])
+def test_an_epoch_has_as_many_steps_as_accelerate_takes(num_images, accumulated):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulated)
+    loader = DataLoader(range(num_images), batch_size=2, drop_last=True)
+    model, prepared = accelerator.prepare(torch.nn.Linear(1, 1), loader)
+    steps = 0
+    for _ in range(3):
+        for _ in prepared:
+            with accelerator.accumulate(model):
+                steps += accelerator.sync_gradients
+    assert epochs(num_images, 2, accumulated).steps_until(3) == steps
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "steps"), [(1, 10), (2, 20), (0.5, 5), (1.1, 11), (2.3, 23), (1.25, 13), (0.001, 1)]
+)
+def test_a_part_of_an_epoch_is_rounded_up_to_a_step(num_epochs, steps):
+    assert epochs(num_images=20).steps_until(num_epochs) == steps
+
+
+def test_processes_share_an_epoch():
+    assert epochs(num_images=17, batch_size=2, num_processes=3).steps() == 2  # 8 batches
+
+
+def test_epochs_with_repeat_factors_have_steps_of_their_own():
+    repeats = np.linspace(1, 3, 40)
+    of_each = epochs(40, 2, repeats=repeats)
+    lengths = []
+    for epoch in range(4):
+        sampler = ShuffledSampler(40, 0, repeats)
+        sampler.set_epoch(epoch)
+        lengths.append(len(list(sampler)) // 2)
+    assert len(set(lengths)) > 1
+    assert [of_each.steps(epoch) for epoch in range(4)] == lengths
+    assert of_each.steps_until(4) == sum(lengths)
+    assert of_each.sampler.epoch == 0
+
+
+def test_the_number_of_epochs_gives_the_number_of_steps():
+    duration = plan(epochs(num_images=100, batch_size=4), num_train_epochs=3.0)
+    assert (duration.max_steps, duration.steps_per_epoch, duration.num_epochs) == (75, 25, 3.0)
+    assert plan(epochs(num_images=100, batch_size=4), max_steps=50).num_epochs == 2.0
+    assert plan(max_steps=50).num_epochs is None
+    assert plan().max_steps == 40_000
+
+
+def test_a_stream_has_no_epochs_to_count():
+    with pytest.raises(UsageError, match=r"`num_train_epochs=2.0` counts passes .* use `max_steps`"):
+        plan(num_train_epochs=2.0)
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "max_steps", "validation_steps"),
+    [
+        (10, 100, 10),  # after every epoch
+        (10, 1000, 50),  # twenty times
+        (10, 200_000, 5_000),
+        (9_000, 18_000, 5_000),
+        (None, 1000, 50),
+        (None, 10, 1),
+        (None, 200_000, 5_000),
+    ],
+)
+def test_validations_are_twenty_at_most_and_no_more_than_one_an_epoch(steps_per_epoch, max_steps, validation_steps):
+    of = None if steps_per_epoch is None else epochs(num_images=2 * steps_per_epoch)
+    assert plan(of, max_steps=max_steps) == Duration(max_steps, validation_steps, steps_per_epoch)
+    assert plan(of, max_steps=max_steps, validation_steps=7).validation_steps == 7

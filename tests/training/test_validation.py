@@ -1,0 +1,26 @@
+"""The score that decides which model is the best is one that validations of the data set have."""
+
+import pytest
+
+from msctr_hf.data.specs import DATASETS
+from msctr_hf.errors import UsageError
+from msctr_hf.training.validation import ValidationResult, check_metric
+
+RESULTS = {"mean_iou": 0.5, "mean_accuracy": 0.6, "groups": {"sky": {"mean_iou": 0.7, "merged_iou": 0.8}}}
+
+
+@pytest.mark.parametrize(("metric", "score"), [("mean_iou", 0.5), ("mean_accuracy", 0.6), ("sky", 0.7)])
+def test_a_metric_is_a_mean_or_the_mean_iou_of_a_group(metric, score):
+    check_metric(metric, DATASETS["cityscapes"])
+    assert ValidationResult(RESULTS, None).score(metric) == score
+
+
+def test_a_group_that_is_absent_scores_nothing():
+    assert ValidationResult({"groups": {"sky": {"mean_iou": None}}}, None).score("sky") == 0
+
+
+def test_an_unknown_metric_is_refused_with_those_of_the_data_set():
+    with pytest.raises(UsageError, match="must be one of 'mean_iou', 'mean_accuracy', 'anatomies', .*, got 'sky'"):
+        check_metric("sky", DATASETS["cadis_task1"])
+    with pytest.raises(UsageError, match=r"\(camvid has no groups of classes\), got 'sky'"):
+        check_metric("sky", DATASETS["camvid"])
