@@ -86,7 +86,7 @@ def upload(page, path):
 
 
 def shown(page, selector):
-    """An image on the page as an array, from the file that the page shows."""
+    """Read an image of the page as an array, from the file that the page shows."""
     page.wait_for_selector(f"{selector} img")
     source = page.locator(f"{selector} img").first.get_attribute("src")
     with urllib.request.urlopen(source) as response:
@@ -103,7 +103,7 @@ def click(page, column, row):
 
 
 def screenshot(page, folder, name):
-    """Kept where MSCTR_SCREENSHOTS says, to be looked at."""
+    """Save a screenshot, in the folder MSCTR_SCREENSHOTS if it is set, and return its pixels."""
     target = Path(os.environ.get("MSCTR_SCREENSHOTS", folder)) / f"{name}.png"
     page.screenshot(path=target, full_page=True)
     return np.asarray(Image.open(target).convert("RGB"))
@@ -148,7 +148,7 @@ def test_names_of_classes_are_text(page, image):
 
 
 @pytest.mark.parametrize("name", ["broken.png", "words.png"])
-def test_a_file_that_is_no_image_gets_a_message_on_the_page(page, folder, image, name):
+def test_a_file_that_is_not_an_image_gets_a_message_on_the_page(page, folder, image, name):
     content = image.read_bytes()[:300] if name == "broken.png" else b"no image at all"
     (folder / name).write_bytes(content)
     upload(page, folder / name)
@@ -161,7 +161,7 @@ def test_a_file_that_is_no_image_gets_a_message_on_the_page(page, folder, image,
     page.wait_for_selector("#areas td.share")
 
 
-def test_fits_a_phone(page, image, folder):
+def test_the_page_fits_a_phone(page, image, folder):
     page.set_viewport_size({"width": 390, "height": 844})
     upload(page, image)
     page.wait_for_selector("#areas td.share")
