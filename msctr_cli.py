@@ -1,4 +1,4 @@
-"""The command `msctr`. Outside the package, so that its help and a mistyped word need not load torch."""
+"""The command `msctr`, outside the package so that its help and a misspelled command do not load torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ COMMANDS = {
     "export": "export a network to ONNX or torch.export",
     "push": "push a trained model to the Hub",
     "convert": "convert a checkpoint of the paper's released code",
-    "embeddings": "show what the contrast has done to the pixels of a network",
-    "demo": "serve a page that labels your images",
+    "embeddings": "map the projections of pixels, and compare all pixels with one",
+    "demo": "serve a web page that labels your images",
 }
 _WIDTH = max(map(len, COMMANDS)) + 2
 _HELP = f"""usage: msctr COMMAND [...]
@@ -29,7 +29,7 @@ On several GPUs: accelerate launch -m msctr_hf train ..."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command that the first word names; exit code 2 if there is none."""
+    """Run the command that the first word names; exit with 2 if it is missing or unknown."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["-h"], ["--help"]):
         print(_HELP)

@@ -20,7 +20,6 @@ extensions = [
     "repository_links",
 ]
 exclude_patterns = ["extensions"]
-suppress_warnings = ["toc.not_readable"]  # a guide of index.md that is not written yet
 
 html_theme = "furo"
 html_title = f"msctr_hf {release}"

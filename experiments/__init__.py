@@ -1,1 +1,1 @@
-"""Sweeps, the table of finished runs, benchmarks: tools of this repository, which no wheel holds."""
+"""Tools of this repository that are not in the wheel: sweeps, the table of finished runs, benchmarks, the example."""

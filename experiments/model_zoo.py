@@ -1,4 +1,4 @@
-"""Table of finished runs: network, data, mode, measured mIoU, seeds, device; and their commands.
+"""Print a table of finished runs: network, data, mode, measured mIoU, seeds, device; and their commands.
 
 python scripts/model_zoo.py runs/quickstart runs/hrnet              # folders of runs
 python scripts/model_zoo.py results/quickstart.json runs/sweep/results.json
@@ -7,7 +7,6 @@ python scripts/model_zoo.py runs/quickstart --output results/quickstart.json    
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import statistics
@@ -17,33 +16,34 @@ from pathlib import Path
 from typing import Any
 
 from msctr_hf.commands.command_line import one_sentence
+from msctr_hf.commands.spelling import SpellingParser
 from msctr_hf.errors import UsageError
 from msctr_hf.models.configuration_msctr import MsctrConfig
 from msctr_hf.training.run_folder import RESULTS_FILE, RUN_FILE, read_json, read_log, write_json
 from msctr_hf.training.settings import purpose
 
-_COPIED = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
+_SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
 _SETTINGS = ("contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
 _DEFAULTS = {name: getattr(MsctrConfig, name) for name in ("decode_head", "contrastive_mode", "contrastive_sampling")}
-_ABOUT = ("device", "mixed_precision", "versions", "git_commit")
+_ENVIRONMENT = ("device", "mixed_precision", "versions", "git_commit")
 
 
 def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
-    """The run in a folder: what it scored, what it cost, the command that does it again.
+    """Describe the run in a folder: its scores, its cost, the command that repeats it.
 
     `images_per_second` is the median of the log, without validation; `used_mb` is the largest value of the log.
 
     Args:
         folder (`Path`): `OUTPUT_DIR` of `scripts/train.py`.
-        arm (`str`, *optional*): What it stands for in a comparison; its contrastive mode by default.
+        arm (`str`, *optional*): Name of the run in a comparison; its contrastive mode by default.
 
     Raises:
-        UsageError: If it holds no finished run.
+        UsageError: If the folder holds no finished run.
     """
-    results, about = read_json(folder / RESULTS_FILE), read_json(folder / RUN_FILE)
-    if not results or not about:
+    results, run = read_json(folder / RESULTS_FILE), read_json(folder / RUN_FILE)
+    if not results or not run:
         raise UsageError(f"{folder} holds no finished run: {RESULTS_FILE} or {RUN_FILE} is missing.")
-    settings = {**_DEFAULTS, **about["settings"]}
+    settings = {**_DEFAULTS, **run["settings"]}
     log = [line for line in read_log(folder) if "images_per_second" in line]
     return {
         "network": _network(settings),
@@ -51,17 +51,17 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
         "dataset": settings["dataset"],
         "split": "validation",
         **{name: settings.get(name) for name in _SETTINGS},
-        "max_steps": about.get("duration", settings).get("max_steps"),
-        **{name: results[name] for name in _COPIED},
+        "max_steps": run.get("duration", settings).get("max_steps"),
+        **{name: results[name] for name in _SCORES},
         "images_per_second": statistics.median(line["images_per_second"] for line in log),
         "used_mb": max(line["used_mb"] for line in log),
-        **{name: about[name] for name in _ABOUT},
-        "command": _command(about["command"]),
+        **{name: run[name] for name in _ENVIRONMENT},
+        "command": _command(run["command"]),
     }
 
 
 def _network(settings: dict[str, Any]) -> str:
-    """Head and backbone, or the model that it started from; of a folder only the name."""
+    """Name the decode head and backbone, or the model that training started from; of a folder only its name."""
     start = settings.get("model_name_or_path")
     if start is None:
         return f"{settings['decode_head']}, {settings['backbone']}"
@@ -69,7 +69,7 @@ def _network(settings: dict[str, Any]) -> str:
 
 
 def _command(started_as: str) -> str:
-    """What does a run again: without what says where it lies and how it began, and without folders of this machine."""
+    """Build the command that repeats a run, without its output folder, flags of a start and folders of a machine."""
     words, flag = ["python", "scripts/train.py"], ""
     given = shlex.split(started_as)[1:]
     for word in given[1:] if given[:1] == ["train"] else given:  # `msctr train`, or the script
@@ -83,10 +83,10 @@ def _command(started_as: str) -> str:
 
 
 def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Rows of run folders, and of files that hold lists of rows.
+    """Read the rows of run folders, and of files with lists of rows.
 
     Raises:
-        UsageError: If a path holds neither.
+        UsageError: If a path is neither.
     """
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -96,15 +96,15 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
         try:
             content = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise UsageError(f"{path} is no folder of a run and no file with rows of runs: {error}") from error
+            raise UsageError(f"{path} is neither the folder of a run nor a file with rows of runs: {error}") from error
         if not isinstance(content, list):
-            raise UsageError(f"{path} holds no list of runs.")
+            raise UsageError(f"{path} does not hold a list of runs.")
         rows += content
     return rows
 
 
 def zoo_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Make a line for every network, data set, arm and schedule: mean and deviation over seeds, device."""
+    """Format a table with a line for every network, data set, arm and schedule, with mean and deviation over seeds."""
     lines = ["| network | data | mode | steps | mIoU | seeds | device |", "|---|---|---|---|---|---|---|"]
     for (network, dataset, split, arm, steps), runs in _groups(rows).items():
         scores = [100 * run["mean_iou"] for run in runs]
@@ -134,9 +134,7 @@ def _groups(rows: Sequence[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]
 
 def main(argv: Sequence[str]) -> None:
     """Print the table of the runs that the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = SpellingParser("python scripts/model_zoo.py RUN [RUN ...]", __doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or JSON files with rows of runs")
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""One recipe, several arms, several seeds: a run each, in processes of their own, restartable run by run."""
+"""Run one recipe with several arms and seeds, every run in a process of its own, from which it can resume."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ NEVER_BEFORE_THE_END = 10**9  # steps, for runs whose length is given in epochs
 
 
 class Arm(NamedTuple):
-    """What is compared: a contrastive mode, and further flags of `scripts/train.py`."""
+    """One side of a comparison: a contrastive mode, and further flags of `scripts/train.py`."""
 
     name: str
     flags: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> Arm:
-        """'ms_cs', 'ms_cs --flag value' or 'NAME: ms_cs --flag value'.
+        """Parse 'ms_cs', 'NAME: ms_cs' or 'NAME: ms_cs --flag value'.
 
         Raises:
             UsageError: If the text does not look like this, or the arm has flags and no name.
@@ -48,7 +48,7 @@ class Arm(NamedTuple):
 
 
 class SweepRun(NamedTuple):
-    """One run: the flags of `scripts/train.py`, where it lies, and the settings that follow."""
+    """One run of a sweep: its folder, its flags for `scripts/train.py`, and the settings that they give."""
 
     arm: str
     seed: int
@@ -58,33 +58,34 @@ class SweepRun(NamedTuple):
 
     @property
     def log(self) -> Path:
-        """What the run prints."""
+        """File with the output of the run."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def finished(self) -> bool:
-        """A run is validated at its end only, so results are those of its last step."""
+        """Whether the run has been validated after its last step."""
         duration = read_json(self.folder / RUN_FILE).get("duration", self.settings)
         return read_json(self.folder / RESULTS_FILE).get("step", 0) == duration["max_steps"]
 
 
 def plan_runs(arms: Sequence[Arm], seeds: Sequence[int], output_dir: Path, flags: Sequence[str]) -> list[SweepRun]:
-    """All runs, one seed after the other, so that what is finished early can be compared in pairs.
+    """Plan all runs, one seed after the other, so that runs that finish early can be compared in pairs.
 
-    Every run is validated after its last step only: the best of many looks would flatter whichever looks best often.
+    Every run is validated only after its last step: the best of several validations would favor arms whose scores
+    fluctuate.
 
     Args:
-        arms (`Sequence[Arm]`): What is compared; the first is the baseline.
+        arms (`Sequence[Arm]`): Arms of the comparison; the first is the baseline.
         seeds (`Sequence[int]`): Seeds of initialization, data order and augmentation; the same for every arm.
         output_dir (`Path`): Folder of the sweep.
-        flags (`Sequence[str]`): Of `scripts/train.py`, the same for all.
+        flags (`Sequence[str]`): Flags of `scripts/train.py`, the same for all runs.
 
     Raises:
         UsageError: If names or seeds repeat, or a folder holds a run with other settings.
     """
     for name, values in (("arms", [arm.name for arm in arms]), ("seeds", list(seeds))):
         if len(set(values)) < len(values):
-            raise UsageError(f"--{name}: every one once, got {values}.")
+            raise UsageError(f"--{name}: every entry must be given once, got {values}.")
     runs = []
     for seed in seeds:
         for arm in arms:
@@ -98,7 +99,7 @@ def plan_runs(arms: Sequence[Arm], seeds: Sequence[int], output_dir: Path, flags
 
 
 def _settings(flags: Sequence[str]) -> dict[str, Any]:
-    """What `scripts/train.py` makes of its flags; faulty ones end here, before the first run."""
+    """Parse flags as `scripts/train.py` does, so that faulty ones are refused before the first run."""
     model, data, training, _, network_settings = command_line().parse(flags)
     return {**as_mapping(model, data, training), **network_settings}
 
@@ -117,18 +118,18 @@ def _check_settings(run: SweepRun) -> None:
         )
 
 
-def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, tell: Callable[[str], None]) -> None:
-    """Do what is not finished yet, `parallel` runs at a time; an interrupted run goes on from its checkpoint.
+def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, report: Callable[[str], None]) -> None:
+    """Run what is not finished yet, `parallel` runs at a time; an interrupted run resumes from its checkpoint.
 
     Args:
-        runs (`Sequence[SweepRun]`): In the order in which they start.
+        runs (`Sequence[SweepRun]`): All runs, in the order in which they start.
         script (`Path`): `scripts/train.py` of this repository.
         parallel (`int`): Runs at a time; on a CPU they share its cores.
-        tell (`Callable`): Gets a line for every run that ends.
+        report (`Callable`): Called with one line for every run that ends.
 
     Raises:
-        UsageError: If a run fails; others are told to save and to stop.
-        Interrupted: If this process was told to stop.
+        UsageError: If a run fails; the others save a checkpoint and stop.
+        Interrupted: If this process received SIGTERM or Ctrl-C.
     """
     waiting = [run for run in runs if not run.finished]
     threads = str(max(1, (os.cpu_count() or 1) // parallel))
@@ -144,7 +145,7 @@ def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, tell: Callabl
                     run, since = active.pop(process)
                     _check(run, process.returncode)
                     score, minutes = read_json(run.folder / RESULTS_FILE)["mean_iou"], (time.monotonic() - since) / 60
-                    tell(f"{run.arm}, seed {run.seed}: mIoU {100 * score:.2f} %, {minutes:.1f} minutes")
+                    report(f"{run.arm}, seed {run.seed}: mIoU {100 * score:.2f} %, {minutes:.1f} minutes")
                 time.sleep(_POLL_SECONDS)
     finally:
         for process in active:
@@ -152,14 +153,15 @@ def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, tell: Callabl
         for process in active:
             process.wait()
     if stop.came:
-        raise Interrupted("stopped; the same command goes on where this one was")
+        raise Interrupted("stopped; the same command resumes where this one stopped")
 
 
 def _start(run: SweepRun, script: Path, environment: dict[str, str]) -> subprocess.Popen:
     run.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(script), *run.flags, "--resume", "auto"]
     with run.log.open("a") as log:
-        # a session of its own: Ctrl-C reaches the sweep alone, which tells each run once; told twice, it ends unsaved
+        # In a session of its own, Ctrl-C reaches the sweep alone, which signals every run once: a run that gets a
+        # second signal ends without saving.
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
 
@@ -168,5 +170,5 @@ def _check(run: SweepRun, exit_code: int) -> None:
         return
     lines = run.log.read_text().strip().splitlines() or ["it printed nothing"]
     raise UsageError(
-        f"{run.arm}, seed {run.seed} ended with exit code {exit_code}: {lines[-1]} (all of it: {run.log})"
+        f"{run.arm}, seed {run.seed} ended with exit code {exit_code}: {lines[-1]} (complete output: {run.log})"
     )

@@ -3,17 +3,16 @@
 python scripts/sweep.py --config configs/camvid/upernet_efficientnet_lite0.yaml --data_dir CAMVID --seeds 0 1 2
 python scripts/sweep.py --config ... --arms ce "warm: ms_cs --contrastive_temperature 0.2"
 
-Every flag that is not listed here goes to scripts/train.py. A run that is done is not done again, and one that was
-interrupted goes on: start the same command once more. Runs are validated after their last step. A run is one
-process; for several GPUs start this once for each (CUDA_VISIBLE_DEVICES) with seeds of its own, then once with all
-seeds for the table.
+Every flag that is not listed here is passed to scripts/train.py. The same command, started again, skips finished runs
+and resumes interrupted ones. Runs are validated only after their last step. A run is one process; for several GPUs
+start this command once for each (CUDA_VISIBLE_DEVICES) with seeds of its own, then once with all seeds for the table.
 
-OUTPUT_DIR/ARM/seed_N/    a run, as scripts/train.py leaves it; seed_N.log is what it printed
-OUTPUT_DIR/results.json   every finished run: settings, scores, costs, the command that does it again
+OUTPUT_DIR/ARM/seed_N/    a run of scripts/train.py; seed_N.log is its output
+OUTPUT_DIR/results.json   every finished run: settings, scores, costs, the command that repeats it
 OUTPUT_DIR/report.md      means, differences to the first arm in pairs of one seed, classes
 OUTPUT_DIR/curves.png     terms of the loss
 
-Exit codes: 0 all runs done; 2 a run failed, or faulty input, said in one sentence; 75 stopped by SIGTERM or Ctrl-C.
+Exit codes: 0 all runs are finished; 2 a run failed or the input is faulty; 75 stopped by SIGTERM or Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msctr_hf.commands.command_line import one_sentence
+from msctr_hf.commands.spelling import SpellingParser
+from msctr_hf.commands.train import command_line
 from msctr_hf.errors import UsageError
 from msctr_hf.training.run_folder import replace_file, write_json
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def sweep(options: argparse.Namespace, flags: Sequence[str]) -> None:
-    """Do the runs that are not done yet, and report all of them."""
+    """Do the runs that are not finished yet, and report all of them."""
     if missing := [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]:
         raise UsageError(f"The report needs {' and '.join(missing)}: pip install '.[figures]'.")
     if options.parallel < 1:
@@ -50,7 +51,8 @@ def sweep(options: argparse.Namespace, flags: Sequence[str]) -> None:
     arms = [Arm.parse(text) for text in options.arms]
     runs = plan_runs(arms, options.seeds, options.output_dir, flags)
     print(
-        f"{len(runs)} runs, {sum(run.finished for run in runs)} of them done; {options.parallel} at a time", flush=True
+        f"{len(runs)} runs, {sum(run.finished for run in runs)} of them finished; {options.parallel} at a time",
+        flush=True,
     )
 
     def report(line: str) -> None:
@@ -62,12 +64,12 @@ def sweep(options: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def write_report(runs: list[SweepRun], folder: Path) -> str:
-    """Write rows, tables and curves of what is done; returns the tables."""
+    """Write rows, tables and curves of the finished runs; returns the tables."""
     finished = [run for run in runs if run.finished]
     rows = [describe(run.folder, run.arm) for run in finished]
     write_json(folder / "results.json", rows)
     if all(row["arm"] != runs[0].arm for row in rows):
-        return ""  # the baseline takes longer than the others
+        return ""  # no run of the baseline is finished yet, so there is nothing to compare with
     text = markdown(compare_arms(rows, runs[0].arm))
     replace_file(folder / "report.md", f"# Sweep\n\n{text}\n")
     draw_curves(finished, folder / "curves.png")
@@ -75,10 +77,8 @@ def write_report(runs: list[SweepRun], folder: Path) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Flags of the sweep itself; all others go to `scripts/train.py`."""
-    whole = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    """Build the parser of the sweep's own flags; all others are passed to `scripts/train.py`."""
+    whole = SpellingParser("python scripts/sweep.py", __doc__, passed_on=command_line()._option_string_actions)
     whole.add_argument("--output_dir", type=Path, default=Path("runs/sweep"), help="folder of all runs (runs/sweep)")
     whole.add_argument(
         "--arms", nargs="+", default=DEFAULT_ARMS, help=f"'MODE' or 'NAME: MODE --flag value' {DEFAULT_ARMS}"

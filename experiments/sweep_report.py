@@ -1,4 +1,4 @@
-"""What a sweep found: differences to the baseline in pairs of one seed, curves of the terms."""
+"""Report a sweep: differences to the baseline in pairs of one seed, curves of the terms of the loss."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _TERM = re.compile(r"cross_entropy|auxiliary|contrastive/stage_\w+")
 
 
 class Comparison(NamedTuple):
-    """One arm beside the baseline; `None` where there is nothing to compare.
+    """One arm compared with the baseline; `None` where there is nothing to compare.
 
     Args:
-        arm (`str`): Its name.
+        arm (`str`): Name of the arm.
         scores (`list[float]`): mIoU of every seed.
         difference (`float`, *optional*): Mean of the differences to the baseline in pairs of one seed.
         interval (`float`, *optional*): Half the width of its 95 % interval (Student's t); needs two pairs.
         per_class (`dict[str, float]`): IoU of every class for the baseline, differences to it for others; NaN for a
-            class that is in no validation image.
-        time, memory (`float`): Cost of an image and largest memory, as ratios to the baseline.
+            class that no validation image contains.
+        time, memory (`float`): Time per image and largest memory, as ratios to the baseline.
     """
 
     arm: str
@@ -38,17 +38,17 @@ class Comparison(NamedTuple):
 
 
 def compare_arms(rows: Sequence[dict[str, Any]], baseline: str) -> list[Comparison]:
-    """Every arm beside the baseline, seed by seed.
+    """Compare every arm with the baseline, seed by seed.
 
     Args:
-        rows (`Sequence[dict]`): Runs as `describe` gives them; any number of them, so that a sweep can be looked at
-            before it is done.
-        baseline (`str`): Its arm.
+        rows (`Sequence[dict]`): Runs as `describe` gives them; a sweep can be compared before
+            all of its runs are finished.
+        baseline (`str`): Name of the arm to compare with.
     """
     runs: dict[str, dict[int, dict]] = {}
     for row in rows:
         runs.setdefault(row["arm"], {})[row["seed"]] = row
-    arms = sorted(runs, key=lambda arm: arm != baseline)  # the baseline first, others as they come
+    arms = sorted(runs, key=lambda arm: arm != baseline)  # the baseline first, the others in the order of their runs
     return [_compare(arm, runs[arm], runs.get(baseline, {}), arm == baseline) for arm in arms]
 
 
@@ -84,10 +84,10 @@ def _half_interval(differences: Sequence[float]) -> float:
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """Two tables, the baseline first: arms with difference and cost; classes with the differences of every arm."""
+    """Format two tables, the baseline first: arms with differences and costs, classes with differences."""
     first, *others = comparisons
     lines = [
-        f"| | seeds | mIoU | difference, 95 % interval | time beside {first.arm} | memory beside {first.arm} |",
+        f"| | seeds | mIoU | difference, 95 % interval | time / {first.arm} | memory / {first.arm} |",
         "|---|---|---|---|---|---|",
     ]
     for each in comparisons:
@@ -110,7 +110,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def draw_curves(runs: Sequence[SweepRun], path: Path) -> None:
-    """Every term of the loss over the steps: a panel a term, a line an arm, the mean over its seeds."""
+    """Draw every term of the loss over the steps: one panel per term, one line per arm, the mean over its seeds."""
     from matplotlib.figure import Figure
 
     colors = {arm: f"C{place}" for place, arm in enumerate(dict.fromkeys(run.arm for run in runs))}

@@ -1,7 +1,7 @@
 """Multi-scale and cross-scale contrastive learning for semantic segmentation, in the Hugging Face ecosystem.
 
-Importing registers the network with the Auto classes and the pipeline of transformers. Everything else is loaded when
-it is first asked for, so that `datasets`, `evaluate` and the like cost nothing where they are not used.
+Importing it registers the network with the Auto classes and the pipelines of transformers. Everything else is imported
+at its first use, so that `datasets`, `evaluate` and others cost no time where they are not needed.
 """
 
 import importlib

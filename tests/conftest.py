@@ -8,7 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers sha
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT))  # experiments/, which no wheel holds
+sys.path.append(str(ROOT))  # for experiments/, which is not in the wheel
 sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parent / name) for name in ("models", "data"))]
 
 import pytest  # noqa: E402
@@ -35,7 +35,7 @@ def seeded():
 
 @pytest.fixture
 def tiny_config():
-    """A small network with any decode head; keyword arguments override its settings."""
+    """Build the configuration of a small network; keyword arguments override its settings."""
 
     def build(decode_head="upernet", backbone=TIMM_TINY, num_labels=5, **settings):
         backbone = {**backbone, "output_stride": 8} if decode_head == "deeplabv3" else backbone
@@ -52,7 +52,7 @@ def tiny_config():
 
 @pytest.fixture
 def tiny_batch():
-    """Two images of 64x96 with blocks of five classes and some ignored pixels."""
+    """Two images of 64x96 pixels whose labels are blocks of five classes and ignored pixels."""
     labels = torch.randint(0, 5, (2, 4, 6)).repeat_interleave(16, 1).repeat_interleave(16, 2)
     labels[:, :3] = 255
     return {"pixel_values": torch.randn(2, 3, 64, 96), "labels": labels}
@@ -60,7 +60,7 @@ def tiny_batch():
 
 @pytest.fixture
 def run_script(monkeypatch, capsys):
-    """Run a script in this process; returns (exit code, stdout, stderr)."""
+    """Run a script in this process and return (exit code, stdout, stderr)."""
     import runpy
 
     from accelerate.state import AcceleratorState, GradientState

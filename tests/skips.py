@@ -1,6 +1,6 @@
-"""In CI a test that is skipped fails, unless its skip is expected: a missing program must not hide what it tests.
+"""Fail skipped tests in CI unless the skip is expected, so that a missing program does not hide untested code.
 
-`CI=true` turns this on. A line of `MSCTR_EXPECTED_SKIPS` that is part of "node id: reason" lets a skip pass.
+`CI=true` turns this on. A skip is expected if a line of `MSCTR_EXPECTED_SKIPS` is part of its "node id: reason".
 """
 
 import os
@@ -8,7 +8,9 @@ import os
 import pytest
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: after pytest has told skipped from xfailed
+@pytest.hookimpl(
+    wrapper=True, tryfirst=True
+)  # outermost: pytest marks expected failures, which look like skips, inside
 def pytest_runtest_makereport():
     return fail_if_skipped_unexpectedly((yield))
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's recipe for a decode head, followed to the letter in a copy of the repository."""
+"""The steps of CONTRIBUTING for a new decode head work exactly as written, in a copy of the repository."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def insert(file, text, before, where=0):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the repository with the head of the recipe."""
+    """A copy of the repository with the decode head of CONTRIBUTING."""
     clone = tmp_path_factory.mktemp("clone")
     for name in ("msctr_hf", "configs", "scripts", "tests"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -60,7 +60,7 @@ def run(clone, *command, **environment):
 
 @pytest.fixture(scope="module")
 def trained(clone, tmp_path_factory):
-    """The folder of two steps of training, and what it pushed."""
+    """Folder of a run of two steps, and the files that it pushed."""
     folder = tmp_path_factory.mktemp("linear")
     data = write_folder(folder / "data", num_train=4, num_validation=1)
     hub = LocalHub()
@@ -73,7 +73,7 @@ def trained(clone, tmp_path_factory):
 
 
 def logits_of(folder, pixel_values):
-    """The last stage of a stock ResNet, times the weights of the head."""
+    """Compute the logits from the last stage of a stock ResNet and the weights of the head."""
     from transformers import TimmBackbone, TimmBackboneConfig
 
     state = load_file(folder / "model.safetensors")
@@ -88,7 +88,7 @@ def logits_of(folder, pixel_values):
     return torch.einsum("lc,bchw->blhw", weight[:, :, 0, 0], last) + bias[:, None, None]
 
 
-def test_head_of_the_recipe_trains_and_is_pushed_with_a_card_that_names_it(trained):
+def test_the_new_head_trains_and_is_pushed_with_a_card_that_names_it(trained):
     folder, files = trained
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "contrastive/stage_1" in entry] == [1, 2]
@@ -97,7 +97,7 @@ def test_head_of_the_recipe_trains_and_is_pushed_with_a_card_that_names_it(train
     assert json.loads(files["config.json"])["decode_stages"] == [4]
 
 
-def test_head_of_the_recipe_loads_without_the_package(trained, tmp_path):
+def test_the_new_head_loads_without_the_package(trained, tmp_path):
     torch.save(torch.randn(1, 3, 64, 96), tmp_path / "images.pt")
     files = tmp_path / "images.pt", tmp_path / "logits.pt"
     run(tmp_path, "-c", LOAD_WITHOUT_THE_PACKAGE, trained[0], *files, HF_HOME=str(tmp_path / "home"))
@@ -107,17 +107,17 @@ def test_head_of_the_recipe_loads_without_the_package(trained, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["torch", "onnx"])
-def test_head_of_the_recipe_is_exported(clone, trained, tmp_path, format):
+def test_the_new_head_can_be_exported(clone, trained, tmp_path, format):
     out = run(clone, "scripts/export.py", "--model", trained[0], "--output_dir", tmp_path / "out", "--format", format)
     assert "the exported network is in" in out
 
 
 @pytest.mark.slow
-def test_row_of_the_recipe_tests_the_head(clone):
+def test_the_new_row_of_the_tests_tests_the_head(clone):
     out = run(clone, "-m", "pytest", "-q", "tests/models/test_modeling_msctr.py", "-k", "linear")
     assert re.search(r"\b[1-9]\d* passed", out)
 
 
-def test_code_of_the_recipe_passes_the_style_checks(clone):
+def test_the_code_in_contributing_passes_the_style_checks(clone):
     for check in (["check"], ["format", "--check"]):
         run(clone, "-m", "ruff", *check, "msctr_hf/models/decode_heads.py", "tests/models/test_modeling_msctr.py")

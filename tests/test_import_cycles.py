@@ -1,4 +1,4 @@
-"""No circle of imports: every module can be understood with what it imports, and nothing imports it back."""
+"""The imports of the package have no cycles."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ FOLDERS = ("models", "data", "evaluation", "training", "hub", "commands")
 
 
 def modules():
-    """Names within the package -> files."""
+    """Map the names of all modules to their files."""
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
         for folder in FOLDERS
@@ -19,7 +19,7 @@ def modules():
 
 
 def imports(name, path, known):
-    """Modules that a file imports anywhere: at its top, within functions, and for type checkers only."""
+    """List the modules that a file imports: at its top, within functions, and for type checkers only."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = name.split(".")[: -node.level] + (node.module.split(".") if node.module else [])
@@ -27,8 +27,8 @@ def imports(name, path, known):
             yield from {each for each in [".".join(base), *named] if each in known}
 
 
-def circles(graph):
-    """Modules that import themselves by way of others."""
+def cycles(graph):
+    """List the modules that import themselves through others."""
 
     def reached(name):
         seen, waiting = set(), list(graph[name])
@@ -41,12 +41,12 @@ def circles(graph):
     return sorted(name for name in graph if name in reached(name))
 
 
-def test_circles_are_found():
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
+def test_cycles_are_found():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_module_imports_itself_through_others():
     known = modules()
     graph = {name: set(imports(name, path, known)) for name, path in known.items()}
     assert "training.checkpointing" in graph["training.loop"]
-    assert circles(graph) == []
+    assert cycles(graph) == []

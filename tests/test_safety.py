@@ -1,4 +1,4 @@
-"""Nothing foreign is run or believed: what the code must never do, read from the code itself."""
+"""The code never runs foreign code: checked in the sources."""
 
 import ast
 

@@ -29,7 +29,7 @@ MODULE = "import pytest\npytest.importorskip('another_package_that_nobody_has')\
 
 
 def run(folder, *options, **variables):
-    """Exit code and counts of the closing line."""
+    """Run pytest in a folder and return its exit code, the counts of its last line, and its output."""
     (folder / "pytest.ini").write_text("[pytest]\n")
     ours = ("CI", "PYTEST_", "MSCTR_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -52,7 +52,7 @@ def test_a_skip_that_is_not_expected_fails_in_ci(tmp_path, options):
 
 
 @pytest.mark.parametrize("expected", ["needs a browser\na_package_that_nobody_has", "test_some.py::"])
-def test_a_skip_that_is_expected_by_its_reason_or_name_passes(tmp_path, expected):
+def test_a_skip_whose_reason_or_name_is_expected_passes(tmp_path, expected):
     (tmp_path / "test_some.py").write_text(TESTS)
     code, counts, _ = run(tmp_path, CI="true", MSCTR_EXPECTED_SKIPS=expected)
     assert (code, counts["passed"], counts["skipped"]) == (0, 1, 2)

@@ -1,1 +1,1 @@
-"""What `scripts/benchmark.py` measures: our paths beside straightforward ones, as ratios within one run."""
+"""Measurements of `scripts/benchmark.py`: this package and straightforward code, as ratios within one run."""

@@ -1,4 +1,4 @@
-"""Measure objective, training data and evaluation beside straightforward ways, as ratios within one run.
+"""Compare objective, training data and evaluation with straightforward code, as ratios within one run.
 
     python scripts/benchmark.py loss                 # info_nce_loss: time and memory, within and across scales
     python scripts/benchmark.py sampling             # anchors of one stage, with the gradient of its map
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from msctr_hf.commands.command_line import one_sentence
+from msctr_hf.commands.spelling import SpellingParser
 from msctr_hf.errors import UsageError
 from msctr_hf.training.description import git_commit
 from msctr_hf.training.run_folder import write_json
@@ -35,14 +36,14 @@ PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what the command line names."""
+    """Run the benchmark that the command line names."""
     options = parser().parse_args(argv)
     with one_sentence():
         measure(options)
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Print and write one table; exit code 1 with `--check` where a ratio misses its target."""
+    """Print and write one table; with `--check` exit with code 1 if a ratio misses its target."""
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch sees no GPU; use --device cpu.")
@@ -60,47 +61,49 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """A subcommand for each table."""
-    common = argparse.ArgumentParser(add_help=False)
+    """Build the parser, with one subcommand per table."""
+    common = SpellingParser("", add_help=False)
     common.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     common.add_argument("--threads", type=_positive, default=1, help="threads on the CPU; targets are set for 1 (1)")
     common.add_argument("--repetitions", type=_positive, help="measured rounds; enough for a median by default")
     common.add_argument("--output", help="JSON file (benchmark_NAME.json)")
     common.add_argument("--check", action="store_true", help="exit with 1 where a ratio misses its target")
 
-    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = SpellingParser("python scripts/benchmark.py NAME", __doc__)
     names = whole.add_subparsers(dest="what", required=True, metavar="NAME")
 
     def add(name: str, text: str, measure: Any) -> argparse.ArgumentParser:
-        one = names.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
+        usage = f"python scripts/benchmark.py {name}"
+        prog = f"benchmark.py {name}"
+        one = names.add_parser(name, usage=usage, prog=prog, description=text, parents=[common], help=text)
         one.set_defaults(measure=measure)
         return one
 
-    loss = add("loss", "InfoNCE over N anchors beside full N x N matrices", lambda o, device: contrast.loss(
+    loss = add("loss", "InfoNCE over N anchors, and full N x N matrices", lambda o, device: contrast.loss(
         o.sizes, o.classes, o.repetitions, device))  # fmt: skip
     sizes = [500, 1000, 2000, 5000, 10_000]
     loss.add_argument("--sizes", type=_positive, nargs="+", default=sizes, help=f"numbers of anchors ({sizes})")
     loss.add_argument("--classes", type=_positive, nargs="+", default=[19, 150], help="numbers of classes (19 150)")
 
-    sampling = add("sampling", "sampler beside one that goes from pair to pair", lambda o, device: contrast.sampling(
+    sampling = add("sampling", "sampler, and one that goes from pair to pair", lambda o, device: contrast.sampling(
         o.batch_size, o.repetitions, device))  # fmt: skip
     sampling.add_argument("--batch_size", type=_positive, default=12, help="images (12)")
 
-    together = add("together", "the objective of one batch, whole", lambda o, device: contrast.together(
+    together = add("together", "the whole objective of one batch", lambda o, device: contrast.together(
         o.batch_sizes, o.repetitions, device))  # fmt: skip
     together.add_argument("--batch_sizes", type=_positive, nargs="+", default=[2, 6], help="images (2 6)")
 
-    projection = add("projection", "projecting rows beside projecting maps", lambda o, device: contrast.projection(
+    projection = add("projection", "projecting rows, and projecting maps", lambda o, device: contrast.projection(
         o.batch_size, o.repetitions, device))  # fmt: skip
     projection.add_argument("--batch_size", type=_positive, default=2, help="images (2)")
 
-    add("data", "our augmentation beside the released code's order of work", lambda o, device: data.data(
+    add("data", "augmentation, and the released code's order of work", lambda o, device: data.data(
         o.repetitions, device))  # fmt: skip
 
-    add("upsampling", "upsampling and argmax in strips beside whole images", lambda o, device: evaluation.upsampling(
+    add("upsampling", "upsampling and argmax in strips, and of whole images", lambda o, device: evaluation.upsampling(
         o.repetitions, device))  # fmt: skip
 
-    add("metric", "mean IoU beside the stock metric of evaluate", lambda o, device: evaluation.metric(
+    add("metric", "mean IoU, and the stock metric of evaluate", lambda o, device: evaluation.metric(
         o.repetitions, device))  # fmt: skip
 
     step = add("step", "a training step with and without contrast", lambda o, device: training_step(

@@ -1,7 +1,7 @@
 """Benchmarks of the contrastive objective.
 
-Every function returns rows of a table: time and memory of both ways, their ratio, and the ratio to reach where one
-is promised for a single CPU thread.
+Every function returns rows of a table: time and memory of both ways, their ratio, and the target of the ratio where
+one is set for a single CPU thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msctr_hf.models.contrastive_loss import MultiScaleContrastiveLoss
 from msctr_hf.models.info_nce import info_nce_loss
 from msctr_hf.models.projection_head import StageProjection
 
-from .measuring import Step, compare, median_seconds, peak_megabytes, promise
+from .measuring import Step, add_targets, compare, median_seconds, peak_megabytes
 from .reference import dense_info_nce_loss, dense_multi_scale_loss, sample_pair_by_pair
 
 CHANNELS = 256
@@ -25,7 +25,7 @@ SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)
 PAIRS = ((0, 3), (0, 2))
 CROP = (512, 1024)
 NUM_LABELS = 19
-VIEWS = 5  # pixels of an (image, class) pair: nearly always 5 in practice
+VIEWS = 5  # pixels of an (image, class) pair; nearly always 5 in practice
 
 LOSS_TARGETS = {
     "within": {500: 0.85, 1000: 1.3, 2000: 1.8, 5000: 4.0, 10_000: 5.0},
@@ -38,7 +38,7 @@ PROJECTION_TARGETS = {(48, 4): 3.0, (96, 8): 2.0}
 
 
 def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | None, device: torch.device) -> list[dict]:
-    """`info_nce_loss` and the dense form on the same anchors, forward and backward."""
+    """Compare `info_nce_loss` with the dense form on the same anchors, forward and backward."""
     rows = []
     for term in ("within", "across"):
         for size in sizes:
@@ -51,12 +51,12 @@ def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | Non
                 steps = {way: loss_step(*arguments) for way, arguments in ways.items()}
                 seconds = median_seconds(steps, repetitions or max(3, 20_000 // size), device)
                 rows.append({"term": term, "anchors": size, "classes": classes} | compare(seconds, memory))
-                promise(rows[-1], device, speed=LOSS_TARGETS[term].get(size), memory=MEMORY_TARGETS.get(size))
+                add_targets(rows[-1], device, speed=LOSS_TARGETS[term].get(size), memory=MEMORY_TARGETS.get(size))
     return rows
 
 
 def loss_step(way: str, term: str, size: int, num_labels: int, device: torch.device) -> Step:
-    """One forward and backward pass over random anchors, sorted by class as the sampler gives them."""
+    """Build a forward and backward pass over random anchors, sorted by class as the sampler returns them."""
     functions: dict[str, Callable] = {"dense": dense_info_nce_loss, "ours": info_nce_loss}
     generator = torch.Generator().manual_seed(0)
     sides: list[torch.Tensor] = []
@@ -68,7 +68,7 @@ def loss_step(way: str, term: str, size: int, num_labels: int, device: torch.dev
 
 
 def sampling(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:
-    """`sample_anchors` and the pair-by-pair sampler, with their backward passes, stage by stage."""
+    """Compare `sample_anchors` with the pair-by-pair sampler, including backward passes, stage by stage."""
     rows = []
     labels = blob_labels(batch_size, CROP, device)
     for stride in STRIDES:
@@ -80,12 +80,12 @@ def sampling(batch_size: int, repetitions: int | None, device: torch.device) -> 
         }
         seconds = median_seconds(steps, repetitions or stride // 4, device)
         rows.append({"stride": stride, "images": batch_size, "anchors": anchors} | compare(seconds))
-        promise(rows[-1], device, speed=SAMPLING_TARGETS[stride])
+        add_targets(rows[-1], device, speed=SAMPLING_TARGETS[stride])
     return rows
 
 
 def together(batch_sizes: Sequence[int], repetitions: int | None, device: torch.device) -> list[dict]:
-    """Labels and projections of four stages to four within-scale terms, two across, and the gradients of the maps."""
+    """Compare the whole objective: four stages, four terms within and two across scales, gradients of the maps."""
     objective = MultiScaleContrastiveLoss(NUM_LABELS, (1, 2, 3, 4), SCALE_WEIGHTS, PAIRS, (1.0, 1.0))
     rows = []
     for batch_size in batch_sizes:
@@ -99,12 +99,12 @@ def together(batch_sizes: Sequence[int], repetitions: int | None, device: torch.
         }
         seconds = median_seconds(steps, repetitions or 3, device)
         rows.append({"images": batch_size, "crop": "x".join(map(str, CROP))} | compare(seconds))
-        promise(rows[-1], device, speed=TOGETHER_TARGETS.get(batch_size))
+        add_targets(rows[-1], device, speed=TOGETHER_TARGETS.get(batch_size))
     return rows
 
 
 def projection(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:
-    """Projection head and sampling: the last convolution on sampled rows, beside that on whole maps."""
+    """Compare projection head and sampling: the last convolution on sampled rows, and on whole maps."""
     rows = []
     labels = blob_labels(batch_size, CROP, device)
     for channels, stride in ((48, 4), (96, 8), (192, 16), (384, 32), (512, 4)):
@@ -121,14 +121,14 @@ def projection(batch_size: int, repetitions: int | None, device: torch.device) -
         }
         seconds = median_seconds(steps, repetitions or 3, device)
         rows.append({"channels": channels, "stride": stride, "images": batch_size} | compare(seconds))
-        promise(rows[-1], device, speed=PROJECTION_TARGETS.get((channels, stride)))
+        add_targets(rows[-1], device, speed=PROJECTION_TARGETS.get((channels, stride)))
     return rows
 
 
 def blob_labels(
     batch_size: int, size: Sequence[int], device: torch.device, num_labels: int = NUM_LABELS
 ) -> torch.Tensor:
-    """Smooth regions of frequent and rare classes, about two thirds of 19 per image: (B, H, W)."""
+    """Make labels (B, H, W) of smooth regions of frequent and rare classes, about two thirds of 19 per image."""
     generator = torch.Generator().manual_seed(0)
     cells = [max(2, side // 64) for side in size]
     scores = torch.randn(batch_size, num_labels, *cells, generator=generator)
@@ -144,5 +144,5 @@ def _map(batch_size: int, channels: int, stride: int, device: torch.device) -> t
 
 
 def _backward(value: torch.Tensor, sides: Sequence[torch.Tensor]) -> None:
-    """Gradients of a value, without keeping them: none is added to another."""
+    """Compute gradients without storing them, so that no step adds to those of the step before."""
     torch.autograd.grad(value, sides)

@@ -23,10 +23,10 @@ from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
 from msctr_hf.data.predecoded import write_predecoded
 from msctr_hf.data.synthetic import SYNTHETIC_CLASSES, draw_scene
 
-from .measuring import compare, median_seconds, per_second, promise
+from .measuring import add_targets, compare, median_seconds, per_second
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SAMPLES, DRAWS = 4, 12  # images on disk; crops a round, so that scales average out
+SAMPLES, DRAWS = 4, 12  # images on disk; crops per round, so that scales average out
 CASES: dict[str, dict[str, Any]] = {
     "PNG as Cityscapes": {
         "size": (1024, 2048), "crop": (512, 1024), "suffix": "png", "options": {}, "target": 1.7, "cache target": 10.0
@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def data(repetitions: int | None, device: torch.device) -> list[dict]:
-    """Our augmentation beside the order of work of the released code, from files and from a pre-decoded copy."""
+    """Compare the augmentation with the released code's order of work, from files and from a pre-decoded copy."""
     rows = []
     for name, case in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -50,13 +50,13 @@ def data(repetitions: int | None, device: torch.device) -> list[dict]:
             row: dict[str, Any] = {"images": name, "ours from": way}
             row |= compare({"released order": seconds["released"], "ours": seconds[way]})
             row["ours images/s"] = per_second(1, row["ours ms"])
-            promise(row, device, speed=target)
+            add_targets(row, device, speed=target)
             rows.append(row)
     return rows
 
 
 def seconds_per_crop(folder: Path, crop: Sequence[int], repetitions: int) -> float:
-    """What one worker needs for a training crop from a PNG as Cityscapes has them."""
+    """Measure the seconds that one worker needs for a training crop from a PNG of the size and type of Cityscapes."""
     case = {**CASES["PNG as Cityscapes"], "crop": tuple(crop)}
     _write_images(folder, case)
     crops = _crops(folder, case)
@@ -71,7 +71,7 @@ def _crops(folder: Path, case: dict[str, Any]) -> Callable[[int], Any]:
 
 
 def _ways(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[int], Any]]:
-    """Functions that make the sample of a draw."""
+    """Build the functions that make the sample of a draw, by the name of the way."""
     _write_images(folder, case)
     files = load_segmentation_dataset("folder", "train", folder)
     copy = folder / "copy"
@@ -111,7 +111,7 @@ def _over_draws(sample: Callable[[int], Any]) -> Callable[[], None]:
 
 
 def released_order(folder: Path, suffix: str, draw: int, crop: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The paper's augmentation in the released code's order of work: everything on the whole image, then the crop.
+    """Augment in the released code's order of work: everything on the whole image, then the crop.
 
     Decode, map labels, mirror, resize, pad, crop with OpenCV; jitter, scale and normalize with torchvision on Pillow
     images. Written for this comparison.

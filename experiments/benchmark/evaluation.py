@@ -9,7 +9,7 @@ from msctr_hf.evaluation.inference import most_probable_classes
 from msctr_hf.evaluation.mean_iou import MeanIoU
 from msctr_hf.models.decode_heads import resize
 
-from .measuring import Step, compare, median_seconds, peak_megabytes, promise
+from .measuring import Step, add_targets, compare, median_seconds, peak_megabytes
 from .stock_mean_iou import StockMeanIoU
 
 CASES = {  # classes, size of the logits, size of the labels
@@ -18,11 +18,11 @@ CASES = {  # classes, size of the logits, size of the labels
 }
 SPEED_TARGET = 3.0
 METRIC_SPEED_TARGET = 30.0
-IMAGES = 8  # through the metric, in batches of 4
+IMAGES = 8  # that the metric gets, in batches of 4
 
 
 def upsampling(repetitions: int | None, device: torch.device) -> list[dict]:
-    """Bilinear upsampling and the largest class, in strips of rows and on the whole image."""
+    """Compare bilinear upsampling and argmax in strips of rows with those of the whole image."""
     rows = []
     for name, (num_labels, source, target) in CASES.items():
         ways = {way: (way, num_labels, source, target, device) for way in ("whole", "ours")}
@@ -33,14 +33,14 @@ def upsampling(repetitions: int | None, device: torch.device) -> list[dict]:
         steps = {way: upsampling_step(*arguments) for way, arguments in ways.items()}
         seconds = median_seconds(steps, repetitions or 7, device)
         rows.append({"size of": name, "classes": num_labels} | compare(seconds, memory))
-        promise(rows[-1], device, speed=SPEED_TARGET)
+        add_targets(rows[-1], device, speed=SPEED_TARGET)
     return rows
 
 
 def upsampling_step(
     way: str, num_labels: int, source: tuple[int, int], target: tuple[int, int], device: torch.device
 ) -> Step:
-    """Classes of one image from random logits."""
+    """Build the step from random logits to the classes of one image."""
     logits = torch.randn(1, num_labels, *source, device=device)
     if way == "ours":
         return lambda: most_probable_classes([logits], target, align_corners=False)
@@ -48,18 +48,18 @@ def upsampling_step(
 
 
 def metric(repetitions: int | None, device: torch.device) -> list[dict]:
-    """Mean IoU of label maps through `add_batch` and `compute`: ours, and the stock metric of `evaluate`."""
+    """Compare mean IoU by `add_batch` and `compute` with the stock metric of `evaluate`."""
     rows = []
     for name, (num_labels, _, size) in CASES.items():
         steps = {way: metric_step(way, num_labels, size) for way in ("stock", "ours")}
         seconds = median_seconds(steps, repetitions or 5, device)
         rows.append({"size of": name, "classes": num_labels, "images": IMAGES} | compare(seconds))
-        promise(rows[-1], device, speed=METRIC_SPEED_TARGET)
+        add_targets(rows[-1], device, speed=METRIC_SPEED_TARGET)
     return rows
 
 
 def metric_step(way: str, num_labels: int, size: tuple[int, int]) -> Step:
-    """Scores of blocky labels and predictions that are right at four pixels of five."""
+    """Build the scoring of blocky labels and of predictions that are right at four pixels of five."""
     random = np.random.default_rng(0)
     blocks = random.integers(0, num_labels, (IMAGES, -(-size[0] // 16), -(-size[1] // 16)), dtype=np.uint8)
     references = blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : size[0], : size[1]].copy()

@@ -1,7 +1,7 @@
-"""Time and memory of alternatives, measured in turns; tables; the machine they were measured on.
+"""Measure time and memory of alternatives in turns; format tables; describe the machine.
 
-On a CPU time is the process's own, so that other processes disturb less, and memory is the growth of the peak of a
-fresh process. On a GPU time is that until the device is done, and memory is what PyTorch allocated at most.
+On a CPU, time is that of the process, so that other processes disturb less, and memory is the growth of the peak of a
+fresh process. On a GPU, time runs until the device is done, and memory is the most that PyTorch allocated.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from msctr_hf.training.description import processor_name
 
 Step = Callable[[], Any]
 
-# Below these a figure says nothing: an allocator serves small requests from pages that an earlier step left, so that
+# Measures below these are noise: an allocator serves small requests from pages that an earlier step left, so that
 # the peak need not grow at all, Linux counts the pages of a process in batches, and reading a clock takes time too.
 RESOLUTIONS = {"MB": 1.0, "ms": 0.01}
 
 
 def median_seconds(steps: Mapping[str, Step], repetitions: int, device: torch.device) -> dict[str, float]:
-    """Median time of every step; steps take turns, after a first round that does not count."""
+    """Measure the median time of every step; steps take turns, after a first round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     gc.collect()
-    gc.disable()  # what it collects and when is no property of a step
+    gc.disable()  # otherwise a collection is charged to whichever step it interrupts
     try:
         for _ in range(repetitions + 1):
             for name, step in steps.items():
@@ -49,7 +49,7 @@ def _seconds(step: Step, device: torch.device) -> float:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds of this process on a CPU; of the wall, when all work is done, on a GPU."""
+    """Read the seconds of this process on a CPU; on a GPU those of the wall clock, when all work is done."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize(device)
@@ -57,11 +57,11 @@ def clock(device: torch.device) -> float:
 
 
 def peak_megabytes(build: Callable[..., Step], arguments: Sequence, warm_up: Sequence, device: torch.device) -> float:
-    """Memory that a step needs at most beyond what lies there before it.
+    """Measure the most memory that a step needs in addition to that of its inputs.
 
     Args:
         build (`Callable`): Function of a module; `build(*arguments)` makes the inputs and returns the step.
-        arguments (`Sequence`): What to measure.
+        arguments (`Sequence`): Arguments of the step to measure.
         warm_up (`Sequence`): Arguments of a small step that runs before, so that libraries are loaded.
         device (`torch.device`): Where the step runs.
     """
@@ -93,7 +93,7 @@ def _peak_of_this_process(build: Callable[..., Step], arguments: Sequence, warm_
 
 
 def _forget_peak() -> None:
-    """Let Linux count the peak from now on; elsewhere it counts from the start of the process."""
+    """Reset the peak where the system is Linux; elsewhere it counts from the start of the process."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -109,7 +109,7 @@ def _peak_kilobytes() -> float:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe what the measures depend on: device, threads, versions."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
@@ -119,7 +119,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def compare(seconds: dict[str, float], memory: dict[str, float] | None = None) -> dict[str, Any]:
-    """Columns of two ways, the other first and ours second: milliseconds, megabytes, and their ratios."""
+    """Make the columns of two ways, ours second: milliseconds, megabytes, and their ratios."""
     other, ours = seconds
     times = {f"{way} ms": 1000 * seconds[way] for way in (other, ours)}
     row: dict[str, Any] = times | {"speed-up": ratio(*times.values(), unit="ms")}
@@ -135,27 +135,27 @@ def ratio(measure: float, base: float, *, unit: str) -> float | None:
 
 
 def per_second(count: float, milliseconds: float) -> float | None:
-    """Divide what was done by the measured time; `None` where that is below the resolution."""
+    """Divide a count by the measured time; `None` where the time is below the resolution."""
     return None if milliseconds < RESOLUTIONS["ms"] else 1000 * count / milliseconds
 
 
-def promise(row: dict, device: torch.device, *, speed: float | None, memory: float | None = None) -> None:
-    """Add the ratios to reach; they are set for one CPU thread."""
-    promised = device.type == "cpu" and torch.get_num_threads() == 1
-    row["speed-up target"] = speed if promised else None
+def add_targets(row: dict, device: torch.device, *, speed: float | None, memory: float | None = None) -> None:
+    """Add the targets of the ratios, which are set for one CPU thread."""
+    has_targets = device.type == "cpu" and torch.get_num_threads() == 1
+    row["speed-up target"] = speed if has_targets else None
     if "memory ratio" in row:
-        row["memory ratio target"] = memory if promised else None
+        row["memory ratio target"] = memory if has_targets else None
 
 
 def misses_target(row: Mapping[str, Any]) -> bool:
-    """Whether a ratio of a row was not shown to reach its target; a target of `None` asks for nothing."""
+    """Return whether a ratio of a row misses its target or could not be measured; targets of `None` do not count."""
     targets = {name: row[name] for name in row if name.endswith(" target") and row[name] is not None}
     reached = {name: row[name.removesuffix(" target")] for name in targets}
     return any(reached[name] is None or reached[name] < target for name, target in targets.items())
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as a table to read and to paste."""
+    """Format rows with the same keys as a Markdown table with aligned columns."""
     cells = [list(rows[0])] + [[_cell(name, value) for name, value in row.items()] for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [

@@ -1,6 +1,6 @@
-"""The contrastive terms the straightforward way: what our paths are measured against.
+"""Compute the contrastive terms in the straightforward way, for comparison with this package.
 
-The same values, but full matrices of masks, exponentials and logarithms that autograd keeps, and a sampler that goes
+The values are the same. But autograd keeps full matrices of masks, exponentials and logarithms, and the sampler goes
 from pair to pair and indexes the whole map each time, so that its backward pass writes the map once per pair.
 """
 
@@ -24,7 +24,7 @@ def dense_info_nce_loss(
     contrast_labels: torch.Tensor | None = None,
     temperature: float = 0.1,
 ) -> torch.Tensor:
-    """`info_nce_loss` over full (N, M) matrices."""
+    """Compute `info_nce_loss` over full (N, M) matrices."""
     within = contrast is None
     rows = F.normalize(anchors, dim=1)
     columns = rows if within else F.normalize(contrast, dim=1)
@@ -43,7 +43,7 @@ def dense_info_nce_loss(
 def sample_pair_by_pair(
     features: torch.Tensor, labels: torch.Tensor, num_labels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`sample_anchors` with the published rule and its default limits: rows (N, C), labels (N,), N may be 0."""
+    """Sample like `sample_anchors` with the published rule and default limits: rows (N, C), labels (N,), N >= 0."""
     stage_labels = resize_labels(labels, features).flatten(1)
     pairs = []
     for image in range(len(features)):
@@ -69,7 +69,7 @@ def dense_multi_scale_loss(
     scale_weights: Sequence[float],
     pairs: Sequence[Sequence[int]],
 ) -> torch.Tensor:
-    """`MultiScaleContrastiveLoss` with pair weights of 1, from the two above; a stage without anchors has no terms."""
+    """Compute `MultiScaleContrastiveLoss` with pair weights of 1; a stage without anchors has no terms."""
     anchors = [sample_pair_by_pair(stage, labels, num_labels) for stage in features]
     connected = [0.0 * rows.sum() for rows, _ in anchors]
     within = [
@@ -86,13 +86,13 @@ def dense_multi_scale_loss(
 
 
 class StraightforwardContrast(NamedTuple):
-    """Takes the place of a network's `contrastive_loss`: whole projected maps, then `dense_multi_scale_loss`."""
+    """Replaces the `contrastive_loss` of a network: projects whole maps, then computes `dense_multi_scale_loss`."""
 
     objective: MultiScaleContrastiveLoss
     projection_head: ProjectionHead
 
     def contrast(self, hidden: Sequence[torch.Tensor], labels: torch.Tensor, project: object) -> ContrastiveResult:
-        """As `MultiScaleContrastiveLoss.contrast`, without terms and diagnostics."""
+        """Compute the loss of `MultiScaleContrastiveLoss.contrast`, without terms and diagnostics."""
         objective = self.objective
         maps = [stage.float() for stage in self.projection_head.project(hidden)]  # projected in the step's precision
         with torch.autocast(labels.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Benchmark of a whole training step: where its time goes, and what the contrast adds."""
+"""Benchmark of a whole training step: the time of its phases, and what the contrast adds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PHASES = ("forward", "loss", "backward", "optimizer")
 
 
 class Setting(NamedTuple):
-    """How a step is run."""
+    """Size, device and precision of a training step."""
 
     batch_size: int
     crop_size: Sequence[int]
@@ -38,15 +38,15 @@ class Setting(NamedTuple):
 
 
 def training_step(config: str, setting: Setting, repetitions: int | None) -> list[dict]:
-    """Time of every phase of a step without and with contrast, ours and the straightforward one, beside that of `ce`.
+    """Measure the phases of a step without contrast, with ours and with the straightforward one, compared with `ce`.
 
-    `data` is what one worker needs to make the batch from PNGs of 1024x2048, beside the step. `loss` is what comes
-    after the logits: cross entropy, projection, sampling, contrast; a compiled network counts it as `forward`.
+    `data` is the time in which one worker makes the batch from PNGs of 1024x2048, while the step runs. `loss` is what
+    follows the logits: cross entropy, projection, sampling, contrast; a compiled network counts it as `forward`.
 
     Args:
         config (`str`): YAML file of a network, from random weights.
         setting (`Setting`): Images, device, precision.
-        repetitions (`int`, *optional*): Steps measured; 3 by default.
+        repetitions (`int`, *optional*): Number of measured steps; 3 by default.
     """
     recipe = command_line().parse(["--config", config, "--backbone_weights", "none"])
     if setting.device.type == "cpu":
@@ -79,9 +79,9 @@ def _row(
         **{f"{phase} ms": 1000 * time for phase, time in seconds[mode].items()},
         "step ms": step,
         "images/s": per_second(setting.batch_size, step),
-        "time beside ce": ratio(step, step_of_ce, unit="ms"),
+        "time / ce": ratio(step, step_of_ce, unit="ms"),
         "MB": memory.get(mode),
-        "memory beside ce": ratio(memory[mode], memory["ce"], unit="MB") if memory else None,
+        "memory / ce": ratio(memory[mode], memory["ce"], unit="MB") if memory else None,
     }
 
 
@@ -109,25 +109,25 @@ class TrainingStep:
             self.model = torch.compile(network)
         else:
             self.model = network
-            network.decode_head.register_forward_hook(self._note_the_time)  # the last before the loss
+            network.decode_head.register_forward_hook(self._note_the_time)  # the last module before the loss
         self.setting = setting
 
     def _note_the_time(self, *_: Any) -> None:
         self.logits_at = clock(self.setting.device)
 
     def forward(self) -> torch.Tensor:
-        """The loss."""
+        """Compute the loss of the batch."""
         precision = self.setting.precision
         with torch.autocast(self.setting.device.type, dtype=precision, enabled=precision is not None):
             return self.model(self.pixel_values, labels=self.labels).loss
 
     def update(self) -> None:
-        """Step of the optimizer."""
+        """Update the weights."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def run(self) -> dict[str, float]:
-        """One step; seconds of its phases."""
+        """Run one step and return the seconds of its phases."""
         device = self.setting.device
         start = clock(device)
         loss = self.forward()
@@ -141,7 +141,7 @@ class TrainingStep:
 
 
 def whole_step(recipe: tuple, mode: str, setting: Setting) -> Step:
-    """Forward, backward, update."""
+    """Build a whole step: forward, backward, update."""
     step = TrainingStep(recipe, mode, setting)
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The stock `mean_iou` of `evaluate`, written anew for comparison: it stores all maps, and goes through histograms."""
+"""Rewrite the stock `mean_iou` of `evaluate` for comparison: it stores all maps and computes histograms."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 
 class StockMeanIoU(evaluate.Metric):
-    """Histograms of intersection and areas per image, summed when all images are there.
+    """Sums histograms of intersections and areas over all images, when all images are stored.
 
-    As the published metric: maps are stored by `add_batch` in a table of `datasets`; pixels of the ignored class are
-    taken out of both; IoU = intersection / (prediction + reference - intersection).
+    As in the published metric, `add_batch` stores maps in a table of `datasets`; pixels of the ignored class are
+    removed from both maps; IoU = intersection / (prediction + reference - intersection).
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,11 +1,10 @@
-"""From dataclasses of settings to flags and back: defaults, then a recipe, then the command line."""
+"""Turn dataclasses of settings into flags, and back: defaults, then a recipe, then the command line."""
 
 from __future__ import annotations
 
 import argparse
 import copy
 import dataclasses
-import difflib
 import errno
 import json
 import os
@@ -24,28 +23,30 @@ from ..errors import UsageError, first_line
 from ..models.configuration_msctr import MsctrConfig
 from ..settings import About, abouts
 from ..training.interruption import EXIT_INTERRUPTED, Interrupted
+from .quiet import quiet_libraries
 from .recipes import find_recipe
+from .spelling import closest, unknown_flag
 
-# Set from the data set or from `backbone`, not by hand.
+# the data set or `backbone` determines them
 _WITHOUT_FLAG = {"backbone_config", "palette", "semantic_loss_ignore_index"}
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of the description; a default of `None` is explained by the help text itself."""
+    """Keep the lines of the description, and leave a default of `None` to the help text."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, "", []) else super()._get_help_string(action)
 
 
 class CommandLine(HfArgumentParser):
-    """Parser of one command.
+    """Parse the flags of one command into its dataclasses of settings.
 
     Args:
         groups (`Sequence[type]`): Dataclasses whose fields become flags, each a group of `--help`.
         description (`str`): Text above the flags: what the command does, with examples.
-        command (`str`): Its name after `msctr`.
-        with_network_settings (`bool`): Also take every setting of `MsctrConfig`, as a last dict.
-        words (`Mapping[str, str]`, *optional*): Argument of a library function -> flag, where names differ.
+        command (`str`): Name of the command, the word after `msctr`.
+        with_network_settings (`bool`): Also accept the settings of `MsctrConfig`; `parse` returns them as a last dict.
+        words (`Mapping[str, str]`, *optional*): Flag of each library argument that has another name.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class CommandLine(HfArgumentParser):
         super().__init__(
             groups,
             prog=f"msctr {command}",
-            usage=f"msctr {command} [--config RECIPE] [--flag [VALUE ...] ...]; --help lists the flags",
+            usage=f"msctr {command} [--config FILE] [--flag [VALUE ...] ...]; --help lists the flags",
             description=description,
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
@@ -72,13 +73,15 @@ class CommandLine(HfArgumentParser):
         self.instead_of = {name: about.instead_of for name, about in abouts(*groups).items() if about.instead_of}
         self.add_argument(
             "--config",
-            help="YAML file, or name of a shipped recipe; its values replace the defaults, flags win.",
+            help="YAML file, or name of a shipped recipe; its values replace the defaults, flags win."
+            if with_network_settings
+            else "YAML file with values of these flags; they replace the defaults, flags win.",
         )
         self.network_settings = self._add_network_settings() if with_network_settings else []
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
-        # the library hands all metadata on to argparse, which knows help only
+        # transformers passes all metadata on to argparse, which knows `help` only
         about: About = field.metadata.get("setting", About())
         known = copy.copy(field)
         aliases = [f"--{name}" for name in about.aliases]
@@ -87,7 +90,11 @@ class CommandLine(HfArgumentParser):
         action = parser._option_string_actions[f"--{field.name}"]
         if action.nargs == "+":
             action.nargs = "*"  # an empty list is a value too, and config.yaml of a run has some
-        for name in about.former:  # scripts and files of older versions still name it so; the help does not
+        if bool in get_args(field.type) and action.nargs is None:
+            action.nargs, action.const = "?", True  # bare like every other boolean
+        if (complement := parser._option_string_actions.get(f"--no_{field.name}")) is not None:
+            complement.help = argparse.SUPPRESS  # of the library, for booleans that are true by default
+        for name in about.former:  # older scripts and files use it; `--help` does not show it
             options = {"nargs": action.nargs, "const": action.const, "type": action.type, "choices": action.choices}
             parser.add_argument(
                 f"--{name}", dest=field.name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options
@@ -112,39 +119,43 @@ class CommandLine(HfArgumentParser):
         return [each.name for each in fields]
 
     def parse(self, argv: Sequence[str], without: Iterable[str] = ()) -> tuple:
-        """One instance for every group, and the dict of network settings if asked for.
+        """Return one instance of every group, followed by the dict of network settings if the command takes them.
 
-        Errors of spelling print the usage and a sentence, and exit with code 2.
+        A misspelled name or value prints one line of usage and one sentence, and exits with code 2.
 
         Args:
-            argv (`Sequence[str]`): The words of the command line.
-            without (`Iterable[str]`): Settings whose values in the recipe do not count.
+            argv (`Sequence[str]`): Words that follow the command.
+            without (`Iterable[str]`): Settings whose values in the recipe are ignored.
 
         Raises:
-            UsageError: If a value is out of its range, or values do not fit each other.
+            UsageError: If a value is out of range, or values contradict each other.
         """
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config")
         words = list(argv)
         if (config := finder.parse_known_args(words)[0].config) is not None:
             words = [*self._flags_of(find_recipe(config), {*without, *self._replaced_by(words)}), *words]
+        # before anything is missing or out of its range because of a misspelled flag
+        if (flag := unknown_flag(self._option_string_actions, words)) is not None:
+            self._refuse(flag.lstrip("-"), f"unknown argument {flag}.", "--{}")
         *parsed, rest, unknown = self.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
         )
         if unknown:
-            self._refuse(unknown[0].lstrip("-").split("=")[0], f"unknown argument {unknown[0]}.", "--{}")
+            self._refuse(unknown[0].lstrip("-"), f"unknown argument {unknown[0]}.", "--{}")
         if not self.network_settings:
             return tuple(parsed)
         return *parsed, {name: getattr(rest, name) for name in self.network_settings if hasattr(rest, name)}
 
     def run(self, argv: Sequence[str], function: Callable[..., None]) -> None:
-        """Parse, then call `function` with what was parsed; see `one_sentence`."""
+        """Parse the command line and call `function` with the settings; `one_sentence` reports mistakes."""
         with one_sentence(self.in_words_of_flags):
+            quiet_libraries()
             function(*self.parse(argv))
         _end_before_gloo_aborts()
 
     def in_words_of_flags(self, sentence: str) -> str:
-        """Name arguments as this command line does: `name` -> --name, `name='value'` -> --name value; on one line."""
+        """Rewrite a message for the command line: `name` becomes --name, `name='value'` becomes --name value."""
         flags = {action.dest for action in self._actions}
 
         def as_flag(found: re.Match) -> str:
@@ -157,12 +168,12 @@ class CommandLine(HfArgumentParser):
         return " ".join(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, sentence).split())
 
     def _replaced_by(self, words: Sequence[str]) -> set[str]:
-        """Settings whose values in a recipe do not count, since a flag says the same in another way."""
+        """List the settings whose values in a recipe are ignored, since a flag replaces them by another setting."""
         given = (self._option_string_actions.get(word.split("=")[0]) for word in words)
         return {other for action in given if action for other in self.instead_of.get(action.dest, ())}
 
     def _flags_of(self, path: Path, without: Collection[str]) -> list[str]:
-        """The file as flags, so that one parser checks names and types of both."""
+        """Read a YAML file as flags, so that one parser checks the names and types of both."""
         try:
             values = yaml.safe_load(path.read_text()) or {}
         except yaml.YAMLError as error:
@@ -195,20 +206,21 @@ class CommandLine(HfArgumentParser):
         return flags
 
     def _refuse(self, name: str, sentence: str, quoted: str) -> None:
-        """End with a sentence about an unknown name, and the one that was probably meant."""
+        """Exit with a sentence about an unknown name and a hint at the one that was probably meant."""
         names = [action.dest for action in self._actions]
         if name in self.resembling:
-            self.error(f"{sentence} Its place is taken by {quoted.format(self.resembling[name])}.")
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"Did you mean {quoted.format(close[0])}?" if close else "See --help for all settings."
+            self.error(f"{sentence} Use {quoted.format(self.resembling[name])} instead.")
+        close = closest(name, names)
+        hint = f"Did you mean {quoted.format(close)}?" if close else "See --help for all settings."
         self.error(f"{sentence} {hint}")
 
 
 def _end_before_gloo_aborts() -> None:
-    """End a process of several that were joined by gloo, now that all is written, without shutting Python down.
+    """End a process that was joined with others by gloo, without the shutdown of the Python interpreter.
 
     gloo's threads can abort an interpreter that shuts down ("terminate called without an active exception", seen with
-    PyTorch 2.14 and 2.15 in about one of forty runs), and the launcher would report a failure of what has succeeded.
+    PyTorch 2.14 and 2.15 in about one of forty runs), and the launcher would report a failure although the command
+    succeeded and all files are written.
     """
     if "accelerate" not in sys.modules:
         return
@@ -222,12 +234,12 @@ def _end_before_gloo_aborts() -> None:
 
 @contextmanager
 def one_sentence(reword: Callable[[str], str] = str) -> Iterator[None]:
-    """Turn a mistake of the user into one sentence and exit code 2; its traceback shows with `MSCTR_DEBUG=1`.
+    """Turn a `UsageError` into one sentence and exit code 2; `MSCTR_DEBUG=1` shows its traceback instead.
 
-    A run that was told to stop exits with 75. Any other exception is a fault of the program and shows its traceback.
+    A run that a signal stopped exits with 75. Any other exception is a bug and shows its traceback.
 
     Args:
-        reword (`Callable`): Puts the sentence into the words of a command line.
+        reword (`Callable`): Rewrites the sentence for a command line.
     """
     try:
         yield
@@ -246,10 +258,10 @@ def one_sentence(reword: Callable[[str], str] = str) -> Iterator[None]:
 
 @contextmanager
 def written_to_output_dir(output_dir: str | Path | None) -> Iterator[None]:
-    """Convert a full disk, and what the system says of files below a folder that the user named."""
+    """Raise a full disk, and errors of files below the folder that the user named, as `UsageError`."""
     try:
         yield
-    except SafetensorError as error:  # a full disk, while weights are written
+    except SafetensorError as error:  # safetensors reports a full disk this way
         raise UsageError(f"`output_dir`: {output_dir} could not be written ({first_line(error)}).") from error
     except OSError as error:
         named = str(error.filename or "")

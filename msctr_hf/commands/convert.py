@@ -17,12 +17,12 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr convert` with the words that follow it on the command line."""
     groups = [ConversionSettings, ModelSettings, DataSettings, TrainingSettings]
     command_line = CommandLine(groups, __doc__, "convert", with_network_settings=True)
 
     def convert(*settings: Any) -> None:
-        # a recipe names the folder of its training run
+        # the default, or a recipe, names the folder of a training run
         if not any(word.split("=")[0] in ("--output_dir", "--output-dir") for word in argv):
             raise UsageError("Name the folder for the converted model: `output_dir='FOLDER'`.")
         _convert(*settings)
@@ -46,7 +46,6 @@ def _convert(
     from ..training.network import build_config, build_image_processor, image_processor_options
     from ..training.run_folder import check_output_dir, save_model
 
-    logging.disable_progress_bar()
     logging.set_verbosity_error()
     output_dir = Path(arguments.output_dir)
     check_output_dir(output_dir, overwrite=False, resume=False)

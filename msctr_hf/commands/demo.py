@@ -15,7 +15,7 @@ from .command_line import CommandLine
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr demo` with the words that follow it on the command line."""
     CommandLine([DemoSettings], __doc__, "demo", words={"source": "examples"}).run(argv, _serve)
 
 
@@ -23,12 +23,9 @@ def _serve(arguments: DemoSettings) -> None:
     import tempfile
     from pathlib import Path
 
-    from transformers.utils import logging
-
     from ..evaluation.demo_page import build_page, example_images, launch
     from ..evaluation.predictor import load_predictor
 
-    logging.disable_progress_bar()
     predictor = load_predictor(arguments.model, device=arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         examples = example_images(arguments.examples, predictor.model.config, folder)

@@ -1,13 +1,13 @@
-"""Show what the contrast has done to the pixels of a network.
+"""Map the projections of a network's pixels by class, and compare all pixels with one.
 
 msctr embeddings --model runs/quickstart --dataset synthetic_scenes
 msctr embeddings --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes \\
     --image frankfurt/frankfurt_000000_000294 --pixel 500 1200
 
-embeddings.png shows pixels of every stage, colored by class and similar ones close together, with their silhouette
-coefficient: how far classes lie apart (1 far, 0 not at all, below 0 mixed up). similarity.png shows the cosine between
-one pixel, given or clicked, and all pixels of every stage. Both show projections; to compare with a network trained
-without contrast, --features stages shows the backbone's maps, --features pyramid those of UPerNet.
+embeddings.png shows pixels of every stage, colored by class, similar ones close together, with their silhouette
+coefficient (1: classes are well separated, 0: they overlap, below 0: they are mixed). similarity.png shows the cosine
+between one pixel, given or clicked, and all pixels of every stage. Both use projections; to compare with a network
+trained without contrast, use the maps of the backbone (--features stages) or of UPerNet (--features pyramid).
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr embeddings` with the words that follow it on the command line."""
     CommandLine([EmbeddingSettings], __doc__, "embeddings", words={"image_id": "image", "kind": "features"}).run(
         argv, _embeddings
     )
 
 
 def _embeddings(arguments: EmbeddingSettings) -> None:
-    from transformers.utils import logging
-
     from ..evaluation.embeddings import (
         ask_for_pixel,
         choose_sample,
@@ -41,7 +39,6 @@ def _embeddings(arguments: EmbeddingSettings) -> None:
     )
     from ..evaluation.predictor import load_predictor
 
-    logging.disable_progress_bar()
     spec, dataset = arguments.spec, arguments.load(arguments.split)
     predictor = load_predictor(arguments.model, device=arguments.device)
     image = choose_sample(dataset, arguments.image)["image"]

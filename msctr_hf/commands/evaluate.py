@@ -20,13 +20,12 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr evaluate` with the words that follow it on the command line."""
     CommandLine([ScoringSettings, EvaluationSettings], __doc__, "evaluate").run(argv, _evaluate)
 
 
 def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
     from accelerate import Accelerator
-    from transformers.utils import logging
 
     from ..evaluation.predictor import load_predictor
     from ..evaluation.report import write_report
@@ -34,7 +33,6 @@ def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
     from ..training.description import git_commit
     from ..training.run_folder import write_json
 
-    logging.disable_progress_bar()
     spec, dataset = arguments.spec, arguments.load(arguments.split)
     accelerator = Accelerator(cpu=view.device == "cpu")
     predictor = load_predictor(
@@ -42,7 +40,7 @@ def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
     )
     if predictor.model.config.num_labels != len(spec.classes):
         raise UsageError(
-            f"{arguments.model} tells {predictor.model.config.num_labels} classes apart, but {spec.name} has "
+            f"{arguments.model} predicts {predictor.model.config.num_labels} classes, but {spec.name} has "
             f"{len(spec.classes)}; evaluate it on the data set it was trained for."
         )
     scores = score_dataset(

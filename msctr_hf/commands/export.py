@@ -1,11 +1,11 @@
-"""Export a network to ONNX or torch.export, and compare it with itself at sizes that the export has not seen.
+"""Export a network to ONNX or torch.export, and compare both at sizes that the export has not seen.
 
 msctr export --model runs/quickstart --output_dir exported
 msctr export --model runs/swin --output_dir exported --size_multiple 32
 
 Run it with `transformers.exporters.ExportedModel.from_pretrained("exported")(pixel_values=...)`, or with any ONNX
 runtime. A program of torch.export is a pickle, which can run code when it is loaded: load only what you trust, with
-`trust_remote_code=True`, which transformers 5.24 and later ask for. Nothing is written where the two differ.
+`trust_remote_code=True`, which transformers 5.24 and later ask for. Nothing is written if their logits differ.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr export` with the words that follow it on the command line."""
     CommandLine([ExportSettings], __doc__, "export").run(argv, _export)
 
 
 def _export(arguments: ExportSettings) -> None:
-    from transformers.utils import logging
-
     from ..evaluation.predictor import load_predictor
     from ..hub.export import export_network
 
-    logging.disable_progress_bar()
     network = load_predictor(arguments.model, device="cpu")
     with written_to_output_dir(arguments.output_dir):
         comparisons = export_network(

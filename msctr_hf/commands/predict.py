@@ -1,7 +1,8 @@
-"""Label images: NAME.png holds train ids, NAME_overlay.png shows them with a legend.
+"""Label images: NAME.png holds train ids (and the class colors), NAME_overlay.png shows them with a legend.
 
 msctr predict --model runs/quickstart --input street.jpg --output_dir predictions
 msctr predict --model user/hrnet-w48-cityscapes --input images/ --scales 0.75 1 1.25 --flip
+msctr predict --model runs/quickstart --input day/*.png "night_*/*.jpg" --batch_size 8
 msctr predict --model runs/hrnet --input leftImg8bit/test --submission_for cityscapes --output_dir upload
 """
 
@@ -14,23 +15,41 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr predict` with the words that follow it on the command line."""
     groups = [PredictionSettings, EvaluationSettings]
-    CommandLine(groups, __doc__, "predict", words={"source": "input"}).run(argv, _predict)
+    CommandLine(groups, __doc__, "predict", words={"sources": "input"}).run(_with_one_input(argv), _predict)
+
+
+def _with_one_input(argv: Sequence[str]) -> list[str]:
+    """Collect the values of several `--input`s behind one: argparse would keep those of the last only."""
+    inputs: list[str] = []
+    others: list[str] = []
+    is_input = False
+    for word in argv:
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+            is_input = flag == "--input"
+            if is_input:
+                inputs += [value] if value else []
+                continue
+        (inputs if is_input else others).append(word)
+    return [*others, "--input", *inputs] if inputs else list(argv)
 
 
 def _predict(arguments: PredictionSettings, view: EvaluationSettings) -> None:
-    from transformers.utils import logging
-
     from ..data.loading import get_dataset_spec
     from ..evaluation.prediction import predict_files
     from ..evaluation.predictor import load_predictor
 
-    logging.disable_progress_bar()
     predictor = load_predictor(arguments.model, view.inference, device=view.device, dtype=view.dtype)
     spec = get_dataset_spec(arguments.submission_for) if arguments.submission_for is not None else None
     with written_to_output_dir(arguments.output_dir):
         written = predict_files(
-            predictor, arguments.input, arguments.output_dir, opacity=arguments.opacity, submission_for=spec
+            predictor,
+            arguments.input,
+            arguments.output_dir,
+            opacity=arguments.opacity,
+            palette=arguments.palette,
+            submission_for=spec,
         )
     print(f"labeled {written} image(s) in {arguments.output_dir}")

@@ -4,8 +4,8 @@ msctr prepare --dataset cityscapes --data_dir official                          
 msctr prepare --dataset cityscapes --data_dir official --output_dir parquet
 msctr prepare --dataset cityscapes --data_dir official --predecode --output_dir pixels
 
-The check looks at every file and lists all that is broken. The copy is parquet shards with a data card, or, with
---predecode, plain pixels that are mapped into memory: training then reads no more than its crops. An interrupted
+The check reads every file and lists the broken ones. The copy consists of parquet shards with a data card or, with
+--predecode, of plain pixels that are mapped into memory, so that training reads only its crops. An interrupted
 conversion resumes where it stopped. Train with --data_dir OUTPUT_DIR.
 """
 
@@ -19,7 +19,7 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr prepare` with the words that follow it on the command line."""
     CommandLine([PreparationSettings], __doc__, "prepare").run(argv, _prepare)
 
 

@@ -1,9 +1,9 @@
-"""Push a trained model to the Hub, with a card made from what its run knows.
+"""Push a trained model to the Hub, with a model card that is written from the files of its run.
 
 msctr push --model runs/hrnet --hub_model_id USER/NAME
 
-Weights, configuration, image processor, code, card and results.json are published. run.json, with the paths of a
-machine, is not; predictions.png is where the images of the data set may be shown (--hub_images: they may).
+Published are weights, configuration, image processor, code, card and results.json; predictions.png only if the images
+of the data set are free, or with --hub_images. run.json, which holds paths of this machine, is not published.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from .command_line import CommandLine
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr push` with the words that follow it on the command line."""
     CommandLine([PushSettings], __doc__, "push").run(argv, _push)
 
 
 def _push(arguments: PushSettings) -> None:
-    from transformers.utils import logging
-
     from ..hub.publishing import Destination, publish, spec_of_run
 
-    logging.disable_progress_bar()
     print(publish(arguments.model, spec_of_run(arguments.model), Destination.from_settings(arguments)))

@@ -1,4 +1,4 @@
-"""Recipes: YAML files with the settings of a run. Those of configs/ are shipped, and found by name."""
+"""Find recipes, YAML files with the settings of a run, by path or by the name of a shipped one."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from pathlib import Path
 
 from ..errors import UsageError
 
-FOLDER = Path(__file__).resolve().parent.parent / "configs"  # in a clone a link to the folder at the top
-_NOT_RECIPES = "accelerate"  # configurations of the launcher
+FOLDER = Path(__file__).resolve().parent.parent / "configs"  # in a clone, a symbolic link to configs/ at the top
+_LAUNCHER_FOLDER = "accelerate"  # its files configure `accelerate launch`
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes, such as `cityscapes/hrnet_w48`."""
+    """List the names of the shipped recipes, such as `cityscapes/hrnet_w48`."""
     paths = (path.relative_to(FOLDER).with_suffix("") for path in FOLDER.glob("**/*.yaml"))
-    return sorted(path.as_posix() for path in paths if path.parts[0] != _NOT_RECIPES)
+    return sorted(path.as_posix() for path in paths if path.parts[0] != _LAUNCHER_FOLDER)
 
 
 def find_recipe(config: str) -> Path:
-    """The file behind `config`: a path (it ends in .yaml or .yml, or is a file), or the name of a shipped recipe.
+    """Return the file that `config` means: a path (it ends in .yaml or .yml, or exists), or a shipped recipe.
 
     Raises:
-        UsageError: If there is neither; the message lists the names.
+        UsageError: If it is neither; the message lists the recipes.
     """
     path = Path(config)
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml"):
-        raise UsageError(f"`config`: there is no file {config}.")
+        raise UsageError(f"`config`: the file {config} does not exist.")
     names = recipe_names()
     if config in names:
         return FOLDER / f"{config}.yaml"
     close = difflib.get_close_matches(config, names, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
-    raise UsageError(f"`config`: there is no file and no recipe {config!r}.{hint} Recipes: {', '.join(names)}.")
+    raise UsageError(f"`config`: {config!r} is neither a file nor a recipe.{hint} Recipes: {', '.join(names)}.")

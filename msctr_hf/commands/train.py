@@ -4,8 +4,8 @@ msctr train --config quickstart
 accelerate launch -m msctr_hf train --config cityscapes/hrnet_w48 --data_dir /data/cityscapes
 accelerate launch -m msctr_hf train --config cityscapes/hrnet_w48 --contrastive_mode ce   # baseline
 
-Exit codes: 0 trained to the end; 2 faulty input or a full disk, in one sentence; 75 stopped by SIGTERM or Ctrl-C, with
-a checkpoint: start again with --resume auto. Any other code is a fault of the program.
+Exit codes: 0, trained to the end; 2, wrong input or a full disk, reported in one sentence; 75, stopped by SIGTERM or
+Ctrl-C after a checkpoint was saved: resume with --resume auto. Any other code is a bug.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _GROUPS = (ModelSettings, DataSettings, TrainingSettings, HubSettings)
 
 
 def command_line() -> CommandLine:
-    """Every setting of a run as a flag."""
+    """Build the parser that has every setting of a run as a flag."""
     return CommandLine(_GROUPS, __doc__, "train", with_network_settings=True)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Run `msctr train` with the words that follow it on the command line."""
     command_line().run(argv, _train_and_print)
 
 
@@ -82,12 +82,9 @@ def _train(
     network_settings: dict[str, Any],
     command: str | None = None,
 ) -> dict[str, Any]:
-    from transformers.utils import logging
-
     from ..hub.publishing import Destination, Publisher
     from ..training.train import train as run
 
-    logging.disable_progress_bar()
     destination = Destination.from_settings(hub_arguments) if hub_arguments.push_to_hub else None
     publisher = Publisher(data_arguments.spec, destination)
     try:

@@ -1,4 +1,4 @@
-"""Joint augmentation of an image and its labels: the paper's recipe, with no work outside the crop."""
+"""Augment an image and its labels together: the paper's recipe, computed only for the crop."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class TrainingAugmentation:
-    """Scale, aspect, padding, crop, mirror, colors, normalization.
+    """Scales, stretches, crops, pads, mirrors, jitters and normalizes an image together with its labels.
 
     Args:
         crop_size (`Sequence[int]`): Height and width of the result, in pixels.
         image_mean, image_std (`Sequence[float]`): Normalization, for values from 0 to 1.
         scale_range (`Sequence[float]`): Range of the scale s.
         aspect_range (`Sequence[float]`): Range of a; the width is scaled by s sqrt(a), the height by s / sqrt(a).
-        max_class_share (`float`): Crops of which one class fills this share of the valid pixels are drawn again.
+        max_class_share (`float`): Another crop is drawn, at most 9 times, while one class fills this
+            share of the valid pixels.
         flip_probability (`float`): Probability of mirroring.
         color_jitter (`bool`): Whether colors vary.
         padding_mode (`str`): What surrounds images smaller than the crop: `"constant"`, the mean color, or
@@ -71,7 +72,7 @@ class TrainingAugmentation:
         return normalize(pixel_values, self.image_mean, self.image_std), torch.from_numpy(labels.astype(np.int64))
 
     def _choose_window(self, label: np.ndarray, random: np.random.Generator) -> tuple[_Span, _Span, np.ndarray]:
-        """Rows and columns of a crop, and its labels."""
+        """Choose the rows and columns of a crop, and cut out its labels."""
         scale = random.uniform(self.scale_range[0], self.scale_range[1])
         aspect = random.uniform(self.aspect_range[0], self.aspect_range[1])
         factors = (scale / math.sqrt(aspect), scale * math.sqrt(aspect))
@@ -92,8 +93,9 @@ class TrainingAugmentation:
         return rows, columns, labels
 
     def _resize_and_pad(self, image: np.ndarray, rows: _Span, columns: _Span) -> torch.Tensor:
-        """Pixels of the crop, (3, height, width) uint8, by antialiased bilinear interpolation."""
-        region = np.require(image[rows.region, columns.region], requirements=["W"])  # as torch wants it
+        """Compute the pixels of the crop, (3, height, width) uint8, by antialiased bilinear interpolation."""
+        # a copy where the array is read-only, of which torch would warn
+        region = np.require(image[rows.region, columns.region], requirements=["W"])
         # A private operator, because F.interpolate(antialias=True) takes a size or a scale, not both: with the scale
         # alone 36 of 660 random crops came out different, most of them a row or column short. torchvision's
         # resized_crop rounds the window to whole pixels of the source: 578 of the 660 came out different.
@@ -117,10 +119,10 @@ class TrainingAugmentation:
 
 @dataclass
 class _Span:
-    """Rows, or columns, of a crop from a resized image of which nothing else is computed.
+    """Rows, or columns, of a crop from a resized image of which only the crop is computed.
 
-    The part that is resized starts at a whole pixel of the source, so that a crop lies where it would lie in the whole
-    resized image to within half a pixel of the source.
+    The part that is resized starts at a whole pixel of the source. So the crop is shifted by at most half a pixel of
+    the source, compared with a crop of the whole resized image.
 
     Args:
         source (`int`): Pixels of the image.
@@ -138,11 +140,11 @@ class _Span:
 
     def __post_init__(self) -> None:
         self.length = min(self.crop, self.resized)  # pixels of the crop that show the image
-        self.place = slice(self.padding, self.padding + self.length)  # where they lie in the crop
+        self.place = slice(self.padding, self.padding + self.length)  # where those are in the crop
         self.scale = self.source / self.resized  # source pixels per pixel
 
-        # source pixels that the filter looks at on either side of the nearest one; pixels before the crop are computed
-        # too, and skipped, so that the filter never ends at the crop's border
+        # source pixels that the filter reads on either side of the nearest one; pixels before the crop are computed
+        # and dropped, so that the filter is not cut off at the border of the crop
         reach = math.ceil(max(1.0, self.scale))
         skipped = min(self.corner, math.ceil(reach / self.scale))
         count = skipped + self.length
@@ -152,20 +154,20 @@ class _Span:
         self.start = max(0, min(round((self.corner - skipped) * self.scale), last))
         stop = min(self.source, math.ceil(self.start + count * self.scale) + reach)
         self.region = slice(self.start, stop)  # source pixels that are resized
-        self.computed = count + 1 if count == stop - self.start else count  # torch copies where the number stays equal
+        self.computed = count + 1 if count == stop - self.start else count  # torch copies if both are equal
 
         # source pixel under the center of every pixel, counted from the start of the region
         centers = (np.arange(skipped, count) + 0.5) * self.scale
         self.nearest = centers.astype(np.intp).clip(max=self.source - 1 - self.start)
 
     def reflected(self) -> np.ndarray:
-        """Pixel of the image for every pixel of the crop, where the image is reflected around itself."""
+        """Compute which pixel of the image every pixel of the crop shows, where padding reflects the image."""
         after = self.crop - self.length - self.padding
         return np.pad(np.arange(self.length), (self.padding, after), mode="reflect")
 
 
 def _resize_labels(label: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray:
-    """Labels of the crop, (height, width) uint8, by the nearest pixel; 255 where padded."""
+    """Compute the labels of the crop, (height, width) uint8, from the nearest pixels; 255 where padded."""
     labels = label[rows.region, columns.region][rows.nearest].take(columns.nearest, axis=1)
     if labels.shape == (rows.crop, columns.crop):
         return labels
@@ -175,7 +177,7 @@ def _resize_labels(label: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray
 
 
 def largest_class_share(labels: np.ndarray) -> float:
-    """Share of the valid pixels that the most frequent class fills; 1 where none is valid."""
+    """Compute the share of the valid pixels that the most frequent class fills; 1 if no pixel is valid."""
     counts = np.asarray(Image.fromarray(labels).histogram()[:IGNORE_INDEX])
     return float(counts.max() / counts.sum()) if counts.sum() else 1.0
 

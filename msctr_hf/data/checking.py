@@ -1,4 +1,4 @@
-"""Looking at every file of a data set once: what is there, and what is broken."""
+"""Check a data set: read every file once, count what it holds, collect what is broken."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 
 from ..errors import UsageError
+from ..progress import progress
 from .decoding import Reader
 from .labels import IGNORE_INDEX
 from .specs import DatasetSpec
@@ -20,14 +20,14 @@ from .specs import DatasetSpec
 
 @dataclass
 class SplitReport:
-    """What one split holds.
+    """Counts and faults of one split.
 
     Args:
-        images (`int`): Images with labels that could be read.
-        sizes (`Counter`): "width x height" -> images.
-        pixels (`np.ndarray` of shape `(num_classes,)`, int64): Labeled pixels of every class.
-        in_images (`np.ndarray` of shape `(num_classes,)`, int64): Images that hold the class.
-        ignored (`int`): Pixels that are ignored.
+        images (`int`): Number of images that could be read together with their labels.
+        sizes (`Counter`): Number of images of every "width x height".
+        pixels (`np.ndarray` of shape `(num_classes,)`, int64): Number of pixels of every class.
+        in_images (`np.ndarray` of shape `(num_classes,)`, int64): Number of images in which the class occurs.
+        ignored (`int`): Number of ignored pixels.
         broken (`dict[str, str]`): Image id -> a sentence about why the image cannot be used.
     """
 
@@ -39,7 +39,7 @@ class SplitReport:
     broken: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self, spec: DatasetSpec) -> dict[str, Any]:
-        """For JSON, classes by name."""
+        """Convert to a dict for JSON, with classes by name."""
         return {
             "images": self.images,
             "sizes": dict(self.sizes.most_common()),
@@ -51,7 +51,7 @@ class SplitReport:
 
     @classmethod
     def from_dict(cls, report: dict[str, Any]) -> SplitReport:
-        """Back from JSON."""
+        """Rebuild the report from what `as_dict` gave."""
         return cls(
             pixels=np.array(list(report["pixels"].values())),
             in_images=np.array(list(report["in_images"].values())),
@@ -61,18 +61,18 @@ class SplitReport:
 
 
 def check_rows(rows: Dataset, reader: Reader, num_classes: int, *, num_workers: int, title: str) -> SplitReport:
-    """Decode every image and its labels; faults are collected, not raised.
+    """Decode every image and its labels, and collect faults instead of raising them.
 
     Args:
         rows (`datasets.Dataset`): Undecoded rows {image, label, image_id}.
-        reader (`Reader`): What reads them.
+        reader (`Reader`): Decodes the rows.
         num_classes (`int`): Number of classes.
         num_workers (`int`): Worker processes.
-        title (`str`): Of the progress bar.
+        title (`str`): Text in front of the progress bar.
     """
     report = SplitReport(np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64))
-    loader = DataLoader(_Checked(rows, reader), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
-    for image_id, size, histogram, fault in tqdm(loader, desc=title, unit="image", leave=False):
+    loader = DataLoader(_CheckedRows(rows, reader), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+    for image_id, size, histogram, fault in progress(loader, title=title, unit="image"):
         if fault:
             report.broken[image_id] = fault
             continue
@@ -85,7 +85,7 @@ def check_rows(rows: Dataset, reader: Reader, num_classes: int, *, num_workers: 
 
 
 def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
-    """The report as lines of text: counts, sizes, share of every class."""
+    """Format a report as lines of text: counts, sizes, share of every class."""
     labeled = max(1, int(report.pixels.sum()))
     share_ignored = report.ignored / max(1, labeled + report.ignored)
     sizes = ", ".join(f"{size} ({count})" for size, count in report.sizes.most_common(3))
@@ -100,12 +100,12 @@ def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
     return "\n".join(lines)
 
 
-def _as_it_is(checked: Any) -> Any:
+def _unchanged(checked: Any) -> Any:
     return checked
 
 
-class _Checked(TorchDataset):
-    """(image id, size, histogram of train ids, fault) of every row."""
+class _CheckedRows(TorchDataset):
+    """Rows decoded when they are accessed, as (image id, size, histogram of train ids, fault)."""
 
     def __init__(self, rows: Dataset, reader: Reader):
         self.rows = rows

@@ -67,7 +67,7 @@ ADE20K_PALETTE = (
     (0, 92, 255), (184, 255, 0), (0, 133, 255), (255, 214, 0), (25, 194, 194), (102, 255, 0), (92, 0, 255),
 )  # fmt: skip
 
-# In the alphabetical order of the 59-class label files.
+# In alphabetical order, as in one distribution of the label files.
 PASCAL_CONTEXT_CLASSES = (
     "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book", "bottle", "building", "bus",
     "cabinet", "car", "cat", "ceiling", "chair", "cloth", "computer", "cow", "cup", "curtain", "dog", "door",
@@ -77,7 +77,7 @@ PASCAL_CONTEXT_CLASSES = (
     "wood",
 )  # fmt: skip
 
-# The other order in which label files come: the 20 classes of VOC first.
+# In the order of the other distribution of the label files: the 20 classes of VOC first.
 PASCAL_CONTEXT_VOC_ORDER = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog", "horse",
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor", "bag", "bed", "bench", "book",
@@ -94,7 +94,7 @@ _CADIS_RAW = (
     "Capsulorhexis Cystotome Handle", "Secondary Knife Handle", "Lens Injector Handle",
 )  # fmt: skip
 _BEFORE_INSTRUMENTS = tuple((raw,) for raw in range(7))  # the same seven classes in every task
-# (task, class names, raw ids of every class, rare classes); all raw ids not named are ignored
+# (task, class names, raw ids of every class, rare classes); raw ids that are not listed are ignored
 CADIS_TASKS = (
     (1, (*_CADIS_RAW[:7], "Instrument"), (*_BEFORE_INSTRUMENTS, tuple(range(7, 36))), (2,)),
     (
@@ -121,7 +121,7 @@ CADIS_VIDEOS = {
 
 
 def voc_palette(num_classes: int) -> list[tuple[int, int, int]]:
-    """Distinct RGB colors by spreading the bits of the class number, as in PASCAL VOC."""
+    """Make distinct RGB colors by spreading the bits of the class number, as in PASCAL VOC."""
     palette = []
     for label in range(1, num_classes + 1):
         red = green = blue = 0

@@ -1,7 +1,8 @@
-"""Color jitter on float images: brightness, contrast, saturation and hue in random order.
+"""Jitter brightness, contrast, saturation and hue of an image, in random order and without rounding.
 
 The changes are those of torchvision's `ColorJitter`, without rounding to 8 bits after each, and with a hue shift that
-needs neither a division nor a conversion to HSV. Images are worked on in strips of rows that stay in a core's cache.
+needs neither a division nor a conversion to HSV. Images are processed in strips of rows that fit into a core's
+cache.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _GRAY = (0.299, 0.587, 0.114)  # ITU-R 601
 _SIGN_BIT = -(2**31)
 _STRIP_PIXELS = 131_072
 
-Change = Callable[[torch.Tensor], None]  # of a strip (3, h, W), in place
+Change = Callable[[torch.Tensor], None]  # changes a strip (3, h, W) in place
 
 
 def jitter_colors(pixels: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
@@ -31,7 +32,7 @@ def jitter_colors(pixels: torch.Tensor, random: np.random.Generator) -> torch.Te
     Returns:
         `torch.Tensor` of shape `(3, H, W)`: float32, 0 to 255.
     """
-    before: list[Change] = []  # contrast needs the mean of the whole image as it is by then
+    before: list[Change] = []  # contrast needs the mean of the whole image after these
     after: list[Change] = []
     contrast = None
     for position in random.permutation(4):
@@ -66,7 +67,7 @@ def _gray(strip: torch.Tensor) -> torch.Tensor:
 
 def _brightness(factor: float) -> Change:
     def change(strip: torch.Tensor) -> None:
-        _cut(strip.mul_(factor), factor)
+        _clamp(strip.mul_(factor), factor)
 
     return change
 
@@ -75,37 +76,37 @@ def _contrast(factor: float, mean: float) -> Change:
     target = torch.tensor(mean)
 
     def change(strip: torch.Tensor) -> None:
-        _cut(torch.add((1 - factor) * target, strip, alpha=factor, out=strip), factor)
+        _clamp(torch.add((1 - factor) * target, strip, alpha=factor, out=strip), factor)
 
     return change
 
 
 def _saturation(factor: float) -> Change:
     def change(strip: torch.Tensor) -> None:
-        _cut(torch.lerp(_gray(strip), strip, factor, out=strip), factor)
+        _clamp(torch.lerp(_gray(strip), strip, factor, out=strip), factor)
 
     return change
 
 
-def _cut(strip: torch.Tensor, factor: float) -> None:
-    """Cut off at black and white, where a factor can lead beyond them."""
+def _clamp(strip: torch.Tensor, factor: float) -> None:
+    """Clamp to black and white, which only a factor above 1 can exceed."""
     if factor > 1:
         strip.clamp_(0, WHITE)
 
 
 def _hue(turns: float) -> Change:
-    """Turn hues by less than a sixth.
+    """Shift hues by less than a sixth of a turn.
 
-    Within the hexagon of hues every channel is a tent over its own corner, cut off at the least and the largest of the
-    three; before it was cut it was twice the channel less the middle one. Turning by D moves every tent up or down by
-    D times the difference of largest and least. So a channel is taken back to its tent, moved, and cut again.
+    Over the hexagon of hues every channel is a tent function that peaks at its own corner, clipped to the smallest and
+    the largest of the three channels. The unclipped tent is twice the channel minus the middle one. A shift by D moves
+    every tent up or down by D times (largest - smallest). So every channel is unclipped, moved, and clipped again.
     """
     shift = 6 * turns
 
     def change(strip: torch.Tensor) -> None:
         least, largest = strip.amin(dim=0), strip.amax(dim=0)
         middle = (strip[0] + strip[1]).add_(strip[2]).sub_(least).sub_(largest)
-        across = torch.empty_like(strip)  # its sign tells whether a tent falls or rises
+        across = torch.empty_like(strip)  # its sign says whether a tent falls or rises
         for channel in range(3):
             torch.sub(strip[(channel + 1) % 3], strip[(channel + 2) % 3], out=across[channel])
         strip.mul_(2).sub_(middle).sub_(_with_signs_of(across, (largest - least).mul_(shift)))
@@ -115,6 +116,6 @@ def _hue(turns: float) -> Change:
 
 
 def _with_signs_of(signs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Values times signs, by their sign bits (`torch.copysign` is not vectorised); overwrites `signs`."""
+    """Multiply values by signs through the sign bits (`torch.copysign` is not vectorized); overwrites `signs`."""
     bits = signs.view(torch.int32)
     return bits.bitwise_and_(_SIGN_BIT).bitwise_xor_(values.view(torch.int32)).view(torch.float32)

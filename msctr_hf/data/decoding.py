@@ -1,4 +1,4 @@
-"""From undecoded rows {image, label, image_id} to images and train ids, when a row is read."""
+"""Decode rows {image, label, image_id} to images and train ids when a row is accessed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Reader(Protocol):
     """Turns undecoded rows into samples {image, label, image_id}."""
 
     def __call__(self, batch: Batch) -> Batch:
-        """Samples: RGB image, train ids (mode L), id."""
+        """Decode rows to samples: RGB image, train ids (mode L), image id."""
 
     def for_crops(self) -> Reader:
-        """Give arrays (H, W, 3) and (H, W), which crops take sooner than Pillow's images, where they are at hand."""
+        """Return a reader that gives arrays (H, W, 3) and (H, W) where it can, which are faster to crop."""
 
     def labels_only(self) -> Reader:
-        """The same samples without images."""
+        """Return a reader of the same rows that leaves images out."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class ReadSamples:
         mapping (`LabelMapping`): Raw label values -> train ids.
         as_arrays (`bool`): Give arrays instead of Pillow's images.
         with_images (`bool`): Whether images are read at all.
-        embedded (`bool`): Refuse rows with the path of a file instead of the file: a foreign copy must not choose
-            which files of this machine are read.
+        embedded (`bool`): Refuse rows that hold the path of a file instead of the file: a copy made by someone else
+            must not choose which files of this machine are read.
     """
 
     mapping: LabelMapping
@@ -46,7 +46,7 @@ class ReadSamples:
     embedded: bool = False
 
     def __call__(self, batch: Batch) -> Batch:
-        """Samples: RGB image, train ids (mode L), id."""
+        """Decode rows to samples: RGB image, train ids (mode L), image id."""
         if self.embedded:
             _refuse_paths(batch)
         if not self.with_images:
@@ -63,11 +63,11 @@ class ReadSamples:
         }
 
     def for_crops(self) -> ReadSamples:
-        """Give arrays, which crops take sooner than Pillow's images."""
+        """Return a reader that gives arrays, which are faster to crop than Pillow's images."""
         return replace(self, as_arrays=True)
 
     def labels_only(self) -> ReadSamples:
-        """Leave images alone."""
+        """Return a reader that leaves images out."""
         return replace(self, with_images=False)
 
 
@@ -82,22 +82,22 @@ def _refuse_paths(batch: Batch) -> None:
 
 
 def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:
-    """Read the rows of a data set, or of a stream, with this reader."""
+    """Let a data set, or a stream, decode its rows with this reader."""
     if isinstance(dataset, IterableDataset):
         return dataset.map(reader, batched=True, batch_size=1, remove_columns=list(dataset.column_names or []))
     return dataset.with_transform(reader)
 
 
 def reader_of(dataset: Dataset) -> Reader:
-    """The reader that was attached."""
+    """Return the reader that was attached to a data set."""
     return dataset.format["format_kwargs"]["transform"]
 
 
 def rows_for_crops(dataset: Dataset) -> Dataset:
-    """The same rows for training, in what crops take soonest."""
+    """Return the same rows, decoded to what is fastest to crop."""
     return dataset.with_transform(reader_of(dataset).for_crops())
 
 
 def rows_of_labels(dataset: Dataset) -> Dataset:
-    """The same rows without their images."""
+    """Return the same rows without their images."""
     return dataset.with_transform(reader_of(dataset).labels_only())

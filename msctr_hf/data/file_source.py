@@ -1,4 +1,4 @@
-"""Samples that lie in folders as pairs of an image and a label file."""
+"""Find the samples of a data set in folders, as pairs of an image file and a label file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .labels import LabelMapping
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-UNDECODED = Features(
+UNDECODED_FEATURES = Features(
     {"image": ImageFeature(decode=False), "label": ImageFeature(decode=False), "image_id": Value("string")}
 )
 _NAMES_SHOWN = 5
@@ -24,13 +24,14 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """Folders whose images and labels share the path below them, without the suffixes.
+    """Two folders in which an image and its labels have the same path, without the suffixes.
 
     Args:
         images, labels (`str`): Folders below that of the data set; sub-folders are searched too.
-        image_suffixes (`tuple[str, ...]`): Ends of image names; other files are not looked at.
+        image_suffixes (`tuple[str, ...]`): Ends of image names; other files are skipped.
         label_suffix (`str`, *optional*): End of label names; `None` takes any image format without loss.
-        names (`str`, *optional*): Text file with the names of the split's images, one a line; all by default.
+        names (`str`, *optional*): Text file with the names of the split's images, one per line; all
+            images by default.
         prefix (`str`): Put before the shared path to make the image id.
     """
 
@@ -47,12 +48,12 @@ Layout = Mapping[str, Sequence[PairedFiles]]  # split -> folders
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a split consists of, and what does not fit.
+    """Files of a split: complete pairs, and files without a partner.
 
     Args:
-        complete (`list[tuple[str, Path, Path]]`): Image id, image, label; by id.
-        without_label (`list[Path]`): Images.
-        without_image (`list[Path]`): Label files.
+        complete (`list[tuple[str, Path, Path]]`): Image id, image file and label file, sorted by id.
+        without_label (`list[Path]`): Image files without labels.
+        without_image (`list[Path]`): Label files without an image.
     """
 
     complete: list[tuple[str, Path, Path]]
@@ -62,24 +63,24 @@ class Pairs:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Reads pairs of files.
+    """Reads samples from pairs of files.
 
     Args:
-        layouts (`Sequence[Layout]`): Ways in which the folders come: train, validation, test.
-        roots (`Sequence[str]`): Folders that may lie between `data_dir` and the splits.
+        layouts (`Sequence[Layout]`): Folder structures in which the data set is distributed.
+        roots (`Sequence[str]`): Folders that may come between `data_dir` and the splits.
     """
 
     layouts: Sequence[Layout]
     roots: Sequence[str] = ()
 
     def reader(self, mapping: LabelMapping) -> ReadSamples:
-        """Decodes rows when they are read, and maps labels to train ids."""
+        """Return the reader that decodes rows and maps labels to train ids."""
         return ReadSamples(mapping)
 
     def index(
         self, split: str, data_dir: Path | None, corrections: Path | None = None, *, name: str, where_to_get: str = ""
     ) -> Dataset:
-        """Undecoded rows {image, label, image_id} of one split.
+        """Index one split as undecoded rows {image, label, image_id}.
 
         Raises:
             UsageError: If folders, images or labels are missing; the message says which.
@@ -95,7 +96,7 @@ class FileSource:
         return self.rows(pairs, data_dir, corrections)
 
     def rows(self, pairs: Pairs, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
-        """Undecoded rows {image, label, image_id} of the pairs that are complete."""
+        """Make undecoded rows {image, label, image_id} of the complete pairs."""
         complete = pairs.complete
         if corrections is not None:
             complete = list(_correct(complete, corrections, data_dir))
@@ -104,20 +105,20 @@ class FileSource:
             "label": [str(label) for _, _, label in complete],
             "image_id": [image_id for image_id, _, _ in complete],
         }
-        return Dataset.from_dict(columns, features=UNDECODED)
+        return Dataset.from_dict(columns, features=UNDECODED_FEATURES)
 
     def find(self, split: str, data_dir: Path | None, *, name: str, where_to_get: str = "") -> Pairs:
         """Pair the files of one split of the data set `name`; errors say where to get what is missing.
 
         Raises:
-            UsageError: If there is no such split, a folder is missing or holds no image.
+            UsageError: If the split is unknown, or a folder is missing or holds no image.
         """
         if split not in self.layouts[0]:
             raise UsageError(f"{name} has the splits {list(self.layouts[0])}, not {split!r}.")
         if data_dir is None:
             raise UsageError(f"{name} needs `data_dir`, the folder that holds it.{where_to_get}")
         if not data_dir.is_dir():
-            raise UsageError(f"`data_dir`: there is no folder {data_dir}.{where_to_get}")
+            raise UsageError(f"`data_dir`: the folder {data_dir} does not exist.{where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
         try:
             found = [_pair_files(root, files) for files in folders]
@@ -126,11 +127,11 @@ class FileSource:
         pairs = Pairs(*(sum(parts, []) for parts in zip(*found, strict=True)))
         if not pairs.complete and not pairs.without_label:
             searched = ", ".join(str(root / files.images) for files in folders[:_NAMES_SHOWN])
-            raise UsageError(f"{searched} hold(s) no image that ends in {', '.join(folders[0].image_suffixes)}.")
+            raise UsageError(f"No image in {searched} ends in {', '.join(folders[0].image_suffixes)}.")
         return pairs
 
     def _choose_layout(self, split: str, data_dir: Path) -> tuple[Path, Sequence[PairedFiles]]:
-        """The layout of which most folders are there; the first one where none is, for the message."""
+        """Choose the layout of which most folders exist; the first if none does, for the error message."""
         choices = [(data_dir / root, layout[split]) for layout in self.layouts for root in ("", *self.roots)]
         return max(choices, key=lambda choice: sum((choice[0] / files.images).is_dir() for files in choice[1]))
 
@@ -152,9 +153,9 @@ def _pair_files(root: Path, files: PairedFiles) -> tuple[list[tuple[str, Path, P
 
 
 def _index_folder(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Path below the folder without suffix -> file."""
+    """Map the path of every file below the folder, without its suffix, to the file."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
+        raise FileNotFoundError(f"The folder {folder} does not exist.")
     index: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix.lower())), None)
@@ -162,14 +163,14 @@ def _index_folder(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             continue
         name = path.relative_to(folder).as_posix()[: -len(suffix)]
         if name in index:
-            raise UsageError(f"{index[name]} and {path} have the same name; one of them must go.")
+            raise UsageError(f"{index[name]} and {path} have the same name; remove one of them.")
         index[name] = path
     return index
 
 
 def _read_names(path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}, which names the images of the split.")
+        raise FileNotFoundError(f"The file {path}, which names the images of the split, is missing.")
     with as_usage_error(OSError, UnicodeDecodeError, prefix=f"{path} cannot be read: "):
         return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
@@ -183,7 +184,7 @@ def _below(folder: Path, path: str) -> Path:
 def _correct(
     rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
 ) -> Iterator[tuple[str, Path, Path]]:
-    """Leave out the frames that a CSV lists without a label, take the labels of others from where it says."""
+    """Leave out images that a CSV lists without a label, and take the labels of others from the files it names."""
     unreadable = (OSError, UnicodeDecodeError, csv.Error)
     with (
         as_usage_error(*unreadable, prefix=f"`corrections`: {corrections} cannot be read: "),

@@ -1,4 +1,4 @@
-"""Folders that describe themselves in a `dataset.yaml`."""
+"""Read the description of a data set from the `dataset.yaml` in its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEYS = {"classes", "label_values", "label_colors", "ignored", "palette", "group
 
 
 def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
-    """Read what `dataset.yaml` says of a folder: classes, raw labels, ignored values, palette, splits, name, license.
+    """Read `dataset.yaml`: classes, label values or colors, ignored values, palette, groups, splits, name, license.
 
     Raises:
         UsageError: If the file is missing or faulty; the message says where.
@@ -28,7 +28,7 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
         raise UsageError(f"`dataset='{FOLDER}'` needs `data_dir`, the folder with {DESCRIPTION}.")
     path = Path(data_dir) / DESCRIPTION
     if not path.is_file():
-        raise UsageError(f"There is no file {path}; it must list `classes:` and `splits:` (see README).")
+        raise UsageError(f"The file {path} does not exist; it must list `classes:` and `splits:` (see README).")
     try:
         description = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -88,7 +88,7 @@ def _read_label_values(description: dict[str, Any], classes: list[str], path: Pa
 
 
 def _raw_value(value: Any, path: Path) -> int | Color:
-    """7 -> 7; "128,0,0" -> (128, 0, 0)."""
+    """Parse a raw label: 7 -> 7; "128,0,0" -> (128, 0, 0)."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     parts = str(value).split(",")
@@ -129,5 +129,5 @@ def _read_splits(description: dict[str, Any], path: Path) -> Layout:
             raise UsageError(f"{path}: split {split} must have `images:` and `labels:`, got {folders!r}.")
         for folder in folders.values():
             if Path(folder).is_absolute() or ".." in Path(folder).parts:
-                raise UsageError(f"{path}: {folder} must lie in the folder of the data set.")
+                raise UsageError(f"{path}: {folder} must be inside the folder of the data set.")
     return {split: (PairedFiles(folders["images"], folders["labels"]),) for split, folders in splits.items()}

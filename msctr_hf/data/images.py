@@ -1,4 +1,4 @@
-"""Decoding image and label files."""
+"""Decode image files and label files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_sample(
     Args:
         image, label: Files as `datasets.Image(decode=False)` gives them: dicts with `path` and `bytes`.
         mapping (`LabelMapping`): How label values become train ids.
-        as_arrays (`bool`): Return arrays (H, W, 3) and (H, W), which crops take sooner than Pillow's images.
+        as_arrays (`bool`): Return arrays (H, W, 3) and (H, W), which are faster to crop than Pillow's images.
 
     Returns:
         `tuple`: RGB image; train ids (mode L), 255 where ignored.
@@ -77,7 +77,7 @@ def read_labels(label: Any, mapping: LabelMapping) -> Image.Image:
 
 
 def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
-    """Class values (H, W), palettes and 16 bits taken as values, or colors (H, W, 3).
+    """Decode labels to class values (H, W), which may be palette indices or 16 bits, or to colors (H, W, 3).
 
     Raises:
         UsageError: If the file cannot be read or has another mode; it is named.
@@ -86,11 +86,11 @@ def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
     data = label["bytes"]
     _refuse_bomb(data, _name(label))
     if pyspng is not None and not by_color and _png_kind(data) == _8_BIT_GRAY and not _is_interlaced(data):
-        return _named(_name(label), lambda: pyspng.load(data))
+        return _decode_or_name(_name(label), lambda: pyspng.load(data))
     image = _open(label)
     modes = _COLOR_MODES | {"P"} if by_color else _ID_MODES
     if image.mode not in modes:
-        wanted = "an RGB image" if by_color else "one value a pixel (8 or 16 bits, or a palette)"
+        wanted = "an RGB image" if by_color else "one value per pixel (8 or 16 bits, or a palette)"
         raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}.")
     raw = np.asarray(image.convert("RGB") if by_color else image)
     return raw // _GRAY_STEPS[data[24:26]] if _png_kind(data) in _GRAY_STEPS else raw
@@ -110,17 +110,17 @@ def _read_train_ids(label: Any, mapping: LabelMapping) -> np.ndarray:
 
 
 def _decode_quickly(file: Any, size: tuple[int, int]) -> np.ndarray | None:
-    """Pixels of an upright RGB JPEG or PNG of this size, Pillow's but sooner; `None` where the file is another."""
+    """Decode an upright RGB JPEG or PNG of this size to the pixels of Pillow, but faster; `None` for other files."""
     data = file["bytes"]
     if simplejpeg is None:
         return None
     if data.startswith(_JPEG_SIGNATURE):
-        return _named(_name(file), lambda: _decode_jpeg(data, size))
-    if _png_kind(data) != _8_BIT_RGB or _is_interlaced(data) or _may_be_turned(data):
+        return _decode_or_name(_name(file), lambda: _decode_jpeg(data, size))
+    if _png_kind(data) != _8_BIT_RGB or _is_interlaced(data) or _may_be_rotated(data):
         return None
     if struct.unpack(">II", data[16:24]) != size:
         return None
-    return _named(_name(file), lambda: pyspng.load(data, format="RGB"))
+    return _decode_or_name(_name(file), lambda: pyspng.load(data, format="RGB"))
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray | None:
@@ -131,12 +131,12 @@ def _decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray | None:
 
 
 def _png_kind(data: bytes) -> bytes | None:
-    """Bit depth and color type of a PNG."""
+    """Read the bit depth and color type of a PNG; `None` for other files."""
     return data[24:26] if data.startswith(_PNG_SIGNATURE) and len(data) > _IHDR_END else None
 
 
 def _refuse_bomb(data: bytes, name: str) -> None:
-    """Pillow's own limit, for PNGs that other decoders would read."""
+    """Apply the size limit of Pillow to PNGs that other decoders would read."""
     if _png_kind(data) is not None:
         width, height = struct.unpack(">II", data[16:24])
         limit = Image.MAX_IMAGE_PIXELS
@@ -148,8 +148,8 @@ def _is_interlaced(png: bytes) -> bool:
     return png[28] != 0
 
 
-def _may_be_turned(png: bytes) -> bool:
-    """Whether a PNG has a chunk with its orientation; it may also lie behind the pixels."""
+def _may_be_rotated(png: bytes) -> bool:
+    """Whether a PNG has a chunk with its orientation; it may also follow the pixels."""
     position = len(_PNG_SIGNATURE)
     while position + 8 <= len(png):
         if png[position + 4 : position + 8] == b"eXIf":
@@ -173,8 +173,8 @@ def _name(file: Any) -> str:
 
 
 def _with_bytes(file: Any) -> dict[str, Any]:
-    """The file, read."""
-    data = file.get("bytes") or _named(_name(file), lambda: Path(file["path"]).read_bytes())
+    """Read the file, unless its bytes are there already."""
+    data = file.get("bytes") or _decode_or_name(_name(file), lambda: Path(file["path"]).read_bytes())
     return {"path": file.get("path"), "bytes": data}
 
 
@@ -184,15 +184,15 @@ def _open(file: Any) -> Image.Image:
             image.load()
             return image
 
-    return _named(_name(file), load)
+    return _decode_or_name(_name(file), load)
 
 
-def _named(name: str, decode: Callable[[], Decoded]) -> Decoded:
-    """Decode; what goes wrong becomes a sentence with the name of the file."""
+def _decode_or_name(name: str, decode: Callable[[], Decoded]) -> Decoded:
+    """Decode, and turn any failure into a sentence that names the file."""
     try:
         return decode()
     except FileNotFoundError:
-        raise UsageError(f"There is no file {name}.") from None
+        raise UsageError(f"The file {name} does not exist.") from None
     except UnidentifiedImageError:
         raise UsageError(f"{name} cannot be read as an image: its format is unknown.") from None
     except Exception as error:  # decoders raise a dozen kinds for broken files

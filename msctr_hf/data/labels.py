@@ -1,4 +1,4 @@
-"""From the raw values of a label file to train ids, once and checked."""
+"""Map the raw values of a label file to train ids, and refuse values that are not listed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MAX_CLASSES = IGNORE_INDEX  # train ids are stored in 8 bits
 Color = tuple[int, int, int]
 
 _RAW_VALUES = 1 << 16
-_UNLISTED = 256
+_UNLISTED_MARK = 256  # stands in tables for raw values that are neither a class nor ignored
 
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """Raw label values, or colors, to train ids.
+    """Maps raw label values, or colors, to train ids.
 
     Args:
         values (`Mapping`): Raw value or RGB color -> train id.
-        ignored (`frozenset`, *optional*): Raw values that become 255; `None`: every value not listed.
+        ignored (`frozenset`, *optional*): Raw values that become 255; `None` ignores every value not listed.
     """
 
     values: Mapping[int | Color, int]
@@ -33,7 +33,7 @@ class LabelMapping:
 
     @property
     def by_color(self) -> bool:
-        """Whether labels are told by color."""
+        """Whether raw labels are colors instead of values."""
         return any(isinstance(value, tuple) for value in self.values)
 
     @cached_property
@@ -43,7 +43,7 @@ class LabelMapping:
     @cached_property
     def _table(self) -> np.ndarray:
         """Train id of every raw value below 65,536."""
-        table = np.full(_RAW_VALUES, _UNLISTED, dtype=np.int16)
+        table = np.full(_RAW_VALUES, _UNLISTED_MARK, dtype=np.int16)
         for value, train_id in self._targets.items():
             table[value] = train_id
         return table
@@ -55,11 +55,11 @@ class LabelMapping:
 
     @cached_property
     def _unlisted_bytes(self) -> np.ndarray:
-        return self._table[:256] == _UNLISTED
+        return self._table[:256] == _UNLISTED_MARK
 
     @cached_property
     def _colors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Listed colors as ascending integers, and their train ids."""
+        """Listed colors as integers in ascending order, and their train ids."""
         by_key = {_key(color): train_id for color, train_id in self._targets.items() if isinstance(color, tuple)}
         return np.array(sorted(by_key)), np.array([by_key[key] for key in sorted(by_key)], dtype=np.int16)
 
@@ -72,7 +72,7 @@ class LabelMapping:
         if raw.dtype == np.uint8 and not self.by_color:
             return self._map_bytes(raw, file)
         train_ids = self._look_up_colors(raw) if self.by_color else self._look_up_values(raw)
-        unlisted = train_ids == _UNLISTED
+        unlisted = train_ids == _UNLISTED_MARK
         if unlisted.any():
             if self.ignored is not None:
                 raise UsageError(self._complaint(raw[unlisted], file))
@@ -80,7 +80,7 @@ class LabelMapping:
         return train_ids.astype(np.uint8)
 
     def _map_bytes(self, raw: np.ndarray, file: str) -> np.ndarray:
-        """The usual case, several times faster than indexing a table."""
+        """Map labels of 8 bits, several times faster than by indexing a table."""
         if self.ignored is not None:
             present = np.asarray(Image.fromarray(raw).histogram(), dtype=bool)
             if (present & self._unlisted_bytes).any():
@@ -91,19 +91,19 @@ class LabelMapping:
         if raw.dtype == np.bool_ or raw.dtype.itemsize <= 2:
             return self._table[raw.astype(np.uint16)]
         in_table = (raw >= 0) & (raw < _RAW_VALUES)
-        return np.where(in_table, self._table[np.where(in_table, raw, 0)], _UNLISTED)
+        return np.where(in_table, self._table[np.where(in_table, raw, 0)], _UNLISTED_MARK)
 
     def _look_up_colors(self, raw: np.ndarray) -> np.ndarray:
         keys, train_ids = self._colors
         wanted = raw.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
         positions = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        return np.where(keys[positions] == wanted, train_ids[positions], _UNLISTED)
+        return np.where(keys[positions] == wanted, train_ids[positions], _UNLISTED_MARK)
 
     def _complaint(self, unlisted: np.ndarray, file: str) -> str:
         found = np.unique(unlisted, axis=0).tolist()
         kind = "colors" if self.by_color else "values"
         return (
-            f"{file}: label {kind} {found[:8]} belong to no class (known: {sorted(self._targets)[:40]}). Add them to "
+            f"{file}: label {kind} {found[:8]} are not listed (known: {sorted(self._targets)[:40]}). Add them to "
             "the classes or to the ignored values."
         )
 

@@ -1,7 +1,7 @@
-"""From a data set to batches: augmented for training, untouched for evaluation.
+"""Load batches of a data set: augmented for training, unchanged for evaluation.
 
-The randomness of a sample follows from (seed, epoch, index) alone, so that workers, processes and resumed runs see the
-same images.
+The augmentation of a sample depends on (seed, epoch, index, repeat) alone, so that any number of workers or processes,
+and a resumed run, see the same images.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from .decoding import rows_for_crops
 from .worker_signals import ignore_signals
 
 ID_BYTES = 96
-SHUFFLE_BUFFER = 64  # samples of a stream that every worker holds, decoded, to be mixed
-Key = tuple[int, int, int]  # epoch, index, how often the index came before in this epoch
+SHUFFLE_BUFFER = 64  # decoded samples of a stream that every worker holds to shuffle them
+Key = tuple[int, int, int]  # epoch, index, how often the index occurred before in this epoch
 
 
 class ShuffledSampler(Sampler):
-    """Samples in an order that follows from (seed, epoch), some of them several times; yields (epoch, index, repeat).
+    """Shuffles samples in an order that depends on (seed, epoch) alone; yields (epoch, index, repeat).
 
     Args:
-        num_samples (`int`): Samples of the data set.
-        seed (`int`): Seed of the orders.
+        num_samples (`int`): Number of samples in the data set.
+        seed (`int`): Seed of the order of every epoch.
         repeats (`np.ndarray` of shape `(num_samples,)`, *optional*):
-            How often a sample comes in an epoch, on average; fractions are rounded up or down at random in every
-            epoch. Once each by default.
+            How often a sample is drawn in an epoch, on average; fractions are rounded up or down at random in every
+            epoch. Every sample is drawn once by default.
     """
 
     def __init__(self, num_samples: int, seed: int, repeats: np.ndarray | None = None):
@@ -45,7 +45,7 @@ class ShuffledSampler(Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
+        """Select the epoch whose order is drawn next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -54,10 +54,10 @@ class ShuffledSampler(Sampler):
     def __iter__(self) -> Iterator[Key]:
         epoch, random = self.epoch, np.random.default_rng((self.seed, self.epoch))
         indices = random.permutation(self._indices(random))
-        came = np.zeros(self.num_samples, dtype=int)
+        occurred = np.zeros(self.num_samples, dtype=int)
         for index in indices.tolist():
-            yield epoch, index, int(came[index])
-            came[index] += 1
+            yield epoch, index, int(occurred[index])
+            occurred[index] += 1
 
     def _indices(self, random: np.random.Generator) -> np.ndarray:
         if self.repeats is None:
@@ -68,7 +68,7 @@ class ShuffledSampler(Sampler):
 
 
 class AugmentedDataset(TorchDataset):
-    """Training samples, augmented; indexed by (epoch, index, repeat)."""
+    """Augmented training samples, indexed by (epoch, index, repeat)."""
 
     def __init__(self, dataset: Dataset, augmentation: TrainingAugmentation, seed: int):
         self.dataset = rows_for_crops(dataset)
@@ -81,12 +81,12 @@ class AugmentedDataset(TorchDataset):
     def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
         epoch, index, repeat = key
         sample = self.dataset[index]
-        random = np.random.default_rng((self.seed, epoch, index, 1 + repeat))  # another stream than the sampler's
+        random = np.random.default_rng((self.seed, epoch, index, 1 + repeat))  # not the numbers of the sampler
         return _augmented(sample, self.augmentation, random)
 
 
 class AugmentedStream(TorchIterableDataset):
-    """Training samples from a stream, mixed and augmented; every worker reads shards of its own."""
+    """Augmented training samples from a shuffled stream; every worker reads shards of its own."""
 
     def __init__(self, stream: IterableDataset, augmentation: TrainingAugmentation, seed: int):
         self.stream = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
@@ -95,13 +95,13 @@ class AugmentedStream(TorchIterableDataset):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
+        """Select the epoch whose order is drawn next."""
         self.epoch = epoch
         self.stream.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for sample in self.stream:
-            identity = zlib.crc32(sample["image_id"].encode())  # a stream has no index
+            identity = zlib.crc32(sample["image_id"].encode())  # samples of a stream have no index
             random = np.random.default_rng((self.seed, self.epoch, identity, 1))
             yield _augmented(sample, self.augmentation, random)
 
@@ -114,13 +114,13 @@ def _augmented(
 
 
 def _encode(image_id: str) -> torch.Tensor:
-    """The end of an id as bytes: strings cannot be sent from process to process with a batch."""
+    """Encode the end of an id as bytes: a batch that is sent to other processes may hold only tensors."""
     data = image_id.encode()[-ID_BYTES:].ljust(ID_BYTES, b"\0")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def image_ids(encoded: torch.Tensor) -> list[str]:
-    """Ids of a training batch: (B, 96) uint8 -> names."""
+    """Decode the image ids of a training batch, (B, 96) uint8."""
     return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in encoded.cpu().numpy()]
 
 
@@ -133,10 +133,10 @@ def training_loader(
     num_workers: int,
     repeats: np.ndarray | None = None,
 ) -> DataLoader:
-    """Batches {pixel_values (B, 3, h, w) float32, labels (B, h, w) int64, image_id}; incomplete ones are dropped.
+    """Load training batches {pixel_values (B, 3, h, w) float32, labels (B, h, w) int64, image_id}.
 
-    `image_ids` reads `image_id`, which travels as bytes.
-    `repeats` says how often every sample comes in an epoch, see `ShuffledSampler`.
+    Incomplete batches are dropped. `image_ids` decodes `image_id`, which is stored as bytes. `repeats` says how often
+    every sample is drawn in an epoch, see `ShuffledSampler`.
     """
     samples: AugmentedStream | AugmentedDataset
     if isinstance(dataset, IterableDataset):
@@ -151,8 +151,8 @@ def training_loader(
         sampler=sampler,
         drop_last=True,
         num_workers=num_workers,
-        persistent_workers=num_workers > 0 and sampler is not None,  # a stream is told its epoch when workers start
-        generator=torch.Generator(),  # starting an epoch must not draw from the numbers that training draws from
+        persistent_workers=num_workers > 0 and sampler is not None,  # new workers read the epoch of a stream
+        generator=torch.Generator(),  # otherwise an epoch's start would use up random numbers of the training
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
     )
@@ -166,7 +166,7 @@ def evaluation_loader(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> DataLoader:
-    """Lists of raw samples {image, label, image_id}; every process gets its own share, none gets one twice."""
+    """Load lists of raw samples {image, label, image_id}, divided among processes without duplicates."""
     if isinstance(dataset, IterableDataset):
         share = split_dataset_by_node(dataset, rank=process_index, world_size=num_processes)
         num_workers = min(num_workers, dataset.num_shards)
@@ -177,7 +177,7 @@ def evaluation_loader(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_keep_as_list,
-        generator=torch.Generator(),  # validating must not change the numbers that training draws
+        generator=torch.Generator(),  # otherwise validation would use up random numbers of the training
         worker_init_fn=ignore_signals,
     )
 

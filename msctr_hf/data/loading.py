@@ -1,4 +1,4 @@
-"""Data sets by name, wherever they lie."""
+"""Load data sets by name from their official files, a copy on this disk, or the Hub."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .specs import DATASETS, DatasetSpec
 
 
 def get_dataset_spec(name: str, data_dir: str | Path | None = None) -> DatasetSpec:
-    """Facts about a data set.
+    """Look up the classes, colors and label values of a data set.
 
     Args:
         name (`str`): A named data set, or `"folder"` for one that `data_dir/dataset.yaml` describes.
-        data_dir (`str` or `Path`, *optional*): Its folder.
+        data_dir (`str` or `Path`, *optional*): Folder of the data set.
 
     Raises:
         UsageError: If the name is unknown or the description is faulty.
@@ -31,7 +31,7 @@ def get_dataset_spec(name: str, data_dir: str | Path | None = None) -> DatasetSp
     if name == FOLDER:
         return read_folder_spec(data_dir)
     if name not in DATASETS:
-        raise UsageError(f"There is no data set {name!r}; known are {', '.join(sorted([*DATASETS, FOLDER]))}.")
+        raise UsageError(f"The data set {name!r} is unknown; known are {', '.join(sorted([*DATASETS, FOLDER]))}.")
     return DATASETS[name]
 
 
@@ -59,22 +59,22 @@ def load_segmentation_dataset(
             copy; `synthetic_scenes` needs none.
         dataset_name (`str`, *optional*): Hub id, or folder of parquet files, to read instead of `data_dir`.
         revision (`str`, *optional*): Branch, tag or commit of the Hub id.
-        image_column, label_column (`str`): How a copy calls its images and labels.
+        image_column, label_column (`str`): Columns of a copy with the images and the labels.
         id_map (`Mapping[int, int]`, *optional*): Raw label value -> train id, where a copy differs from the official
             files; every other value is ignored.
         reduce_zero_label (`bool`): Labels are numbered from 1, and 0 is ignored.
-        streaming (`bool`): Read a copy on the way, as an `IterableDataset`.
-        corrections (`str` or `Path`, *optional*): CSV with the columns `image_id` and `label`: frames to leave out
-            (no label) or to take labels from elsewhere (a path below `data_dir`).
+        streaming (`bool`): Read a copy as an `IterableDataset`, without storing it on this disk.
+        corrections (`str` or `Path`, *optional*): CSV with the columns `image_id` and `label`: images to leave
+            out (no label) or to take the labels of from another file (a path below `data_dir`).
 
     Returns:
         `datasets.Dataset`: rows with `image` (RGB image), `label` (image of mode L: train ids, 255 where
-        ignored) and `image_id`. Files are read, mapped and checked when a row is.
+        ignored) and `image_id`. Files are read, mapped and checked when a row is accessed.
 
     Raises:
         UsageError: If the data set is unknown or incomplete.
     """
-    spec = other_raw_values(get_dataset_spec(name, data_dir), id_map, reduce_zero_label)
+    spec = replace_label_values(get_dataset_spec(name, data_dir), id_map, reduce_zero_label)
     folder = Path(data_dir) if data_dir is not None else None
     saved = SavedDataset(dataset_name, revision, image_column, label_column, streaming)
     path = Path(corrections) if corrections is not None else None
@@ -86,7 +86,7 @@ def load_segmentation_dataset(
 def index_split(
     spec: DatasetSpec, split: str, data_dir: Path | None, saved: SavedDataset, corrections: Path | None = None
 ) -> tuple[Dataset | IterableDataset, Reader]:
-    """Undecoded rows of one split, and what reads them.
+    """Index one split: undecoded rows, and the reader that decodes them.
 
     Raises:
         UsageError: If the data set is incomplete, or options do not fit where it comes from.
@@ -104,8 +104,8 @@ def index_split(
     return spec.index(split, data_dir, corrections), spec.reader()
 
 
-def other_raw_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce_zero_label: bool) -> DatasetSpec:
-    """The same classes from other raw label values; arguments as in `load_segmentation_dataset`.
+def replace_label_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce_zero_label: bool) -> DatasetSpec:
+    """Replace the raw label values of a data set; arguments as in `load_segmentation_dataset`.
 
     Raises:
         UsageError: If the values do not fit the classes.
@@ -121,5 +121,5 @@ def other_raw_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce
         return replace(spec, label_values=values, ignored=frozenset({0, IGNORE_INDEX}))
     values = {int(raw): int(label) for raw, label in id_map.items()}
     if outside := sorted(label for label in values.values() if not 0 <= label < num_classes):
-        raise UsageError(f"`id_map`: {outside} are no train ids; {spec.name} has {num_classes} classes.")
+        raise UsageError(f"`id_map`: {outside} are not train ids; {spec.name} has {num_classes} classes.")
     return replace(spec, label_values=values, ignored=None)

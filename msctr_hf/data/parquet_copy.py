@@ -1,4 +1,4 @@
-"""A copy of a data set as parquet files with its images inside, and the card that says what it is."""
+"""Copy a data set to parquet files with its images inside, and write its data card."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from tqdm.auto import tqdm
 
+from ..progress import progress
 from .checking import SplitReport
 from .specs import DatasetSpec
 
@@ -21,17 +21,17 @@ _FEATURES = Features({"image": ImageFeature(), "label": ImageFeature(), "image_i
 
 
 def write_parquet(rows: Dataset, split: str, folder: Path) -> None:
-    """Write a split as parquet shards, files embedded as they are; shards that are there already are kept.
+    """Write a split as parquet shards, with image and label files embedded as they are; existing shards are kept.
 
     Args:
         rows (`datasets.Dataset`): Undecoded rows {image, label, image_id}.
-        split (`str`): Their name.
-        folder (`Path`): Where `data/SPLIT-NNNNN-of-NNNNN.parquet` goes.
+        split (`str`): Name of the split.
+        folder (`Path`): Folder in which `data/SPLIT-NNNNN-of-NNNNN.parquet` is written.
     """
     target = folder / "data"
     target.mkdir(parents=True, exist_ok=True)
     num_shards = max(1, math.ceil(_num_bytes(rows) / SHARD_BYTES))
-    with tqdm(total=len(rows), desc=f"writing {split}", unit="image", leave=False) as bar:
+    with progress(total=len(rows), title=f"writing {split}", unit="image") as bar:
         for number in range(num_shards):
             shard = rows.shard(num_shards, number, contiguous=True)
             path = target / f"{split}-{number:05d}-of-{num_shards:05d}.parquet"
@@ -41,7 +41,7 @@ def write_parquet(rows: Dataset, split: str, folder: Path) -> None:
 
 
 def write_card(spec: DatasetSpec, reports: Mapping[str, SplitReport], folder: Path) -> None:
-    """Write the data card, README.md: what this is, classes, splits, terms, how to use it."""
+    """Write the data card, README.md: source, classes, splits, terms, how to use the copy."""
     labeled = {split: max(1, int(report.pixels.sum())) for split, report in reports.items()}
     head = " | ".join(f"{split}: % of pixels | images" for split in reports)
     lines = [
@@ -73,7 +73,7 @@ def _num_bytes(rows: Dataset) -> int:
 
 
 def _write_shard(rows: Dataset, path: Path) -> None:
-    """All or nothing: the file gets its name when it is complete."""
+    """Write a shard under a temporary name, so that a file with its final name is always complete."""
     partial = path.with_suffix(".partial")
     schema = _FEATURES.arrow_schema
     with pq.ParquetWriter(partial, schema) as writer:

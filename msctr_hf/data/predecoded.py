@@ -1,6 +1,6 @@
-"""A copy of a data set without compression, mapped into memory, so that a crop reads no more than itself.
+"""Copy a data set to uncompressed files that are mapped into memory, so that a crop reads only what it shows.
 
-FOLDER/predecoded.json            data set and classes, complete splits
+FOLDER/predecoded.json            data set, classes, complete splits
 FOLDER/SPLIT.images, .labels      RGB and train ids, 8 bits a value, image after image
 FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every image
 """
@@ -27,14 +27,14 @@ DESCRIPTION = "predecoded.json"
 
 @dataclass(frozen=True)
 class ReadMapped:
-    """Turns rows of the index into samples {image, label, image_id}."""
+    """Turns rows of the index of a pre-decoded copy into samples {image, label, image_id}."""
 
     folder: str
     as_arrays: bool = False
     with_images: bool = True
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
-        """Samples: RGB image, train ids (mode L), id."""
+        """Look up samples: RGB image, train ids (mode L), image id."""
         places = list(zip(batch["split"], batch["start"], batch["height"], batch["width"], strict=True))
         samples: dict[str, list[Any]] = {
             "label": [self._image(split, "labels", start, (h, w)) for split, start, h, w in places],
@@ -45,11 +45,11 @@ class ReadMapped:
         return samples
 
     def for_crops(self) -> ReadMapped:
-        """Give arrays that stay in the mapped files, so that a crop reads no more than it shows."""
+        """Return a reader that gives arrays in the mapped files, of which a crop reads only what it shows."""
         return replace(self, as_arrays=True)
 
     def labels_only(self) -> ReadMapped:
-        """Leave images alone."""
+        """Return a reader that leaves images out."""
         return replace(self, with_images=False)
 
     def _image(self, split: str, kind: str, start: int, shape: tuple[int, ...]) -> Image.Image | np.ndarray:
@@ -68,10 +68,10 @@ def holds_predecoded(folder: Path) -> bool:
 
 
 def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[str]) -> tuple[Dataset, ReadMapped]:
-    """Rows of one split of the data set `name`, and what reads them.
+    """Index one split of a copy of the data set `name`: rows, and the reader that looks them up.
 
     Raises:
-        UsageError: If the copy is of another data set, or the split is missing or was not finished.
+        UsageError: If the copy is of another data set, or the split is missing or incomplete.
     """
     description = _read_description(folder)
     if description["classes"] != list(classes):
@@ -82,9 +82,7 @@ def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[s
         )
     for kind in ("images", "labels"):
         if not (folder / f"{split}.{kind}").is_file():
-            raise UsageError(
-                f"There is no file {folder / f'{split}.{kind}'}; make the copy again with `msctr prepare`."
-            )
+            raise UsageError(f"{folder / f'{split}.{kind}'} is missing; make the copy again with `msctr prepare`.")
     with as_usage_error(OSError, ValueError, prefix=f"{folder}: the index of {split} cannot be read: "):
         rows = list(_read_index(folder / f"{split}.index.jsonl"))
     columns = {column: [row[column] for row in rows] for column in ("image_id", "start", "height", "width")}
@@ -94,16 +92,17 @@ def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[s
 def write_predecoded(
     dataset: Dataset, split: str, folder: Path, *, name: str, classes: Sequence[str]
 ) -> Iterator[int]:
-    """Decode a split into a folder, going on where an earlier call stopped; yields the number of images done.
+    """Decode a split into a folder, resuming where an earlier call stopped; yields the number of images done.
 
     Args:
         dataset (`datasets.Dataset`): Samples {image, label, image_id}.
         split (`str`): train, validation or test.
         folder (`Path`): Where to write.
-        name (`str`), classes (`Sequence[str]`): Of the data set.
+        name (`str`): Name of the data set.
+        classes (`Sequence[str]`): Class names of the data set.
 
     Raises:
-        UsageError: If the folder holds something else, or a sample cannot be read.
+        UsageError: If the folder holds another data set, or a sample cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description = _description(name, classes, folder)
@@ -122,6 +121,7 @@ def write_predecoded(
             labels.write(sample["label"].tobytes())
             for file in (images, labels):
                 file.flush()
+            # the line follows its pixels, so that an interruption leaves no line without pixels
             row = {"image_id": sample["image_id"], "start": start, "height": height, "width": width}
             lines.write(json.dumps(row).encode() + b"\n")
             start += height * width
@@ -149,7 +149,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 
 def _read_index(path: Path) -> Iterator[dict[str, Any]]:
-    """Complete lines; the last one may have been cut off."""
+    """Read the complete lines of an index; an interruption may have cut off the last one."""
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n"):
             yield json.loads(line)

@@ -1,4 +1,4 @@
-"""Checking a data set and making a copy of it, parquet or plain pixels; nothing is uploaded."""
+"""Check a data set, and copy it to parquet files or plain pixels; nothing is uploaded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from ..errors import UsageError, as_usage_error
+from ..progress import progress
 from .checking import SplitReport, check_rows, report_table
 from .decoding import Reader, attach
 from .file_source import FileSource
@@ -25,11 +25,12 @@ from .saved_source import SPLIT_NAMES, SavedDataset, is_a_copy
 from .specs import DatasetSpec
 
 REPORT_FILE = "report_{split}.json"
+_FORMER_KEYS = {"pictures": "images", "in_pictures": "in_images"}  # of reports that older versions wrote
 
 
 @dataclass
 class _Split:
-    """One split on its way: undecoded rows, what reads them, what was found."""
+    """One split to be checked and copied: undecoded rows, their reader, the report of the check."""
 
     name: str
     rows: Dataset
@@ -40,11 +41,11 @@ class _Split:
 
     @property
     def faults(self) -> list[str]:
-        """A sentence for every image that cannot be used."""
+        """One sentence for every image that cannot be used."""
         return [f"{path} has no label." for path in self.without_label] + list(self.report.broken.values())
 
     def usable_rows(self) -> Dataset:
-        """The rows that could be read."""
+        """Select the rows that could be read."""
         broken = self.report.broken
         if not broken:
             return self.rows
@@ -63,18 +64,18 @@ def prepare(
     skip_broken: bool = False,
     num_workers: int = 0,
 ) -> None:
-    """Check splits of a data set, print what they hold, and convert them if asked to.
+    """Check splits of a data set, print what they hold, and copy them if there is an `output_dir`.
 
     Args:
-        spec (`DatasetSpec`): Which data set.
-        splits (`Sequence[str]`): train, validation, test.
-        data_dir (`Path`, *optional*): Its folder.
-        saved (`SavedDataset`): Where a copy lies, if it comes from one.
-        corrections (`Path`, *optional*): CSV of frames to leave out or to relabel.
-        output_dir (`Path`, *optional*): Where the copy goes; only the check by default.
-        predecode (`bool`): Plain pixels instead of parquet.
-        skip_broken (`bool`): Leave broken images out instead of refusing.
-        num_workers (`int`): Worker processes of the check.
+        spec (`DatasetSpec`): The data set.
+        splits (`Sequence[str]`): Some of train, validation and test.
+        data_dir (`Path`, *optional*): Folder of the data set.
+        saved (`SavedDataset`): The copy that is read instead of the official files, if any.
+        corrections (`Path`, *optional*): CSV of images to leave out or to relabel.
+        output_dir (`Path`, *optional*): Folder for the copy; by default the data set is only checked.
+        predecode (`bool`): Write plain pixels instead of parquet files.
+        skip_broken (`bool`): Leave broken images out instead of refusing the data set.
+        num_workers (`int`): Number of worker processes of the check.
 
     Raises:
         UsageError: If the data set cannot be found or is broken; nothing is written then.
@@ -95,7 +96,7 @@ def prepare(
         print(f"broken: {fault}")
     if faults and not skip_broken:
         raise UsageError(
-            f"{len(faults)} images of {spec.name} cannot be used (listed above); mend them, or leave them out with "
+            f"{len(faults)} images of {spec.name} cannot be used (listed above); repair them, or leave them out with "
             "`skip_broken`."
         )
     if output_dir is not None:
@@ -108,7 +109,7 @@ def _find(
     if not isinstance(spec.source, FileSource):
         raise UsageError(f"{spec.name} is drawn on demand; there is nothing to prepare.")
     if saved.streaming:
-        raise UsageError("`streaming`: a copy is made of files that are here; leave it out.")
+        raise UsageError("`streaming`: a copy is made of files on this disk; leave `streaming` out.")
     if is_a_copy(saved, data_dir):
         return _Split(split, *index_split(spec, split, data_dir, saved, corrections), without_label=[])
     pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get)
@@ -119,13 +120,15 @@ def _find(
 
 
 def _check_output_dir(output_dir: Path | None) -> None:
-    """A new or empty folder, or one that an earlier call began."""
+    """Refuse a folder that holds anything but an earlier conversion."""
     if output_dir is None or not output_dir.exists():
         return
     if not output_dir.is_dir():
         raise UsageError(f"`output_dir`: {output_dir} is a file.")
     if any(output_dir.iterdir()) and not any(output_dir.glob(REPORT_FILE.format(split="*"))):
-        raise UsageError(f"`output_dir`: {output_dir} is not empty and holds no conversion; choose another folder.")
+        raise UsageError(
+            f"`output_dir`: {output_dir} is not empty and does not hold an earlier conversion; choose another folder."
+        )
 
 
 def _convert(
@@ -139,7 +142,7 @@ def _convert(
         if predecode:
             dataset = attach(rows, split.reader)
             written = write_predecoded(dataset, split.name, output_dir, name=spec.name, classes=spec.classes)
-            with tqdm(total=len(rows), desc=f"decoding {split.name}", unit="image", leave=False) as bar:
+            with progress(total=len(rows), title=f"decoding {split.name}", unit="image") as bar:
                 for done in written:
                     bar.update(done - bar.n)
         else:
@@ -150,7 +153,7 @@ def _convert(
 
 
 def fingerprint(rows: Dataset) -> str:
-    """A name for exactly these files: ids, sizes and times of change."""
+    """Hash the ids, sizes and modification times of the files, by which a resumed conversion recognizes them."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row["image_id"].encode())
@@ -164,32 +167,36 @@ def fingerprint(rows: Dataset) -> str:
 
 
 def copy_description(spec_folder: Path | None, folder: Path) -> None:
-    """Take the `dataset.yaml` of a generic folder along."""
+    """Copy the `dataset.yaml` of a folder that describes itself."""
     if spec_folder is not None and (spec_folder / FOLDER_DESCRIPTION).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(spec_folder / FOLDER_DESCRIPTION, folder / FOLDER_DESCRIPTION)
 
 
-def save_report(spec: DatasetSpec, report: SplitReport, split: str, name: str, folder: Path) -> None:
-    """Keep what was found, so that an interrupted conversion need not look again."""
+def save_report(spec: DatasetSpec, report: SplitReport, split: str, digest: str, folder: Path) -> None:
+    """Write the report of a check, so that a resumed conversion does not repeat the check.
+
+    `digest` is the `fingerprint` of the files that were checked.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_FILE.format(split=split)
-    path.write_text(json.dumps({"fingerprint": name, **report.as_dict(spec)}, indent=2))
+    path.write_text(json.dumps({"fingerprint": digest, **report.as_dict(spec)}, indent=2))
 
 
 def _all_reports(folder: Path) -> dict[str, SplitReport]:
-    """Reports of all splits in a folder, also of those converted before."""
+    """Read the reports of all splits in a folder, also of those converted before."""
     paths = {split: folder / REPORT_FILE.format(split=split) for split in SPLIT_NAMES}
     return {split: SplitReport.from_dict(_read_report(path)) for split, path in paths.items() if path.is_file()}
 
 
 def _read_report(path: Path) -> dict[str, Any]:
     with as_usage_error(OSError, ValueError, prefix=f"{path} cannot be read: "):
-        return json.loads(path.read_text())
+        report = json.loads(path.read_text())
+    return {_FORMER_KEYS.get(key, key): value for key, value in report.items()}
 
 
-def saved_report(split: str, name: str, folder: Path) -> SplitReport | None:
-    """What was found in exactly these files before.
+def saved_report(split: str, digest: str, folder: Path) -> SplitReport | None:
+    """Read the report of an earlier check of exactly these files; `None` if there was none.
 
     Raises:
         UsageError: If the folder was made from other files.
@@ -198,6 +205,6 @@ def saved_report(split: str, name: str, folder: Path) -> SplitReport | None:
     if not path.is_file():
         return None
     report = _read_report(path)
-    if report["fingerprint"] != name:
+    if report["fingerprint"] != digest:
         raise UsageError(f"`output_dir`: {folder} was made from other files of {split}; choose another folder.")
     return SplitReport.from_dict(report)

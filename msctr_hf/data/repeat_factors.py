@@ -1,13 +1,13 @@
-"""Repeat factors: images with rare classes come several times in an epoch."""
+"""Repeat images with rare classes several times in an epoch."""
 
 from __future__ import annotations
 
 import numpy as np
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..errors import UsageError
+from ..progress import progress
 from .decoding import rows_of_labels
 from .labels import IGNORE_INDEX
 
@@ -15,31 +15,35 @@ from .labels import IGNORE_INDEX
 def classes_present(
     dataset: Dataset, num_classes: int, *, num_workers: int = 0, show_progress: bool = True
 ) -> np.ndarray:
-    """Which classes occur in which image, from one pass over all labels.
+    """Find out which classes occur in which image, in one pass over all labels.
 
     Args:
         dataset (`datasets.Dataset`): Samples {image, label, image_id}; images are not read.
         num_classes (`int`): Number of classes.
-        num_workers (`int`): Worker processes.
-        show_progress (`bool`): Whether to draw a bar.
+        num_workers (`int`): Number of worker processes.
+        show_progress (`bool`): Whether to show a progress bar.
 
     Returns:
         `np.ndarray` of shape `(len(dataset), num_classes)`, bool.
     """
     loader = DataLoader(rows_of_labels(dataset), batch_size=8, num_workers=num_workers, collate_fn=_histograms)
-    bar = tqdm(loader, desc="classes of every image", leave=False, disable=not show_progress)
-    return np.concatenate([histograms[:, :num_classes] > 0 for histograms in bar])
+    present = []
+    with progress(total=len(dataset), title="counting classes", unit="image", shown=show_progress) as bar:
+        for histograms in loader:
+            present.append(histograms[:, :num_classes] > 0)
+            bar.update(len(histograms))
+    return np.concatenate(present)
 
 
 def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
-    """How often every image comes in an epoch, on average.
+    """Compute how often every image is drawn in an epoch, on average.
 
-    With f(c) the share of images that hold class c, r(c) = max(1, sqrt(threshold / f(c))); an image gets the
+    With f(c) the share of images in which class c occurs, r(c) = max(1, sqrt(threshold / f(c))); an image gets the
     largest r(c) of its classes.
 
     Args:
         present (`np.ndarray` of shape `(N, num_classes)`, bool): Classes of every image.
-        threshold (`float`): Classes in a smaller share of the images come more often.
+        threshold (`float`): Images with classes that occur in a smaller share of the images are repeated.
 
     Returns:
         `np.ndarray` of shape `(N,)`: at least 1.
@@ -47,7 +51,7 @@ def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
     Source: Pissas et al., ECCV 2022, CaDIS recipe (threshold 0.15).
     """
     if not 0 < threshold <= 1:
-        raise UsageError(f"`repeat_factor_threshold` must lie between 0 and 1, got {threshold}.")
+        raise UsageError(f"`repeat_factor_threshold` must be in (0, 1], got {threshold}.")
     share = present.mean(axis=0)
     with np.errstate(divide="ignore"):
         of_class = np.where(share > 0, np.maximum(1.0, np.sqrt(threshold / share)), 1.0)
@@ -55,5 +59,5 @@ def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _histograms(samples: list[dict]) -> np.ndarray:
-    """Pixels of every train id, (batch, 255)."""
+    """Count the pixels of every train id, (batch, 255)."""
     return np.asarray([sample["label"].histogram()[:IGNORE_INDEX] for sample in samples])

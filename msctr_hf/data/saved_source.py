@@ -1,4 +1,4 @@
-"""Samples from a copy that `datasets` can open: parquet files, `save_to_disk`, a repository on the Hub."""
+"""Read samples from a copy that `datasets` can open: parquet files, `save_to_disk`, a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val
 
 @dataclass(frozen=True)
 class SavedDataset:
-    """Where a copy lies and how its columns are called.
+    """Location of a copy, and the names of its columns.
 
     Args:
         name (`str`, *optional*): Hub id, or folder of parquet files; `data_dir` by default.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         image_column, label_column (`str`): Columns with images and labels.
-        streaming (`bool`): Read on the way, without a copy on this disk.
+        streaming (`bool`): Read while training, without storing the copy on this disk.
     """
 
     name: str | None = None
@@ -49,10 +49,10 @@ def is_a_copy(saved: SavedDataset, data_dir: Path | None) -> bool:
 
 
 def index_copy(saved: SavedDataset, split: str, data_dir: Path | None) -> Dataset | IterableDataset:
-    """Undecoded rows {image, label, image_id} of one split of a copy.
+    """Index one split of a copy as undecoded rows {image, label, image_id}.
 
     Raises:
-        UsageError: If the copy cannot be had, or lacks the split or a column; the message says what there is.
+        UsageError: If the copy cannot be opened, or lacks the split or a column; the message lists what it has.
     """
     folder = Path(saved.name) if saved.name is not None else data_dir
     if folder is not None and folder.is_dir():
@@ -75,7 +75,8 @@ def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
         with as_usage_error(OSError, ValueError, prefix=f"{folder} cannot be read: "):
             saved = load_from_disk(str(folder))
         if not isinstance(saved, DatasetDict):
-            saved = DatasetDict({str(saved.split or "train"): saved})  # never taken for another split
+            # without the name of a split it counts as train, never as the split that was asked for
+            saved = DatasetDict({str(saved.split or "train"): saved})
         saved = saved[_own_name(split, list(saved), str(folder))]
         return saved.to_iterable_dataset() if streaming else saved
     files: dict[str, list[str]] = {}
@@ -98,9 +99,7 @@ def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
                 f"`dataset_name`: {saved.name} is gated: accept its terms on "
                 f"https://huggingface.co/datasets/{saved.name} and log in with `hf auth login`."
             ) from error
-        raise UsageError(
-            f"`dataset_name`: there is no data set {saved.name} on the Hub, and no such folder."
-        ) from error
+        raise UsageError(f"`dataset_name`: {saved.name} is neither a data set on the Hub nor a folder.") from error
     except UsageError:
         raise
     # no network; several configurations to choose from; a repository of a script, which `datasets` no longer runs
@@ -110,7 +109,7 @@ def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
 
 
 def _own_name(split: str, names: list[str], where: str) -> str:
-    """What a copy calls a split."""
+    """Find the name that a copy uses for a split."""
     for name in SPLIT_NAMES.get(split, (split,)):
         if name in names:
             return name
@@ -123,9 +122,9 @@ def _with_our_columns(
     columns = dataset.column_names or []
     for flag, column in (("image_column", saved.image_column), ("label_column", saved.label_column)):
         if column not in columns:
-            raise UsageError(f"`{flag}`: there is no column {column!r}; the data set has {', '.join(columns)}.")
+            raise UsageError(f"`{flag}`: the data set has no column {column!r}, only {', '.join(columns)}.")
     for column in (saved.image_column, saved.label_column):
-        # before anything else: a stream would decode, and encode again, with loss
+        # first of all: otherwise a stream would decode images and encode them again, with loss
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
     kept = [saved.image_column, saved.label_column, "image_id"]
     dataset = dataset.remove_columns([column for column in columns if column not in kept])

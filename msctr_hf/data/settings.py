@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DatasetSettings(Settings):
-    """Which data set, and where it lies."""
+    """Which data set, and where it is."""
 
     _argument_group_name = "data set"
 
@@ -70,15 +70,15 @@ class DatasetSettings(Settings):
 
     @property
     def spec(self) -> DatasetSpec:
-        """Its classes, and how raw label values become train ids."""
-        from .loading import get_dataset_spec, other_raw_values
+        """Facts about the data set, with the raw label values that `id_map` or `reduce_zero_label` give it."""
+        from .loading import get_dataset_spec, replace_label_values
 
         spec = get_dataset_spec(self.dataset, self.data_dir)
-        return other_raw_values(spec, _read_id_map(self.id_map), self.reduce_zero_label)
+        return replace_label_values(spec, _read_id_map(self.id_map), self.reduce_zero_label)
 
     @property
     def saved(self) -> SavedDataset:
-        """Where a copy lies, if it is read from one."""
+        """The copy that is read instead of the official files, if any."""
         from .saved_source import SavedDataset
 
         return SavedDataset(
@@ -87,7 +87,7 @@ class DatasetSettings(Settings):
 
 
 def _read_id_map(text: str | None) -> dict[int, int] | None:
-    """'{7: 0, 8: 1}' -> {7: 0, 8: 1}."""
+    """Parse '{7: 0, 8: 1}'; `None` stays `None`."""
     if text is None:
         return None
     try:
@@ -99,14 +99,14 @@ def _read_id_map(text: str | None) -> dict[int, int] | None:
 
 @dataclass(kw_only=True)
 class DataSettings(DatasetSettings):
-    """Which images, and how they are augmented (the paper's recipe by default)."""
+    """Which images are loaded, and how they are augmented (the paper's recipe by default)."""
 
     _argument_group_name = "data set and augmentation"
 
     train_split: str = setting("train", help="Split to train on; 'train+validation' takes both.")
     repeat_factor_threshold: float | None = setting(
         None,
-        help="Show images with classes that fewer than this share of the images hold more often (CaDIS: 0.15).",
+        help="Repeat images with classes that occur in less than this share of the images (CaDIS: 0.15).",
         above=0,
         at_most=1,
     )
@@ -148,10 +148,10 @@ class DataSettings(DatasetSettings):
 
 @dataclass(kw_only=True)
 class PreparationSettings(DatasetSettings):
-    """Which data set is checked, and what copy of it is made."""
+    """Which data set is checked, and which copy of it is made."""
 
     splits: list[str] = setting(["train", "validation"], help="Splits to check and to convert.")
-    output_dir: str | None = setting(None, help="Folder for the copy; only the check by default.", is_path=True)
-    predecode: bool = setting(False, help="Plain pixels, mapped into memory, instead of parquet.")
-    skip_broken: bool = setting(False, help="Leave broken images out instead of refusing.")
+    output_dir: str | None = setting(None, help="Folder for the copy; by default data are only checked.", is_path=True)
+    predecode: bool = setting(False, help="Write plain pixels, which are mapped into memory, instead of parquet.")
+    skip_broken: bool = setting(False, help="Leave broken images out instead of refusing the data set.")
     num_workers: int = setting(2, help="Worker processes of the check.", at_least=0)

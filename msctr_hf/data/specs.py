@@ -1,4 +1,4 @@
-"""What a data set is: its classes, its raw label values and its folders, as data.
+"""Describe data sets as data: classes, raw label values, folders.
 
 To add one, write a `DatasetSpec` and put it into `DATASETS`.
 """
@@ -20,11 +20,11 @@ from .synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, SyntheticSource
 
 @dataclass(frozen=True)
 class Submission:
-    """How a test server wants predictions: raw label values, in files named after the images.
+    """Files that a test server accepts: raw label values, in files named after the images.
 
     Args:
-        image_suffix (`str`): End of an image's stem that is left out.
-        label_suffix (`str`): End of the stem that takes its place.
+        image_suffix (`str`): End of the stem of an image file, which is removed.
+        label_suffix (`str`): End of the stem of the label file, which replaces it.
     """
 
     image_suffix: str = ""
@@ -36,18 +36,18 @@ class DatasetSpec:
     """Facts about a data set.
 
     Args:
-        name (`str`): The name users type.
+        name (`str`): Name by which the data set is loaded.
         classes (`Sequence[str]`): Class names; their positions are the train ids.
         palette (`Sequence[Color]`): RGB color of every class.
-        source (`FileSource` or `SyntheticSource`): Where samples come from.
+        source (`FileSource` or `SyntheticSource`): Finds or draws the samples.
         label_values (`Mapping`): Raw label value, or RGB color, -> train id.
         ignored (`frozenset`): Raw values that are ignored; `None` ignores every value not listed.
-        groups (`Mapping[str, Sequence[int]]`): Train ids whose mean IoU is reported too.
-        submission (`Submission`, *optional*): Files for the official test server.
+        groups (`Mapping[str, Sequence[int]]`): Train ids of every group whose mean IoU is reported too.
+        submission (`Submission`, *optional*): Files that the official test server accepts.
         title (`str`): Name as its owners write it, for readers; empty where it is not known.
-        homepage (`str`): Where to get it, or where to register.
-        license (`str`): Under what terms, as its owners say.
-        shareable (`bool`): Whether its images may be shown to everyone.
+        homepage (`str`): Where to download the data set, or to register for it.
+        license (`str`): Terms of use, as the owners state them.
+        shareable (`bool`): Whether the images may be shown to everyone.
     """
 
     name: str
@@ -65,20 +65,20 @@ class DatasetSpec:
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Train id -> class name."""
+        """Class name of every train id."""
         return dict(enumerate(self.classes))
 
     @property
     def mapping(self) -> LabelMapping:
-        """Raw values or colors -> train ids."""
+        """Mapping from raw label values, or colors, to train ids."""
         return LabelMapping(self.label_values, self.ignored)
 
     def reader(self) -> Reader:
-        """What turns rows of `index` into samples."""
+        """Return the reader that turns rows of `index` into samples."""
         return self.source.reader(self.mapping)
 
     def index(self, split: str, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
-        """Undecoded rows of one split from where samples come.
+        """Index one split as undecoded rows.
 
         Raises:
             UsageError: If folders, images or labels are missing; the message says which.
@@ -86,7 +86,7 @@ class DatasetSpec:
         return self.source.index(split, data_dir, corrections, name=self.name, where_to_get=self.where_to_get)
 
     def raw_values(self) -> dict[int, int]:
-        """Train id -> the first raw value that stands for it."""
+        """Map every train id to the first raw value that stands for it."""
         raw_values: dict[int, int] = {}
         for raw, label in self.label_values.items():
             if isinstance(raw, int):
@@ -95,7 +95,7 @@ class DatasetSpec:
 
     @property
     def where_to_get(self) -> str:
-        """The end of a sentence about missing files."""
+        """Hint where to get the data set, to be appended to a message about missing files."""
         return f" Get it from {self.homepage}." if self.homepage else ""
 
 
@@ -182,7 +182,7 @@ def _camvid() -> DatasetSpec:
 
 
 def _pascal_context(name: str, order: Sequence[str], *, with_background: bool) -> DatasetSpec:
-    """Train ids are alphabetical, after background; `order` is that of the values 1 to 59 in the label files."""
+    """Train ids are in alphabetical order, after background; `order` lists the classes of the raw values 1 to 59."""
     names = (*(["background"] if with_background else []), *classes.PASCAL_CONTEXT_CLASSES)
     values: dict[int | Color, int] = {value + 1: names.index(label) for value, label in enumerate(order)}
     official = {

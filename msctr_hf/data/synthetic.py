@@ -1,4 +1,4 @@
-"""`synthetic_scenes`: street-like images with exact labels, drawn on demand, the same for the same seed.
+"""Draw `synthetic_scenes`: street-like images with exact labels, made on demand, the same for the same seed.
 
 A horizon splits sky from ground; a road runs toward it, houses and trees stand behind pavements, vehicles, persons,
 poles and signs stand on them. Objects near the horizon are a few pixels large, near ones up to half the image.
@@ -46,13 +46,13 @@ class SyntheticSource:
     """Draws `synthetic_scenes`; nothing is read or written."""
 
     def reader(self, mapping: LabelMapping) -> DrawScenes:
-        """Draws the scene of a row."""
+        """Return the reader that draws the scene of a row."""
         return DrawScenes()
 
     def index(
         self, split: str, data_dir: Path | None, corrections: Path | None = None, *, name: str, where_to_get: str = ""
     ) -> Dataset:
-        """Names of the scenes of one split; the other arguments are not used."""
+        """List the names of the scenes of one split; arguments about files are not used."""
         if split not in SPLITS:
             raise UsageError(f"{name} has the splits {sorted(SPLITS)}, not {split!r}.")
         return Dataset.from_dict({"image_id": [f"{split}_{number:04d}" for number in range(SPLITS[split][1])]})
@@ -72,11 +72,11 @@ class DrawScenes:
         }
 
     def for_crops(self) -> DrawScenes:
-        """A scene is drawn whole."""
+        """Return this reader: a scene is always drawn whole."""
         return self
 
     def labels_only(self) -> DrawScenes:
-        """Labels are drawn with their image."""
+        """Return this reader: labels are always drawn with their image."""
         return self
 
 
@@ -128,12 +128,12 @@ class _Canvas:
         self._label_draw.ellipse(corners, fill=label)
 
     def ground(self, depth: float) -> float:
-        """Row where an object at `depth` (0 horizon .. 1 nearest) stands."""
+        """Row at which an object at `depth` (0 horizon .. 1 nearest) touches the ground."""
         return self.horizon + depth * (self.height - self.horizon)
 
     def finish(self) -> tuple[Image.Image, Image.Image]:
         labels = np.array(self.label)
-        for _ in range(self.random.integers(0, 3)):  # what an annotator left out
+        for _ in range(self.random.integers(0, 3)):  # unlabeled patches, as annotators leave some
             top, left = self.random.integers(0, self.height - 8), self.random.integers(0, self.width - 16)
             labels[top : top + 6, left : left + 14] = 255
         image = self.image.filter(ImageFilter.GaussianBlur(self.random.uniform(0.0, 0.8)))
@@ -176,7 +176,7 @@ def _draw_background(canvas: _Canvas) -> None:
 
 
 def _draw_object(canvas: _Canvas, depth: float) -> None:
-    """Something that stands on the ground; its size follows from its depth."""
+    """Draw an object on the ground; its size depends on its depth."""
     random = canvas.random
     center, foot = random.uniform(0, canvas.width), canvas.ground(depth)
     scale = (canvas.height - canvas.horizon) * depth

@@ -1,4 +1,4 @@
-"""Worker processes that load data outlive a scheduler's signal: the run still needs them to end its step."""
+"""Keep data-loading workers alive when a scheduler signals the run, which needs them to finish its step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 def ignore_signals(worker_id: int) -> None:
     """Let a worker ignore Ctrl-C, and SIGTERM from anyone but the process that started it (`worker_init_fn`)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a signalled worker ends, and the run with it
+    if hasattr(signal, "sigwaitinfo"):  # missing on macOS, where a signaled worker ends, and the run with it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
 

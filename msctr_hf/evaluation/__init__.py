@@ -1,1 +1,1 @@
-"""Prediction, mean IoU and images."""
+"""Prediction, scores, reports and figures."""

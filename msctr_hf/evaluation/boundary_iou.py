@@ -1,4 +1,4 @@
-"""Boundary IoU: how well outlines are met, whatever the size of what they enclose."""
+"""Boundary IoU: how well predicted outlines match, independent of the size of the objects."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ DISTANCE = 0.02  # of the image's diagonal
 
 
 class BoundaryIoU:
-    """IoU of the pixels near outlines, per class, over a data set.
+    """Accumulate the IoU of the pixels near outlines, per class, over a data set.
 
-    A pixel of a class is near its outline if a pixel of another class, or the outside of the image, lies within the
-    distance along rows and columns. What is ignored in the reference does not count, though it makes outlines.
+    A pixel is near the outline of its class if a pixel of another class, or the border of the image, is within the
+    distance along rows and columns. Ignored pixels are not counted, but they do form outlines.
 
     Args:
         num_labels (`int`): Number of classes.
-        ignore_index (`int`): Reference value that does not count.
-        distance (`float`): As a share of the image's diagonal.
+        ignore_index (`int`): Reference value that is not counted.
+        distance (`float`): Width of the zone near an outline, as a share of the diagonal of the image.
 
     Source: Cheng et al., CVPR 2021, Boundary IoU (https://arxiv.org/abs/2103.16562), Eq. 3, for label maps.
     """
@@ -30,7 +30,7 @@ class BoundaryIoU:
         self.counts = np.zeros((3, num_labels), dtype=np.int64)  # both, reference, prediction
 
     def update(self, prediction: Any, reference: Any) -> None:
-        """Count one pair of label maps (H, W) of equal shape, uint8."""
+        """Add one pair of label maps (H, W) of equal shape, uint8."""
         prediction, reference = np.asarray(prediction, dtype=np.uint8), np.asarray(reference, dtype=np.uint8)
         pixels = max(1, round(self.distance * float(np.hypot(*reference.shape))))
         valid = reference != self.ignore_index
@@ -43,16 +43,17 @@ class BoundaryIoU:
             self.counts[row] += np.bincount(labels[near], minlength=self.num_labels)[: self.num_labels]
 
     def scores(self) -> np.ndarray:
-        """Boundary IoU of every class, NaN where it has no outline in either."""
+        """Return the boundary IoU of every class; NaN for classes that are absent from both."""
         both, reference, prediction = self.counts
         with np.errstate(invalid="ignore"):
             return both / (reference + prediction - both)
 
 
 def near_outline(labels: np.ndarray, distance: int) -> np.ndarray:
-    """Pixels (H, W) with another label, or the outside, within `distance` rows and columns.
+    """Mark the pixels (H, W) that have another label, or the border, within `distance` rows and columns.
 
-    The least and the largest label of the square around a pixel differ there: two filters serve all classes.
+    These are the pixels where the smallest and the largest label of the surrounding square differ, so that two filters
+    are enough for all classes.
     """
     near = _spread(labels, distance, np.maximum) != _spread(labels, distance, np.minimum)
     near[:distance] = near[-distance:] = True
@@ -61,7 +62,7 @@ def near_outline(labels: np.ndarray, distance: int) -> np.ndarray:
 
 
 def _spread(labels: np.ndarray, distance: int, choose: np.ufunc) -> np.ndarray:
-    """Largest, or least, label of the square of 2 `distance` + 1 pixels around every pixel inside the image."""
+    """Take the largest (or smallest) label in the square of 2 `distance` + 1 pixels around every pixel."""
     for axis in (0, 1):
         padded = np.pad(labels, [(distance, distance) if side == axis else (0, 0) for side in (0, 1)], mode="edge")
         labels = _running(padded, 2 * distance + 1, axis, choose)
@@ -69,7 +70,7 @@ def _spread(labels: np.ndarray, distance: int, choose: np.ufunc) -> np.ndarray:
 
 
 def _running(values: np.ndarray, width: int, axis: int, choose: np.ufunc) -> np.ndarray:
-    """Choose among every `width` neighbors along an axis, by doubling: log2(width) passes."""
+    """Choose among every `width` neighbors along an axis, doubling the reach: log2(width) passes."""
     values = np.moveaxis(values, axis, 0)
     covered = 1
     while covered < width:

@@ -1,4 +1,4 @@
-"""A page to look at what a network sees: labels over an image, their areas, and how similar pixels are."""
+"""A web page that shows the labels of an image, their areas, and which pixels have similar embeddings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .embeddings import similarity_maps, stage_features
 from .predictor import Predictor
 from .visualization import overlay
 
-LONGEST_SIDE = 1280  # pixels; larger images are made smaller
+LONGEST_SIDE = 1280  # pixels; larger images are downscaled
 MOST_EXAMPLES = 8
 FORGET_AFTER = 3600.0  # seconds after which the image of a visitor is forgotten
 _COLD, _EVEN, _WARM = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # cosines -1, 0, 1
@@ -40,12 +40,12 @@ footer { display: none !important; }
 
 @dataclass
 class Segmented:
-    """A visitor's image and what the network made of it.
+    """An image of a visitor with its labels and projections.
 
     Args:
-        image (`Image`): RGB.
-        labels (`np.ndarray` of shape `(H, W)`): Classes.
-        projections (`dict[int, torch.Tensor]`): Unit projections by stage; empty without a projection head.
+        image (`Image`): The RGB image.
+        labels (`np.ndarray` of shape `(H, W)`): Predicted class of every pixel.
+        projections (`dict[int, torch.Tensor]`): Unit projections of every stage; empty without a projection head.
     """
 
     image: Image.Image
@@ -57,7 +57,7 @@ def segment_image(predictor: Predictor, path: str | Path) -> Segmented:
     """Read an image file and label it.
 
     Raises:
-        UsageError: If it is not an image.
+        UsageError: If the file is not an image.
     """
     image = read_image(path)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
@@ -68,7 +68,7 @@ def segment_image(predictor: Predictor, path: str | Path) -> Segmented:
 
 
 def similarity_figures(segmented: Segmented, column: int, row: int) -> list[Image.Image]:
-    """Per stage the cosines of all its pixels to one pixel of the finest: blue -1, white 0, red 1."""
+    """Draw, for every stage, the cosines of its pixels to one pixel of the finest: blue -1, white 0, red 1."""
     size = (segmented.image.height, segmented.image.width)
     maps = similarity_maps(segmented.projections, (row, column), size)
     shown = []
@@ -80,7 +80,7 @@ def similarity_figures(segmented: Segmented, column: int, row: int) -> list[Imag
 
 
 def _diverging(cosines: np.ndarray) -> np.ndarray:
-    """(h, w) from -1 to 1 -> RGB (h, w, 3) uint8."""
+    """Color values (h, w) in [-1, 1] as RGB (h, w, 3), uint8."""
     channels = [np.interp(cosines, (-1, 0, 1), anchors) for anchors in zip(_COLD, _EVEN, _WARM, strict=True)]
     return np.stack(channels, axis=-1).astype(np.uint8)
 
@@ -92,7 +92,7 @@ def _mark(figure: Image.Image, column: int, row: int) -> None:
 
 
 def _fault(error: Exception, path: str) -> str:
-    """HTML of what is wrong with an upload; a fault of the program shows its traceback to whoever serves the page."""
+    """Format an error as HTML for the visitor; the traceback of a bug goes to the log of the server."""
     sentence = html.escape(str(error).replace(path, Path(path).name))
     if not isinstance(error, UsageError):
         traceback.print_exception(error)
@@ -101,7 +101,7 @@ def _fault(error: Exception, path: str) -> str:
 
 
 def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
-    """HTML legend of the classes that occur, the largest first, with their shares of the image."""
+    """Format an HTML legend of the present classes, the largest first, with their shares of the image."""
     present, counts = np.unique(labels, return_counts=True)
     rows = [
         f'<tr><td><div class="swatch" style="background: rgb({", ".join(map(str, palette[label]))})"></div></td>'
@@ -112,15 +112,15 @@ def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Seque
 
 
 def example_images(source: str | Path | None, config: Any, folder: str | Path) -> list[str]:
-    """Image files to pick from: those of a folder or, for a network of drawn scenes, some drawn into `folder`.
+    """List example images: those of a folder or, for a network of synthetic scenes, some drawn into `folder`.
 
     Raises:
-        UsageError: If the folder holds no image.
+        UsageError: If the folder has no images.
     """
     if source is not None:
         paths = sorted(path for path in Path(source).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
-            raise UsageError(f"`source`: {source} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+            raise UsageError(f"`source`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
         return [str(path) for path in paths[:MOST_EXAMPLES]]
     if list(config.id2label.values()) != list(SYNTHETIC_CLASSES):
         return []
@@ -132,14 +132,16 @@ def example_images(source: str | Path | None, config: Any, folder: str | Path) -
 
 
 def launch(page: Any, port: int) -> None:
-    """Serve a page until it is interrupted.
+    """Serve a page until the process is interrupted.
 
     Raises:
-        UsageError: If the port is taken.
+        UsageError: If the port is in use.
     """
     import gradio
 
-    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from elsewhere
+    theme = gradio.themes.Default(
+        font=["system-ui", "sans-serif"], font_mono=["monospace"]
+    )  # others would be fetched from a server
     try:
         page.launch(server_port=port, css=_STYLE, theme=theme, quiet=False)
     except OSError as error:
@@ -147,17 +149,17 @@ def launch(page: Any, port: int) -> None:
 
 
 def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) -> Any:
-    """The page, to be launched; a `gradio.Blocks`.
+    """Build the page, a `gradio.Blocks`.
 
     Args:
         predictor (`Predictor`): The network.
-        name (`str`): What it is called on the page.
-        examples (`Sequence[str]`): Image files to pick from.
+        name (`str`): Name of the network on the page.
+        examples (`Sequence[str]`): Example images.
 
     Raises:
         UsageError: If gradio is not installed.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # a page says nothing to others
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page reports nothing to third parties
     try:
         import gradio
     except ImportError:
@@ -182,7 +184,9 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
     def compare(segmented: Segmented, event: Any) -> list[Image.Image]:
         return similarity_figures(segmented, *event.index)
 
-    compare.__annotations__["event"] = gradio.SelectData  # gradio wants the class, not its name
+    compare.__annotations__["event"] = (
+        gradio.SelectData
+    )  # gradio needs the class, not its name as `annotations` would leave it
 
     with gradio.Blocks(title=f"{name}: semantic segmentation") as page:
         gradio.Markdown(f"## {name}\nSemantic segmentation into {len(names)} classes.")
@@ -191,7 +195,7 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
         with gradio.Row():
             with gradio.Column(min_width=300):
                 upload = gradio.Image(sources=["upload", "clipboard"], label="Image", height=320)
-                # handed on as it was uploaded: what is wrong with a file, we can say better
+                # passed on as it was uploaded: our messages about broken files are better than those of gradio
                 upload.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore
                 if examples:
                     gradio.Examples([[path] for path in examples], [upload], label="Or pick one")
@@ -202,7 +206,9 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
                 areas = gradio.HTML(elem_id="areas")
         similar = []
         if stages:
-            gradio.Markdown("Cosine similarity of the clicked pixel to every stage: red is alike, blue unlike.")
+            gradio.Markdown(
+                "Cosine similarity to the clicked pixel, for every stage: red is similar, blue dissimilar."
+            )
             with gradio.Row():
                 similar = [
                     gradio.Image(label=f"Stage {stage}", min_width=150, elem_classes="similar", **shown)

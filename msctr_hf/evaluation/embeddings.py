@@ -1,4 +1,4 @@
-"""Looking at projections: a map of pixels by class for every stage, and how similar all pixels are to one.
+"""Show embeddings: a map of pixels by class for every stage, and the similarity of all pixels to one.
 
 Needs matplotlib and scikit-learn, or umap-learn.
 """
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..errors import UsageError
 from ..models.anchor_sampling import resize_labels
 from ..models.decode_heads import DECODE_HEADS
+from ..progress import progress
 from .predictor import Predictor
 
 METHODS = ("tsne", "umap")
@@ -28,12 +28,12 @@ _POINT_SIZE, _INCHES = 6, 4.5
 
 @dataclass(frozen=True)
 class StageEmbeddings:
-    """Pixels of one stage.
+    """Features of pixels of one stage.
 
     Args:
-        stage (`int`): Backbone stage, 1 the finest.
-        features (`np.ndarray` of shape `(N, D)`): Unit rows.
-        labels (`np.ndarray` of shape `(N,)`): Their classes.
+        stage (`int`): Backbone stage; 1 is the finest.
+        features (`np.ndarray` of shape `(N, D)`): Rows of length 1.
+        labels (`np.ndarray` of shape `(N,)`): Classes of the pixels.
     """
 
     stage: int
@@ -41,9 +41,10 @@ class StageEmbeddings:
     labels: np.ndarray
 
     def silhouette(self) -> float:
-        """How far classes lie apart, from -1 to 1: mean silhouette coefficient of cosine distances, without a map.
+        """Measure how well classes are separated, in [-1, 1], by the mean silhouette coefficient of cosine distances.
 
-        NaN where there is a single class, or one pixel of each. Needs scikit-learn.
+        It is computed from the features, not from the map. NaN with a single class, or one pixel of each. Needs
+        scikit-learn.
         """
         from sklearn.metrics import silhouette_score
 
@@ -53,32 +54,32 @@ class StageEmbeddings:
 
 
 def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
-    """The sample with this image id; the first by default.
+    """Return the sample with an image id; the first by default.
 
     Raises:
-        UsageError: If there is no such image.
+        UsageError: If the data set has no such image.
     """
     if image_id is None:
         return dataset[0]
     image_ids = dataset.with_format(None)["image_id"][:]
     if image_id not in image_ids:
         close = difflib.get_close_matches(image_id, image_ids, n=3) or image_ids[:3]
-        raise UsageError(f"`image_id`: there is no image {image_id!r}; there are {', '.join(close)}, ...")
+        raise UsageError(f"`image_id`: the data set has no image {image_id!r}; it has {', '.join(close)}, ...")
     return dataset[image_ids.index(image_id)]
 
 
 @torch.no_grad()
 def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projections") -> dict[int, torch.Tensor]:
-    """Unit features (C, h, w) of an image, by backbone stage, the finest first.
+    """Compute unit features (C, h, w) of an image by backbone stage, the finest first.
 
     Args:
         predictor (`Predictor`): The network.
         image (`Image.Image`): The image.
-        kind (`str`): `"projections"`; or what a network without contrast has too: `"stages"`, the backbone's maps, or
-            `"pyramid"`, those of the decode head's feature pyramid (UPerNet).
+        kind (`str`): `"projections"`; or what a network without contrast has too: `"stages"`, the maps of the
+            backbone, or `"pyramid"`, the maps of the decode head's feature pyramid (UPerNet).
 
     Raises:
-        UsageError: If projections are asked of a network that has no projection head, or a pyramid of another head.
+        UsageError: If the network has no projection head, or its decode head has no pyramid.
     """
     model = predictor.model
     if kind == "projections" and getattr(model, "projection_head", None) is None:
@@ -114,21 +115,21 @@ def collect_embeddings(
     seed: int = 0,
     kind: str = "projections",
 ) -> list[StageEmbeddings]:
-    """Draw pixels of every class from the features of some images.
+    """Sample pixels of every class, with their features, from some images.
 
     Args:
         predictor (`Predictor`): The network.
         samples (`Iterable[dict]`): Rows {image, label, image_id}.
         num_labels (`int`): Number of classes.
-        pixels_per_class (`int`): At most, and per stage; every image gives about the same number.
-        seed (`int`): Of the draw.
-        kind (`str`): As for `stage_features`.
+        pixels_per_class (`int`): Upper bound per class and stage; every image contributes about the same number.
+        seed (`int`): Seed of the sampling.
+        kind (`str`): Which features, as for `stage_features`.
     """
     samples = list(samples)
     random = np.random.default_rng(seed)
     share = -(-pixels_per_class // len(samples))
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for sample in tqdm(samples, desc="projecting", unit="image", leave=False):
+    for sample in progress(samples, title="projecting", unit="image"):
         labels = torch.from_numpy(np.asarray(sample["label"]).astype(np.int64))[None]
         for stage, of_stage in stage_features(predictor, sample["image"], kind).items():
             of_pixels = resize_labels(labels, of_stage[None])[0].flatten().numpy()
@@ -148,10 +149,10 @@ def _limit(stage: int, parts: list, pixels_per_class: int, random: np.random.Gen
 
 
 def to_plane(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
-    """Unit rows (N, D) -> points (N, 2), neighbors staying neighbors.
+    """Map unit rows (N, D) to points (N, 2) by t-SNE or UMAP, so that neighbors stay neighbors.
 
     Raises:
-        UsageError: If the method is unknown or not installed, or there are too few rows.
+        UsageError: If the method is unknown or not installed, or there are fewer than 4 rows.
     """
     if len(features) < 4:
         raise UsageError(f"{len(features)} pixels are too few for a map; take more images.")
@@ -178,7 +179,7 @@ def embedding_figure(
     class_names: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> Any:
-    """One map of pixels per stage, colored by class; a matplotlib figure."""
+    """Draw one map of pixels per stage, colored by class, as a matplotlib figure."""
     figure = _new_figure(len(stages))
     axes = np.atleast_1d(figure.subplots(1, len(stages)))
     for axis, stage, places in zip(axes, stages, points, strict=True):
@@ -197,23 +198,23 @@ def embedding_figure(
 def similarity_maps(
     features: dict[int, torch.Tensor], pixel: tuple[int, int], size: tuple[int, int], across: bool = True
 ) -> dict[int, np.ndarray]:
-    """Cosine between one pixel and every pixel of every stage.
+    """Compute the cosine between one pixel and every pixel of every stage.
 
     Args:
         features (`dict`): Unit features (C, h, w) by stage, the finest first.
         pixel (`tuple[int, int]`): Row and column in the image.
         size (`tuple[int, int]`): Height and width of the image.
-        across (`bool`): Compare with the pixel of the finest stage, which projections allow; else with that of the
-            same stage.
+        across (`bool`): Compare all stages with the pixel of the finest stage, which only projections allow, since
+            they share a space; otherwise every stage is compared with its own pixel.
 
     Returns:
-        `dict[int, np.ndarray]`: stage -> (h, w), from -1 to 1.
+        `dict[int, np.ndarray]`: stage -> cosines (h, w).
 
     Raises:
-        UsageError: If the pixel lies outside the image.
+        UsageError: If the pixel is outside the image.
     """
     if not all(0 <= place < side for place, side in zip(pixel, size, strict=True)):
-        raise UsageError(f"`pixel` {pixel[0]} {pixel[1]} lies outside the image of {size[0]} rows, {size[1]} columns.")
+        raise UsageError(f"`pixel` {pixel[0]} {pixel[1]} is outside the image of {size[0]} rows, {size[1]} columns.")
     maps = {}
     for stage, of_stage in features.items():
         compared = next(iter(features.values())) if across else of_stage
@@ -225,7 +226,7 @@ def similarity_maps(
 
 
 def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:
-    """The image with its pixel marked, and a map of cosines per stage; a matplotlib figure."""
+    """Draw the image with the marked pixel, and a map of cosines per stage, as a matplotlib figure."""
     figure = _new_figure(len(maps) + 1, image.height / image.width)
     axes = figure.subplots(1, len(maps) + 1)
     axes[0].imshow(image)
@@ -241,10 +242,10 @@ def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int
 
 
 def ask_for_pixel(image: Image.Image) -> tuple[int, int]:
-    """Show an image and wait for a click; row and column.
+    """Show an image, wait for a click, and return its row and column.
 
     Raises:
-        UsageError: If there is no display, or the window was closed.
+        UsageError: If no display is available, or the window was closed.
     """
     try:
         from matplotlib import pyplot

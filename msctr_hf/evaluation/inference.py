@@ -1,6 +1,10 @@
-"""Prediction: whole images, sliding windows, several scales, mirrored.
+"""Predict whole images or sliding windows, at several scales, with mirror images.
 
 B = images, L = classes; sizes are (height, width) in pixels.
+
+Logits are upsampled to the size of the labels, which for 150 classes at 1024x2048 pixels are 1.3 GB of float32 per
+image. Since only the largest class of every pixel is kept, all of this happens in strips of a few rows, which pass
+upsampling, softmax, mean and argmax before the next strip is begun.
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ from ..models.decode_heads import resize
 from ..models.image_processing_msctr import pad
 from .settings import InferenceSettings, Size
 
-CPU_STRIP_ROWS = 4  # a strip stays in a core's cache
-DEVICE_STRIP_ROWS = 256  # fewer launches
+CPU_STRIP_ROWS = 4  # so few that a strip stays in the cache of a core
+DEVICE_STRIP_ROWS = 256  # so many that launching kernels takes no noticeable time
 
 
 @torch.no_grad()
@@ -32,22 +36,24 @@ def predict_probabilities(
     padding_mode: str = "constant",
     batch_size: int = 8,
 ) -> torch.Tensor:
-    """Class probabilities of every pixel, averaged over scales and mirror images.
+    """Compute the class probabilities of every pixel, averaged over scales and mirror images.
 
-    Every view's logits are upsampled to the output size as the network upsamples them, then softmax, then the mean.
+    The logits of every view are upsampled to the output size as the network upsamples them; their softmax is averaged.
 
     Args:
         model (`nn.Module`): A model whose output has `logits`, in evaluation mode.
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images, not padded.
-        output_size (`Sequence[int]`, *optional*): Size of the result; that of `pixel_values` by default.
-        crop_size (`Sequence[int]`, *optional*): Sliding window; whole images by default. Overlapping logits are
-            averaged; smaller images are padded to one window.
-        stride (`Sequence[int]`, *optional*): Of the window; two thirds of it by default. The last is shifted inside.
+        output_size (`Sequence[int]`, *optional*): Size of the result; the size of `pixel_values` by default.
+        crop_size (`Sequence[int]`, *optional*): Size of a sliding window; whole images by default. Overlapping logits
+            are averaged; smaller images are padded to one window.
+        stride (`Sequence[int]`, *optional*): Stride of the window; two thirds of the window by default. The last
+            window is shifted inside the image.
         scales (`Sequence[float]`): Factors by which images are resized.
         flip (`bool`): Also predict mirror images.
-        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple; padding is cut off again.
-        padding_mode (`str`): `"constant"`, zero, or `"reflect"`.
-        batch_size (`int`): Windows, or images, at a time.
+        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple of this; the padding is cut
+            off again.
+        padding_mode (`str`): `"constant"`, which pads zeros, or `"reflect"`.
+        batch_size (`int`): Images, or windows, in one forward pass.
 
     Returns:
         `torch.Tensor` of shape `(B, L, *output_size)`: probabilities, float32.
@@ -77,24 +83,38 @@ def predict_labels(
     *,
     output_size: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """The most probable class of every pixel, (B, *output_size) uint8, or int64 with more than 256 classes.
+    """Find the most probable class of every pixel: (B, *output_size) uint8, or int64 with more than 256 classes.
 
-    The classes of `predict_probabilities`, several times faster and without ever holding all probabilities: with a
-    sliding window memory grows with the images and a row of windows, not with the classes of every pixel.
+    It gives the argmax of `predict_probabilities` several times faster and without storing all probabilities: with a
+    sliding window, memory grows with the images and one row of windows, not with the classes of every pixel.
 
     Args:
         model (`nn.Module`): A model whose output has `logits`, in evaluation mode.
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images, not padded.
         settings (`InferenceSettings`, *optional*): Whole images at one scale by default.
-        output_size (`Sequence[int]`, *optional*): Size of the result; that of `pixel_values` by default.
+        output_size (`Sequence[int]`, *optional*): Size of the result; the size of `pixel_values` by default.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
     views = _views(model, pixel_values, settings or InferenceSettings())
     return _largest(views, output_size, _align_corners(model))
 
 
+@torch.no_grad()
+def predict_label_maps(
+    model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings, output_sizes: Sequence[Size]
+) -> list[torch.Tensor]:
+    """Predict as `predict_labels` does, with a size of its own for the class map (H, W) of every image."""
+    views, align_corners = _views(model, pixel_values, settings), _align_corners(model)
+    if len(set(output_sizes)) == 1:
+        return list(_largest(views, output_sizes[0], align_corners))
+    return [
+        _largest([view.of_image(index) for view in views], size, align_corners)[0]
+        for index, size in enumerate(output_sizes)
+    ]
+
+
 def most_probable_classes(views: Sequence[torch.Tensor], size: Sequence[int], align_corners: bool) -> torch.Tensor:
-    """Upsample logits, average the probabilities of several views, take the largest: strip by strip of rows.
+    """Upsample logits, average the probabilities of several views and take the argmax, in strips of rows.
 
     Args:
         views (`Sequence[torch.Tensor]` of shapes `(B, L, h, w)`): Logits, at any sizes.
@@ -108,6 +128,7 @@ def most_probable_classes(views: Sequence[torch.Tensor], size: Sequence[int], al
 
 
 def _largest(views: Sequence[_WholeView | _TiledView], size: Size, align_corners: bool) -> torch.Tensor:
+    # the softmax of a single view does not change which class is the largest
     only_one = len(views) == 1 and not views[0].mirrored
     strips = (
         ((rows, next(_strips(views, rows, size, align_corners))) for rows in _row_slices(size, views[0].device))
@@ -124,7 +145,7 @@ def _largest(views: Sequence[_WholeView | _TiledView], size: Size, align_corners
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:
-    """Position of the largest value along the last side; on a CPU numpy finds it several times sooner than torch."""
+    """Find the largest value along the last side; on a CPU, numpy is several times faster than torch."""
     if values.device.type == "cpu":
         return torch.from_numpy(values.detach().numpy().argmax(axis=-1))
     return values.argmax(dim=-1)
@@ -133,7 +154,7 @@ def _argmax(values: torch.Tensor) -> torch.Tensor:
 def _mean_probabilities(
     views: Sequence[_WholeView | _TiledView], size: Size, align_corners: bool
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Rows of the result, from the top, and their probabilities (B, L, rows, W)."""
+    """Yield rows of the result, from the top, with their probabilities (B, L, rows, W)."""
     num_views = sum(2 if view.mirrored else 1 for view in views)
     for rows in _row_slices(size, views[0].device):
         strips = (strip.softmax(dim=1) for strip in _strips(views, rows, size, align_corners))
@@ -151,7 +172,7 @@ def _row_slices(size: Size, device: torch.device) -> Iterator[slice]:
 def _strips(
     views: Sequence[_WholeView | _TiledView], rows: slice, size: Size, align_corners: bool
 ) -> Iterator[torch.Tensor]:
-    """Logits of some rows of the result, one after another for every view and its mirror image."""
+    """Yield the logits of some rows of the result for every view and its mirror image."""
     for view in views:
         strip = _resize_to_rows(view, rows, size, align_corners)
         if view.mirrored:
@@ -165,7 +186,7 @@ def _strips(
 class _WholeView:
     """Logits of whole images, (B, L, h, w); mirror images follow the images in B.
 
-    Rows must be asked for from the top to the bottom.
+    Rows are requested from the top to the bottom, as for `_TiledView`.
     """
 
     def __init__(self, logits: torch.Tensor, mirrored: bool = False):
@@ -174,15 +195,24 @@ class _WholeView:
         self.size = _size(logits.shape[-2:])
         self.device = logits.device
 
+    def of_image(self, index: int) -> _WholeView:
+        """Return the view of one image of the batch."""
+        logits = self.logits
+        if not self.mirrored:
+            return _WholeView(logits[index : index + 1])
+        return _WholeView(logits[[index, index + len(logits) // 2]], mirrored=True)
+
     def rows(self, first: int, stop: int) -> torch.Tensor:
-        """Some rows of the logits, (B, L, rows, w)."""
+        """Return some rows of the logits, (B, L, rows, w)."""
         return self.logits[:, :, first:stop]
 
 
 class _TiledView:
-    """Mean logits of overlapping windows at the size of the image, computed when their rows are asked for.
+    """Mean logits of overlapping windows at the size of the image, computed when their rows are requested.
 
-    Windows are kept at the stride of the head, and only as long as they reach below the rows asked for.
+    Rows must be requested from the top to the bottom. A row of windows passes the network when its first row of pixels
+    is needed, and is dropped once the requested rows are below it: at any time only the windows that reach into the
+    current strip are stored, at the small size that the decode head gives, not at the size of the image.
     """
 
     def __init__(
@@ -196,6 +226,7 @@ class _TiledView:
         self.model = model
         self.pixel_values = pixel_values
         self.window = window
+        self.window_stride = stride
         self.settings = settings
         self.mirrored = settings.flip
         self.size = _size(pixel_values.shape[-2:])
@@ -203,9 +234,15 @@ class _TiledView:
         self.tops, self.lefts = (window_starts(*side) for side in zip(self.size, window, stride, strict=True))
         self._logits: dict[int, torch.Tensor] = {}  # top -> (B, windows in this row, L, h, w)
 
+    def of_image(self, index: int) -> _TiledView:
+        """Return the view of one image of the batch."""
+        image = self.pixel_values[index : index + 1]
+        return _TiledView(self.model, image, self.window, self.window_stride, self.settings)
+
     def rows(self, first: int, stop: int) -> torch.Tensor:
-        """Some rows of the logits, (B, L, rows, W)."""
+        """Return some rows of the logits, (B, L, rows, W)."""
         height, width = self.window
+        # rows never go back up, so windows that end above these rows are not needed again
         self._logits = {top: logits for top, logits in self._logits.items() if top + height > first}
         total = None
         counts = torch.zeros((stop - first, self.size[1]), device=self.device)
@@ -219,17 +256,19 @@ class _TiledView:
             place = slice(above - first, below - first)
             for left, logits in zip(self.lefts, self._logits[top].unbind(dim=1), strict=True):
                 strip = _resize_to_rows(_WholeView(logits), rows, self.window, _align_corners(self.model))
-                strip = strip[..., : self.size[1] - left]
+                strip = strip[..., : self.size[1] - left]  # an image narrower than the window is padded
                 if total is None:
+                    # classes are stored side by side for every pixel, as upsampling gives and argmax reads them
                     total = strip.new_zeros((len(strip), stop - first, self.size[1], strip.shape[1])).permute(
                         0, 3, 1, 2
                     )
                 total[:, :, place, left : left + width] += strip
                 counts[place, left : left + width] += 1
+        # logits are averaged before the softmax: overlapping windows are one view of the image, not several
         return total.div_(counts)
 
     def _row_of_windows(self, top: int) -> torch.Tensor:
-        """Logits of all windows that start in one row, (B, windows, L, h, w)."""
+        """Compute the logits of all windows that start in one row, (B, windows, L, h, w)."""
         num_images = len(self.pixel_values) * (2 if self.mirrored else 1)
         places = [(image, left) for image in range(num_images) for left in self.lefts]
         logits = [
@@ -239,7 +278,7 @@ class _TiledView:
         return torch.cat(logits).unflatten(0, (num_images, len(self.lefts)))
 
     def _crop(self, image: int, top: int, left: int) -> torch.Tensor:
-        """One window (3, height, width), padded at the right and the bottom."""
+        """Cut out one window (3, height, width), padded at the right and the bottom, of an image or a mirror image."""
         (height, width), full_width = self.window, self.size[1]
         rows = self.pixel_values[image % len(self.pixel_values), :, top : top + height]
         if image < len(self.pixel_values):
@@ -252,10 +291,15 @@ class _TiledView:
 def _resize_to_rows(
     view: _WholeView | _TiledView, rows: slice, size: Sequence[int], align_corners: bool
 ) -> torch.Tensor:
-    """Some rows of what bilinear interpolation of a view to `size` gives, classes side by side in memory."""
+    """Compute some rows of the bilinear interpolation of a view to `size`.
+
+    These are the rows of `F.interpolate` of the whole view: the two source rows of every row are blended, then the
+    result is resized along its width. Classes are side by side in memory, so that both steps read contiguously.
+    """
     if view.size == tuple(size):
         return view.rows(rows.start, rows.stop)
     height = view.size[0]
+    # float64: the whole part of a position selects a source row, and rounding must not select its neighbor
     positions = torch.arange(rows.start, rows.stop, dtype=torch.float64)
     if align_corners:
         positions = positions * ((height - 1) / max(size[0] - 1, 1))
@@ -273,7 +317,7 @@ def _resize_to_rows(
 
 
 def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> list[_WholeView | _TiledView]:
-    """Logits of every scale, with or without mirror images, at sizes of their own."""
+    """Present the images at every scale, with or without mirror images; each view has a size of its own."""
     views: list[_WholeView | _TiledView] = []
     divisor = settings.size_divisor
     for scale in settings.scales:
@@ -282,7 +326,7 @@ def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSett
         padded = _size(-(-side // divisor) * divisor for side in size)
         if settings.window_size is not None:
             views.append(_TiledView(model, scaled, settings.window_size, settings.stride, settings))
-        elif padded != size:  # one window with room to spare
+        elif padded != size:  # one window that is larger than the image: its padding is cut off
             views.append(_TiledView(model, scaled, padded, padded, settings))
         else:
             images = torch.cat([scaled, scaled.flip(-1)]) if settings.flip else scaled
@@ -296,7 +340,7 @@ def _align_corners(model: nn.Module) -> bool:
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """First pixels of windows along one side; the last window ends at the border."""
+    """List the first pixels of the windows along one side; the last window ends at the border."""
     if side <= window:
         return [0]
     return [*range(0, side - window, stride), side - window]

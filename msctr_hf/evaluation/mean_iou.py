@@ -1,4 +1,4 @@
-"""Mean intersection over union from one confusion matrix, as a metric of `evaluate`."""
+"""Mean intersection over union (IoU) from one confusion matrix, as a metric of `evaluate`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _BYTE = 256
 
 
 class ConfusionMatrix:
-    """Counts of (reference, prediction) pairs; rows are references.
+    """Count (reference, prediction) pairs of pixels; rows are references, columns predictions.
 
     Args:
         num_labels (`int`): Number of classes.
-        ignore_index (`int`): Reference value that does not count.
+        ignore_index (`int`): Reference value that is not counted.
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255):
@@ -25,14 +25,16 @@ class ConfusionMatrix:
         self.matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
 
     def update(self, prediction: Any, reference: Any) -> None:
-        """Count one pair of label maps of equal shape.
+        """Add one pair of label maps of equal shape.
 
         Raises:
-            ValueError: If shapes differ, or a value is no class.
+            ValueError: If the shapes differ, or a value is not a class.
         """
         prediction, reference = np.asarray(prediction), np.asarray(reference)
         if prediction.shape != reference.shape:
-            raise ValueError(f"A prediction of shape {prediction.shape} meets a reference of {reference.shape}.")
+            raise ValueError(
+                f"Prediction and reference must have the same shape, got {prediction.shape} and {reference.shape}."
+            )
         if not prediction.size:
             return
         if prediction.min() < 0 or prediction.max() >= self.num_labels:
@@ -41,7 +43,7 @@ class ConfusionMatrix:
         self.matrix += self._count_bytes(prediction, reference) if small else self._count(prediction, reference)
 
     def _count_bytes(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Counts of all pairs, those with ignored references sliced off afterwards: several times faster."""
+        """Count all pairs of bytes, then cut off those with ignored references: several times faster than masking."""
         pairs = reference.astype(np.uint16)
         pairs *= np.uint16(self.num_labels)
         pairs += prediction.astype(np.uint8, copy=False)
@@ -62,11 +64,11 @@ class ConfusionMatrix:
 
     def _complain(self, name: str, values: np.ndarray) -> None:
         raise ValueError(
-            f"A {name} holds {int(values.min())}..{int(values.max())}, outside the {self.num_labels} classes."
+            f"A {name} has values in {int(values.min())}..{int(values.max())}, outside the {self.num_labels} classes."
         )
 
     def scores(self) -> dict[str, Any]:
-        """IoU and accuracy; NaN for classes in neither, which no mean counts."""
+        """Return IoU and accuracy; classes absent from both are NaN and excluded from the means."""
         correct = np.diag(self.matrix).astype(np.float64)
         references, predictions = self.matrix.sum(axis=1), self.matrix.sum(axis=0)
         iou = ratio(correct, references + predictions - correct)
@@ -81,11 +83,11 @@ class ConfusionMatrix:
 
 
 class MeanIoU(evaluate.Metric):
-    """Mean IoU that keeps a confusion matrix and no images, and needs no network.
+    """Compute the mean IoU, offline, from a confusion matrix instead of stored images.
 
     Args:
         num_labels (`int`): Number of classes.
-        ignore_index (`int`): Reference value that does not count.
+        ignore_index (`int`): Reference value that is not counted.
 
     Example:
         metric = MeanIoU(num_labels=19)  # or evaluate.load("msctr_hf/evaluation/mean_iou.py", num_labels=19)
@@ -106,16 +108,16 @@ class MeanIoU(evaluate.Metric):
         )
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
-        """Count one pair of label maps (H, W)."""
+        """Add one pair of label maps (H, W)."""
         self.confusion.update(prediction, reference)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
-        """Count pairs of label maps (H, W); predictions outside the classes are an error."""
+        """Add pairs of label maps (H, W); a prediction that is not a class is an error."""
         for prediction, reference in zip(predictions, references, strict=True):
             self.confusion.update(prediction, reference)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Scores of all that was added, which is then forgotten; the keys are those of the stock `mean_iou`."""
+        """Return the scores of everything added, with the keys of the stock `mean_iou`, and start again from zero."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         scores = self.confusion.scores()
@@ -124,11 +126,11 @@ class MeanIoU(evaluate.Metric):
 
 
 def ratio(part: Any, whole: Any) -> np.ndarray:
-    """Quotient, NaN for nothing of nothing."""
+    """Divide; 0 / 0 gives NaN without a warning."""
     with np.errstate(invalid="ignore"):
         return np.divide(part, whole)
 
 
 def nanmean(values: np.ndarray) -> float:
-    """Mean of what is no NaN; NaN if nothing is left."""
+    """Average the values that are not NaN; NaN if all are, without a warning."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

@@ -1,4 +1,4 @@
-"""A pipeline of transformers with what the stock one lacks: sliding windows, scales, mirror images, overlays."""
+"""A pipeline of transformers with sliding windows, scales, mirror images and overlays."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class SegmentationPipeline(Pipeline):
     result["overlay"].show()
     ```
 
-    Settings, here or in a call: `scales`, `flip`, `window_size`, `window_stride` as in `predict_probabilities`;
-    `opacity` of the colors, `legend` below the overlay.
+    Settings of the pipeline or of a call: `scales`, `flip`, `window_size` and `window_stride` as in
+    `predict_probabilities`; `opacity` of the colors; `legend`, whether the overlay has one.
 
-    A call takes a path, a URL, a PIL image, or a list of these, and gives for each a dict: `labels` (H, W), uint8
-    or, with more than 256 classes, int64; `areas`, the share of the image of every class that occurs; `overlay`, a
-    PIL image.
+    A call takes a path, a URL, a PIL image, or a list of these, and returns a dict for each: `labels` (H, W), uint8
+    or, with more than 256 classes, int64; `areas`, the share of the image that every present class covers; `overlay`,
+    a PIL image.
     """
 
     _load_processor = False
@@ -43,12 +43,14 @@ class SegmentationPipeline(Pipeline):
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
         unknown = sorted(set(settings) - {*_INFERENCE, *_OVERLAY})
         if unknown:
-            raise UsageError(f"`{unknown[0]}` is no setting of this pipeline: {', '.join((*_INFERENCE, *_OVERLAY))}.")
+            raise UsageError(
+                f"`{unknown[0]}` is not a setting of this pipeline; choose from {', '.join((*_INFERENCE, *_OVERLAY))}."
+            )
         inference = {name: settings[name] for name in _INFERENCE if name in settings}
         return {}, inference, {name: settings[name] for name in _OVERLAY if name in settings}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """An image, its path or URL -> RGB image."""
+        """Load an image, a path or a URL as an RGB image."""
         return {"image": load_image(inputs)}
 
     def _forward(self, model_inputs: dict[str, Any], **inference: Any) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class SegmentationPipeline(Pipeline):
     def postprocess(
         self, model_outputs: dict[str, Any], opacity: float = 0.55, legend: bool = False
     ) -> dict[str, Any]:
-        """Class map -> result as described above."""
+        """Turn the class map of an image into the dict that a call returns."""
         image, labels = model_outputs["image"], model_outputs["labels"]
         predictor = Predictor(self.model, self.image_processor)
         names, palette = predictor.class_names, predictor.palette

@@ -1,102 +1,185 @@
-"""Labeling image files: class maps and overlays."""
+"""Label image files: write class maps and overlays."""
 
 from __future__ import annotations
 
+import glob
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..data.file_source import IMAGE_SUFFIXES
 from ..data.images import read_image
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
+from ..progress import progress
 from .predictor import Predictor
 from .visualization import overlay
+
+PALETTE_COLORS = 256  # the most a PNG can hold
 
 
 def predict_files(
     predictor: Predictor,
-    source: str | Path,
+    sources: str | Path | Sequence[str | Path],
     output_dir: str | Path,
     *,
     opacity: float = 0.55,
+    palette: bool = True,
     submission_for: DatasetSpec | None = None,
 ) -> int:
-    """Label one image or all images of a folder; write NAME.png (train ids) and NAME_overlay.png for each.
+    """Label images, folders of images and what patterns match; write NAME.png (train ids) and NAME_overlay.png.
+
+    Neighbors of one size share a batch of `predictor.settings.batch_size` images; no more than a batch is in memory.
 
     Args:
         predictor (`Predictor`): The network.
-        source (`str` or `Path`): An image, or a folder; its sub-folders are kept in the output.
+        sources (`str`, `Path` or a sequence of them): Images; folders and patterns such as `"day_*/*.png"`, of which
+            the output keeps the sub-folders. An image that is named twice is labeled once.
         output_dir (`str` or `Path`): Where to write.
-        opacity (`float`): Of the colors in overlays.
+        opacity (`float`): Opacity of the colors in overlays.
+        palette (`bool`): Store the colors of the classes in NAME.png, so that viewers show them; its values are train
+            ids either way. Networks with more than 256 classes get 16-bit gray values.
         submission_for (`DatasetSpec`, *optional*): Write only what the test server of this data set takes: raw label
-            values, one file an image, side by side under the official names.
+            values without a palette, one file per image, in one folder under the official names.
 
     Returns:
         `int`: number of images labeled.
 
     Raises:
-        UsageError: If there is nothing to label, or images cannot be read (the others are labeled all the same).
+        UsageError: If there is nothing to label, two images would be written to one file or an image overwritten
+            (nothing is written then), or images cannot be read (the others are labeled all the same).
     """
-    targets = _plan_outputs(Path(source), Path(output_dir), submission_for)
-    names, palette = predictor.class_names, predictor.palette
+    sources = [sources] if isinstance(sources, (str, Path)) else sources
+    targets = _plan_outputs(_find_images(sources), Path(output_dir), submission_for)
+    names, colors = predictor.class_names, predictor.palette
     raw_values = _raw_values(submission_for, len(names)) if submission_for is not None else None
-    unreadable = []
-    for path, target in tqdm(targets.items(), desc="predicting", unit="image", disable=len(targets) < 2):
-        try:
-            image = read_image(path)
-        except UsageError as error:
-            unreadable.append(str(error))
-            continue
-        labels = next(predictor([image]))
+    unreadable: list[str] = []
+    waiting: deque[tuple[Image.Image, Path]] = deque()  # read, but not labeled yet
+    for labels in predictor(_readable(targets, waiting, unreadable)):
+        image, target = waiting.popleft()
         target.parent.mkdir(parents=True, exist_ok=True)
+        file = target.with_name(f"{target.name}.png")
         if raw_values is not None:
-            Image.fromarray(raw_values[labels]).save(target.with_name(f"{target.name}.png"))
+            save_labels(raw_values[labels], file)
             continue
-        Image.fromarray(labels).save(target.with_name(f"{target.name}.png"))
-        overlay(image, labels, palette, names, opacity).save(target.with_name(f"{target.name}_overlay.png"))
+        save_labels(labels, file, colors if palette else None)
+        overlay(image, labels, colors, names, opacity).save(target.with_name(f"{target.name}_overlay.png"))
     if unreadable:
         raise UsageError(f"{len(unreadable)} of {len(targets)} images cannot be read: {'; '.join(unreadable)}")
     return len(targets)
 
 
+def save_labels(labels: np.ndarray, path: Path, palette: Sequence[Sequence[int]] | None = None) -> None:
+    """Write a class map (H, W) as a PNG whose values are the classes, 16 bits wide where 8 are not enough.
+
+    Args:
+        labels (`np.ndarray` of shape `(H, W)`, any integer type): Classes.
+        path (`Path`): The file.
+        palette (`Sequence`, *optional*): RGB colors of the classes, which viewers then show; gray values by default.
+    """
+    wide = labels.dtype != np.uint8
+    image = Image.fromarray(labels.astype(np.uint16) if wide else labels)
+    if palette is not None and not wide:
+        # all 256 entries: with fewer, Pillow stores fewer bits per pixel, and larger values such as 255 are cut off
+        colors = np.zeros((PALETTE_COLORS, 3), np.uint8)
+        colors[: len(palette)] = palette
+        image.putpalette(colors.tobytes())
+    image.save(path)
+
+
+def _readable(
+    targets: Mapping[Path, Path], waiting: deque[tuple[Image.Image, Path]], unreadable: list[str]
+) -> Iterator[Image.Image]:
+    """Yield the images that can be read, in order, and append each with its output path to `waiting`."""
+    for path, target in progress(targets.items(), title="predicting", unit="image", shown=len(targets) > 1):
+        try:
+            image = read_image(path)
+        except UsageError as error:
+            unreadable.append(str(error))
+            continue
+        waiting.append((image, target))
+        yield image
+
+
 def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
-    """Raw label value of every train id."""
+    """Tabulate the raw label value of every train id."""
     if num_labels != len(spec.classes):
         raise UsageError(f"`submission_for`: {spec.name} has {len(spec.classes)} classes, the model {num_labels}.")
     raw_values = spec.raw_values()
     return np.array([raw_values[label] for label in range(num_labels)], dtype=np.uint8)
 
 
-def _plan_outputs(source: Path, output_dir: Path, submission_for: DatasetSpec | None) -> dict[Path, Path]:
-    """Image -> path of its outputs without endings."""
-    if not source.exists():
-        raise UsageError(f"`source`: there is no file or folder {source}.")
+def _find_images(sources: Sequence[str | Path]) -> dict[Path, Path]:
+    """Map every image, once, to the path of its outputs below the output folder, without ending."""
+    images: dict[Path, Path] = {}
+    seen: set[str] = set()
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            root, found = path, _images_below(path)
+        elif path.exists():
+            root, found = path.parent, [path]
+        else:
+            root, found = _matches(str(source))
+        if not found:
+            raise UsageError(f"`sources`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
+        for image in found:
+            if (place := os.path.abspath(image)) not in seen:
+                seen.add(place)
+                images[image] = image.relative_to(root).with_suffix("")
+    if not images:
+        raise UsageError("`sources`: name an image, a folder or a pattern.")
+    return images
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _matches(pattern: str) -> tuple[Path, list[Path]]:
+    """Return the folder above the first wildcard, and the images that match a pattern or are in matching folders."""
+    if not glob.has_magic(pattern):
+        raise UsageError(f"`sources`: {pattern} is neither a file nor a folder.")
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    if not matches:
+        raise UsageError(f"`sources`: nothing matches {pattern!r}.")
+    parts = Path(pattern).parts
+    root = Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))])
+    files = (image for match in matches for image in (_images_below(match) if match.is_dir() else [match]))
+    return root, [path for path in dict.fromkeys(files) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _plan_outputs(
+    images: Mapping[Path, Path], output_dir: Path, submission_for: DatasetSpec | None
+) -> dict[Path, Path]:
+    """Map every image to the path of its outputs without ending; refuse to write a file twice or over an image."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"`output_dir`: {output_dir} is a file.")
-    images = [source]
-    if source.is_dir():
-        images = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise UsageError(f"`source`: {source} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
     if submission_for is not None:
         targets = {path: output_dir / _official_name(path, submission_for) for path in images}
     else:
-        root = source if source.is_dir() else source.parent
-        targets = {path: output_dir / path.relative_to(root).with_suffix("") for path in images}
-    if len(set(targets.values())) < len(targets):
-        raise UsageError(f"`source`: {source} holds images whose names differ only in their endings.")
-    inputs = {path.resolve() for path in images}
-    for target in targets.values():
-        if target.with_name(f"{target.name}.png").resolve() in inputs:
-            raise UsageError(f"`output_dir`: {output_dir} would overwrite {target.name}.png; choose another folder.")
+        targets = {path: output_dir / name for path, name in images.items()}
+    written: dict[Path, Path] = {}
+    sources = {path.resolve() for path in images}
+    for path, target in targets.items():
+        for ending in (".png",) if submission_for is not None else (".png", "_overlay.png"):
+            file = target.with_name(f"{target.name}{ending}")
+            if (other := written.setdefault(file, path)) != path:
+                raise UsageError(
+                    f"`sources`: {other} and {path} would both be written to {file}; name a folder that holds both, "
+                    "or a quoted pattern, of which sub-folders are kept, or label them one after the other."
+                )
+            if file.resolve() in sources:
+                raise UsageError(f"`output_dir`: {output_dir} would overwrite {file.name}; choose another folder.")
     return targets
 
 
 def _official_name(path: Path, spec: DatasetSpec) -> str:
-    """aachen_000000_000019_leftImg8bit.png -> aachen_000000_000019_pred_labelIds."""
+    """Turn aachen_000000_000019_leftImg8bit.png into aachen_000000_000019_pred_labelIds."""
     if spec.submission is None:
         raise UsageError(f"`submission_for`: {spec.name} has no test server that takes files.")
     stem = path.stem

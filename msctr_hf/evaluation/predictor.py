@@ -1,10 +1,10 @@
-"""A saved network, ready for images of any size."""
+"""A network with its image processor, for images of any size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,18 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import voc_palette
 from ..errors import UsageError, building_a_network
-from .inference import predict_labels
+from .inference import predict_label_maps
 from .settings import InferenceSettings
 
 
 @dataclass
 class Predictor:
-    """A network with the image processor that prepares its images.
+    """Label images of any size with a network and its image processor.
 
     Args:
         model (`PreTrainedModel`): Any semantic segmentation model of transformers.
-        image_processor: Its image processor; padding is left to `predict_labels`, which undoes it.
-        settings (`InferenceSettings`): Scales, mirror images, windows.
+        image_processor: Prepares images; padding is left to the inference functions, which remove it again.
+        settings (`InferenceSettings`): Scales, mirror images, windows, batch size.
     """
 
     model: Any
@@ -34,31 +34,35 @@ class Predictor:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes, by train id."""
+        """List the names of the classes in the order of the train ids."""
         config = self.model.config
         return [config.id2label[label] for label in range(config.num_labels)]
 
     @property
     def palette(self) -> list:
-        """RGB color of every class: the network's own, or distinct ones."""
+        """List the RGB color of every class, from the configuration or, without one there, from PASCAL VOC's rule."""
         return getattr(self.model.config, "palette", None) or voc_palette(self.model.config.num_labels)
 
-    def __call__(self, images: list[Image.Image]) -> Iterator[np.ndarray]:
-        """RGB images -> class maps (H, W) at the size of each, uint8, or int64 with more than 256 classes.
+    def __call__(self, images: Iterable[Image.Image]) -> Iterator[np.ndarray]:
+        """Yield the class map (H, W) of every RGB image at its size, uint8, or int64 with more than 256 classes.
 
-        Neighbors of one size share a batch.
+        Neighbors that the image processor brings to one size share a batch of at most `settings.batch_size` images.
+        No more images than a batch and one are read ahead.
         """
         settings = replace(
             self.settings,
             size_divisor=getattr(self.image_processor, "size_divisor", None) or 1,
             padding_mode=getattr(self.image_processor, "padding_mode", "constant"),
         )
-        for (width, height), group in groupby(images, key=lambda image: image.size):
-            labels = predict_labels(self.model, self.prepare(list(group)), settings, output_size=(height, width))
-            yield from labels.cpu().numpy()
+        prepared = ((self.prepare([image]), (image.height, image.width)) for image in images)
+        for _, neighbors in groupby(prepared, key=lambda one: one[0].shape):
+            while batch := list(islice(neighbors, self.settings.batch_size)):
+                pixel_values, sizes = zip(*batch, strict=True)
+                for labels in predict_label_maps(self.model, torch.cat(pixel_values), settings, sizes):
+                    yield labels.cpu().numpy()
 
     def prepare(self, images: list[Image.Image]) -> torch.Tensor:
-        """RGB images of one size -> (B, 3, H, W), resized and normalized, but not padded."""
+        """Resize and normalize RGB images of one size to a batch (B, 3, H, W), without padding."""
         unpadded = {} if getattr(self.image_processor, "size_divisor", None) is None else {"size_divisor": 1}
         prepared = self.image_processor(images=images, return_tensors="pt", **unpadded)
         return prepared["pixel_values"].to(next(self.model.parameters()).device)
@@ -74,13 +78,14 @@ def load_predictor(
     """Load any `AutoModelForSemanticSegmentation` with its image processor, in evaluation mode.
 
     Args:
-        model (`str`): A saved folder or a Hub id.
-        settings (`InferenceSettings`, *optional*): How images are presented; whole, at one scale by default.
-        device (`str`, *optional*): The best there is by default.
-        dtype (`str`): float32, float16 or bfloat16.
+        model (`str`): Saved folder or Hub id.
+        settings (`InferenceSettings`, *optional*): How images are presented to the network; whole and at one scale by
+            default.
+        device (`str`, *optional*): Device of the network; an accelerator by default, if there is one.
+        dtype (`str`): Precision of the network: float32, float16 or bfloat16.
 
     Raises:
-        UsageError: If there is no such model or device.
+        UsageError: If the model or the device is not available.
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"

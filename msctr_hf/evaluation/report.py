@@ -1,4 +1,4 @@
-"""What an evaluation leaves: results as JSON, a report to read, figures, a table of all images."""
+"""Write the report of an evaluation: Markdown, figures, and tables of confusions and of all images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ NAMES_IN_FIGURE = 60  # more classes are drawn without their names
 def write_report(
     folder: Path, results: dict[str, Any], scores: Scores, classes: Sequence[str], palette: Sequence[Sequence[int]]
 ) -> list[str]:
-    """Write everything but `results.json` into a folder; returns notes on what could not be written.
+    """Write all files of a report but `results.json`; return notes on what could not be written.
 
     Args:
-        folder (`Path`): Where to write.
-        results (`dict`): What `results.json` holds.
-        scores (`Scores`): What was counted.
-        classes (`Sequence[str]`), palette (`Sequence`): Names and RGB colors.
+        folder (`Path`): Folder of the report; created if it does not exist.
+        results (`dict`): Content of `results.json`.
+        scores (`Scores`): Confusion matrix and scores of all images.
+        classes (`Sequence[str]`): Names of the classes.
+        palette (`Sequence`): RGB colors of the classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_confusion(folder / "confusion.csv", scores.confusion, classes)
@@ -46,7 +47,7 @@ def write_report(
 
 
 def markdown_report(results: dict[str, Any], scores: Scores, figures: Sequence[str]) -> str:
-    """Settings, means, classes, groups, confusions and the worst images, as Markdown."""
+    """Format settings, means, classes, groups, confusions and the worst images as Markdown."""
     settings = [(key, results[key]) for key in ("model", "dataset", "split", "images", "git_commit") if key in results]
     settings += [(key, value) for key, value in results.get("protocol", {}).items() if value not in (None, False)]
     parts = [
@@ -61,18 +62,20 @@ def markdown_report(results: dict[str, Any], scores: Scores, figures: Sequence[s
         ]
         parts.append(_table(("group", "mean IoU of its classes", "IoU as one class"), rows))
     if results["largest_confusions"]:
-        rows = [(each["class"], each["taken_for"], percent(each["share"])) for each in results["largest_confusions"]]
-        parts.append(_table(("class", "taken for", "of its pixels"), rows))
+        rows = [
+            (each["class"], each["predicted_as"], percent(each["share"])) for each in results["largest_confusions"]
+        ]
+        parts.append(_table(("class", "predicted as", "share of its pixels"), rows))
     if scores.worst:
         worst = [(scored.image_id, percent(scored.mean_iou)) for scored in scores.worst]
         parts.append(_table(("worst images", "mean IoU"), worst))
     parts += [f"![{name}]({name})" for name in figures]
-    parts.append("Classes in neither labels nor predictions are absent and count in no mean.")
+    parts.append("Classes absent from both labels and predictions are excluded from the means.")
     return "\n\n".join(parts) + "\n"
 
 
 def confusion_figure(confusion: ConfusionMatrix, classes: Sequence[str], path: Path) -> None:
-    """Draw the confusion matrix twice: as shares of every class's pixels, and of every prediction.
+    """Draw the confusion matrix as shares of the labeled pixels, and as shares of the predicted pixels.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -103,7 +106,7 @@ def confusion_figure(confusion: ConfusionMatrix, classes: Sequence[str], path: P
 
 
 def _write_shares(axis: Any, shares: np.ndarray) -> None:
-    """Percentages from 1 on, where there is room to read them."""
+    """Write every share of at least 1 % into its cell."""
     for row, column in np.argwhere(np.nan_to_num(shares) >= 0.01):
         share = shares[row, column]
         color = "white" if share > 0.6 else "black"
@@ -123,7 +126,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _write_confusion(path: Path, confusion: ConfusionMatrix, classes: Sequence[str]) -> None:
-    """Pixels; rows are labels, columns predictions."""
+    """Write counts of pixels as CSV; rows are labels, columns predictions."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["labeled as", *classes])

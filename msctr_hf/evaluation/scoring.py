@@ -1,4 +1,4 @@
-"""Scores of a network over a data set, at the labels' own resolution and over all processes."""
+"""Score a network over a data set, at the resolution of the labels and over all processes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..data.loaders import evaluation_loader
+from ..progress import progress
 from .boundary_iou import BoundaryIoU
 from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
 
 CONFUSIONS_LISTED = 10
-KEPT_WIDTH = 480  # pixels of a bad image that are kept to be shown
+KEPT_WIDTH = 480  # pixels; the worst images are kept small, since they are only shown
 
 
 @dataclass(order=True)
 class ScoredImage:
-    """An image with its score; the image, labels and prediction are small, and only there to be shown."""
+    """Score of an image, with a small copy of image, labels and prediction where they are shown."""
 
     mean_iou: float
     image_id: str
@@ -35,13 +35,13 @@ class ScoredImage:
 
 @dataclass
 class Scores:
-    """What was counted over a data set.
+    """Counts and scores of a whole data set.
 
     Args:
-        confusion (`ConfusionMatrix`): All pixels.
-        boundary (`BoundaryIoU`, *optional*): Pixels near outlines.
-        images (`list[ScoredImage]`): Every image's own mean IoU, the worst first.
-        worst (`list[ScoredImage]`): The worst ones, with what there is to show.
+        confusion (`ConfusionMatrix`): Counts of all pixels.
+        boundary (`BoundaryIoU`, *optional*): Counts of the pixels near outlines.
+        images (`list[ScoredImage]`): Mean IoU of every image, the lowest first.
+        worst (`list[ScoredImage]`): Images with the lowest mean IoU, with small copies.
     """
 
     confusion: ConfusionMatrix
@@ -50,7 +50,7 @@ class Scores:
     worst: list[ScoredImage]
 
     def results(self, id2label: Mapping[int, str], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Scores as JSON can hold them: fractions, classes by name, `None` for absent classes."""
+        """Return the scores as JSON can store them: fractions, classes by name, `None` for absent classes."""
         scores = self.confusion.scores()
         if self.boundary is not None:
             of_class = self.boundary.scores()
@@ -76,19 +76,23 @@ def score_dataset(
     on_batch: Callable[[list[dict[str, Any]], list[np.ndarray]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Scores | None:
-    """Score a network over a data set, together with all processes.
+    """Score a network over a data set; every process scores its share of the images.
 
     Args:
-        predictor (`Predictor`): The network; it is set to evaluation mode and back.
-        dataset (`datasets.Dataset`): Rows {image, label, image_id}; every process takes its share.
+        predictor (`Predictor`): The network; it is in evaluation mode meanwhile.
+        dataset (`datasets.Dataset`): Rows {image, label, image_id}.
         num_labels (`int`): Number of classes.
-        ignore_index (`int`): Label that does not count.
-        accelerator (`Accelerator`): The processes taking part.
-        batch_size, num_workers (`int`): Of the loader.
-        with_boundaries (`bool`): Count pixels near outlines too.
-        keep_worst (`int`): Images with the lowest mean IoU to keep.
+        ignore_index (`int`): Label that is not counted.
+        accelerator (`Accelerator`): The processes that take part.
+        batch_size (`int`): Images that are loaded at a time.
+        num_workers (`int`): Worker processes that load images.
+        with_boundaries (`bool`): Also count the pixels near outlines.
+        keep_worst (`int`): How many of the images with the lowest mean IoU are kept to be shown.
         on_batch (`Callable`, *optional*): Called with the samples and predictions of every batch of this process.
-        should_stop (`Callable`, *optional*): Asked after every batch; the result is `None` if a process stopped.
+        should_stop (`Callable`, *optional*): Called after every batch; if it is true in any process, scoring ends.
+
+    Returns:
+        `Scores` of all processes; `None` if scoring was ended by `should_stop`.
     """
     loader = evaluation_loader(
         dataset,
@@ -100,15 +104,19 @@ def score_dataset(
     counts = _Counts(num_labels, ignore_index, with_boundaries, keep_worst)
     was_training = predictor.model.training
     predictor.model.eval()
+    share = None if isinstance(dataset, IterableDataset) else len(loader.dataset)  # type: ignore[arg-type]
+    bar = progress(total=share, title="scoring", unit="image", shown=accelerator.is_main_process)
     try:
-        for samples in tqdm(loader, desc="validation", leave=False, disable=not accelerator.is_local_main_process):
-            predictions = list(predictor([sample["image"] for sample in samples]))
-            for sample, prediction in zip(samples, predictions, strict=True):
-                counts.add(sample, prediction)
-            if on_batch is not None:
-                on_batch(samples, predictions)
-            if should_stop is not None and should_stop():
-                break
+        with bar:
+            for samples in loader:
+                predictions = list(predictor([sample["image"] for sample in samples]))
+                for sample, prediction in zip(samples, predictions, strict=True):
+                    counts.add(sample, prediction)
+                if on_batch is not None:
+                    on_batch(samples, predictions)
+                bar.update(len(samples))
+                if should_stop is not None and should_stop():
+                    break
     finally:
         predictor.model.train(was_training)
     if should_stop is not None and any(gather_object([should_stop()])):
@@ -117,14 +125,16 @@ def score_dataset(
 
 
 class _Counts:
-    """What one process counts."""
+    """Counts of one process."""
 
     def __init__(self, num_labels: int, ignore_index: int, with_boundaries: bool, keep_worst: int):
         self.confusion = ConfusionMatrix(num_labels, ignore_index)
         self.boundary = BoundaryIoU(num_labels, ignore_index) if with_boundaries else None
         self.keep_worst = keep_worst
         self.images: list[ScoredImage] = []
-        self.worst: list[tuple[float, int, ScoredImage]] = []  # a heap, the best of them first
+        self.worst: list[
+            tuple[float, int, ScoredImage]
+        ] = []  # a heap: its first entry is the best, which is dropped next
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
         reference = np.asarray(sample["label"])
@@ -134,7 +144,7 @@ class _Counts:
         if self.boundary is not None:
             self.boundary.update(prediction, reference)
         mean_iou = of_image.scores()["mean_iou"]
-        if mean_iou != mean_iou:  # nothing but ignored pixels
+        if mean_iou != mean_iou:  # NaN: all pixels are ignored
             return
         self.images.append(ScoredImage(mean_iou, sample["image_id"]))
         if len(self.worst) < self.keep_worst or (self.worst and mean_iou < -self.worst[0][0]):
@@ -167,7 +177,7 @@ def _small(
 
 
 def results_by_name(scores: dict[str, Any], id2label: Mapping[int, str]) -> dict[str, Any]:
-    """Scores as JSON can hold them: fractions, classes by name, `None` for absent classes."""
+    """Convert scores to what JSON can store: fractions, classes by name, `None` for absent classes."""
     result: dict[str, Any] = {}
     for name, value in scores.items():
         if isinstance(value, np.ndarray):
@@ -178,30 +188,30 @@ def results_by_name(scores: dict[str, Any], id2label: Mapping[int, str]) -> dict
 
 
 def largest_confusions(confusion: ConfusionMatrix, id2label: Mapping[int, str]) -> list[dict[str, Any]]:
-    """List which classes are taken for which others most often, the largest shares first.
+    """List which classes are predicted as which others most often, the largest shares first.
 
     Args:
         confusion (`ConfusionMatrix`): All pixels.
         id2label (`Mapping[int, str]`): Names of the classes.
 
     Returns:
-        `list[dict]`: {class, taken_for, share}; the share is a fraction of all pixels labeled with the class.
+        `list[dict]`: {class, predicted_as, share}; the share is a fraction of all pixels labeled with the class.
     """
     shares = np.nan_to_num(ratio(confusion.matrix, confusion.matrix.sum(axis=1, keepdims=True)))
     np.fill_diagonal(shares, 0)
     order = np.argsort(shares, axis=None)[::-1][:CONFUSIONS_LISTED]
     places = zip(*np.unravel_index(order, shares.shape), strict=True)
     return [
-        {"class": id2label[int(row)], "taken_for": id2label[int(column)], "share": float(shares[row, column])}
+        {"class": id2label[int(row)], "predicted_as": id2label[int(column)], "share": float(shares[row, column])}
         for row, column in places
         if shares[row, column]
     ]
 
 
 def group_scores(confusion: ConfusionMatrix, groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
-    """For every group of classes the mean of their IoUs, and the IoU of the group taken as one class.
+    """Compute for every group of classes the mean of their IoUs, and the IoU of the group merged into one class.
 
-    The second is the category score of Cityscapes' own evaluation.
+    The merged IoU is the category score of Cityscapes' own evaluation.
     """
     iou = confusion.scores()["per_category_iou"]
     result = {}
@@ -225,7 +235,7 @@ CLASS_SCORES = {  # per class -> mean, title
 
 
 def iou_table(results: dict[str, Any]) -> str:
-    """Per-class scores as lines of text, with the means and the groups below."""
+    """Format the scores of all classes as lines of text, with the means and the groups below."""
     columns = [column for column in CLASS_SCORES if column in results]
     width = max(10, *(len(name) for name in [*results["per_category_iou"], *results.get("groups", {})]))
     lines = [f"{'class':<{width}}" + "".join(f"  {CLASS_SCORES[column][1]:>8}" for column in columns)]
@@ -245,5 +255,5 @@ def _or_none(value: float) -> float | None:
 
 
 def percent(value: float | None) -> str:
-    """A fraction to read; `None` is an absent class."""
+    """Format a fraction as a percentage; `None` stands for an absent class."""
     return "absent" if value is None else f"{100 * value:.2f} %"

@@ -1,4 +1,4 @@
-"""Settings of evaluation and prediction: which network, on what, how images are presented to it."""
+"""Settings of evaluation and prediction: the network, its images, and how they are presented to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..settings import Settings, setting
 Size = tuple[int, int]  # height, width
 
 _ANY_MODEL = "Saved folder or Hub id of any AutoModelForSemanticSegmentation."
-_DEVICE = "cpu, cuda, cuda:1, ...; the best there is by default."
+_DEVICE = "cpu, cuda, cuda:1, ...; by default an accelerator, if there is one."
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class InferenceSettings:
         flip (`bool`): Also predict mirror images.
         window_size (`tuple[int, int]`, *optional*): Height and width of a sliding window; whole images by default.
             Overlapping logits are averaged; smaller images are padded to one window.
-        window_stride (`tuple[int, int]`, *optional*): Of the window; two thirds of it by default. The last window is
-            shifted inside.
-        batch_size (`int`): Windows, or images, at a time.
-        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple; padding is cut off again.
+        window_stride (`tuple[int, int]`, *optional*): Stride of the window; two thirds of the window by default. The
+            last window is shifted inside the image.
+        batch_size (`int`): Images, or windows, in one forward pass.
+        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple of this; the padding is cut
+            off again.
         padding_mode (`str`): `"constant"`, zero, or `"reflect"`.
 
     Raises:
@@ -50,17 +51,17 @@ class InferenceSettings:
             raise UsageError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
         if self.window_size is None:
             if self.window_stride is not None:
-                raise UsageError("A window stride needs a window size.")
+                raise UsageError("`window_stride` needs `window_size`.")
             return
         sides = zip(self.stride, self.window_size, strict=True)
         if min(self.window_size) < 1 or any(not 1 <= step <= side for step, side in sides):
             raise UsageError(
-                f"The stride of a window must lie between 1 and its size {self.window_size}, got {self.stride}."
+                f"`window_stride` must be between 1 and `window_size`, {self.window_size}, got {self.stride}."
             )
 
     @property
     def stride(self) -> Size:
-        """Stride of the window, given or by default."""
+        """Return the stride of the window, two thirds of the window where none was given."""
         if self.window_stride is not None:
             return self.window_stride
         height, width = self.window_size
@@ -81,13 +82,13 @@ class EvaluationSettings(Settings):
     window_stride: list[int] | None = setting(
         None, help="Stride of the window; two thirds of it by default.", length=2, above=0
     )
-    batch_size: int = setting(1, help="Images, or windows, at a time.", at_least=1)
+    batch_size: int = setting(1, help="Images, or windows, in one forward pass.", at_least=1)
     device: str | None = setting(None, help=_DEVICE)
     dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", help="Precision of the network.")
 
     @property
     def inference(self) -> InferenceSettings:
-        """What does not depend on the machine."""
+        """Return the settings that do not depend on the machine."""
         return InferenceSettings(
             scales=tuple(self.scales),
             flip=self.flip,
@@ -99,16 +100,18 @@ class EvaluationSettings(Settings):
 
 @dataclass(kw_only=True)
 class ScoringSettings(DatasetSettings):
-    """Which network is scored on what."""
+    """Which network is scored, and on which images."""
 
     _argument_group_name = "network and data set"
 
     model: str = setting(help=_ANY_MODEL)
     split: str = setting("validation", help="train, validation or test.")
     output_dir: str | None = setting(
-        None, help="Folder for results.json, report.md and figures; only printed by default.", is_path=True
+        None,
+        help="Folder for results.json, report.md and figures; by default the scores are only printed.",
+        is_path=True,
     )
-    boundary_iou: bool = setting(False, help="Also score the pixels near outlines (Cheng et al., CVPR 2021).")
+    boundary_iou: bool = setting(False, help="Also compute the boundary IoU (Cheng et al., CVPR 2021).")
     worst: int = setting(8, help="Images with the lowest mean IoU to show on worst.png.", at_least=0)
     num_workers: int = setting(2, help="Worker processes that load data, per process.", at_least=0)
 
@@ -120,35 +123,46 @@ class PredictionSettings(Settings):
     _argument_group_name = "network and images"
 
     model: str = setting(help=_ANY_MODEL)
-    input: str = setting(help="An image, or a folder that is searched for images.")
+    input: list[str] = setting(
+        help="Images, folders that are searched for images, or quoted patterns ('day_*/*.png')."
+    )
     output_dir: str = setting(
         "predictions", help="Folder for NAME.png (train ids) and NAME_overlay.png.", is_path=True
+    )
+    palette: bool = setting(
+        True, help="Store the class colors in NAME.png; its values are train ids with and without them."
     )
     opacity: float = setting(0.55, help="Opacity of the colors in overlays.", at_least=0, at_most=1)
     submission_for: str | None = setting(
         None,
-        help="Write what this data set's test server takes instead: raw label values under official names "
+        help="Write what this data set's test server takes instead: raw label values, in gray, under official names "
         "(cityscapes, ade20k).",
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.input:
+            raise UsageError("Name what is to be labeled: `input='IMAGE, FOLDER or PATTERN'`.")
 
 
 @dataclass(kw_only=True)
 class EmbeddingSettings(DatasetSettings):
-    """Whose projections are shown, of which images."""
+    """Which network's embeddings are shown, and of which images."""
 
     _argument_group_name = "network and images"
 
     model: str = setting(help="Saved folder or Hub id of a network of msctr_hf.")
     features: Literal["projections", "stages", "pyramid"] = setting(
         "projections",
-        help="Projections; or, also without contrast, the maps of the backbone's stages or UPerNet's pyramid.",
+        help="Projections, or what a network without contrast has too: feature maps of the backbone's stages, or of "
+        "UPerNet's pyramid.",
     )
     split: str = setting("validation", help="train, validation or test.")
     output_dir: str = setting("embeddings", help="Folder for embeddings.png and similarity.png.", is_path=True)
     num_images: int = setting(24, help="Images whose pixels are mapped.", at_least=1, former=("pictures",))
     pixels_per_class: int = setting(100, help="Pixels of every class and stage that are mapped.", at_least=1)
     method: Literal["tsne", "umap"] = setting(
-        "tsne", help="How pixels are laid out: t-SNE, or UMAP if it is installed."
+        "tsne", help="How pixels are arranged in the plane: t-SNE, or UMAP if it is installed."
     )
     image: str | None = setting(
         None, help="Image id of the image for similarity.png; the first by default.", former=("picture",)
@@ -157,24 +171,24 @@ class EmbeddingSettings(DatasetSettings):
         None, help="Row and column that all pixels are compared with; the middle by default.", length=2
     )
     click: bool = setting(False, help="Choose the pixel by clicking on the image.")
-    seed: int = setting(0, help="Seed of the draw and of the layout.", at_least=0)
+    seed: int = setting(0, help="Seed of the choice of pixels and of their layout.", at_least=0)
     device: str | None = setting(None, help=_DEVICE)
 
     def __post_init__(self):
         super().__post_init__()
         if self.streaming:
-            raise UsageError("`streaming`: images from all over the split are shown; leave it out.")
+            raise UsageError("`streaming`: embeddings need random access to the images; leave it out.")
 
 
 @dataclass
 class DemoSettings(Settings):
-    """Which network is shown, and where."""
+    """Which network the page shows, and where it is served."""
 
     model: str = setting(
         os.environ.get("MSCTR_MODEL", ""),
         help="Saved folder or Hub id of any AutoModelForSemanticSegmentation; or set MSCTR_MODEL.",
     )
-    examples: str | None = setting(None, help="Folder with images to pick from.", is_path=True)
+    examples: str | None = setting(None, help="Folder with example images.", is_path=True)
     port: int = setting(7860, help="Port of the page.", at_least=0, at_most=65535)
     device: str | None = setting(None, help=_DEVICE)
 

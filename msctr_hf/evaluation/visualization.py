@@ -1,4 +1,4 @@
-"""Label maps as images: colors, overlays with a legend, contact sheets."""
+"""Draw label maps: colors, overlays with a legend, contact sheets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SWATCH, _MARGIN, _LINE = 14, 6, 20
 
 
 def colorize(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
-    """Class map (H, W) -> RGB image; values beyond the palette are black."""
+    """Draw a class map (H, W) as an RGB image; values beyond the palette are black."""
     table = np.zeros((256, 3), dtype=np.uint8)
     table[:] = IGNORED_COLOR
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
@@ -32,8 +32,9 @@ def overlay(
         image (`Image`): The image.
         labels (`np.ndarray` of shape `(H, W)`): Classes, at the size of the image.
         palette (`Sequence`): RGB color of every class.
-        class_names (`Sequence[str]`, *optional*): Adds a legend of the classes that occur, below the image.
-        opacity (`float`): Of the colors, 0 to 1.
+        class_names (`Sequence[str]`, *optional*): Names for a legend of the present classes below the image; no legend
+            by default.
+        opacity (`float`): Opacity of the colors, in [0, 1].
     """
     blended = Image.blend(image.convert("RGB"), colorize(labels, palette), opacity)
     if class_names is None:
@@ -47,7 +48,7 @@ def overlay(
 
 
 def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: int) -> Image.Image:
-    """Names beside their colors, wrapped to `width` pixels."""
+    """Draw names next to their colors, wrapped to `width` pixels."""
     font = ImageFont.load_default(size=12)
     positions, left, line = [], _MARGIN, 0
     for name in names:
@@ -70,11 +71,12 @@ def contact_sheet(
     class_names: Sequence[str],
     cell_width: int = 320,
 ) -> Image.Image:
-    """Image, labels and prediction side by side, one sample a row, with a legend of all classes.
+    """Draw image, labels and prediction side by side, one row per sample, with a legend of all classes.
 
     Args:
         rows (`Sequence[tuple[Image, np.ndarray, np.ndarray]]`): Image, labels (H, W), prediction (H, W).
-        palette, class_names: Colors and names of the classes.
+        palette (`Sequence`): RGB colors of the classes.
+        class_names (`Sequence[str]`): Names of the classes.
         cell_width (`int`): Width of one image on the sheet, in pixels.
     """
     cells = [(image, colorize(labels, palette), colorize(prediction, palette)) for image, labels, prediction in rows]
@@ -95,7 +97,7 @@ def contact_sheet(
 
 
 def legend_titles(titles: Sequence[str], cell_width: int) -> Image.Image:
-    """A line of column titles."""
+    """Draw a line of column titles."""
     line = Image.new("RGB", (len(titles) * (cell_width + _MARGIN) - _MARGIN, _LINE + 2), "white")
     draw = ImageDraw.Draw(line)
     for column, title in enumerate(titles):

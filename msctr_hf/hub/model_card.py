@@ -329,7 +329,7 @@ def _absent_classes(results: dict) -> list[str]:
 
 def _confusions(results: dict) -> list[Sequence[str]]:
     largest = results.get("largest_confusions", [])[:_MAX_CONFUSIONS]
-    return [(_cell(each["class"]), _cell(each["taken_for"]), percent(each["share"])) for each in largest]
+    return [(_cell(each["class"]), _cell(each["predicted_as"]), percent(each["share"])) for each in largest]
 
 
 def _cells(rows: dict[str, Any]) -> dict[str, str]:

@@ -18,11 +18,12 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from ..data.loading import get_dataset_spec
 from ..data.specs import DatasetSpec
 from ..errors import UsageError, as_usage_error, first_line
+from ..progress import say
 from ..training.interruption import Interrupted, StopRequest
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json
 from . import upload
 from .model_card import CARD_FILE, read_saved_json, write_model_card
-from .settings import HubSettings
+from .settings import DestinationSettings
 
 LONGEST_WAIT = 1800.0  # seconds that training waits at its end for an upload
 _SNAPSHOT, _UPLOAD_LOG = ".pushed", ".pushed.log"
@@ -53,7 +54,7 @@ class Destination:
             raise UsageError(f"`hub_model_id` must look like USER/NAME, got {self.repo_id!r}.")
 
     @classmethod
-    def from_settings(cls, settings: HubSettings) -> Destination:
+    def from_settings(cls, settings: DestinationSettings) -> Destination:
         """Read the destination from command-line arguments."""
         return cls(settings.hub_model_id, settings.hub_private, settings.hub_license, settings.hub_images)
 
@@ -158,7 +159,8 @@ class Publisher:
         if sentence not in self._reported:
             self._reported.add(sentence)
             later = "" if self.destination is None else " Push later with `msctr push`."
-            print(f"{details}\nwarning: {sentence} The run is not affected.{later}", file=sys.stderr)
+            warning = f"warning: {sentence} The run is not affected.{later}"
+            say(f"{details}\n{warning}" if details else warning, file=sys.stderr)
 
 
 def publish(folder: str | Path, spec: DatasetSpec | None, destination: Destination) -> str:

@@ -10,12 +10,11 @@ from ..settings import Settings, setting
 
 
 @dataclass
-class HubSettings(Settings):
-    """Whether and where a run pushes its model to the Hub."""
+class DestinationSettings(Settings):
+    """Where a model goes on the Hub, and what is published with it."""
 
     _argument_group_name = "Hub"
 
-    push_to_hub: bool = setting(False, help="Push every new best model, in the background.")
     hub_model_id: str | None = setting(None, help="Repository USER/NAME on the Hub; created if it does not exist.")
     hub_private: bool = setting(False, help="Create a private repository.", aliases=("hub_private_repo",))
     hub_license: str | None = setting(
@@ -28,6 +27,13 @@ class HubSettings(Settings):
         former=("hub_pictures",),
     )
 
+
+@dataclass
+class HubSettings(DestinationSettings):
+    """Whether and where the models of a training run are pushed."""
+
+    push_to_hub: bool = setting(False, help="Push every new best model, in the background.")
+
     def __post_init__(self):
         super().__post_init__()
         if self.push_to_hub and self.hub_model_id is None:
@@ -35,8 +41,10 @@ class HubSettings(Settings):
 
 
 @dataclass
-class PushSettings(HubSettings):
-    """Which folder is pushed, and to which repository."""
+class PushSettings(DestinationSettings):
+    """Which model is pushed, and where it goes."""
+
+    _argument_group_name = "model and Hub"
 
     model: str = setting("", help="OUTPUT_DIR of a run, or another saved folder.")
 

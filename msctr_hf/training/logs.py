@@ -1,4 +1,4 @@
-"""Scalars and images of a run: running means, log.jsonl, trackers."""
+"""Log scalars and images of a run: running means, log.jsonl, trackers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..errors import UsageError
+from ..progress import say
 from .description import without_secrets
 from .run_folder import LOG_FILE, replace_file
 from .step_guard import Verdict
@@ -28,9 +29,9 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunningMeans:
-    """Means of scalars since the last report; those of the device stay there: no synchronization per step.
+    """Average scalars since the last report; tensors stay on their device, without synchronization per step.
 
-    What is not finite does not count: NaN means that there was nothing to measure.
+    Values that are not finite are left out: NaN means that there was nothing to measure.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class RunningMeans:
         self._host: dict[str, tuple[float, float]] = {}  # name -> sum, count
 
     def update(self, *scalars: Mapping[str, torch.Tensor | float]) -> None:
-        """Add the scalars of one batch; the same names in every process."""
+        """Add the scalars of one batch; every process must give the same names."""
         together = {name: value for part in scalars for name, value in part.items()}
         self._names |= dict.fromkeys(together)
         tensors = {name: value.detach().float() for name, value in together.items() if isinstance(value, torch.Tensor)}
@@ -54,7 +55,10 @@ class RunningMeans:
                 self._host[name] = (total + float(value), count + 1)
 
     def report(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over batches and processes, with one synchronization, without what was never measured; starts anew."""
+        """Return the means over batches and processes, with one synchronization, and start again from zero.
+
+        Scalars that were never measured are left out.
+        """
         place = {name: column for column, name in enumerate(self._names)}
         table = torch.zeros(2, len(place), device=accelerator.device)
         for names, sums in self._device.items():
@@ -66,24 +70,24 @@ class RunningMeans:
         return {name: total / count for name, total, count in zip(place, *totals, strict=True) if count}
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Return what a checkpoint stores."""
         return {"names": list(self._names), "device": self._device, "host": self._host}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From checkpoints."""
+        """Take over what a checkpoint stored."""
         self._names, self._device, self._host = dict.fromkeys(state["names"]), state["device"], state["host"]
 
 
 class RunLog:
-    """Writes scalars to log.jsonl and to the trackers; silent on all but the main process.
+    """Write scalars to log.jsonl and to the trackers, in the main process only.
 
     Args:
-        accelerator (`Accelerator`): Its trackers are started.
+        accelerator (`Accelerator`): The processes; its trackers are started.
         output_dir (`Path`): Folder of the run.
-        settings (`dict`): Passed to the trackers.
-        step (`int`): Step the run resumes from; what an interrupted run logged after it is dropped.
-        validated_step (`int`, *optional*): Step of the last validation whose result the checkpoint knows, by default
-            its own; later ones are dropped and come again.
+        settings (`dict`): Settings of the run, for the trackers.
+        step (`int`): Step that the run resumes from; later lines of an interrupted run are dropped.
+        validated_step (`int`, *optional*): Step of the last validation whose result is in the checkpoint, `step` by
+            default; lines of later validations are dropped, since these are repeated.
 
     Raises:
         UsageError: If log.jsonl cannot be written.
@@ -108,7 +112,7 @@ class RunLog:
         accelerator.init_trackers("msctr_hf", config=_flat(without_secrets(settings)), init_kwargs=options)
 
     def write(self, values: Mapping[str, Any], step: int) -> None:
-        """Log scalars of one step; what is not a number goes to log.jsonl only.
+        """Log the scalars of one step; other values go to log.jsonl only.
 
         Raises:
             UsageError: If log.jsonl cannot be written, or the disk is full.
@@ -122,23 +126,23 @@ class RunLog:
                 file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 
     def write_skipped(self, verdict: Verdict) -> None:
-        """Log that a step was skipped, and why."""
+        """Log that a step was skipped, which terms were not finite, and on which images."""
         faulty = verdict.faulty
         self.write({"skipped": True, "not_finite": faulty.terms, "images": faulty.images}, verdict.step)
-        self.accelerator.print(
-            f"\nstep {verdict.step} was skipped, not finite: {', '.join(faulty.terms)}; "
+        self._say(
+            f"step {verdict.step} was skipped, not finite: {', '.join(faulty.terms)}; "
             f"images: {', '.join(faulty.images)}"
         )
 
     def write_validation(self, result: ValidationResult, step: int) -> None:
-        """Log the scores of a validation, and a few predictions where a tracker takes images."""
+        """Log the scores of a validation, and a few predictions to the trackers that accept images."""
         self.write({f"{_VALIDATION}{name}": result.results[name] for name in _SCORES}, step)
         if result.sheet is not None:
             self.show(f"{_VALIDATION}predictions", result.sheet, step)
-        self.accelerator.print(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %")
+        self._say(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %")
 
     def show(self, name: str, image: Image.Image, step: int) -> None:
-        """Give an image to the trackers that take images."""
+        """Log an image to the trackers that accept images."""
         for tracker in self.accelerator.trackers:
             with self._full_disk_reported():
                 if tracker.name == "tensorboard":
@@ -146,9 +150,16 @@ class RunLog:
                 elif hasattr(tracker, "log_images"):
                     tracker.log_images({name: [image]}, step=step)
 
+    def _say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            say(line)
+
     @contextmanager
     def _full_disk_reported(self, kind: type[OSError] | None = None) -> Iterator[None]:
-        """Convert errors of writing: all of `kind`; of the trackers, which use the network too, only a full disk."""
+        """Raise errors of writing as `UsageError`: all of `kind`, or without it only a full disk.
+
+        Trackers also use the network, whose errors must keep their traceback.
+        """
         try:
             yield
         except OSError as error:
@@ -156,14 +167,15 @@ class RunLog:
                 raise
             reason = error.strerror or str(error)
             raise UsageError(
-                f"{self.path} could not be written ({reason}); make room there, then go on with `resume='auto'`."
+                f"{self.path} could not be written ({reason}); free some space, then resume with `resume='auto'`."
             ) from error
 
 
 def _is_up_to(line: str, step: int, last_validated: int) -> bool:
-    """Whether a line was written whole, and not after this step; lines of validations not after theirs.
+    """Tell whether a line is complete and not newer than `step`, or than `last_validated` if it is of a validation.
 
-    A run that is killed between the log line of a validation and the checkpoint's progress validates once more.
+    A run that is killed between logging a validation and noting it in the checkpoint repeats the validation, so its
+    first line must go.
     """
     try:
         entry = json.loads(line)
@@ -174,7 +186,7 @@ def _is_up_to(line: str, step: int, last_validated: int) -> bool:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Trackers take scalars only."""
+    """Convert settings to scalars, which is all that trackers accept."""
     return {
         key: value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
         for key, value in settings.items()

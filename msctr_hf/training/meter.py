@@ -1,4 +1,4 @@
-"""What is measured while a network trains: means of losses, images per second, memory, and the progress bar."""
+"""Measure a training run: means of losses, images per second, memory, and progress."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 
+from ..progress import progress
 from .devices import used_megabytes
 from .logs import RunningMeans
 
-STEPS_WITHOUT_ANCHORS = 100  # in a row, before a warning
+STEPS_WITHOUT_ANCHORS = 100  # batches in a row before a warning
 
 
 class Meter:
-    """Means and a stopwatch since the last report; validation, saving and logging do not count as training time.
+    """Average losses and measure time since the last report, without validation, saving and logging.
 
     Args:
-        accelerator (`Accelerator`): Its processes are averaged.
-        means (`RunningMeans`): Their state is part of a checkpoint.
-        images_per_step (`int`): Images of one step in all processes.
+        accelerator (`Accelerator`): The processes over which losses are averaged.
+        means (`RunningMeans`): The means, whose state is part of a checkpoint.
+        images_per_step (`int`): Number of images per step in all processes together.
     """
 
     def __init__(self, accelerator: Accelerator, means: RunningMeans, images_per_step: int):
@@ -35,10 +35,11 @@ class Meter:
 
     @contextmanager
     def running(self, step: int, max_steps: int) -> Iterator[None]:
-        """Start the stopwatch at a step, and show a progress bar."""
+        """Start the stopwatch at a step, and show the progress of the run until the end of the block."""
         self._since, self._reported_step = time.perf_counter(), step
-        shown = self.accelerator.is_local_main_process
-        with tqdm(total=max_steps, initial=step, desc="training", unit="step", disable=not shown) as self._bar:
+        shown = self.accelerator.is_main_process
+        self._bar = progress(total=max_steps, start=step, title="training", unit="step", shown=shown, keep=True)
+        with self._bar:
             yield
 
     def add_batch(self, terms: Mapping[str, torch.Tensor], diagnostics: Mapping[str, Any]) -> None:
@@ -54,14 +55,14 @@ class Meter:
             )
 
     def end_step(self, grad_norm: torch.Tensor | None) -> None:
-        """Count a step; some launchers do not say the norm of its gradient."""
+        """Count a step and add the norm of its gradient, which some launchers do not provide."""
         if isinstance(grad_norm, torch.Tensor):
             self.means.update({"grad_norm": grad_norm})
         self._bar.update()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the stopwatch."""
+        """Stop the stopwatch within the block."""
         self._paused = time.perf_counter()
         try:
             yield
@@ -69,7 +70,7 @@ class Meter:
             self._since += time.perf_counter() - self._paused
 
     def report(self, step: int, learning_rate: Any, skipped_steps: int) -> dict[str, float]:
-        """Return what is logged of the steps since the last report, and start anew; called within `paused`."""
+        """Return the scalars of the steps since the last report and start again; must be called within `paused`."""
         values = self.means.report(self.accelerator)
         seconds = self._paused - self._since
         values["learning_rate"] = float(learning_rate)

@@ -1,4 +1,4 @@
-"""Flags from settings: groups, defaults, booleans, names of other libraries, words of the user."""
+"""Flags of dataclasses of settings: help, defaults, booleans, aliases, messages."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,8 @@ GROUPS = (ModelSettings, DataSettings, TrainingSettings, HubSettings)
 
 
 def actions():
-    return {action.dest: action for action in command_line()._actions}
+    """The action of every setting; `--no_NAME` of transformers' parser follows its `--NAME`."""
+    return {action.dest: action for action in reversed(command_line()._actions)}
 
 
 def test_help_of_training_is_complete_and_shows_true_defaults():
@@ -63,11 +64,11 @@ def test_booleans_work_bare_and_with_a_value(words, expected):
         ([], {}),
     ],
 )
-def test_booleans_of_the_network_do_too_and_only_given_ones_are_passed_on(words, expected):
+def test_booleans_of_the_network_work_in_both_ways_and_only_given_ones_are_passed_on(words, expected):
     assert command_line().parse(words)[-1] == expected
 
 
-def test_flags_win_over_the_recipe_which_wins_over_defaults(tmp_path):
+def test_flags_override_the_recipe_which_overrides_defaults(tmp_path):
     (tmp_path / "recipe.yaml").write_text("max_steps: 7\nseed: 1\nper_device_train_batch_size: 5\nema: true\n")
     _, _, training, *_ = command_line().parse(["--config", str(tmp_path / "recipe.yaml"), "--seed", "2"])
     assert (training.max_steps, training.seed, training.batch_size, training.ema) == (7, 2, 5, True)
@@ -83,7 +84,7 @@ def test_flags_win_over_the_recipe_which_wins_over_defaults(tmp_path):
         ("torch_compile", "compile"),
     ],
 )
-def test_names_of_transformers_with_the_same_meaning_are_taken(word, ours):
+def test_names_of_transformers_with_the_same_meaning_are_accepted(word, ours):
     value = "true" if ours in ("hub_private", "compile") else "3"
     groups = command_line().parse([f"--{word}", value])[:4]
     assert as_mapping(*groups)[ours] == (value == "true" or 3)
@@ -93,17 +94,17 @@ def test_names_of_transformers_with_the_same_meaning_are_taken(word, ours):
     ("word", "ours"),
     [("eval_steps", "validation_steps"), ("save_steps", "checkpointing_steps"), ("resume_from_checkpoint", "resume")],
 )
-def test_names_with_nearly_the_same_meaning_are_refused_with_ours(capsys, tmp_path, word, ours):
+def test_names_with_nearly_the_same_meaning_are_refused_and_ours_is_named(capsys, tmp_path, word, ours):
     with pytest.raises(SystemExit):
         command_line().parse([f"--{word}", "3"])
-    assert f"Its place is taken by --{ours}." in capsys.readouterr().err
+    assert f"Use --{ours} instead." in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text(f"{word}: 3")
     with pytest.raises(SystemExit):
         command_line().parse(["--config", str(tmp_path / "recipe.yaml")])
-    assert f"unknown key `{word}`. Its place is taken by `{ours}`." in capsys.readouterr().err
+    assert f"unknown key `{word}`. Use `{ours}` instead." in capsys.readouterr().err
 
 
-def test_sentences_name_arguments_as_flags():
+def test_messages_name_arguments_as_flags():
     line = CommandLine([TrainingSettings], None, "train", words={"path": "output_dir"})
     reworded = line.in_words_of_flags(
         "Use `resume='auto'`,\n`ema=True` or `max_steps` with `path`; not `hf auth login`."
@@ -112,7 +113,7 @@ def test_sentences_name_arguments_as_flags():
 
 
 @pytest.mark.parametrize(("error", "code"), [(UsageError("`a` is wrong."), 2), (Interrupted("stopped"), 75)])
-def test_mistakes_and_interruptions_end_with_their_code(capsys, error, code):
+def test_wrong_input_and_interruptions_have_exit_codes_of_their_own(capsys, error, code):
     with pytest.raises(SystemExit) as stop, one_sentence():
         raise error
     assert stop.value.code == code
@@ -120,7 +121,7 @@ def test_mistakes_and_interruptions_end_with_their_code(capsys, error, code):
 
 
 @pytest.mark.parametrize("backend", ["gloo", None])
-def test_one_of_several_cpu_processes_ends_without_shutting_python_down(monkeypatch, backend):
+def test_one_of_several_cpu_processes_exits_without_shutting_python_down(monkeypatch, backend):
     state, ended = PartialState(cpu=True), []
     monkeypatch.setattr(accelerate.state, "is_initialized", lambda: True)
     monkeypatch.setattr(state, "backend", backend)
@@ -129,12 +130,12 @@ def test_one_of_several_cpu_processes_ends_without_shutting_python_down(monkeypa
     assert ended == ([0] if backend == "gloo" else [])
 
 
-def test_a_fault_of_the_program_passes():
+def test_a_bug_keeps_its_traceback():
     with pytest.raises(ValueError, match="zip"), one_sentence():
         raise ValueError("zip() argument 2 is shorter than argument 1")
 
 
-def test_only_what_lies_below_the_named_folder_is_blamed_on_it(tmp_path):
+def test_only_errors_of_files_below_the_named_folder_are_attributed_to_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="`output_dir`"), written_to_output_dir(tmp_path / "file/sub"):
         (tmp_path / "file/sub").mkdir()
@@ -144,7 +145,7 @@ def test_only_what_lies_below_the_named_folder_is_blamed_on_it(tmp_path):
         (tmp_path / "elsewhere").read_text()
 
 
-def test_argparse_keeps_the_ranges_of_python(capsys):
+def test_a_value_of_the_wrong_type_is_refused_by_argparse(capsys):
     with pytest.raises(SystemExit):
         command_line().parse(["--max_steps", "many"])
     assert "invalid int value" in capsys.readouterr().err

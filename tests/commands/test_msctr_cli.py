@@ -1,6 +1,7 @@
-"""The word `msctr` and what follows it, in processes of their own."""
+"""The command `msctr`: its commands, their help, misspelled flags, and what importing costs."""
 
 import importlib
+import re
 import subprocess
 import sys
 
@@ -26,7 +27,7 @@ def test_help_lists_the_commands_and_loads_neither_torch_nor_transformers():
 
 
 @pytest.mark.parametrize(("words", "sentence"), [(["trian"], "Did you mean 'train'?"), ([], "usage: msctr COMMAND")])
-def test_a_word_that_is_not_a_command_ends_with_2(capsys, words, sentence):
+def test_a_word_that_is_not_a_command_exits_with_2(capsys, words, sentence):
     with pytest.raises(SystemExit) as stop:
         msctr_cli.main(words)
     assert stop.value.code == 2
@@ -43,6 +44,47 @@ def test_every_command_has_a_help_of_its_own(capsys, name):
     assert "(default: None)" not in help_text
 
 
+MISSPELLED = [  # module, words before the flag, what is written, what is meant
+    ("msctr_hf.commands.train", [], "lerning_rate", "learning_rate"),
+    ("msctr_hf.commands.evaluate", [], "modl", "model"),
+    ("msctr_hf.commands.predict", [], "modl", "model"),
+    ("msctr_hf.commands.prepare", [], "datadir", "data_dir"),
+    ("msctr_hf.commands.export", [], "modl", "model"),
+    ("msctr_hf.commands.push", [], "hub_modl_id", "hub_model_id"),
+    ("msctr_hf.commands.convert", [], "checkpont", "checkpoint"),
+    ("msctr_hf.commands.embeddings", [], "modl", "model"),
+    ("msctr_hf.commands.demo", [], "modl", "model"),
+    ("experiments.sweep_command", [], "paralel", "parallel"),
+    ("experiments.sweep_command", [], "lerning_rate", "learning_rate"),
+    ("experiments.model_zoo", [], "outptu", "output"),
+    ("experiments.benchmark.command", ["step"], "confg", "config"),
+]
+
+
+@pytest.mark.parametrize(("module", "words", "written", "meant"), MISSPELLED)
+def test_a_misspelled_flag_gets_one_line_of_usage_and_one_sentence(capsys, module, words, written, meant):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(module).main([*words, f"--{written}", "3"])
+    assert stop.value.code == 2
+    usage, sentence = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: ")
+    assert len(usage) < 120
+    assert sentence.endswith(f"error: unknown argument --{written}. Did you mean --{meant}?")
+
+
+def test_every_command_is_tried_with_a_misspelled_flag():
+    assert {f"msctr_hf.commands.{name}" for name in msctr_cli.COMMANDS} <= {module for module, *_ in MISSPELLED}
+
+
+def test_help_of_push_lists_what_push_takes_and_nothing_else(capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module("msctr_hf.commands.push").main(["--help"])
+    flags = set(re.findall(r"--\w+", capsys.readouterr().out.partition("options:")[2]))
+    taken = {"--model", "--hub_model_id", "--hub_private", "--hub_private_repo", "--hub_license", "--hub_images"}
+    assert {flag for flag in flags if flag in taken or "_" in flag} == taken
+    assert "--push_to_hub" not in flags
+
+
 def test_the_package_runs_as_a_module_in_a_clone():
     run = python("-m", "msctr_hf", "trian", cwd=ROOT)
     assert (run.returncode, "Did you mean 'train'?" in run.stderr) == (2, True)
@@ -51,7 +93,7 @@ def test_the_package_runs_as_a_module_in_a_clone():
 HEAVY = ("datasets", "pandas", "evaluate", "matplotlib", "sklearn", "gradio", "onnx", "timm")
 
 
-def test_importing_the_package_registers_the_network_and_loads_nothing_else():
+def test_importing_the_package_registers_the_network_and_loads_no_heavy_library():
     code = f"""
 import sys, msctr_hf
 print(sorted({set(HEAVY)!r} & {{*sys.modules}}))

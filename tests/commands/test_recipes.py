@@ -1,4 +1,4 @@
-"""Recipes by name and by path."""
+"""Recipes are found by name and by path."""
 
 import pytest
 from conftest import ROOT
@@ -7,15 +7,15 @@ from msctr_hf.commands.recipes import find_recipe, recipe_names
 from msctr_hf.errors import UsageError
 
 
-def test_every_file_of_configs_but_the_launchers_own_is_a_recipe():
+def test_every_file_of_configs_except_those_of_the_launcher_is_a_recipe():
     files = (path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml"))
     names = {path.with_suffix("").as_posix() for path in files if path.parts[0] != "accelerate"}
     assert set(recipe_names()) == names
     assert {"quickstart", "cityscapes/hrnet_w48"} <= names
 
 
-def test_a_name_gives_the_shipped_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # not that of the working folder
+def test_a_name_finds_the_shipped_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no such file exists
     assert find_recipe("quickstart").read_text() == (ROOT / "configs/quickstart.yaml").read_text()
 
 
@@ -25,7 +25,7 @@ def test_a_folder_of_the_name_of_a_recipe_does_not_hide_it(tmp_path, monkeypatch
     assert find_recipe("quickstart").is_file()
 
 
-def test_a_file_that_exists_is_taken_whatever_it_is_called(tmp_path, monkeypatch):
+def test_an_existing_file_is_used_whatever_its_name(tmp_path, monkeypatch):
     (tmp_path / "quickstart").write_text("max_steps: 3")
     monkeypatch.chdir(tmp_path)
     assert find_recipe("quickstart").read_text() == "max_steps: 3"
@@ -35,11 +35,11 @@ def test_a_file_that_exists_is_taken_whatever_it_is_called(tmp_path, monkeypatch
     ("config", "sentence"),
     [
         ("quikstart", r"Did you mean quickstart\? Recipes: ade20k/.*quickstart"),
-        ("accelerate/ddp", "no recipe 'accelerate/ddp'"),
-        ("missing.yml", "there is no file missing.yml"),
-        ("cityscapes", "there is no file and no recipe 'cityscapes'.*cityscapes/hrnet_w48"),
+        ("accelerate/ddp", "'accelerate/ddp' is neither a file nor a recipe"),
+        ("missing.yml", "the file missing.yml does not exist"),
+        ("cityscapes", "'cityscapes' is neither a file nor a recipe.*cityscapes/hrnet_w48"),
     ],
 )
-def test_what_is_neither_is_refused(config, sentence):
+def test_a_word_that_is_neither_a_file_nor_a_recipe_is_refused(config, sentence):
     with pytest.raises(UsageError, match=sentence):
         find_recipe(config)

@@ -73,7 +73,7 @@ def test_one_process_may_train_several_times_and_outside_the_main_thread(folder,
     ("settings", "sentence"),
     [
         ({"max_stepz": 3}, "unknown setting `max_stepz`. Did you mean `max_steps`?"),
-        ({"eval_steps": 3}, "unknown setting `eval_steps`. Its place is taken by `validation_steps`."),
+        ({"eval_steps": 3}, "unknown setting `eval_steps`. Use `validation_steps` instead."),
         ({"help": True}, "unknown setting `help`."),
         ({"max_steps": "many"}, "`max_steps`: invalid int value: 'many'"),
         ({"optimizer": "lion"}, "`optimizer`: invalid choice: 'lion'"),

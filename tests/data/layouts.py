@@ -1,4 +1,4 @@
-"""Small data sets on disk, in the layouts users have."""
+"""Write small data sets to disk, in the layouts that users have."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +51,11 @@ class Layout:
     image: str
     label: str
     raw: tuple[int, ...]  # some raw label values
-    train_ids: tuple[int, ...]  # what they become
-    unmapped: int  # a raw value that belongs to nothing
+    train_ids: tuple[int, ...]  # train ids of these values
+    unmapped: int  # a raw value that is neither a class nor ignored
     names: str | None = None  # file that lists the images
     ignores_unmapped: bool = False
-    folders: tuple[str, ...] = ()  # that lie there too
+    folders: tuple[str, ...] = ()  # further folders of the layout
 
     def pair(self, root, number=0):
         return Path(root) / self.image.format(number), Path(root) / self.label.format(number)

@@ -20,7 +20,7 @@ def augment(seed=0, pair=None, **settings):
     return pixel_values.permute(1, 2, 0).numpy(), labels.numpy()
 
 
-def test_crop_without_scaling_is_a_piece_of_the_image():
+def test_crop_without_scaling_is_cut_from_the_image_unchanged():
     image, labels = sample()
     crop, crop_labels = augment(scale_range=(1, 1), aspect_range=(1, 1))
     pieces = np.lib.stride_tricks.sliding_window_view(np.asarray(labels), (32, 48))
@@ -31,7 +31,7 @@ def test_crop_without_scaling_is_a_piece_of_the_image():
 
 
 def windows(count, size, crop, scales=(0.5, 2.0), seed=0):
-    """Random rows and columns of crops."""
+    """Draw random rows and columns of crops."""
     random = np.random.default_rng(seed)
     for _ in range(count):
         resized = [max(1, round(side * random.uniform(*scales))) for side in size]
@@ -56,11 +56,11 @@ def test_crop_equals_what_pillow_resizes_from_the_whole_image():
         assert np.mean(difference > 1) < 0.001
 
 
-def test_crops_lie_where_they_lie_in_the_whole_resized_image():
+def test_crops_are_shifted_by_at_most_a_pixel_from_those_of_the_whole_resized_image():
     for spans in windows(500, (61, 97), (32, 48), seed=1):
         for span in spans:
             first = span.start + span.kept.start * span.scale
-            assert abs(first - span.corner * span.scale) <= 1.0  # source pixels; half of one but at the far border
+            assert abs(first - span.corner * span.scale) <= 1.0  # source pixels; half a pixel except at the far border
             assert first + span.length * span.scale <= span.source + 1e-6
             assert span.nearest.min() >= 0
             assert span.region.start + span.nearest.max() < span.source
@@ -122,7 +122,7 @@ def test_scale_and_aspect_have_the_published_ranges():
     assert 1.08 < aspect.max() <= 1.1 + 0.01
 
 
-def test_crops_full_of_one_class_are_drawn_again():
+def test_another_crop_is_drawn_where_one_class_fills_it():
     labels = np.zeros((120, 120), dtype=np.uint8)
     labels[:, 60:] = np.arange(60, dtype=np.uint8) % 7
     pair = (Image.new("RGB", (120, 120)), Image.fromarray(labels))

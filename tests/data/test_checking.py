@@ -29,7 +29,7 @@ def test_every_broken_file_is_listed(tmp_path):
     LAYOUT.write(tmp_path, count=6)
     write_image(LAYOUT.pair(tmp_path, 0)[0], (3, 3))
     write_labels(LAYOUT.pair(tmp_path, 2)[1], np.full((12, 16), 222, dtype=np.uint8))
-    LAYOUT.pair(tmp_path, 3)[0].write_bytes(b"no image")
+    LAYOUT.pair(tmp_path, 3)[0].write_bytes(b"not an image")
     for num_workers in (0, 2):
         report, _ = check(tmp_path, num_workers)
         assert report.images == 3
@@ -37,7 +37,7 @@ def test_every_broken_file_is_listed(tmp_path):
         assert "222" in report.broken["ADE_train_00000002"]
 
 
-def test_reports_survive_json(tmp_path):
+def test_report_is_unchanged_by_a_round_trip_through_json(tmp_path):
     LAYOUT.write(tmp_path)
     report, spec = check(tmp_path)
     assert SplitReport.from_dict(report.as_dict(spec)).as_dict(spec) == report.as_dict(spec)

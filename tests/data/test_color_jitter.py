@@ -16,7 +16,7 @@ def pixels(seed=0, size=(50, 70)):
 
 
 def with_torchvision(image, random):
-    """The same draws with torchvision's functions on floats."""
+    """Apply the same random changes with the functions of torchvision, on floats."""
     changes = [tvF.adjust_brightness, tvF.adjust_contrast, tvF.adjust_saturation, tvF.adjust_hue]
     for position in random.permutation(4):
         values = HUE_RANGE if position == 3 else JITTER_RANGE
@@ -25,7 +25,7 @@ def with_torchvision(image, random):
 
 
 @pytest.mark.parametrize("turns", [-0.05, -0.01, 0.0, 0.03, 0.05])
-def test_hue_is_turned_as_in_hsv(turns):
+def test_hue_is_shifted_as_in_hsv(turns):
     image = pixels().float()
     turned = image.clone()
     _hue(turns)(turned)
@@ -37,14 +37,14 @@ def test_hue_is_turned_as_in_hsv(turns):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_jitter_is_torchvisions(seed):
+def test_jitter_equals_that_of_torchvision(seed):
     image = pixels(seed, (300, 300))  # more than one strip
     jittered = jitter_colors(image, np.random.default_rng(seed))
     expected = 255 * with_torchvision(image / 255, np.random.default_rng(seed))
-    torch.testing.assert_close(jittered, expected, rtol=0, atol=0.2)  # its weight of red is 0.2989, not 0.299
+    torch.testing.assert_close(jittered, expected, rtol=0, atol=0.2)  # torchvision weighs red by 0.2989, not by 0.299
 
 
-def test_jitter_follows_the_seed():
+def test_jitter_depends_on_the_seed():
     first, again, other = (jitter_colors(pixels(), np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -1,4 +1,4 @@
-"""Every data set in its official structure, with every kind of damage."""
+"""Every data set is read in its official structure, and every kind of damage gets an error."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_images_and_labels_are_paired_and_mapped(layout, tmp_path):
 
 
 @every_layout
-def test_missing_label_is_named(layout, tmp_path):
+def test_error_names_an_image_without_a_label(layout, tmp_path):
     layout.write(tmp_path)
     image, label = layout.pair(tmp_path, 1)
     label.unlink()
@@ -40,7 +40,7 @@ def test_missing_label_is_named(layout, tmp_path):
 
 
 @every_layout
-def test_extra_files_change_nothing(layout, tmp_path):
+def test_unrelated_files_are_ignored(layout, tmp_path):
     layout.write(tmp_path)
     image, label = layout.pair(tmp_path)
     for folder in (image.parent, label.parent):
@@ -53,7 +53,7 @@ def test_extra_files_change_nothing(layout, tmp_path):
 
 @every_layout
 @pytest.mark.parametrize("part", [0, 1], ids=["image", "label"])
-def test_truncated_file_is_named(layout, part, tmp_path):
+def test_error_names_a_truncated_file(layout, part, tmp_path):
     layout.write(tmp_path, size=(60, 80))
     path = layout.pair(tmp_path)[part]
     path.write_bytes(path.read_bytes()[:-60])
@@ -64,7 +64,7 @@ def test_truncated_file_is_named(layout, part, tmp_path):
 
 @every_layout
 @pytest.mark.parametrize("kind", ["palette", "16 bits"])
-def test_palettes_and_16_bits_are_taken_as_values(layout, kind, tmp_path):
+def test_palette_indices_and_16_bit_values_are_raw_label_values(layout, kind, tmp_path):
     layout.write(tmp_path)
     before = ids(load(layout, tmp_path)[0])
     label = layout.pair(tmp_path)[1]
@@ -77,16 +77,16 @@ def test_palettes_and_16_bits_are_taken_as_values(layout, kind, tmp_path):
 
 
 @every_layout
-def test_colors_where_values_belong_are_refused(layout, tmp_path):
+def test_color_labels_are_refused_where_values_are_expected(layout, tmp_path):
     layout.write(tmp_path)
     label = layout.pair(tmp_path)[1]
     Image.open(label).convert("RGBA").save(label)
-    with pytest.raises(ValueError, match="one value a pixel.*mode RGBA"):
+    with pytest.raises(ValueError, match="one value per pixel.*mode RGBA"):
         load(layout, tmp_path)[0]
 
 
 @every_layout
-def test_gray_image_becomes_rgb(layout, tmp_path):
+def test_gray_images_are_converted_to_rgb(layout, tmp_path):
     layout.write(tmp_path)
     image = layout.pair(tmp_path)[0]
     Image.open(image).convert("L").save(image)
@@ -96,17 +96,17 @@ def test_gray_image_becomes_rgb(layout, tmp_path):
 
 
 @every_layout
-def test_turned_image_is_shown_upright(layout, tmp_path):
+def test_rotated_images_are_read_upright(layout, tmp_path):
     layout.write(tmp_path)
     image = layout.pair(tmp_path)[0]
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned right by 90 degrees
+    exif[0x0112] = 6  # rotated right by 90 degrees when it is shown
     Image.open(image).rotate(90, expand=True).save(image, exif=exif)
     assert load(layout, tmp_path)[0]["image"].size == (16, 12)
 
 
 @every_layout
-def test_sizes_that_differ_are_named(layout, tmp_path):
+def test_error_gives_the_sizes_of_an_image_and_labels_that_differ(layout, tmp_path):
     layout.write(tmp_path)
     write_image(layout.pair(tmp_path)[0], (12, 15))
     with pytest.raises(ValueError, match="16x12.*15x12.*same size"):
@@ -114,24 +114,24 @@ def test_sizes_that_differ_are_named(layout, tmp_path):
 
 
 @every_layout
-def test_unmapped_value_is_named(layout, tmp_path):
+def test_unlisted_label_values_are_ignored_or_refused(layout, tmp_path):
     layout.write(tmp_path)
     label = layout.pair(tmp_path)[1]
     write_labels(label, np.full((12, 16), layout.unmapped, dtype=np.uint8))
     if layout.ignores_unmapped:
         assert set(np.unique(ids(load(layout, tmp_path)[0]))) == {255}
         return
-    with pytest.raises(ValueError, match=rf"label values \[{layout.unmapped}\] belong to no class") as error:
+    with pytest.raises(ValueError, match=rf"label values \[{layout.unmapped}\] are not listed") as error:
         load(layout, tmp_path)[0]
     assert str(label) in str(error.value)
 
 
 @every_layout
-def test_empty_split_is_named(layout, tmp_path):
+def test_split_without_images_is_refused(layout, tmp_path):
     layout.write(tmp_path)
     for number in range(3):
         layout.pair(tmp_path, number)[0].unlink()
-    with pytest.raises(ValueError, match="no image|which is not in"):
+    with pytest.raises(ValueError, match="No image in|which is not in"):
         load(layout, tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_official_list_chooses_the_images(tmp_path):
         load(layout, tmp_path)
 
 
-def test_videos_of_a_split_come_together_and_none_may_miss(tmp_path):
+def test_all_videos_of_a_split_are_read_and_none_may_be_missing(tmp_path):
     layout = LAYOUTS["cadis_task1"]
     layout.write(tmp_path)
     for video in ("Video03", "Video05"):  # the second is of another split
@@ -155,5 +155,5 @@ def test_videos_of_a_split_come_together_and_none_may_miss(tmp_path):
     assert len(dataset) == 4
     assert dataset.with_format(None)["image_id"][3] == "Video03/f"
     (tmp_path / "Video04/Images").rmdir()
-    with pytest.raises(ValueError, match="no folder .*Video04/Images"):
+    with pytest.raises(ValueError, match="folder .*Video04/Images does not exist"):
         load(layout, tmp_path)

@@ -22,7 +22,7 @@ def test_folder_gives_images_labels_and_ids(tmp_path):
     assert get_dataset_spec("folder", tmp_path).id2label == {0: "sky", 1: "road", 2: "car"}
 
 
-def test_folder_maps_values_colors_and_ignored_ones(tmp_path):
+def test_folder_maps_raw_values_and_colors_and_ignores_those_it_lists(tmp_path):
     raw = np.array([[10, 20], [30, 99]], dtype=np.uint8)
     by_value = {"label_values": {10: "sky", 20: "road", 30: "car"}, "ignored": [99]}
     root = write_folder(tmp_path / "values", 1, 1, (2, 2), by_value)
@@ -45,14 +45,14 @@ def test_folder_maps_values_colors_and_ignored_ones(tmp_path):
     assert get_dataset_spec("folder", root).palette[2] == (9, 8, 7)
 
 
-def test_gray_labels_are_no_colors(tmp_path):
+def test_gray_labels_are_refused_where_colors_are_expected(tmp_path):
     description = {"label_colors": {"0,0,0": "sky", "1,1,1": "road", "2,2,2": "car"}}
     root = write_folder(tmp_path, 1, 1, (2, 2), description)
     with pytest.raises(ValueError, match="labels must be an RGB image, but the file has the mode L"):
         load_segmentation_dataset("folder", "train", root)[0]
 
 
-def test_palettes_and_16_bits_are_decoded_as_ids(tmp_path):
+def test_palette_indices_and_16_bit_values_are_decoded(tmp_path):
     root = write_folder(tmp_path, 2, 1, (2, 2), {"label_values": {0: "sky", 1: "road", 700: "car"}})
     write_labels(root / "train/labels/0.png", np.array([[0, 1], [1, 0]], dtype=np.uint8), palette=[200, 1, 1, 3, 4, 5])
     write_labels(root / "train/labels/1.png", np.array([[0, 700], [1, 700]], dtype=np.uint16))
@@ -61,11 +61,11 @@ def test_palettes_and_16_bits_are_decoded_as_ids(tmp_path):
     assert ids(dataset[1]).tolist() == [[0, 2], [1, 2]]
 
 
-def test_image_stored_on_its_side_fits_labels_drawn_upright(tmp_path):
+def test_image_stored_rotated_fits_labels_drawn_upright(tmp_path):
     root = write_folder(tmp_path, 1, 1, (40, 56))
     turned = Image.open(root / "train/images/0.jpg").rotate(90, expand=True)
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned right by 90 degrees
+    exif[0x0112] = 6  # rotated right by 90 degrees when it is shown
     turned.save(root / "train/images/0.jpg", exif=exif)
     assert load_segmentation_dataset("folder", "train", root)[0]["image"].size == (56, 40)
 
@@ -75,7 +75,7 @@ def break_yaml(root):
 
 
 def break_image(root):
-    (root / "train/images/0.jpg").write_bytes(b"no image")
+    (root / "train/images/0.jpg").write_bytes(b"not an image")
 
 
 def break_label_value(root):
@@ -109,10 +109,10 @@ def truncate_image(root):
         (truncate_image, "0.jpg cannot be read"),
         (break_label_value, r"0.png: label values \[77\]"),
         (break_size, "same size"),
-        (break_mode, "one value a pixel"),
+        (break_mode, "one value per pixel"),
     ],
 )
-def test_damaged_folder_gets_a_sentence_with_the_file(tmp_path, damage, message):
+def test_error_names_the_damaged_file(tmp_path, damage, message):
     root = write_folder(tmp_path)
     damage(root)
     with pytest.raises(ValueError, match=message):
@@ -133,10 +133,10 @@ def test_damaged_folder_gets_a_sentence_with_the_file(tmp_path, damage, message)
         ({"name": 2024}, "`name:` must be one line of text, got 2024"),
         ({"name": "two\nlines"}, "`name:` must be one line of text"),
         ({"splits": {"training": {}}}, "train, validation or test"),
-        ({"splits": {"train": {"images": "../x", "labels": "y"}}}, "in the folder"),
+        ({"splits": {"train": {"images": "../x", "labels": "y"}}}, "inside the folder"),
     ],
 )
-def test_faulty_description_is_named(tmp_path, description, message):
+def test_error_says_what_is_wrong_with_a_description(tmp_path, description, message):
     with pytest.raises(ValueError, match=message):
         load_segmentation_dataset("folder", "train", write_folder(tmp_path, description=description))
 

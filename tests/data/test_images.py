@@ -69,7 +69,7 @@ def test_chunks_about_colors_change_no_pixel(decoder, chunk):
     assert np.array_equal(np.asarray(read_sample(file, encode(labels), MAPPING)[0]), image)
 
 
-def test_turned_pngs_are_read_upright(decoder):
+def test_rotated_pngs_are_read_upright(decoder):
     image, labels = sample()
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -79,7 +79,7 @@ def test_turned_pngs_are_read_upright(decoder):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("cut", [40, 700, -60])
-def test_damaged_image_is_named_when_it_is_read(decoder, kind, cut):
+def test_error_names_a_damaged_image(decoder, kind, cut):
     image, labels = sample()
     file = encode(image, kind)
     file["bytes"] = file["bytes"][:cut]
@@ -90,7 +90,7 @@ def test_damaged_image_is_named_when_it_is_read(decoder, kind, cut):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_gray_labels_of_few_bits_are_values(decoder, bits):
-    """Written chunk by chunk, as Pillow writes gray images with 8 bits only."""
+    """The PNG is written chunk by chunk, because Pillow writes gray images with 8 bits only."""
     image, labels = sample((6, 8))
     labels = labels % 4
     packed = [b"\0" + bytes(int("".join(f"{v:0{bits}b}" for v in row[i : i + 8 // bits]), 2)

@@ -15,7 +15,7 @@ def batches(num_workers, epoch, count=3):
     return [batch for batch, _ in zip(loader, range(count), strict=False)]
 
 
-def test_batches_have_the_contracted_shapes_and_types():
+def test_batches_have_the_documented_shapes_and_types():
     batch = batches(0, 0, 1)[0]
     assert batch["pixel_values"].shape == (4, 3, 32, 48)
     assert batch["pixel_values"].dtype == torch.float32
@@ -29,7 +29,7 @@ def test_images_do_not_depend_on_the_number_of_workers():
         assert torch.equal(one["labels"], many["labels"])
 
 
-def test_every_epoch_has_another_order_and_other_augmentation():
+def test_order_and_augmentation_change_with_the_epoch():
     sampler = ShuffledSampler(50, seed=0)
     first = list(sampler)
     sampler.set_epoch(1)

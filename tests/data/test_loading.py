@@ -17,7 +17,7 @@ def test_splits_joined_by_plus_are_one_data_set(tmp_path):
     assert np.asarray(dataset[1]["label"]).tolist() == [[0] * 3] * 2
 
 
-def test_corrections_leave_frames_out_and_take_labels_from_elsewhere(tmp_path):
+def test_corrections_leave_images_out_and_replace_labels(tmp_path):
     layout = LAYOUTS["cadis_task3"]
     layout.write(tmp_path)
     write_labels(tmp_path / "relabeled/frame2.png", np.full((12, 16), 4, dtype=np.uint8))
@@ -36,14 +36,14 @@ def test_corrections_leave_frames_out_and_take_labels_from_elsewhere(tmp_path):
         ("image_id,label\nVideo3/Video3_frame000000,no.png\n", "no.png"),
     ],
 )
-def test_faulty_corrections_are_named(tmp_path, text, message):
+def test_error_says_what_is_wrong_with_corrections(tmp_path, text, message):
     LAYOUTS["cadis_task3"].write(tmp_path)
     (tmp_path / "corrections.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_segmentation_dataset("cadis_task3", "train", tmp_path, corrections=tmp_path / "corrections.csv")
 
 
-def test_corrections_of_a_copy_are_refused_not_forgotten(tmp_path):
+def test_corrections_of_a_copy_are_refused_rather_than_ignored(tmp_path):
     spec = get_dataset_spec("camvid")
     rows = spec.index("train", LAYOUTS["camvid"].write(tmp_path / "official"))
     rows.save_to_disk(str(tmp_path / "copy"))
@@ -59,11 +59,11 @@ def test_other_raw_values_map_to_the_same_classes(tmp_path):
     write_labels(LAYOUTS["camvid"].pair(tmp_path)[1], np.resize(np.arange(12, dtype=np.uint8), (12, 16)))
     reduced = load_segmentation_dataset("camvid", "train", tmp_path, reduce_zero_label=True)
     assert set(np.unique(np.asarray(reduced[0]["label"]))) == {255, *range(11)}
-    with pytest.raises(ValueError, match="no train ids"):
+    with pytest.raises(ValueError, match="not train ids"):
         load_segmentation_dataset("camvid", "train", tmp_path, id_map={1: 11})
 
 
-def test_missing_things_say_what_to_do(tmp_path):
+def test_errors_about_unknown_names_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"known are .*cityscapes"):
         load_segmentation_dataset("cityscape", "train")
     with pytest.raises(ValueError, match="splits"):
@@ -73,9 +73,9 @@ def test_missing_things_say_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted({layout.dataset for layout in LAYOUTS.values()} - {"folder"}))
-def test_missing_downloads_say_where_to_get_them(tmp_path, name):
+def test_errors_about_missing_files_say_where_to_get_them(tmp_path, name):
     homepage = get_dataset_spec(name).homepage.split()[0]
     for data_dir in (None, tmp_path / "missing", tmp_path):
-        with pytest.raises(ValueError, match=r"`data_dir`|There is no folder") as error:
+        with pytest.raises(ValueError, match=r"`data_dir`|The folder .* does not exist") as error:
             load_segmentation_dataset(name, "train", data_dir)
         assert homepage in str(error.value)

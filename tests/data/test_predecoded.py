@@ -18,7 +18,7 @@ LAYOUT = LAYOUTS["camvid"]
 def official(tmp_path):
     LAYOUT.write(tmp_path / "official", count=5)
     image, label = LAYOUT.pair(tmp_path / "official", 4)
-    write_image(image, (20, 9))  # another size than the others
+    write_image(image, (20, 9))  # not the size of the others
     write_labels(label, np.zeros((20, 9), np.uint8))
     return tmp_path / "official"
 
@@ -47,7 +47,7 @@ def test_samples_are_those_of_the_files(official, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
-def test_writing_goes_on_where_it_stopped(official, tmp_path, count):
+def test_writing_resumes_where_it_stopped(official, tmp_path, count):
     write(official, tmp_path / "cache", count)
     assert not (tmp_path / "cache/predecoded.json").exists()
     for name, tail in (("images", b"half an image"), ("labels", b"half"), ("index.jsonl", b'{"image_id": "ca')):

@@ -24,7 +24,7 @@ def test_factors_are_those_of_the_rarest_class_of_an_image():
 
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.5])
-def test_impossible_thresholds_are_named(threshold):
+def test_thresholds_outside_0_to_1_are_refused(threshold):
     with pytest.raises(ValueError, match="repeat_factor_threshold"):
         repeat_factors(np.ones((2, 2), bool), threshold)
 
@@ -39,7 +39,7 @@ def test_classes_are_those_of_the_label_files(tmp_path):
     assert classes_present(dataset, 3, num_workers=2, show_progress=False).tolist() == expected
 
 
-def test_images_come_as_often_as_their_factors_say():
+def test_images_are_drawn_as_often_as_their_factors_say():
     factors = np.array([1.0, 1.5, 2.25, 1.0])
     counts = Counter()
     for epoch in range(400):
@@ -64,7 +64,7 @@ def test_every_process_sees_the_same_epoch():
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_an_epoch_without_overlap(processes):
-    """As Accelerate splits it; epochs are of different lengths."""
+    """Batches are divided as Accelerate divides them; epochs differ in length."""
     for epoch in range(5):
         seen = []
         for process in range(processes):

@@ -1,4 +1,4 @@
-"""Copies that `datasets` opens: the same samples as from the files they were made of."""
+"""Copies that `datasets` opens give the samples of the files that they were made from."""
 
 import datasets
 import numpy as np
@@ -57,7 +57,7 @@ def assert_same_samples(copy, official):
     ["train-{:05d}-of-00002.parquet", "data/train-{:05d}.parquet", "train/{:04d}.parquet", "data/training-{}.parquet"],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_parquet_files(official, tmp_path, name, streaming):
+def test_parquet_files_give_the_same_samples(official, tmp_path, name, streaming):
     folder = write_parquet(official, tmp_path / "copy", name, num_shards=2)
     copy = load_segmentation_dataset("cityscapes", "train", folder, streaming=streaming)
     assert isinstance(copy, IterableDataset) == streaming
@@ -68,7 +68,7 @@ def test_parquet_files(official, tmp_path, name, streaming):
 
 @pytest.mark.parametrize("as_dict", [False, True])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_what_save_to_disk_wrote(official, tmp_path, as_dict, streaming):
+def test_folders_of_save_to_disk_give_the_same_samples(official, tmp_path, as_dict, streaming):
     rows = raw_rows(official)
     (DatasetDict({"train": rows}) if as_dict else rows).save_to_disk(str(tmp_path / "copy"))
     assert_same_samples(
@@ -93,13 +93,13 @@ def test_streamed_jpegs_are_not_encoded_again(tmp_path, extra):
         assert np.array_equal(np.asarray(sample["image"]), np.asarray(other["image"]))
 
 
-def test_a_set_without_splits_is_no_validation_set(official, tmp_path):
+def test_data_set_without_splits_is_not_used_for_validation(official, tmp_path):
     raw_rows(official).save_to_disk(str(tmp_path / "copy"))
     with pytest.raises(ValueError, match=r"has the splits \['train'\], not 'validation'"):
         load_segmentation_dataset("cityscapes", "validation", tmp_path / "copy")
 
 
-def test_columns_of_other_names(official, tmp_path):
+def test_columns_of_other_names_are_read(official, tmp_path):
     folder = write_parquet(
         official, tmp_path / "copy", "train.parquet", columns=("photo", "semantic_segmentation", "file_name")
     )
@@ -108,11 +108,11 @@ def test_columns_of_other_names(official, tmp_path):
         copy = load_segmentation_dataset("cityscapes", "train", folder, streaming=streaming, **columns)
         assert_same_samples(copy, official)
         assert next(iter(copy))["image_id"] == "train_000000"
-    with pytest.raises(ValueError, match="`label_column`: there is no column 'label'; the data set has .*photo"):
+    with pytest.raises(ValueError, match="`label_column`: the data set has no column 'label', only .*photo"):
         load_segmentation_dataset("cityscapes", "train", folder, image_column="photo")
 
 
-def test_hub_id_is_asked_for_the_split_under_its_own_name(official, monkeypatch):
+def test_split_is_requested_by_the_name_that_the_hub_id_gives_it(official, monkeypatch):
     asked = {}
 
     def load(name, **options):
@@ -132,12 +132,12 @@ def test_hub_id_is_asked_for_the_split_under_its_own_name(official, monkeypatch)
     ("error", "message"),
     [
         (DatasetNotFoundError("'a/b' is a gated dataset on the Hub."), r"terms on https://\S+/a/b .*hf auth login"),
-        (DatasetNotFoundError("'a/b' doesn't exist"), "there is no data set a/b on the Hub, and no such folder"),
+        (DatasetNotFoundError("'a/b' doesn't exist"), "a/b is neither a data set on the Hub nor a folder"),
         (RuntimeError("Dataset scripts are no longer supported, but found b.py"), "no longer supported"),
         (ConnectionError("offline"), "cannot be read from the Hub"),
     ],
 )  # fmt: skip
-def test_what_the_hub_refuses_gets_a_sentence(monkeypatch, error, message):
+def test_errors_of_the_hub_become_one_sentence(monkeypatch, error, message):
     def refuse(*args, **kwargs):
         raise error
 
@@ -146,7 +146,7 @@ def test_what_the_hub_refuses_gets_a_sentence(monkeypatch, error, message):
         load_segmentation_dataset("cityscapes", "train", dataset_name="a/b")
 
 
-def test_stream_trains_and_is_shared_between_processes(official, tmp_path):
+def test_stream_trains_and_is_divided_among_processes(official, tmp_path):
     folder = write_parquet(official, tmp_path / "copy", "train-{:05d}.parquet", num_shards=2)
     stream = load_segmentation_dataset("cityscapes", "train", folder, streaming=True)
     augmentation = TrainingAugmentation(crop_size=(8, 8), image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -169,8 +169,7 @@ def test_stream_trains_and_is_shared_between_processes(official, tmp_path):
     )
 
 
-def test_copy_of_plain_arrays_is_read_too(tmp_path):
-    """Labels as images that `datasets` encoded itself."""
+def test_labels_that_datasets_encoded_itself_are_read(tmp_path):
     random = np.random.default_rng(0)
     labels = [random.choice([0, 10, 11], (5, 6)).astype(np.uint8) for _ in range(2)]
     rows = Dataset.from_dict(

@@ -21,7 +21,7 @@ def test_facts_of_every_data_set_agree(name):
     assert all(set(group) <= set(range(len(spec.classes))) for group in spec.groups.values())
 
 
-def test_categories_and_groups_part_the_classes():
+def test_groups_cover_every_class_once():
     assert sorted(sum(map(list, DATASETS["cityscapes"].groups.values()), [])) == list(range(19))
     for task, rare in ((1, 1), (2, 5), (3, 11)):
         spec = DATASETS[f"cadis_task{task}"]

@@ -39,6 +39,6 @@ def test_objects_range_from_a_few_pixels_to_half_the_image():
     assert max(heights) >= 0.4 * 192
 
 
-def test_unknown_split_is_named():
+def test_error_about_an_unknown_split_lists_the_splits():
     with pytest.raises(ValueError, match="splits"):
         load_segmentation_dataset("synthetic_scenes", "val")

@@ -23,13 +23,13 @@ def blocks(seed, size=(24, 30), num_labels=4, block=6):
 
 
 @pytest.mark.parametrize("distance", [1, 2, 3, 5])
-def test_pixels_near_outlines_equal_looking_around_each(distance):
+def test_pixels_near_outlines_are_those_that_loops_find(distance):
     labels = blocks(0)
     assert np.array_equal(near_outline(labels, distance), near_outline_by_loops(labels, distance))
 
 
 @pytest.mark.parametrize("distance", [0.02, 0.06])
-def test_iou_equals_that_of_sets_of_pixels(distance):
+def test_boundary_iou_equals_the_iou_of_sets_of_pixels(distance):
     metric = BoundaryIoU(num_labels=5, distance=distance)
     sets = {label: [set(), set()] for label in range(5)}
     for number in range(3):
@@ -50,7 +50,7 @@ def test_iou_equals_that_of_sets_of_pixels(distance):
     assert np.isnan(scores[4])
 
 
-def test_shifted_outlines_cost_more_than_shifted_areas():
+def test_a_shift_costs_more_boundary_iou_than_iou():
     reference = np.zeros((200, 200), dtype=np.uint8)
     reference[50:150, 50:150] = 1
     prediction = np.roll(reference, 6, axis=1)

@@ -24,7 +24,7 @@ def predictor(config):
     return Predictor(MsctrForSemanticSegmentation(config).eval(), MsctrImageProcessor())
 
 
-def test_large_images_are_made_smaller_and_labeled_there(tiny_config, tmp_path):
+def test_large_images_are_downscaled_and_labeled_at_that_size(tiny_config, tmp_path):
     Image.new("RGB", (2000, 500)).save(tmp_path / "wide.png")
     segmented = segment_image(predictor(tiny_config("fcn")), tmp_path / "wide.png")
     assert segmented.image.size == (1280, 320)
@@ -38,7 +38,7 @@ def test_a_pixel_is_most_similar_to_itself_and_every_stage_is_shown(tiny_config,
     assert figures[0].getpixel((50, 20)) == (178, 24, 43)
 
 
-def test_a_network_without_projections_is_labeled_all_the_same(tiny_config, image_path):
+def test_a_network_without_projections_still_labels_images(tiny_config, image_path):
     assert segment_image(predictor(tiny_config(contrastive_mode="ce")), image_path).projections == {}
 
 
@@ -49,12 +49,12 @@ def test_areas_add_up_and_names_are_escaped():
     assert "road" not in table
 
 
-def test_examples_come_from_a_folder_or_are_drawn_for_drawn_classes(tiny_config, image_path, tmp_path):
+def test_examples_come_from_a_folder_or_are_drawn_for_a_network_of_synthetic_scenes(tiny_config, image_path, tmp_path):
     config = tiny_config()
     assert example_images(image_path.parent, config, tmp_path) == [str(image_path)]
     assert example_images(None, config, tmp_path) == []
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(ValueError, match="has no images"):
         example_images(tmp_path / "empty", config, tmp_path)
 
 

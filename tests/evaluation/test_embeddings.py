@@ -45,7 +45,7 @@ def test_network_without_projection_head_is_refused(tiny_config):
         stage_features(predictor, drawn_sample()["image"])
 
 
-def test_stage_maps_are_those_of_the_backbone_also_without_a_projection_head(tiny_config):
+def test_stage_features_are_the_maps_of_the_backbone_also_without_a_projection_head(tiny_config):
     model = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")).eval()
     predictor = Predictor(model, MsctrImageProcessor(size_divisor=32))
     image = drawn_sample()["image"]
@@ -60,7 +60,7 @@ def test_stage_maps_are_those_of_the_backbone_also_without_a_projection_head(tin
         assert cosines[33 * height // 64, 50 * width // 128] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_pyramid_is_what_is_projected_from_the_decode_head_also_without_a_projection_head(tiny_config):
+def test_pyramid_features_are_the_input_of_the_projection_head_and_exist_without_one(tiny_config):
     contrasting = MsctrForSemanticSegmentation(tiny_config(projection_source="decode_head")).eval()
     plain = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")).eval()
     plain.load_state_dict(contrasting.state_dict(), strict=False)
@@ -78,13 +78,13 @@ def test_pyramid_is_what_is_projected_from_the_decode_head_also_without_a_projec
             torch.testing.assert_close(of_stage * map_[0].norm(dim=0), map_[0])
 
 
-def test_pyramid_of_a_network_without_one_is_refused(tiny_config):
+def test_a_network_without_a_pyramid_is_refused(tiny_config):
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(decode_head="fcn")), MsctrImageProcessor())
     with pytest.raises(ValueError, match="only UPerNet has one; take `kind='stages'`"):
         stage_features(predictor, drawn_sample()["image"], "pyramid")
 
 
-def test_silhouette_is_one_for_classes_far_apart_and_zero_for_one_cloud():
+def test_silhouette_is_one_for_separated_classes_and_zero_for_overlapping_ones():
     random = np.random.default_rng(0)
     labels = np.repeat([0, 1], 200)
     apart = np.eye(8)[labels] + 0.01 * random.standard_normal((400, 8))
@@ -98,7 +98,7 @@ def test_silhouette_is_one_for_classes_far_apart_and_zero_for_one_cloud():
     assert np.isnan(StageEmbeddings(1, cloud.features, np.arange(400)).silhouette())
 
 
-def test_drawn_pixels_carry_the_projection_and_the_label_of_their_place(predictor):
+def test_sampled_pixels_have_the_projection_and_the_label_of_their_position(predictor):
     sample = drawn_sample()
     stages = collect_embeddings(predictor, [sample], num_labels=3, pixels_per_class=10)
     projections = stage_features(predictor, sample["image"])
@@ -138,7 +138,7 @@ def test_clusters_stay_apart_in_the_plane():
     assert np.linalg.norm(means[0] - means[1]) > spread
 
 
-def test_what_is_missing_gets_a_sentence(monkeypatch):
+def test_missing_libraries_and_too_few_pixels_get_one_sentence(monkeypatch):
     features = np.eye(6, dtype=np.float32)
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ValueError, match="umap-learn"):

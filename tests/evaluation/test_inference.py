@@ -13,7 +13,7 @@ from msctr_hf.evaluation.settings import InferenceSettings
 
 
 class Network(nn.Module):
-    """Logits at stride 4 from 8x8 neighborhoods, so that borders of windows matter."""
+    """A network with logits at stride 4 from 8x8 neighborhoods, so that the borders of windows matter."""
 
     def __init__(self, align_corners=False):
         super().__init__()
@@ -25,7 +25,7 @@ class Network(nn.Module):
 
 
 class PixelNetwork(nn.Module):
-    """Every pixel for itself."""
+    """A network that looks at single pixels, so that the borders of windows do not matter."""
 
     def __init__(self):
         super().__init__()
@@ -116,15 +116,15 @@ def test_mirrored_images_give_mirrored_results(options):
 
 
 def peak_of_tensors(step):
-    """Bytes of the tensors that live at most at the same time, whatever the allocator keeps in addition."""
+    """Largest number of bytes in tensors at any time; what the allocator keeps in addition is not counted."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
 
 
-def test_memory_of_a_large_image_is_that_of_its_windows():
-    """A map of all classes would take 64 MB; twice the height needs no more than its labels, of one byte each."""
+def test_memory_for_a_large_image_is_bounded_by_its_windows():
+    """A map of all classes would take 64 MB; twice the height adds only the labels, of one byte each."""
     network, windows, width = Network(), InferenceSettings(window_size=(256, 512), batch_size=2), 2048
     peaks = []
     for height in (1024, 2048):
@@ -148,7 +148,7 @@ def test_padding_to_a_multiple_is_cut_before_resizing():
     torch.testing.assert_close(predict_probabilities(network, x, output_size=(80, 100), size_divisor=32), expected)
 
 
-def test_padding_can_reflect_the_image():
+def test_padding_can_mirror_the_image_at_its_border():
     network, x = Network().eval(), torch.randn(1, 3, 40, 50)
     logits = upsample(network(F.pad(x, (0, 14, 0, 24), mode="reflect")).logits, (64, 64))[..., :40, :50]
     options = {"size_divisor": 32, "padding_mode": "reflect"}
@@ -178,12 +178,12 @@ def test_last_window_is_shifted_inside(side, window, stride, expected):
     [
         ({"scales": ()}, "scales"),
         ({"scales": (0,)}, "scales"),
-        ({"stride": (4, 4)}, "window size"),
+        ({"stride": (4, 4)}, "window_size"),
         ({"crop_size": (8, 8), "stride": (9, 4)}, "stride"),
         ({"size_divisor": 0}, "size_divisor"),
     ],
 )
-def test_impossible_views_are_named(options, message):
+def test_impossible_settings_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         predict_probabilities(Network(), torch.randn(1, 3, 32, 32), **options)
 
@@ -191,7 +191,7 @@ def test_impossible_views_are_named(options, message):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(37, 50), (8, 11), (1, 1), (5, 90)])
 @pytest.mark.parametrize("num_views", [1, 3])
-def test_classes_in_strips_are_those_of_the_whole_map(align_corners, size, num_views):
+def test_strips_give_the_classes_of_the_whole_map(align_corners, size, num_views):
     views = [torch.randn(2, 6, 8 + view, 11 + 2 * view, dtype=torch.float64) for view in range(num_views)]
     whole = sum(F.interpolate(v, size, mode="bilinear", align_corners=align_corners).softmax(1) for v in views)
     assert torch.equal(most_probable_classes(views, size, align_corners).long(), whole.argmax(1))
@@ -205,4 +205,4 @@ def test_labels_are_the_most_probable_classes(settings):
     options = {{"window_size": "crop_size"}.get(name, name): value for name, value in settings.items()}
     probabilities = predict_probabilities(model, pixel_values, output_size=(60, 81), **options)
     chosen = probabilities.gather(1, labels[:, None].long())[:, 0]
-    assert (probabilities.amax(1) - chosen).max() < 1e-6  # the same but for ties
+    assert (probabilities.amax(1) - chosen).max() < 1e-6  # equal except for ties

@@ -41,10 +41,10 @@ def test_equals_counting_sets_pixel_by_pixel():
     expected = iou_by_sets(predictions, references, 6)
     np.testing.assert_allclose(scores["per_category_iou"], expected)
     assert scores["mean_iou"] == pytest.approx(np.nanmean(expected))
-    assert np.isnan(scores["per_category_iou"][[3, 5]]).all()  # in neither: no part of the mean
+    assert np.isnan(scores["per_category_iou"][[3, 5]]).all()  # absent from both: excluded from the mean
 
 
-def test_hand_computed_case():
+def test_scores_equal_those_computed_by_hand():
     scores = MeanIoU(num_labels=3).compute(
         predictions=[np.array([[0, 0, 1, 2]])], references=[np.array([[0, 1, 1, 255]])]
     )
@@ -54,7 +54,7 @@ def test_hand_computed_case():
     assert scores["mean_accuracy"] == pytest.approx(0.75)
 
 
-def test_compute_forgets_and_starts_anew():
+def test_compute_starts_again_from_zero():
     metric = MeanIoU(num_labels=2)
     metric.add(prediction=np.array([[0]]), reference=np.array([[1]]))
     assert metric.compute()["mean_iou"] == 0
@@ -72,10 +72,10 @@ def test_counts_beyond_float32_are_exact():
 @pytest.mark.parametrize(
     ("prediction", "reference", "message"),
     [
-        ([[3]], [[0]], "prediction holds 3..3"),
+        ([[3]], [[0]], "prediction has values in 3..3"),
         ([[-1]], [[0]], "prediction"),
         ([[3]], [[255]], "prediction"),
-        ([[0]], [[7]], "reference holds"),
+        ([[0]], [[7]], "reference has values in"),
         ([[0, 1]], [[0]], "shape"),
     ],
 )
@@ -84,7 +84,7 @@ def test_values_outside_the_classes_raise(prediction, reference, message):
         MeanIoU(num_labels=3).add_batch(predictions=[np.array(prediction)], references=[np.array(reference)])
 
 
-def test_everything_ignored_is_nan_not_an_error():
+def test_a_reference_that_is_ignored_everywhere_gives_nan():
     scores = MeanIoU(num_labels=2).compute(predictions=[np.zeros((2, 2), int)], references=[np.full((2, 2), 255)])
     assert np.isnan(scores["mean_iou"])
 
@@ -133,7 +133,7 @@ def test_any_value_can_be_ignored(ignore_index):
     np.testing.assert_allclose(scores["per_category_iou"], expected)
 
 
-def test_more_classes_than_bytes_hold_are_counted():
+def test_more_than_256_classes_are_counted():
     random = np.random.default_rng(0)
     predictions, references = random.integers(0, 700, (2, 50, 60))
     confusion = ConfusionMatrix(700, ignore_index=-1)
@@ -167,11 +167,11 @@ def load_metric(name, **environment):
 MODULE = Path(mean_iou.__file__)
 
 
-def test_loads_by_path_with_evaluate_alone(tmp_path):
+def test_evaluate_loads_the_metric_by_path_without_the_package(tmp_path):
     assert load_metric(str(MODULE), HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1") == pytest.approx(1 / 3)
 
 
-def test_loads_by_space_id(tmp_path):
+def test_evaluate_loads_the_metric_by_the_id_of_a_space(tmp_path):
     """From a server that answers as the Hub does for the files of a Space."""
     served = tmp_path / "www/spaces/someone/mean_iou/resolve/main"
     served.mkdir(parents=True)

@@ -22,7 +22,7 @@ def image():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
 
 
-def test_settings_reach_the_prediction_where_the_pipeline_is_made_and_where_it_is_called(saved, image):
+def test_settings_can_be_given_to_the_pipeline_or_to_a_call(saved, image):
     settings = {"scales": (0.75, 1.0), "flip": True, "window_size": (48, 48), "window_stride": (32, 40)}
     expected = next(load_predictor(saved, InferenceSettings(**settings))([image]))
     made = pipeline("msctr-segmentation", model=saved, **settings)(image)
@@ -40,7 +40,7 @@ def test_areas_and_overlay_belong_to_the_labels(saved, image):
     assert pipeline("msctr-segmentation", model=saved)(image, legend=True)["overlay"].height > image.height
 
 
-def test_takes_paths_and_lists(saved, image, tmp_path):
+def test_paths_and_lists_are_accepted(saved, image, tmp_path):
     image.save(tmp_path / "image.png")
     segment = pipeline("msctr-segmentation", model=saved)
     results = segment([str(tmp_path / "image.png"), image])
@@ -48,11 +48,11 @@ def test_takes_paths_and_lists(saved, image, tmp_path):
 
 
 def test_an_unknown_setting_is_refused(saved):
-    with pytest.raises(ValueError, match="`scale` is no setting of this pipeline"):
+    with pytest.raises(ValueError, match="`scale` is not a setting of this pipeline"):
         pipeline("msctr-segmentation", model=saved, scale=2)
 
 
-def test_the_stock_pipeline_knows_the_model(saved, image, caplog):
+def test_the_stock_pipeline_accepts_the_model(saved, image, caplog):
     segments = pipeline("image-segmentation", model=saved)(image)
     assert "not supported" not in caplog.text
     total = sum((np.array(segment["mask"]) > 0).astype(int) for segment in segments)

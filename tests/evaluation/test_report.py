@@ -53,7 +53,7 @@ def test_report_names_classes_groups_confusions_and_images(scores, tmp_path):
         assert list(csv.reader(file)) == [["image_id", "mean_iou"], ["a", "0.250000"], ["b", "0.500000"]]
 
 
-def test_figure_is_left_out_with_a_note_where_matplotlib_is_missing(scores, tmp_path, monkeypatch):
+def test_without_matplotlib_the_figure_is_replaced_by_a_note(scores, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     (note,) = write(scores, tmp_path)
     assert "matplotlib" in note
@@ -62,4 +62,4 @@ def test_figure_is_left_out_with_a_note_where_matplotlib_is_missing(scores, tmp_
 
 def test_confusions_are_shares_of_the_labeled_pixels(scores):
     (confusion,) = scores.results(dict(enumerate(CLASSES)), {})["largest_confusions"]
-    assert confusion == {"class": "sky", "taken_for": "road", "share": pytest.approx(1 / 3)}
+    assert confusion == {"class": "sky", "predicted_as": "road", "share": pytest.approx(1 / 3)}

@@ -10,7 +10,7 @@ from msctr_hf.evaluation.scoring import CONFUSIONS_LISTED, group_scores, iou_tab
 
 
 class Guess:
-    """Predicts one class everywhere, or what a function says."""
+    """A predictor that returns what a function makes of the image."""
 
     class model:
         training = False
@@ -83,7 +83,7 @@ def test_largest_confusions_are_those_found_by_counting_pixels():
     assert [each["share"] for each in listed] == pytest.approx(sorted(share for share, _, _ in counted)[:-11:-1])
     shares = {(f"class {label}", f"class {other}"): share for share, label, other in counted}
     for each in listed:
-        assert each["share"] == pytest.approx(shares[each["class"], each["taken_for"]])
+        assert each["share"] == pytest.approx(shares[each["class"], each["predicted_as"]])
 
 
 def test_a_perfect_prediction_has_no_confusions():
@@ -93,7 +93,7 @@ def test_a_perfect_prediction_has_no_confusions():
     assert largest_confusions(confusion, dict(enumerate("abcd"))) == []
 
 
-def test_groups_are_means_and_merged_classes():
+def test_groups_have_the_mean_iou_of_their_classes_and_the_iou_of_the_merged_class():
     random = np.random.default_rng(0)
     reference, prediction = random.integers(0, 5, (2, 40, 40))
     confusion = ConfusionMatrix(6)

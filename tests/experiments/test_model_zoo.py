@@ -1,4 +1,4 @@
-"""Rows of runs stand alone: they name no folder of a machine, and the command in them is the run's."""
+"""Rows of the table name no folder of a machine, and their command repeats the run."""
 
 import json
 import shlex
@@ -44,11 +44,11 @@ def test_row_has_scores_costs_and_the_command_without_folders(tmp_path):
     assert (row["arm"], row["dataset"], row["split"], row["seed"]) == ("an arm", "camvid", "validation", 3)
     assert row["network"] == "fcn, resnet18"
     assert (row["images_per_second"], row["used_mb"], row["mean_iou"]) == (5, 102, 0.5)
-    assert (row["contrastive_mode"], row["contrastive_sampling"]) == ("ms_cs", "rarest")  # where nothing was said
+    assert (row["contrastive_mode"], row["contrastive_sampling"]) == ("ms_cs", "rarest")  # the defaults
     assert str(tmp_path) not in json.dumps(row)
 
 
-def test_a_folder_of_the_name_of_the_data_set_does_not_hide_it(tmp_path, monkeypatch):
+def test_data_set_keeps_its_name_where_a_folder_has_the_same_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "camvid").mkdir()
     row = describe(write_run(tmp_path / "run", "scripts/train.py --dataset camvid --data_dir camvid"))
@@ -56,7 +56,7 @@ def test_a_folder_of_the_name_of_the_data_set_does_not_hide_it(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("start, network", [("nvidia/mit-b0", "nvidia/mit-b0"), ("/home/me/runs/mine", "mine")])
-def test_a_network_that_started_from_a_model_is_called_by_its_name(tmp_path, start, network):
+def test_network_that_started_from_a_model_is_named_after_it(tmp_path, start, network):
     row = describe(write_run(tmp_path / "run", "scripts/train.py", model_name_or_path=start))
     assert row["network"] == network
 
@@ -92,7 +92,7 @@ def test_rows_come_from_folders_and_files(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no JSON", "folder"])
-def test_what_holds_no_runs_gets_a_sentence(tmp_path, content, run_script):
+def test_paths_without_runs_are_reported_in_one_sentence(tmp_path, content, run_script):
     path = tmp_path / "given"
     if content == "folder":
         path.mkdir()

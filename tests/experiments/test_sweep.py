@@ -1,4 +1,4 @@
-"""Arms and seeds become runs, each of them once and the same for every arm."""
+"""Every arm is run once with every seed, and runs of one seed differ in the flags of their arm only."""
 
 import json
 
@@ -26,7 +26,7 @@ def finish(run, **changes):
     ("cold: ms_cs --contrastive_temperature 0.05", "cold", "ms_cs", ["--contrastive_temperature", "0.05"]),
     ("wide: ce --class_weights '[1, 2]'", "wide", "ce", ["--class_weights", "[1, 2]"]),
 ])  # fmt: skip
-def test_arm_is_a_mode_and_flags(text, name, mode, further):
+def test_arm_is_parsed_to_a_mode_and_flags(text, name, mode, further):
     arm = Arm.parse(text)
     assert arm.name == name
     assert list(arm.flags) == ["--contrastive_mode", mode, *further]
@@ -40,18 +40,18 @@ def test_arm_without_name_or_mode_is_refused(text):
         Arm.parse(text)
 
 
-def test_arms_differ_in_nothing_but_their_flags(tmp_path):
+def test_runs_of_one_seed_differ_in_the_flags_of_their_arm_only(tmp_path):
     runs = plan(tmp_path, DEFAULT_ARMS)
-    places = {"output_dir", "contrastive_mode", "contrastive_sampling", "contrastive_max_anchors"}
+    may_differ = {"output_dir", "contrastive_mode", "contrastive_sampling", "contrastive_max_anchors"}
     for seed in (3, 5):
         settings = [run.settings for run in runs if run.seed == seed]
         assert len({each["contrastive_mode"] for each in settings}) == 3
-        same = [{name: value for name, value in each.items() if name not in places} for each in settings]
+        same = [{name: value for name, value in each.items() if name not in may_differ} for each in settings]
         assert all(each == same[0] for each in same)
         assert same[0]["seed"] == seed
 
 
-def test_runs_come_seed_by_seed_and_are_validated_at_their_end_only(tmp_path):
+def test_runs_are_ordered_by_seed_and_validated_after_the_last_step_only(tmp_path):
     runs = plan(tmp_path)
     assert [(run.seed, run.arm) for run in runs] == [(3, "ce"), (3, "ms"), (5, "ce"), (5, "ms")]
     assert {run.settings["validation_steps"] for run in runs} == {7}
@@ -70,7 +70,7 @@ def test_runs_of_epochs_are_finished_after_the_steps_that_their_data_gave_them(t
     assert not plan(tmp_path, flags=flags)[1].finished
 
 
-def test_a_run_is_done_when_its_last_step_was_validated(tmp_path):
+def test_run_is_finished_when_its_last_step_was_validated(tmp_path):
     first, second, third, _ = plan(tmp_path)
     finish(first)
     finish(second, data_dir="elsewhere", num_workers=9)
@@ -94,15 +94,15 @@ def test_runs_that_started_from_another_model_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("arms, seeds, message", [
-    (["ce", "ce"], [0], "--arms: every one once"),
-    (["ce", "ms"], [1, 1], "--seeds: every one once"),
+    (["ce", "ce"], [0], "--arms: every entry must be given once"),
+    (["ce", "ms"], [1, 1], "--seeds: every entry must be given once"),
 ])  # fmt: skip
-def test_repetitions_are_refused(tmp_path, arms, seeds, message):
+def test_repeated_arms_and_seeds_are_refused(tmp_path, arms, seeds, message):
     with pytest.raises(ValueError, match=message):
         plan(tmp_path, arms, seeds)
 
 
-def test_faulty_flags_end_before_the_first_run(tmp_path, capsys):
+def test_faulty_flags_are_refused_before_the_first_run(tmp_path, capsys):
     with pytest.raises(SystemExit):
         plan(tmp_path, flags=[*FLAGS, "--learning_rat", "1"])
     assert "Did you mean --learning_rate?" in capsys.readouterr().err

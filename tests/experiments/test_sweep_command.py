@@ -1,4 +1,4 @@
-"""A sweep does every run once, goes on where it was stopped, and its rows can be had one by one."""
+"""A sweep does every run once and resumes where it was stopped, and single runs repeat its rows."""
 
 import importlib.util
 import json
@@ -40,7 +40,7 @@ def log(path):
 
 
 @pytest.mark.slow
-def test_a_sweep_makes_rows_that_single_runs_repeat(folder, tmp_path):
+def test_single_runs_repeat_the_rows_of_a_sweep(folder, tmp_path):
     output_dir = tmp_path / "sweep"
     first = run(sweep(folder, output_dir, "--parallel", "2"))
     assert first.returncode == 0, first.stdout + first.stderr
@@ -58,7 +58,7 @@ def test_a_sweep_makes_rows_that_single_runs_repeat(folder, tmp_path):
 
     again = run(sweep(folder, output_dir, "--parallel", "2"))
     assert again.returncode == 0
-    assert "4 runs, 4 of them done" in again.stdout
+    assert "4 runs, 4 of them finished" in again.stdout
 
     words = [str(folder) if word == "DATA_DIR" else word for word in shlex.split(rows[1]["command"])[2:]]
     alone = run([sys.executable, str(ROOT / "scripts/train.py"), *words, "--output_dir", str(tmp_path / "alone")])
@@ -69,7 +69,7 @@ def test_a_sweep_makes_rows_that_single_runs_repeat(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_was_stopped_goes_on(folder, tmp_path, number):
+def test_stopped_sweep_resumes(folder, tmp_path, number):
     command = sweep(folder, tmp_path / "sweep", seeds=(0,), max_steps=60, checkpointing_steps=60)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
@@ -77,17 +77,17 @@ def test_a_sweep_that_was_stopped_goes_on(folder, tmp_path, number):
     while not steps.exists() or len(steps.read_text().splitlines()) < 3:
         assert process.poll() is None
         time.sleep(0.1)
-    os.killpg(process.pid, number)  # as a terminal does it on Ctrl-C, to everything it started
+    os.killpg(process.pid, number)  # to all of its processes, as a terminal does on Ctrl-C
     process.communicate(timeout=300)
     assert process.returncode == 75
     assert not (tmp_path / "sweep/ce/seed_0/results.json").exists()
     finished = run(command)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert "goes on" in (tmp_path / "sweep/ce/seed_0.log").read_text()
+    assert len(json.loads((tmp_path / "sweep/ce/seed_0/run.json").read_text())["earlier_starts"]) == 1
     assert {row["arm"] for row in json.loads((tmp_path / "sweep/results.json").read_text())} == {"ce", "budget"}
 
 
-def test_a_run_that_fails_ends_the_sweep_with_its_sentence(folder, tmp_path):
+def test_failed_run_ends_the_sweep_with_the_error_of_the_run(folder, tmp_path):
     (folder / "dataset.yaml").unlink()
     failed = run(sweep(folder, tmp_path / "sweep", seeds=(0,)))
     assert failed.returncode == 2
@@ -98,10 +98,10 @@ def test_a_run_that_fails_ends_the_sweep_with_its_sentence(folder, tmp_path):
 
 @pytest.mark.parametrize("more, message", [
     (("--parallel", "0"), "--parallel must be at least 1, got 0."),
-    (("--seeds", "1", "1"), "--seeds: every one once"),
+    (("--seeds", "1", "1"), "--seeds: every entry must be given once"),
     (("--max_stepz", "3"), "Did you mean --max_steps?"),
 ])  # fmt: skip
-def test_faulty_input_gets_a_sentence(folder, tmp_path, more, message, run_script):
+def test_faulty_input_is_reported_in_one_sentence(folder, tmp_path, more, message, run_script):
     code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep")[2:], *more)
     assert code == 2
     assert message in error

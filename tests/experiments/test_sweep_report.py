@@ -1,4 +1,4 @@
-"""Differences are taken in pairs of one seed, and their intervals are Student's."""
+"""Differences are taken in pairs of one seed, with intervals of Student's t."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_costs_are_ratios_to_the_baseline_and_classes_differences():
     assert ms.per_class == pytest.approx({"road": ms.difference, "pole": ms.difference})
 
 
-def test_seeds_without_a_partner_count_in_the_mean_but_in_no_difference():
+def test_seeds_without_a_partner_count_in_the_mean_but_not_in_the_difference():
     _, ms = compare_arms(rows({"ce": [0.5], "ms": [0.6, 0.9]}), "ce")
     assert ms.scores == [0.6, 0.9]
     assert ms.difference == pytest.approx(0.1)

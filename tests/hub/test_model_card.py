@@ -28,7 +28,7 @@ SCORES = {"sky": 0.9, "road": 0.123456, "never seen": None}
 RESULTS = {
     "step": 40, "mean_iou": 0.511728, "mean_accuracy": 0.6, "overall_accuracy": 0.7, "per_category_iou": SCORES,
     "per_category_accuracy": SCORES, "images": 12,
-    "largest_confusions": [{"class": "road", "taken_for": "sky", "share": 0.25}],
+    "largest_confusions": [{"class": "road", "predicted_as": "sky", "share": 0.25}],
 }  # fmt: skip
 RUN = {
     "settings": {
@@ -185,7 +185,7 @@ def test_a_folder_of_the_user_has_the_name_it_gives_itself(
 
 def test_limitations_are_the_worst_classes_and_largest_confusions_of_the_results(run_folder):
     ious = {"a": 0.9, "b": 0.2, "c": 0.5, "d": 0.1, "e": 0.3, "f|g": 0.8, "never": None, "absent": None}
-    confusions = [{"class": "f|g", "taken_for": each, "share": 0.01 * each_share} for each, each_share in zip(
+    confusions = [{"class": "f|g", "predicted_as": each, "share": 0.01 * each_share} for each, each_share in zip(
         ("a", "b", "c", "d", "e", "never"), range(60, 0, -10), strict=True
     )]  # fmt: skip
     write_json(run_folder / "results.json", {**RESULTS, "per_category_iou": ious, "per_category_accuracy": ious,
@@ -202,7 +202,7 @@ def test_results_of_older_runs_without_confusions_still_make_a_card(run_folder):
     write_json(run_folder / "results.json", older)
     text = card_of(run_folder).text
     assert "Measured in the best validation:\n\n- Lowest IoU: road (12.35 %)." in text
-    assert "taken for" not in text
+    assert "predicted as" not in text
 
 
 def test_drawn_images_are_called_drawn(run_folder):
@@ -280,7 +280,7 @@ def test_a_run_writes_a_card_with_its_own_results_and_settings(run_script, tmp_p
     card = ModelCard.load(run / "README.md")
     assert card.data.eval_results[0].metric_value == results["mean_iou"]
     first = results["largest_confusions"][0]
-    assert f"| {first['class']} | {first['taken_for']} | {100 * first['share']:.2f} % |" in card.text
+    assert f"| {first['class']} | {first['predicted_as']} | {100 * first['share']:.2f} % |" in card.text
     assert f"on {results['images']} images:" in card.text
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", card.text, re.MULTILINE))
     settings = json.loads((run / "run.json").read_text())["settings"]

@@ -1,4 +1,4 @@
-"""Whatever is wrong with the input of a run gets one sentence and exit code 2, and nothing is left or lost."""
+"""Wrong input of a run gets one sentence and exit code 2; no file is left behind, changed or lost."""
 
 import os
 import pickle
@@ -53,7 +53,7 @@ FLAGS = [
     ({"repeat_factor_threshold": 2}, "--repeat_factor_threshold must be in (0, 1], got 2.0."),
     ({"num_steps": 3}, "unknown argument --num_steps. Did you mean --max_steps?"),
     ({"contrastive_temprature": 0.1}, "Did you mean --contrastive_temperature?"),
-    ({"config": "/no/config.yaml"}, "there is no file /no/config.yaml."),
+    ({"config": "/no/config.yaml"}, "the file /no/config.yaml does not exist."),
     ({"id_map": "seven"}, "--id_map must look like '{7: 0, 8: 1}', got 'seven'."),
 ]
 NETWORKS = [
@@ -78,8 +78,8 @@ NETWORKS = [
     ({"dropout": 2}, "--dropout must be in [0, 1), got 2."),
 ]
 PLACES = [
-    ({"data_dir": "/no/such/folder"}, "There is no file /no/such/folder/dataset.yaml"),
-    ({"dataset": "cityscape"}, "There is no data set 'cityscape'; known are"),
+    ({"data_dir": "/no/such/folder"}, "The file /no/such/folder/dataset.yaml does not exist"),
+    ({"dataset": "cityscape"}, "The data set 'cityscape' is unknown; known are"),
     ({"train_split": "training"}, "folder has the splits ['train', 'validation'], not 'training'."),
     ({"streaming": True}, "--streaming reads parquet files or a Hub id"),
     ({"dataset_name": "/no/copy"}, "--dataset_name: /no/copy cannot be read"),
@@ -96,7 +96,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def refused(run_script, folder, tmp_path):
-    """The sentence that a run gets; it has left nothing."""
+    """Start a run, check that it left no files, and return its error message."""
 
     def run(**changes):
         output = changes.pop("output_dir", tmp_path / "run")
@@ -112,7 +112,7 @@ def refused(run_script, folder, tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [*FLAGS, *NETWORKS, *PLACES], ids=str)
-def test_wrong_setting(refused, changes, sentence):
+def test_a_wrong_setting_gets_one_sentence(refused, changes, sentence):
     assert sentence in refused(**changes)
 
 
@@ -126,13 +126,13 @@ def test_wrong_setting(refused, changes, sentence):
         ("max_steps: !!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
 )
-def test_wrong_configuration_file(refused, tmp_path, content, sentence):
+def test_a_wrong_configuration_file_gets_one_sentence(refused, tmp_path, content, sentence):
     (tmp_path / "config.yaml").write_text(content)
     assert sentence in refused(config=tmp_path / "config.yaml")
 
 
 def png_header_of(path, width, height):
-    """A PNG of some bytes that claims to be a huge image."""
+    """Write a small PNG whose header claims a huge size."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = b"IDAT" + zlib.compress(bytes(1000))
     chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (header, data)]
@@ -178,35 +178,35 @@ FILES = {
     "huge image": (
         for_all("train/images/*", lambda path: png_header_of(path, 100_000, 100_000)), "exceeds limit of"
     ),
-    "no images": (for_all("train/images/*", lambda path: path.unlink()), "hold(s) no image"),
-    "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "There is no folder"),
-    "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "There is no file"),
+    "no images": (for_all("train/images/*", lambda path: path.unlink()), "No image in"),
+    "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "does not exist"),
+    "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "does not exist"),
     "description is no YAML": (lambda folder: (folder / "dataset.yaml").write_text("a: ["), "is not valid YAML"),
     "unknown key": (describe(klasses=["a", "b"]), "unknown keys ['klasses']"),
     "one class": (describe(classes=["a"]), "must list the names of two classes or more"),
     "values of no class": (describe(label_values={0: "sky", 1: "sea"}), "names the class 'sea'"),
-    "path leaves the folder": (describe(splits=OUTSIDE), "../elsewhere must lie in the folder of the data set."),
+    "path leaves the folder": (describe(splits=OUTSIDE), "../elsewhere must be inside the folder of the data set."),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_wrong_file(refused, folder, case):
+def test_a_wrong_file_of_the_data_set_gets_one_sentence(refused, folder, case):
     damage, sentence = FILES[case]
     damage(folder)
     assert sentence in refused()
 
 
-def test_wrong_file_in_a_worker(refused, folder):
+def test_a_wrong_file_read_by_a_worker_gets_one_sentence(refused, folder):
     FILES["broken image"][0](folder)
     assert refused(num_workers=1).endswith("its format is unknown.")
 
 
-def test_corrections_that_leave_the_folder(refused, tmp_path):
+def test_corrections_outside_the_folder_are_refused(refused, tmp_path):
     (tmp_path / "corrections.csv").write_text("image_id,label\n0,../../etc/passwd\n")
     assert "../../etc/passwd must be a path below" in refused(corrections=tmp_path / "corrections.csv")
 
 
-def test_a_copy_does_not_choose_files_of_this_machine(refused, folder, tmp_path):
+def test_paths_in_a_foreign_copy_are_not_followed(refused, folder, tmp_path):
     rows = {"image": [], "label": [], "image_id": []}
     for number in range(6):
         rows["image"].append({"bytes": None, "path": str(folder / f"train/images/{number}.jpg")})
@@ -220,7 +220,7 @@ def test_a_copy_does_not_choose_files_of_this_machine(refused, folder, tmp_path)
 
 
 class Foreign:
-    """What a malicious pickle does when it is loaded."""
+    """A pickle that runs code when it is loaded."""
 
     def __reduce__(self):
         return os.mkdir, ("ran",)
@@ -240,7 +240,7 @@ class Foreign:
     ],
     ids=["junk", "other network", "foreign code", "plain pickle", "folder"],
 )
-def test_wrong_weights(refused, tmp_path, monkeypatch, write, sentence):
+def test_wrong_weights_get_one_sentence_and_run_no_code(refused, tmp_path, monkeypatch, write, sentence):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "weights.pth")
     assert sentence in refused(backbone_weights=tmp_path / "weights.pth")
@@ -249,7 +249,7 @@ def test_wrong_weights(refused, tmp_path, monkeypatch, write, sentence):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of four steps with its data."""
+    """Folders of a run of four steps and of its data."""
     root = tmp_path_factory.mktemp("trained")
     return root / "run", write_folder(root / "data", num_train=6, num_validation=3)
 
@@ -284,7 +284,9 @@ CHECKPOINTS = [
 
 
 @pytest.mark.parametrize(("changes", "damaged", "sentence"), CHECKPOINTS, ids=str)
-def test_wrong_checkpoint(run_script, run_of_four_steps, changes, damaged, sentence):
+def test_a_wrong_checkpoint_gets_one_sentence_and_stays_as_it_is(
+    run_script, run_of_four_steps, changes, damaged, sentence
+):
     run, data = run_of_four_steps
     for name in damaged:
         path = run / "checkpoints" / name

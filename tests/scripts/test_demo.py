@@ -1,4 +1,4 @@
-"""The demo in a headless browser: upload, click, opacity, wrong files, a phone."""
+"""The demo in a headless browser: uploads, clicks, opacity, wrong files, a small screen."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    """The demo of a small network, running."""
+    """Address of a running demo of a small network."""
     from conftest import TIMM_TINY
 
     from msctr_hf import MsctrConfig
@@ -129,7 +129,7 @@ def test_upload_click_and_opacity(page, image, folder):
     assert (rows.mean(), columns.mean()) == pytest.approx((60, 200), abs=4)
     assert tuple(similar[60, 200]) == (178, 24, 43)  # its cosine to itself is 1
     image_of_page = screenshot(page, folder, "desktop")
-    assert np.unique(image_of_page.reshape(-1, 3), axis=0).shape[0] > 500  # no empty page
+    assert np.unique(image_of_page.reshape(-1, 3), axis=0).shape[0] > 500  # the page is not empty
 
     slider = page.locator("input[type=range]")
     slider.focus()
@@ -157,7 +157,7 @@ def test_a_file_that_is_no_image_gets_a_message_on_the_page(page, folder, image,
     assert name in text
     assert str(folder) not in text
     screenshot(page, folder, f"wrong_{name.split('.')[0]}")
-    upload(page, image)  # and the page goes on
+    upload(page, image)  # the page still works
     page.wait_for_selector("#areas td.share")
 
 

@@ -23,7 +23,7 @@ def folder(tmp_path):
     return write_folder(tmp_path / "data", num_validation=3)
 
 
-def test_scores_are_those_of_the_predicted_files(run_script, model, folder, tmp_path):
+def test_evaluate_gives_the_scores_of_the_files_that_predict_writes(run_script, model, folder, tmp_path):
     view = ["--scales", "0.75", "1", "--flip"]
     code, out, error = run_script(
         "evaluate.py", "--model", model, "--dataset", "folder", "--data_dir", folder, "--num_workers", "0",
@@ -46,7 +46,7 @@ def test_scores_are_those_of_the_predicted_files(run_script, model, folder, tmp_
     assert results["images"] == 3
 
 
-def test_batches_score_as_single_images(run_script, model, folder, tmp_path):
+def test_batch_size_does_not_change_scores(run_script, model, folder, tmp_path):
     common = ["--model", model, "--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--device", "cpu"]
     results = []
     for batch_size in (1, 3):
@@ -80,25 +80,41 @@ def test_prediction_writes_ids_and_overlays_at_the_size_of_the_image(run_script,
     )  # fmt: skip
     assert (code, "2 image" in out) == (0, True)
     labels = Image.open(tmp_path / "maps/street.png")
-    assert (labels.mode, labels.size) == ("L", (70, 45))
+    assert (labels.mode, labels.size) == ("P", (70, 45))
+    assert labels.getpalette()[:9] == [255, 0, 0, 0, 255, 0, 0, 0, 255]
     assert np.asarray(labels).max() < 3
     overlay = Image.open(tmp_path / "maps/below/house_overlay.png")
     assert overlay.width == 32
     assert overlay.height > 33
 
 
+def test_prediction_takes_several_inputs_and_writes_gray_files_on_request(run_script, model, tmp_path):
+    for name in ("a.png", "b.png", "night/c.png", "day/d.png"):
+        write_image(tmp_path / "images" / name)
+    code, out, error = run_script(
+        "predict.py", "--model", model, "--input", tmp_path / "images/a.png", tmp_path / "images/b.png",
+        "--input", tmp_path / "images/nig*", f"--input={tmp_path / 'images/day'}", "--output_dir", tmp_path / "maps",
+        "--palette", "false", "--batch_size", "2", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, error
+    assert "4 image" in out
+    names = ["a.png", "b.png", "d.png", "night/c.png"]
+    assert {Image.open(tmp_path / "maps" / name).mode for name in names} == {"L"}
+
+
 @pytest.mark.parametrize(
     ("script", "changes", "message"),
     [
         ("evaluate.py", {"model": "/no/model"}, "/no/model"),
-        ("evaluate.py", {"dataset": "ade"}, "There is no data set"),
-        ("evaluate.py", {"dataset": "synthetic_scenes"}, "3 classes apart"),
+        ("evaluate.py", {"dataset": "synthetic_scenes"}, "predicts 3 classes"),
+        ("evaluate.py", {"dataset": "ade"}, "is unknown"),
         ("evaluate.py", {"split": "test"}, "splits"),
         ("evaluate.py", {"device": "cuda:77"}, "--device"),
         ("evaluate.py", {"batch_size": "0"}, "batch_size"),
         ("evaluate.py", {"window_size": "32"}, "window_size"),
         ("evaluate.py", {"dtype": "int8"}, "dtype"),
         ("predict.py", {"input": "/no/image.jpg"}, "/no/image.jpg"),
+        ("predict.py", {"input": "/no/*.jpg"}, "--input: nothing matches '/no/*.jpg'"),
         ("predict.py", {"model": "/no/model"}, "/no/model"),
     ],
 )
@@ -115,7 +131,7 @@ def test_wrong_input_gets_one_sentence(run_script, model, folder, tmp_path, scri
     assert not (tmp_path / "out").exists()
 
 
-def test_unreadable_images_are_named_and_the_others_labeled(run_script, model, tmp_path):
+def test_unreadable_images_are_named_and_the_others_are_labeled(run_script, model, tmp_path):
     write_image(tmp_path / "images/good.png")
     (tmp_path / "images/bad.png").write_bytes(b"nothing")
     code, _, error = run_script(
@@ -145,9 +161,9 @@ def change_config(**changes):
 
 NO_MODEL = {
     "another kind of model": (change_config(model_type="bert"), "cannot be loaded"),
-    "a kind that nobody knows": (change_config(model_type="nonesuch"), "cannot be loaded"),
-    "a setting that is not one": (change_config(contrastive_temprature=0.1), "Did you mean"),
-    "a decode head that is not one": (change_config(decode_head="linear"), "linear"),
+    "an unknown kind of model": (change_config(model_type="nonesuch"), "cannot be loaded"),
+    "an unknown setting": (change_config(contrastive_temprature=0.1), "Did you mean"),
+    "an unknown decode head": (change_config(decode_head="linear"), "linear"),
     "broken weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"none"), "cannot be loaded"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
 }

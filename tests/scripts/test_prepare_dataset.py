@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -56,7 +58,7 @@ def test_card_is_readable_and_names_the_terms(prepare, tmp_path):
     assert "| 10 | bicyclist |" in text
 
 
-def test_card_tells_of_splits_converted_before(run_script, tmp_path):
+def test_card_lists_splits_converted_before(run_script, tmp_path):
     root = write_folder(tmp_path / "data", num_train=3, num_validation=2)
     options = ["--dataset", "folder", "--data_dir", root, "--num_workers", "0", "--output_dir", tmp_path / "copy"]
     for split in ("validation", "train"):
@@ -86,7 +88,7 @@ def test_all_broken_files_are_listed_and_nothing_is_written(prepare, official, t
         assert not (tmp_path / "copy").exists()
 
 
-def test_conversion_goes_on_where_it_stopped(prepare, official, tmp_path, monkeypatch):
+def test_conversion_resumes_where_it_stopped(prepare, official, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_copy, "SHARD_BYTES", 1500)
     whole = parquet_copy._write_shard
     written = []
@@ -113,7 +115,23 @@ def test_conversion_goes_on_where_it_stopped(prepare, official, tmp_path, monkey
     assert_same_samples(tmp_path / "copy", official)
 
 
-def test_other_files_do_not_go_into_the_same_copy(prepare, official, tmp_path):
+def test_report_of_an_older_version_is_read(prepare, official, tmp_path, monkeypatch):
+    prepare("--output_dir", tmp_path / "copy")
+    path = tmp_path / "copy/report_train.json"
+    report = json.loads(path.read_text())
+    card = (tmp_path / "copy/README.md").read_text()
+    former = {"images": "pictures", "in_images": "in_pictures"}
+    path.write_text(json.dumps({former.get(key, key): value for key, value in report.items()}))
+    monkeypatch.setattr(
+        preparation, "check_rows", lambda *args, **kwargs: pytest.fail("the files were checked before")
+    )
+    code, out, error = prepare("--output_dir", tmp_path / "copy")
+    assert (code, "train: 5 images, 16x12 (5)" in out) == (0, True), error
+    assert json.loads(path.read_text()) == report
+    assert (tmp_path / "copy/README.md").read_text() == card
+
+
+def test_folders_with_other_content_are_refused(prepare, official, tmp_path):
     prepare("--output_dir", tmp_path / "copy")
     write_image(LAYOUT.pair(official, 3)[0], (12, 16), seed=77)
     code, _, error = prepare("--output_dir", tmp_path / "copy")
@@ -124,7 +142,7 @@ def test_other_files_do_not_go_into_the_same_copy(prepare, official, tmp_path):
     assert (code, "not empty" in error) == (2, True)
 
 
-def test_generic_folder_takes_its_description_along(run_script, tmp_path):
+def test_description_of_a_folder_is_copied(run_script, tmp_path):
     root = LAYOUTS["folder"].write(tmp_path / "mine")
     options = ["--dataset", "folder", "--data_dir", root, "--splits", "train", "--num_workers", "0"]
     assert run_script("prepare_dataset.py", *options, "--output_dir", tmp_path / "copy")[0] == 0

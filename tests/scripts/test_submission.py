@@ -1,4 +1,4 @@
-"""Files for test servers, judged by the official evaluation of Cityscapes."""
+"""Files for test servers, checked with the official evaluation of Cityscapes."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def save_model(folder, tiny_config, name):
 
 
 def write_cityscapes(root, count):
-    """Synthetic scenes under the raw ids of Cityscapes, void ones and -1 (as 255) among them."""
+    """Write synthetic scenes with raw ids of Cityscapes, some of which are void."""
     random = np.random.default_rng(0)
     for number in range(count):
         city = ("frankfurt", "munster")[number % 2]
@@ -48,7 +48,7 @@ def write_cityscapes(root, count):
 
 
 @pytest.mark.slow
-def test_official_evaluation_of_our_files_gives_our_scores(run_script, tiny_config, tmp_path):
+def test_official_evaluation_of_our_files_gives_the_scores_of_evaluate(run_script, tiny_config, tmp_path):
     model = save_model(tmp_path / "model", tiny_config, "cityscapes")
     root = write_cityscapes(tmp_path / "cityscapes", 6)
     code, _, error = run_script(
@@ -74,7 +74,7 @@ def test_official_evaluation_of_our_files_gives_our_scores(run_script, tiny_conf
 
 
 def judge(root, folder):
-    """Run `cityscapesscripts` in an environment of its own: it needs an older numpy."""
+    """Run `cityscapesscripts` in a separate environment, since it needs an older numpy."""
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv/bin/python"
     install = [python, "-m", "pip", "install", "--quiet", "cityscapesscripts==2.3.0", "numpy<2.4"]
@@ -108,7 +108,9 @@ def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_p
     assert code == 0, error
     assert [path.name for path in (tmp_path / "submission").iterdir()] == [expected]
     train_ids = np.asarray(Image.open((tmp_path / "ids" / file_name).with_suffix(".png")))
-    raw = np.asarray(Image.open(tmp_path / "submission" / expected))
+    submitted = Image.open(tmp_path / "submission" / expected)
+    assert submitted.mode == "L"
+    raw = np.asarray(submitted)
     raw_values = {label: value for value, label in DATASETS[name].label_values.items()}
     assert raw.dtype == np.uint8
     assert np.array_equal(raw, np.vectorize(raw_values.get)(train_ids))
@@ -123,7 +125,9 @@ def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_p
         ("nothing", "a.jpg", "known are"),
     ],
 )
-def test_what_no_server_takes_gets_a_sentence(run_script, tiny_config, tmp_path, name, file_name, message):
+def test_images_and_models_that_fit_no_test_server_get_one_sentence(
+    run_script, tiny_config, tmp_path, name, file_name, message
+):
     model = save_model(tmp_path / "model", tiny_config, "cityscapes")
     write_image(tmp_path / "images" / file_name, (64, 96))
     code, _, error = run_script(

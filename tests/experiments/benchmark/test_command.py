@@ -6,7 +6,7 @@ from conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
-def threads_of_other_tests():
+def restore_number_of_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -43,7 +43,7 @@ def test_training_step_is_measured_in_all_modes(run_script, tmp_path):
     assert code == 0
     rows = json.loads((tmp_path / "f.json").read_text())["rows"]
     assert [row["mode"] for row in rows] == ["ce", "ms", "ms_cs", "ms_cs, straightforward"]
-    assert rows[0]["time beside ce"] == 1
+    assert rows[0]["time / ce"] == 1
     for row in rows:
         phases = [row[f"{phase} ms"] for phase in ("forward", "loss", "backward", "optimizer")]
         assert sum(phases) == pytest.approx(row["step ms"])
@@ -51,7 +51,7 @@ def test_training_step_is_measured_in_all_modes(run_script, tmp_path):
         assert row["data ms"] > 0
 
 
-def test_missing_gpu_and_missing_configuration_get_a_sentence(run_script, tmp_path, monkeypatch):
+def test_missing_gpu_and_missing_configuration_are_reported_in_one_sentence(run_script, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, _, error = run_script("benchmark.py", "loss", "--device", "cuda", "--output", tmp_path / "f.json")
     assert code == 2

@@ -10,7 +10,7 @@ def allocate(megabytes):
     return lambda: torch.ones(megabytes, 2**18)
 
 
-def test_peak_is_that_of_the_step_alone():
+def test_peak_memory_is_that_of_the_step_alone():
     assert 60 < peak_megabytes(allocate, (64,), (1,), CPU) < 80
 
 
@@ -31,10 +31,10 @@ def test_ratio_below_its_target_is_a_miss():
 def test_measures_below_the_resolution_are_printed_as_such_and_have_no_ratio(memory):
     row = compare({"dense": 0.002, "ours": 0.0}, dict(zip(("dense", "ours"), memory, strict=True)))
     assert (row["speed-up"], row["memory ratio"]) == (None, None)
-    assert (row["dense MB"], row["ours MB"]) == memory  # the file keeps what was measured
+    assert (row["dense MB"], row["ours MB"]) == memory  # the file keeps the measures
     cells = [cell.strip() for cell in markdown_table([row]).splitlines()[2].strip("|").split("|")]
     assert cells == ["2.00", "< 0.01", "", *("30.0" if each > 1 else "< 1" for each in memory), ""]
-    assert misses_target(row | {"memory ratio target": 2.0})  # nobody has seen it reached
+    assert misses_target(row | {"memory ratio target": 2.0})  # it could not be measured
 
 
 def test_measures_at_the_resolution_and_above_have_a_ratio():

@@ -1,4 +1,4 @@
-"""What we compare ourselves with computes the same."""
+"""The straightforward forms that benchmarks compare with compute the same values."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_dense_form_equals_plain_loops():
         torch.testing.assert_close(dense_info_nce_loss(*given), info_nce_by_loops(*given))
 
 
-def test_pair_by_pair_sampler_draws_as_many_of_every_class():
+def test_pair_by_pair_sampler_draws_as_many_pixels_of_every_class():
     labels = torch.randint(0, 4, (2, 6, 8)).repeat_interleave(4, 1).repeat_interleave(4, 2)
     features = torch.randn(2, 3, 12, 16)
     rows, row_labels = sample_pair_by_pair(features, labels, 4)
@@ -49,7 +49,7 @@ def test_network_has_the_loss_of_ours_with_the_dense_objective_where_all_pixels_
     assert ours.loss.item() > ours.loss_terms["cross_entropy"].item() + 0.5
 
 
-def test_stage_too_coarse_for_anchors_has_no_terms_in_either_form():
+def test_stage_that_is_too_coarse_for_anchors_has_no_terms_in_either_form():
     labels = torch.arange(4).view(1, 2, 2).repeat_interleave(4, 1).repeat_interleave(4, 2).repeat(2, 1, 1)
     features = [torch.randn(2, 6, side, side, dtype=torch.float64, requires_grad=True) for side in (8, 2)]
     ours, _ = MultiScaleContrastiveLoss(4, (1, 2), (1.0, 0.7), ((0, 1),), (1.0,))(features, labels)

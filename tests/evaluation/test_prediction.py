@@ -1,0 +1,169 @@
+"""Labels of files: which images, in which files, in which batches."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from layouts import write_image
+from PIL import Image
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.data.images import read_labels
+from msctr_hf.data.labels import LabelMapping
+from msctr_hf.errors import UsageError
+from msctr_hf.evaluation.prediction import predict_files, save_labels
+from msctr_hf.evaluation.predictor import Predictor
+from msctr_hf.evaluation.settings import InferenceSettings
+
+PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9], [7, 7, 7]]
+
+
+@pytest.fixture
+def predictor(tiny_config):
+    model = MsctrForSemanticSegmentation(tiny_config(palette=PALETTE)).double().eval()  # float64: batches are exact
+    return Predictor(model, MsctrImageProcessor(size_divisor=32))
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Neighbors of one size, of other sizes, and one below."""
+    folder = tmp_path / "images"
+    for number, size in enumerate([(40, 56), (40, 56), (40, 56), (33, 70), (40, 56), (33, 70), (33, 70)]):
+        write_image(folder / f"{number}.png", size, seed=number)
+    write_image(folder / "night/0.png", (40, 56), seed=9)
+    return folder
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def label_maps(predictor, source, folder, **settings):
+    predict_files(replace(predictor, settings=InferenceSettings(**settings)), source, folder)
+    return {name: (folder / name).read_bytes() for name in files_below(folder)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"flip": True, "scales": (0.75, 1.0)}, {"window_size": (32, 32)}, {"flip": True, "window_size": (32, 48)}],
+    ids=str,
+)
+def test_batches_give_the_files_of_single_images(predictor, images, tmp_path, settings):
+    singles = label_maps(predictor, images, tmp_path / "singles", batch_size=1, **settings)
+    assert len(singles) == 16
+    assert len({content for name, content in singles.items() if "overlay" not in name}) == 8  # the maps do differ
+    assert label_maps(predictor, images, tmp_path / "batches", batch_size=3, **settings) == singles
+
+
+def test_no_batch_is_larger_than_asked_for_and_no_more_than_one_image_is_read_ahead(predictor):
+    sizes, read = [], []
+    predictor.model.register_forward_pre_hook(
+        lambda model, arguments, options: sizes.append(len(options["pixel_values"])), with_kwargs=True
+    )
+
+    def images():
+        for width in [64, 64, 64, 64, 64, 96, 64]:
+            read.append(width)
+            yield Image.new("RGB", (width, 64))
+
+    predictor.settings = InferenceSettings(batch_size=2)
+    ahead = [len(read) - done for done, _ in enumerate(predictor(images()))]
+    assert sizes == [2, 2, 1, 1, 1]
+    assert max(ahead) <= 3
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_that_become_one_size_share_a_batch_and_keep_their_own_sizes(flip):
+    config = SegformerConfig(
+        num_labels=3, depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], num_attention_heads=[1, 1, 1, 1],
+        decoder_hidden_size=8,
+    )  # fmt: skip
+    model = SegformerForSemanticSegmentation(config).double().eval()
+    processor = SegformerImageProcessor(size={"height": 64, "width": 64})
+    random = np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)) for size in [(40, 50), (70, 30), (9, 9)]]
+    singles = list(Predictor(model, processor, InferenceSettings(flip=flip))(images))
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    batch = list(Predictor(model, processor, InferenceSettings(flip=flip, batch_size=6))(images))
+    assert len(calls) == 1
+    assert [labels.shape for labels in batch] == [(40, 50), (70, 30), (9, 9)]
+    assert all(np.array_equal(one, other) for one, other in zip(batch, singles, strict=True))
+
+
+def test_files_folders_and_patterns_are_labeled_together_each_image_once(predictor, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(images)
+    written = predict_files(predictor, ["0.png", "../images/0.png", "./[12].png", "n*"], tmp_path / "maps")
+    assert written == 4
+    names = [name for name in files_below(tmp_path / "maps") if "overlay" not in name]
+    assert names == ["0.png", "1.png", "2.png", "night/0.png"]
+
+
+def test_patterns_keep_sub_folders_and_leave_other_files_out(predictor, images, tmp_path):
+    (images / "night/notes.txt").write_text("no image")
+    assert predict_files(predictor, str(images / "**/0*"), tmp_path / "maps") == 2
+    assert predict_files(predictor, str(images / "*/*"), tmp_path / "night") == 1
+    assert files_below(tmp_path / "maps") == ["0.png", "0_overlay.png", "night/0.png", "night/0_overlay.png"]
+    assert files_below(tmp_path / "night") == ["night/0.png", "night/0_overlay.png"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(predictor, tmp_path):
+    write_image(tmp_path / "images/a[1].png")
+    write_image(tmp_path / "images/a1.png")
+    assert predict_files(predictor, tmp_path / "images/a[1].png", tmp_path / "maps") == 1
+    assert files_below(tmp_path / "maps") == ["a[1].png", "a[1]_overlay.png"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "sentence"),
+    [
+        (["0.png", "night/0.png"], "0.png and night/0.png would both be written to"),
+        (["0.png", "night"], "would both be written to"),
+        (["1.png", "1_overlay.jpg"], "1.png and 1_overlay.jpg would both be written to"),
+        (["0.png", "*.tif"], r"`sources`: nothing matches '\*.tif'"),
+        (["*.txt"], r"`sources`: \*.txt has no images"),
+        (["none.png"], "none.png is neither a file nor a folder"),
+        ([], "name an image, a folder or a pattern"),
+    ],
+)
+def test_what_matches_nothing_or_meets_in_one_file_is_refused_before_writing(
+    predictor, images, tmp_path, monkeypatch, sources, sentence
+):
+    write_image(images / "1_overlay.jpg")
+    (images / "notes.txt").write_text("no image")
+    monkeypatch.chdir(images)
+    with pytest.raises(UsageError, match=sentence):
+        predict_files(predictor, sources, tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_label_files_show_the_class_colors_and_hold_the_classes(predictor, images, tmp_path):
+    predict_files(predictor, images / "0.png", tmp_path / "colors")
+    predict_files(predictor, images / "0.png", tmp_path / "gray", palette=False)
+    colors, gray = (Image.open(tmp_path / folder / "0.png") for folder in ("colors", "gray"))
+    assert (colors.mode, gray.mode) == ("P", "L")
+    assert np.array_equal(np.asarray(colors), np.asarray(gray))
+    assert np.array_equal(np.asarray(colors.convert("RGB")), np.asarray(PALETTE, np.uint8)[np.asarray(gray)])
+
+
+@pytest.mark.parametrize("num_colors", [2, 3, 16, 19, 256])
+def test_every_value_survives_a_palette_of_any_length(tmp_path, num_colors):
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    save_labels(labels, tmp_path / "labels.png", [(color, 0, 1) for color in range(num_colors)])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
+
+
+def test_more_than_256_classes_get_16_bits(tmp_path):
+    labels = np.array([[0, 255], [256, 1000]])
+    save_labels(labels, tmp_path / "labels.png", [(0, 0, 0)] * 1001)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
+
+
+def test_predicted_files_can_be_labels_of_a_data_set(predictor, images, tmp_path):
+    predict_files(predictor, images / "0.png", tmp_path / "maps")
+    path = tmp_path / "maps/0.png"
+    mapping = LabelMapping({value: value for value in range(len(PALETTE))})
+    ids = read_labels({"path": str(path), "bytes": path.read_bytes()}, mapping)
+    assert ids.mode == "L"
+    assert np.array_equal(np.asarray(ids), np.asarray(Image.open(path)))
