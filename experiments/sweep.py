@@ -63,7 +63,7 @@ class SweepRun(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether the run has been validated after its last step."""
+        """Whether the run has been validated after its last step, which is its only validation."""
         duration = read_json(self.folder / RUN_FILE).get("duration", self.settings)
         return read_json(self.folder / RESULTS_FILE).get("step", 0) == duration["max_steps"]
 

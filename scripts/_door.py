@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: they run a module of the package, or of experiments/."""
+"""Run a command of the package, or of experiments/, for the scripts of this folder."""
 
 import importlib
 import sys
@@ -8,8 +8,8 @@ _SCRIPTS = Path(__file__).resolve().parent
 
 
 def run(module: str) -> None:
-    """Call `main` of a module with the words of the command line."""
-    # Python puts the folder of a script first, where evaluate.py would hide the package `evaluate`; the clone comes
-    # last, so that an installed msctr_hf is preferred to that of the clone
+    """Import a module and call its `main` with the command line."""
+    # Python puts the folder of a script first, where evaluate.py would hide the package `evaluate`; the clone is put
+    # last, so that an installed msctr_hf takes precedence
     sys.path = [folder for folder in sys.path if folder != str(_SCRIPTS)] + [str(_SCRIPTS.parent)]
     importlib.import_module(module).main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Table of finished runs: python scripts/model_zoo.py --help"""
+"""Print a table of finished runs: python scripts/model_zoo.py --help"""
 
 if __name__ == "__main__":
     from _door import run

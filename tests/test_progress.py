@@ -5,6 +5,8 @@ import sys
 
 import pytest
 from conftest import ROOT
+from layouts import write_folder
+from small_run import flags
 
 from msctr_hf import progress as module
 from msctr_hf.progress import progress, say
@@ -86,3 +88,13 @@ def test_a_terminal_shows_a_bar_and_lines_above_it(monkeypatch):
 def test_no_other_module_draws_a_bar():
     users = [path.name for path in (ROOT / "msctr_hf").rglob("*.py") if "tqdm" in path.read_text()]
     assert users == ["progress.py"]  # so that all of them follow the same rule
+
+
+def test_the_log_of_a_run_has_whole_lines_and_nothing_of_libraries(run_script, tmp_path):
+    folder = write_folder(tmp_path / "data", num_train=6, num_validation=3)
+    code, out, error = run_script("train.py", *flags(folder, tmp_path / "run", max_steps=4))
+    assert code == 0, error
+    (line,) = error.splitlines()
+    assert line.startswith("training: 4/4 steps, 00:")
+    assert "\r" not in out + error
+    assert "step 2: validation mIoU " in out

@@ -168,7 +168,7 @@ class CommandLine(HfArgumentParser):
         return " ".join(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, sentence).split())
 
     def _replaced_by(self, words: Sequence[str]) -> set[str]:
-        """List the settings whose values in a recipe are ignored, since a flag replaces them by another setting."""
+        """Find settings whose values in a recipe do not count, since a flag says the same in another way."""
         given = (self._option_string_actions.get(word.split("=")[0]) for word in words)
         return {other for action in given if action for other in self.instead_of.get(action.dest, ())}
 

@@ -174,9 +174,7 @@ def write_on_all_ranks(
         message, cause = " ".join(str(error).split())[:300] or type(error).__name__, error
     failures = [text for text in gather_object([message]) if text is not None]
     if failures:
-        raise UsageError(
-            f"{what} could not be written ({failures[0]}); free some space there, then {advice}."
-        ) from cause
+        raise UsageError(f"{what} could not be written ({failures[0]}); make room there, then {advice}.") from cause
 
 
 def write_on_main(

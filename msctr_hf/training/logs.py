@@ -167,7 +167,7 @@ class RunLog:
                 raise
             reason = error.strerror or str(error)
             raise UsageError(
-                f"{self.path} could not be written ({reason}); free some space, then resume with `resume='auto'`."
+                f"{self.path} could not be written ({reason}); make room there, then resume with `resume='auto'`."
             ) from error
 
 

@@ -56,6 +56,13 @@ def test_booleans_work_bare_and_with_a_value(words, expected):
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"), [(["--hub_images"], True), (["--hub_images", "false"], False), ([], None)]
+)
+def test_booleans_that_are_unset_by_default_work_bare_too(words, expected):
+    assert command_line().parse(words)[3].hub_images is expected
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["--contrastive_detach_coarse"], {"contrastive_detach_coarse": True}),
