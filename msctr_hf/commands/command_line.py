@@ -124,8 +124,8 @@ class CommandLine(HfArgumentParser):
         A misspelled name or value prints one line of usage and one sentence, and exits with code 2.
 
         Args:
-            argv (`Sequence[str]`): The words of the command line.
-            without (`Iterable[str]`): Settings whose values in the recipe do not count.
+            argv (`Sequence[str]`): Words that follow the command.
+            without (`Iterable[str]`): Settings whose values in the recipe are ignored.
 
         Raises:
             UsageError: If a value is out of range, or values contradict each other.

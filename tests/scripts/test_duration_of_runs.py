@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from interrupted_run import finish, start
 from layouts import write_folder
 from safetensors.torch import load_file
-from small_run import flags
+from small_run import TORCHRUN, flags
 
 from msctr_hf.training.checkpointing import find_checkpoint
 from msctr_hf.training.run_folder import read_log
@@ -65,6 +66,19 @@ def test_a_flag_of_epochs_replaces_the_steps_of_a_recipe(run_script, folder, tmp
     assert code == 0, error
     assert "num_train_epochs was 1.5 and is 2.0 from here on." in out
     assert (last_step(run), validated(run)) == (6, [3, 5, 6])
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_steps_of_an_epoch_and_end_early_together(folder, tmp_path):
+    run = tmp_path / "run"
+    settings = {**EPOCHS, "num_train_epochs": 40, "validation_steps": 1, "early_stopping_patience": 2}
+    settings |= {"optimizer": "sgd", "learning_rate": 0}  # scores change with the statistics only, and soon not at all
+    code, output = finish(start(*flags(folder, run, **settings), launcher=TORCHRUN))
+    assert code == 0, output
+    assert "40 steps, 40.0 epochs" in output  # 6 images in batches of 2 x 2
+    assert output.count("validations, so training ends early") == 1
+    assert last_step(run) < 40
+    assert (run / "last/model.safetensors").exists()
 
 
 def test_a_recipe_with_both_is_refused(run_script, folder, tmp_path):

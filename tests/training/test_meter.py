@@ -5,7 +5,7 @@ from msctr_hf.training.logs import RunningMeans
 from msctr_hf.training.meter import Meter
 
 
-def test_images_per_second_leave_out_the_time_between_steps(monkeypatch):
+def test_images_per_second_exclude_the_time_of_validation_and_saving(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(meter.time, "perf_counter", lambda: clock[0])
     measured = Meter(Accelerator(cpu=True), RunningMeans(), images_per_step=8)
