@@ -74,7 +74,7 @@ def test_test_command_is_what_ci_runs():
 
 
 def test_table_and_commands_of_runs_are_those_of_the_files():
-    rows = [row for name in ("quickstart", *SWEEPS) for row in results(name)]
+    rows = [row for name in ("quickstart", "example", *SWEEPS) for row in results(name)]
     assert zoo_table(rows) in RESULTS
     assert zoo_commands(rows) in RESULTS
 
