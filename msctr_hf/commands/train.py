@@ -67,11 +67,18 @@ def train(config: str | PathLike | None = None, **settings: Any) -> dict[str, An
 
 
 def _train_and_print(*groups: Any) -> None:
+    from accelerate.state import PartialState, is_initialized
+
     from ..training.train import print_results
 
-    results = _train(*groups)
-    if results:
-        print_results(results, groups[2].output_dir)
+    try:
+        results = _train(*groups)
+        if results:
+            print_results(results, groups[2].output_dir)
+    finally:
+        # not in `train`: a program that calls it may continue to use the group of its processes
+        if is_initialized():
+            PartialState().destroy_process_group()
 
 
 def _train(
