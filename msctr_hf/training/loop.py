@@ -221,8 +221,9 @@ class TrainingLoop:
         by equal ones. An upload cannot be repeated without a second commit, so it comes after the mark.
         """
         progress = self.progress
-        self.log.write_validation(result, progress.step)
-        score = result.score(self.args.metric_for_best_model)
+        metric = self.args.metric_for_best_model
+        self.log.write_validation(result, progress.step, metric)
+        score = result.score(metric)
         is_best = score > progress.best_score
         progress.validations_without_best = 0 if is_best else progress.validations_without_best + 1
         if is_best:

@@ -120,10 +120,15 @@ def test_a_batch_that_the_learning_rate_is_not_meant_for_is_reported(run_script,
 )
 def test_the_best_model_is_the_one_with_the_largest_chosen_score(run_script, folder, tmp_path, metric, keys):
     run = tmp_path / "run"
-    scores = {}
+    scores, logged = {}, set()
+
+    def write_validation_to_scores(log, result, step, chosen):
+        scores[step] = result.results
+        logged.add(chosen)
+
     write_validation = "msctr_hf.training.logs.RunLog.write_validation"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_validation, lambda self, result, step: scores.update({step: result.results}))
+        patch.setattr(write_validation, write_validation_to_scores)
         settings = {"max_steps": 6, "validation_steps": 1, "metric_for_best_model": metric}
         assert run_script("train.py", *flags(folder, run, **settings))[0] == 0
 
@@ -132,7 +137,7 @@ def test_the_best_model_is_the_one_with_the_largest_chosen_score(run_script, fol
             results = results[key]
         return results or 0.0
 
-    assert len(scores) == 6
+    assert (len(scores), logged) == (6, {metric})
     best = max(scores, key=lambda step: score(scores[step]))  # the first where several are equal
     results = json.loads((run / "results.json").read_text())
     assert results == {"step": best, **scores[best]}
