@@ -44,7 +44,9 @@ class Epochs:
         """Number of optimizer steps of so many epochs; of the last one a part where the number is not whole."""
         whole = int(num_epochs)
         part = round((num_epochs - whole) * self.steps(whole), 6)  # 0.1 of 10 steps is one, not 1.0000000000000009
-        return max(1, sum(map(self.steps, range(whole))) + math.ceil(part))
+        # not a sum where all epochs are as long: a run that ends early may have any number of them
+        of_whole = whole * self.steps() if self.sampler.repeats is None else sum(map(self.steps, range(whole)))
+        return max(1, of_whole + math.ceil(part))
 
     def epochs_until(self, num_steps: int) -> float:
         """Number of epochs of so many optimizer steps, the inverse of `steps_until`."""

@@ -44,6 +44,13 @@ def test_a_part_of_an_epoch_is_rounded_up_to_a_step(num_epochs, steps):
     assert epochs(num_images=20).steps_until(num_epochs) == steps
 
 
+def test_epochs_of_one_length_are_not_drawn_one_by_one(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ShuffledSampler, "set_epoch", lambda sampler, epoch: drawn.append(epoch))
+    assert epochs(num_images=20).steps_until(1000) == 10_000
+    assert len(drawn) < 5
+
+
 def test_processes_share_an_epoch():
     assert epochs(num_images=17, batch_size=2, num_processes=3).steps() == 2  # 8 batches
 
