@@ -139,6 +139,7 @@ def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None) -> 
         "data_terms": " ".join(spec.license.split()).rstrip(".") if spec is not None else None,
         "data_is_drawn": spec is not None and isinstance(spec.source, SyntheticSource),
         "training": _cells(_training(config, run)),
+        "validation_was_trained_on": "validation" in settings.get("train_split", "").split("+"),
         "scores": iou_table(results) if results else None,
         "images": results.get("images"),
         "worst": _worst_classes(results),

@@ -213,6 +213,18 @@ def test_results_of_older_runs_without_confusions_still_make_a_card(run_folder):
     assert "predicted as" not in text
 
 
+def test_scores_on_images_of_the_training_are_called_so(run_folder):
+    fresh, seen = (
+        "It was validated on the validation split",
+        "It was trained on the images of the validation split too",
+    )
+    texts = {split: card_of(run_folder, {"train_split": split}).text for split in ("train", "train+validation")}
+    assert {split: (fresh in text, seen in text) for split, text in texts.items()} == {
+        "train": (True, False),
+        "train+validation": (False, True),
+    }
+
+
 def test_drawn_images_are_called_drawn(run_folder):
     drawn = "A program draws these images"
     assert drawn in card_of(run_folder, spec=get_dataset_spec("synthetic_scenes")).text
