@@ -8,8 +8,8 @@ from transformers import SwinConfig, SwinForImageClassification
 from msctr_hf import MsctrForSemanticSegmentation, load_backbone_weights
 
 
-def shaken(network):
-    """The state of a network after changing every initial value, statistics of normalization layers included."""
+def perturbed_state(network):
+    """Change every value of a network, statistics of normalization layers included, and return its state dict."""
     for value in network.state_dict().values():
         if value.is_floating_point():
             value.mul_(0.9).add_(0.01 * torch.rand_like(value))
@@ -19,7 +19,7 @@ def shaken(network):
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_classifier_file_of_timm_fills_the_backbone_including_its_statistics(tiny_config, tmp_path, name, suffix):
-    state = shaken(timm.create_model(name))
+    state = perturbed_state(timm.create_model(name))
     path = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
     indices = [0, 1, 2, 3] if name == "convnext_atto" else [1, 2, 3, 4]
@@ -37,7 +37,7 @@ def test_a_classifier_file_of_timm_fills_the_backbone_including_its_statistics(t
 
 
 def test_weights_of_a_plain_vision_transformer_of_timm_fill_the_backbone(tiny_config, tmp_path):
-    state = shaken(timm.create_model("vit_tiny_patch16_224"))
+    state = perturbed_state(timm.create_model("vit_tiny_patch16_224"))
     save_file(state, tmp_path / "weights.safetensors")
     backbone = {"model_type": "timm_backbone", "backbone": "vit_tiny_patch16_224", "out_indices": [2, 5, 8, 11]}
     model = MsctrForSemanticSegmentation(tiny_config(backbone=backbone))
@@ -52,7 +52,7 @@ def test_weights_of_a_plain_vision_transformer_of_timm_fill_the_backbone(tiny_co
 
 
 def test_loaded_weights_are_saved_with_the_network(tiny_config, tmp_path):
-    torch.save(shaken(timm.create_model("resnet18")), tmp_path / "weights.pth")
+    torch.save(perturbed_state(timm.create_model("resnet18")), tmp_path / "weights.pth")
     model = MsctrForSemanticSegmentation(tiny_config())
     load_backbone_weights(model, str(tmp_path / "weights.pth"))
     model.save_pretrained(tmp_path / "saved")
