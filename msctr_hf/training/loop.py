@@ -79,7 +79,8 @@ class TrainingLoop:
             raise self.give_up(failure) from failure
         finally:
             self.batches.close()
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         return self.progress.best_results
 
     def train(self) -> None:

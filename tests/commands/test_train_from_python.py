@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from layouts import write_folder
 from safetensors.torch import load_file
 from small_run import flags
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 import msctr_hf
 from msctr_hf.commands.keywords import Keywords
@@ -67,6 +68,14 @@ def test_one_process_can_train_several_times_and_outside_the_main_thread(folder,
     assert [results[name]["step"] for name in ("first", "second")] == [1, 1]
     precisions = [json.loads((tmp_path / n / "run.json").read_text())["mixed_precision"] for n in ("first", "second")]
     assert precisions == ["bf16", "no"]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_bars_of_transformers_are_hidden_during_a_run_and_then_as_before(folder, tmp_path, capsys, shown):
+    (enable_progress_bar if shown else disable_progress_bar)()
+    msctr_hf.train("quickstart", **SMALL | {"max_steps": 1}, data_dir=folder, output_dir=tmp_path / "run")
+    assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("training: ")] == []
+    assert is_progress_bar_enabled() == shown
 
 
 @pytest.mark.parametrize(

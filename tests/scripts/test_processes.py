@@ -1,5 +1,6 @@
 """Training with a batch that is split over two processes gives the same weights as training on one process."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -99,3 +100,29 @@ def test_sharded_training_gives_the_weights_of_unsharded_training_and_resumes(fo
     assert set(sharded) == set(whole)
     for name, weights in whole.items():
         torch.testing.assert_close(sharded[name], weights, rtol=1e-3, atol=1e-4)
+
+
+TWO_RUNS = """
+import json, sys
+import msctr_hf
+
+first, second = json.loads(sys.argv[1])
+results = msctr_hf.train("quickstart", **first)
+assert results == msctr_hf.train("quickstart", **second)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_may_train_several_times_from_python(folder, tmp_path):
+    settings = {
+        "dataset": "folder", "data_dir": str(folder), "crop_size": [64, 64], "class_weights": [1, 1], "batch_size": 2,
+        "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8, "max_steps": 2, "validation_steps": 2,
+        "num_workers": 0, "report_to": "none",
+    }  # fmt: skip
+    runs = [{**settings, "output_dir": str(tmp_path / name)} for name in ("first", "second")]
+    (tmp_path / "runs.py").write_text(TWO_RUNS)
+    command = [sys.executable, *TORCHRUN, str(tmp_path / "runs.py"), json.dumps(runs)]
+    subprocess.run(command, env={**os.environ, **CPU, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("second", "first"))
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=1e-7)
