@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+
+_MAX_REASON_LENGTH = 300
 
 
 class UsageError(ValueError):
@@ -63,3 +66,8 @@ def first_line(error: Exception) -> str:
     """Return the first line of a message, or the name of the exception if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def brief_reason(error: Exception) -> str:
+    """Return the first line of a message, cut between words if it is very long, for use inside a sentence."""
+    return textwrap.shorten(first_line(error), _MAX_REASON_LENGTH, placeholder=" ...")

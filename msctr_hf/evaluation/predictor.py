@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import voc_palette
-from ..errors import UsageError, building_a_network
+from ..errors import UsageError, building_a_network, first_line
 from .inference import predict_label_maps
 from .settings import InferenceSettings
 
@@ -95,4 +95,4 @@ def load_predictor(
     try:
         return Predictor(network.to(device).eval(), image_processor, settings or InferenceSettings())
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"`device`: {device} cannot be used ({str(error).strip().splitlines()[0]})") from error
+        raise UsageError(f"`device`: {device} cannot be used ({first_line(error)}).") from error

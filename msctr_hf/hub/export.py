@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..errors import UsageError
+from ..errors import UsageError, brief_reason
 
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one if that is above 1
 _REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
@@ -160,7 +160,7 @@ def _refuse_difference(comparison: Comparison) -> None:
 
 
 def _advice(what: str, error: Exception | None = None) -> str:
-    reason = f" ({str(error).strip().splitlines()[0][:160]})" if error is not None and str(error).strip() else ""
+    reason = "" if error is None else f" ({brief_reason(error)})"
     return f"{what}{reason}; try `size_multiple=32`, or a `fixed_size`."
 
 

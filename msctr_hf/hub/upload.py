@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 
 from huggingface_hub import HfApi
@@ -79,8 +80,8 @@ def _sentence(error: Exception, repo_id: str) -> str:
         return f"Your token may not write to {repo_id}; use one with write access."
     if isinstance(error, OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set; unset it to push to {repo_id}."
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{repo_id} could not be pushed: {reason[:300]}"
+    reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+    return f"{repo_id} could not be pushed: {reason}"
 
 
 if __name__ == "__main__":

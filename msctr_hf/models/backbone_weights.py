@@ -19,6 +19,7 @@ import json
 import pickle
 import shutil
 import tempfile
+import textwrap
 from pathlib import Path
 
 import timm
@@ -33,6 +34,7 @@ _ADVICE = (
     f"use `backbone_weights='FILE'` (a local .safetensors or .pth), or `backbone_weights='{NONE}'` to start at random"
 )
 _MAX_NAMES_SHOWN = 4
+_MAX_REASON_LENGTH = 300
 
 
 def load_backbone_weights(model: MsctrForSemanticSegmentation, weights: str, hub_id: str | None = None) -> None:
@@ -174,4 +176,6 @@ def _unwrap(checkpoint: object) -> dict[str, torch.Tensor]:
 
 
 def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    """Return the first line of a message, cut between words if it is very long, or the name of the exception."""
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(lines[0], _MAX_REASON_LENGTH, placeholder=" ...") if lines else type(error).__name__

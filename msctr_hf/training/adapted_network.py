@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.specs import DatasetSpec
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
 
@@ -70,4 +70,4 @@ def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
 
 
 def _cannot_be_loaded(path: str, error: Exception) -> UsageError:
-    return UsageError(f"`model_name_or_path`: {path} cannot be loaded: {str(error).strip().splitlines()[0]}")
+    return UsageError(f"`model_name_or_path`: {path} cannot be loaded: {first_line(error)}")

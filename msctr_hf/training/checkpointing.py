@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -171,10 +172,13 @@ def write_on_all_ranks(
     try:
         write()
     except WRITE_ERRORS as error:
-        message, cause = " ".join(str(error).split())[:300] or type(error).__name__, error
+        message = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        cause = error
     failures = [text for text in gather_object([message]) if text is not None]
     if failures:
-        raise UsageError(f"{what} could not be written ({failures[0]}); make room there, then {advice}.") from cause
+        raise UsageError(
+            f"{what} could not be written ({failures[0]}); check free space and permissions there, then {advice}."
+        ) from cause
 
 
 def write_on_main(

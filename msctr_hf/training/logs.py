@@ -167,7 +167,8 @@ class RunLog:
                 raise
             reason = error.strerror or str(error)
             raise UsageError(
-                f"{self.path} could not be written ({reason}); make room there, then resume with `resume='auto'`."
+                f"{self.path} could not be written ({reason}); check free space and permissions there, then resume "
+                "with `resume='auto'`."
             ) from error
 
 

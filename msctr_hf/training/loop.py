@@ -11,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ..errors import UsageError
+from ..progress import say
 from .checkpointing import replace_progress, save_checkpoint, write_on_main
 from .devices import full_state_dict, traced
 from .interruption import Interrupted, StopRequest
@@ -258,11 +259,12 @@ class TrainingLoop:
     def end_early(self) -> None:
         """Save the network of this step, and report why the run ends before its last step."""
         self.save_last()
-        self.accelerator.print(
-            f"\nstep {self.progress.step}: no new best {self.args.metric_for_best_model} in the last "
-            f"{self.progress.validations_without_best} validations, so training ends early (early_stopping_patience "
-            f"{self.args.early_stopping_patience})"
-        )
+        if self.accelerator.is_main_process:
+            say(
+                f"step {self.progress.step}: no new best {self.args.metric_for_best_model} in the last "
+                f"{self.progress.validations_without_best} validations, so training ends early "
+                f"(early_stopping_patience {self.args.early_stopping_patience})"
+            )
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint, unless this step has one."""

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from ..data.labels import IGNORE_INDEX
 from ..data.settings import DataSettings
 from ..data.specs import DatasetSpec
-from ..errors import UsageError, building_a_network
+from ..errors import UsageError, brief_reason, building_a_network, first_line
 from ..models.backbone_weights import load_backbone_weights
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
@@ -189,7 +189,7 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(hub_id)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"The configuration of {hub_id} cannot be loaded from the Hub ({str(error).splitlines()[0][:160]}); pass "
+            f"The configuration of {hub_id} cannot be loaded from the Hub ({brief_reason(error)}); pass "
             "it as `backbone_config`."
         ) from error
     stages = [name for name in config.stage_names if name.startswith("stage")]
@@ -222,7 +222,7 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"`model_name_or_path`: {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"`model_name_or_path`: {path} cannot be loaded: {first_line(error)}") from error
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
     # allowed to be new: classifiers, since the classes may differ, and heads that are used only during training
     new = [key for key in mismatched if ".classifier." not in key and not key.startswith("projection_head.")]

@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..models.contrastive_adapter import ContrastiveAdapter
+from ..progress import say
 from ..settings import as_mapping
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
 from .description import RunSummary, describe_run, describe_start, without_secrets
@@ -160,8 +161,9 @@ class Setup:
             report=self._report_skipped,
         )
         self.meter = Meter(self.accelerator, self.means, self.images_per_step)
-        for line in [*describe_start(self._summary()), *self.notes]:
-            self.accelerator.print(line)
+        if self.accelerator.is_main_process:
+            for line in [*describe_start(self._summary()), *self.notes]:
+                say(line)
 
     def _describe(self) -> None:
         description = describe_run(self.settings, self.accelerator, self.duration, self.progress.step, self.command)
