@@ -45,7 +45,7 @@ def test_only_the_given_exceptions_are_converted():
 
 
 def test_library_functions_name_their_own_arguments():
-    with pytest.raises(UsageError, match="cityscapes needs `data_dir`, the folder that holds it"):
+    with pytest.raises(UsageError, match="cityscapes needs `data_dir`, the folder that contains it"):
         load_segmentation_dataset("cityscapes", "train")
 
 

@@ -64,7 +64,7 @@ def test_other_raw_values_map_to_the_same_classes(tmp_path):
 
 
 def test_errors_about_unknown_names_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"known are .*cityscapes"):
+    with pytest.raises(ValueError, match=r"choose from .*cityscapes"):
         load_segmentation_dataset("cityscape", "train")
     with pytest.raises(ValueError, match="splits"):
         load_segmentation_dataset("ade20k", "test", tmp_path)

@@ -79,7 +79,7 @@ NETWORKS = [
 ]
 PLACES = [
     ({"data_dir": "/no/such/folder"}, "The file /no/such/folder/dataset.yaml does not exist"),
-    ({"dataset": "cityscape"}, "The data set 'cityscape' is unknown; known are"),
+    ({"dataset": "cityscape"}, "The data set 'cityscape' is unknown; choose from"),
     ({"train_split": "training"}, "folder has the splits ['train', 'validation'], not 'training'."),
     ({"streaming": True}, "--streaming reads parquet files or a Hub id"),
     ({"dataset_name": "/no/copy"}, "--dataset_name: /no/copy cannot be read"),
@@ -181,7 +181,7 @@ FILES = {
     "no images": (for_all("train/images/*", lambda path: path.unlink()), "No image in"),
     "folder missing": (lambda folder: shutil.rmtree(folder / "val"), "does not exist"),
     "description missing": (lambda folder: (folder / "dataset.yaml").unlink(), "does not exist"),
-    "description is no YAML": (lambda folder: (folder / "dataset.yaml").write_text("a: ["), "is not valid YAML"),
+    "description is not YAML": (lambda folder: (folder / "dataset.yaml").write_text("a: ["), "is not valid YAML"),
     "unknown key": (describe(klasses=["a", "b"]), "unknown keys ['klasses']"),
     "one class": (describe(classes=["a"]), "must list the names of two classes or more"),
     "values of no class": (describe(label_values={0: "sky", 1: "sea"}), "names the class 'sea'"),
@@ -233,9 +233,9 @@ class Foreign:
         (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "does not fit"),
         (
             lambda path: torch.save({"a": Foreign()}, path),
-            "holds more than tensors, or is damaged; its code was not run",
+            "contains more than tensors, or is corrupt; none of its code was run",
         ),
-        (lambda path: path.write_bytes(pickle.dumps(Foreign())), "holds more than tensors, or is damaged"),
+        (lambda path: path.write_bytes(pickle.dumps(Foreign())), "contains more than tensors, or is corrupt"),
         (lambda path: path.mkdir(), "does not exist"),
     ],
     ids=["junk", "other network", "foreign code", "plain pickle", "folder"],
