@@ -121,7 +121,7 @@ def test_a_wrong_setting_gets_one_sentence(refused, changes, sentence):
     [
         ("max_stepz: 3", "unknown key `max_stepz`. Did you mean `max_steps`?"),
         ("max_steps: [1, 2]", "max_steps"),
-        ("- a", "must hold `key: value` lines."),
+        ("- a", "must contain `key: value` lines."),
         ("a: [", "is not valid YAML"),
         ("max_steps: !!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
@@ -270,7 +270,7 @@ CHECKPOINTS = [
         "model.safetensors has changed since it was written",
     ),
     ({"resume": "checkpoints/step_4"}, ["step_4/COMPLETE"], "COMPLETE cannot be read"),
-    ({"resume": "auto"}, ["step_4/optimizer.bin", "step_2/optimizer.bin"], "and there is no older one"),
+    ({"resume": "auto"}, ["step_4/optimizer.bin", "step_2/optimizer.bin"], "and no older one exists"),
     (
         {"resume": "auto", "learning_rate": 1},
         [],
