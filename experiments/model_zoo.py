@@ -75,7 +75,7 @@ def _command(started_as: str) -> str:
     for word in given[1:] if given[:1] == ["train"] else given:  # started by `msctr train`, or by the script
         flag = word if word.startswith("--") else flag
         name = flag.removeprefix("--")
-        if name == "output_dir" or purpose(name).of_a_start:
+        if name == "output_dir" or purpose(name).launch_only:
             continue
         is_local = purpose(name).is_path and word != flag and (Path(word).is_absolute() or Path(word).exists())
         words.append(name.upper() if is_local else word)

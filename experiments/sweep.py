@@ -137,7 +137,7 @@ def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, report: Calla
     active: dict[subprocess.Popen, tuple[SweepRun, float]] = {}
     try:
         with StopRequest() as stop:
-            while (waiting or active) and not stop.came:
+            while (waiting or active) and not stop.requested:
                 while waiting and len(active) < parallel:
                     run = waiting.pop(0)
                     active[_start(run, script, environment)] = run, time.monotonic()
@@ -152,7 +152,7 @@ def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, report: Calla
             process.terminate()  # SIGTERM, at which a run saves a checkpoint
         for process in active:
             process.wait()
-    if stop.came:
+    if stop.requested:
         raise Interrupted("stopped; the same command resumes where this one stopped")
 
 

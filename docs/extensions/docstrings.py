@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.util.typing import stringify_annotation
 
 import msctr_hf
-from msctr_hf.settings import abouts
+from msctr_hf.settings import setting_infos
 
 # not `train`, which is also the name of a split
 _LINKED = {name for name in msctr_hf.__all__ if not name.isalpha() or not name.islower()}
@@ -89,7 +89,7 @@ def _has_settings(documented: Any) -> bool:
 
 def _describe_settings(documented: type) -> Iterator[str]:
     """Describe the arguments of a dataclass of settings from the metadata of its fields."""
-    for name, about in abouts(documented).items():
+    for name, about in setting_infos(documented).items():
         field = documented.__dataclass_fields__[name]
         allowed = f" Must be {about.range()}." if about.range() else ""
         type_name = stringify_annotation(field.type)

@@ -112,8 +112,8 @@ def test_flags_of_transformers_with_another_meaning_are_refused_and_ours_are_sug
 
 
 def test_messages_name_arguments_as_flags():
-    line = CommandLine([TrainingSettings], None, "train", words={"path": "output_dir"})
-    reworded = line.in_words_of_flags(
+    line = CommandLine([TrainingSettings], None, "train", flag_names={"path": "output_dir"})
+    reworded = line.with_flag_names(
         "Use `resume='auto'`,\n`ema=True` or `max_steps` with `path`; not `hf auth login`."
     )
     assert reworded == "Use --resume auto, --ema true or --max_steps with --output_dir; not `hf auth login`."

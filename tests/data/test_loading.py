@@ -64,7 +64,7 @@ def test_id_map_and_reduce_zero_label_map_other_raw_values_to_the_classes(tmp_pa
 
 
 def test_errors_about_unknown_names_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"known are .*cityscapes"):
+    with pytest.raises(ValueError, match=r"choose from .*cityscapes"):
         load_segmentation_dataset("cityscape", "train")
     with pytest.raises(ValueError, match="splits"):
         load_segmentation_dataset("ade20k", "test", tmp_path)

@@ -80,7 +80,7 @@ def test_pyramid_features_are_the_input_of_the_projection_head_and_exist_without
 
 def test_a_network_without_a_pyramid_is_refused(tiny_config):
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(decode_head="fcn")), MsctrImageProcessor())
-    with pytest.raises(ValueError, match="only UPerNet has one; take `kind='stages'`"):
+    with pytest.raises(ValueError, match="only UPerNet has a pyramid; use `kind='stages'`"):
         stage_features(predictor, drawn_sample()["image"], "pyramid")
 
 

@@ -250,7 +250,7 @@ def test_a_card_without_the_line_of_msctr_hf_is_not_overwritten(run_folder):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="does not hold a saved model"):
+    with pytest.raises(ValueError, match="does not contain a saved model"):
         write_model_card(tmp_path)
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import timm
 import torch
@@ -108,3 +110,18 @@ def test_errors_of_an_unreachable_hub_and_of_broken_files_name_the_choices(tiny_
     (tmp_path / "broken.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="is not a readable state dict"):
         load_backbone_weights(model, str(tmp_path / "broken.safetensors"))
+
+
+@pytest.mark.parametrize("repetitions", [4, 400])
+def test_the_reason_why_the_hub_has_no_weights_is_not_cut_within_a_word(tiny_config, monkeypatch, repetitions):
+    model = MsctrForSemanticSegmentation(tiny_config())
+
+    def fail(*arguments, **options):
+        raise OSError("Please check your connection and try again. " * repetitions)
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ValueError, match="cannot be loaded from the Hub") as caught:
+        load_backbone_weights(model, "hub")
+    words = set(re.search(r"\((Please.*?)\);", str(caught.value))[1].split())
+    assert words <= {"Please", "check", "your", "connection", "and", "try", "again.", "..."}
+    assert ("..." in words) == (repetitions == 400)

@@ -239,7 +239,7 @@ def test_memory_kept_for_the_backward_pass_is_linear_in_the_number_of_anchors():
     [
         ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(2)}, "labels"),
         ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "temperature": 0}, "temperature"),
-        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "contrast": torch.zeros(3, 4)}, "both"),
+        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "contrast": torch.zeros(3, 4)}, "together"),
         ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "self_offset": 0}, "contrast"),
         (
             {

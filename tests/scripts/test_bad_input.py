@@ -79,7 +79,7 @@ NETWORKS = [
 ]
 PLACES = [
     ({"data_dir": "/no/such/folder"}, "The file /no/such/folder/dataset.yaml does not exist"),
-    ({"dataset": "cityscape"}, "The data set 'cityscape' is unknown; known are"),
+    ({"dataset": "cityscape"}, "The data set 'cityscape' is unknown; choose from"),
     ({"train_split": "training"}, "folder has the splits ['train', 'validation'], not 'training'."),
     ({"streaming": True}, "--streaming reads parquet files or a Hub id"),
     ({"dataset_name": "/no/copy"}, "--dataset_name: /no/copy cannot be read"),
@@ -121,7 +121,7 @@ def test_a_wrong_setting_is_reported_in_one_sentence(refused, changes, sentence)
     [
         ("max_stepz: 3", "unknown key `max_stepz`. Did you mean `max_steps`?"),
         ("max_steps: [1, 2]", "max_steps"),
-        ("- a", "must hold `key: value` lines."),
+        ("- a", "must contain `key: value` lines."),
         ("a: [", "is not valid YAML"),
         ("max_steps: !!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
@@ -233,9 +233,9 @@ class Foreign:
         (lambda path: torch.save({"conv1.weight": torch.zeros(1)}, path), "does not fit"),
         (
             lambda path: torch.save({"a": Foreign()}, path),
-            "holds more than tensors, or is damaged; its code was not run",
+            "contains more than tensors, or is corrupt; none of its code was run",
         ),
-        (lambda path: path.write_bytes(pickle.dumps(Foreign())), "holds more than tensors, or is damaged"),
+        (lambda path: path.write_bytes(pickle.dumps(Foreign())), "contains more than tensors, or is corrupt"),
         (lambda path: path.mkdir(), "does not exist"),
     ],
     ids=["junk", "other network", "foreign code", "plain pickle", "folder"],
@@ -270,7 +270,7 @@ CHECKPOINTS = [
         "model.safetensors has changed since it was written",
     ),
     ({"resume": "checkpoints/step_4"}, ["step_4/COMPLETE"], "COMPLETE cannot be read"),
-    ({"resume": "auto"}, ["step_4/optimizer.bin", "step_2/optimizer.bin"], "and there is no older one"),
+    ({"resume": "auto"}, ["step_4/optimizer.bin", "step_2/optimizer.bin"], "and no older one exists"),
     (
         {"resume": "auto", "learning_rate": 1},
         [],

@@ -122,7 +122,7 @@ def test_submissions_have_official_names_and_raw_values(run_script, tiny_config,
         ("camvid", "a.png", "no test server"),
         ("cityscapes", "street.png", "does not end in _leftImg8bit"),
         ("ade20k", "a.jpg", "150 classes, the model 19"),
-        ("nothing", "a.jpg", "known are"),
+        ("nothing", "a.jpg", "choose from"),
     ],
 )
 def test_images_and_models_that_fit_no_test_server_are_reported_in_one_sentence(

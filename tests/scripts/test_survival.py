@@ -181,7 +181,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_a_valid_checkpoint(folder,
         assert code == 2, output
         assert sentence.startswith("error: "), output
         assert "Traceback" not in output
-        assert "make room" in sentence
+        assert "check free space" in sentence
         step = newest(disk / "run")
         assert step > 0
         assert find_checkpoint(disk / "run", "auto").name == f"step_{step}"

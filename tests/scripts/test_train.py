@@ -215,7 +215,7 @@ def test_too_many_faulty_steps_in_a_row_end_the_run_with_a_report(run_script, fo
 
 
 def test_a_run_without_anchors_warns(run_script, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(meter, "STEPS_WITHOUT_ANCHORS", 3)
+    monkeypatch.setattr(meter, "BATCHES_WITHOUT_ANCHORS", 3)
     with pytest.warns(UserWarning, match="No anchors in the last 3 batches"):
         run_script("train.py", *flags(folder, tmp_path / "run", contrastive_min_anchors_per_class=10_000))
 

@@ -124,7 +124,7 @@ def test_a_corrupt_checkpoint_is_skipped(accelerator, tmp_path, name, damage, se
         find_checkpoint(tmp_path, str(folder / "step_2"))
     cut_short(folder / "step_1/model.safetensors")
     if (folder / "step_2/COMPLETE").exists():
-        with pytest.raises(ValueError, match="there is no older one"):
+        with pytest.raises(ValueError, match="no older one exists"):
             find_checkpoint(tmp_path, "auto")
 
 

@@ -100,7 +100,7 @@ def test_plain_vision_transformers_of_the_hub_give_four_feature_maps(tmp_path):
 
 def test_a_timm_network_for_one_image_size_is_refused():
     arguments = ModelSettings(backbone="beit_base_patch16_224", backbone_weights="none")
-    with pytest.raises(ValueError, match="takes images of one size only in timm"):
+    with pytest.raises(ValueError, match="accepts images of only one size in timm"):
         build_network(arguments, {}, DATASETS["synthetic_scenes"])
 
 

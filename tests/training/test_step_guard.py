@@ -38,8 +38,8 @@ class Trained:
             self.guard.update(step, norm, stop=step == 2)
             self.optimizer.zero_grad()
             self.average.update(self.network)
-            self.verdicts += self.guard.verdicts(of_all=False)
-        self.verdicts += self.guard.verdicts(of_all=True)
+            self.verdicts += self.guard.verdicts(include_newest=False)
+        self.verdicts += self.guard.verdicts(include_newest=True)
 
 
 def batch(seed):
@@ -102,7 +102,7 @@ def test_a_step_whose_gradient_alone_is_not_finite_is_skipped():
     accelerator.backward(loss)
     guard.add_batch({"loss": loss.detach()}, _encode("a")[None])
     guard.update(1, accelerator.clip_grad_norm_(model.parameters(), 1.0), stop=False)
-    (verdict,) = guard.verdicts(of_all=True)
+    (verdict,) = guard.verdicts(include_newest=True)
     assert verdict.faulty.terms == ["gradient"]
     assert torch.equal(layer.weight, before)
 
@@ -122,7 +122,7 @@ def test_an_overflow_in_half_precision_is_skipped_and_lowers_the_scale():
         guard.add_batch({"loss": loss.detach()}, _encode(str(step))[None])
         guard.update(step, None, stop=False)
         optimizer.zero_grad()
-        verdicts += guard.verdicts(of_all=True)
+        verdicts += guard.verdicts(include_newest=True)
         if step == 1:
             assert torch.equal(layer.weight, before)
             assert scaler.get_scale() == 2.0
