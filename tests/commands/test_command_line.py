@@ -111,6 +111,37 @@ def test_flags_of_transformers_with_another_meaning_are_refused_and_ours_are_sug
     assert f"unknown key `{word}`. Use `{ours}` instead." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["hub_pictures", "hub-pictures", "hub_images", "hub-images"])
+def test_former_names_are_accepted_in_every_spelling(tmp_path, key):
+    (tmp_path / "recipe.yaml").write_text(f"{key}: true\n")
+    for words in ([f"--{key}"], [f"--{key}", "true"], ["--config", str(tmp_path / "recipe.yaml")]):
+        assert command_line().parse(words)[3].hub_images is True
+
+
+@pytest.mark.parametrize("key", ["max_steps", "max-steps"])
+def test_a_flag_replaces_what_a_recipe_says_in_another_way_in_every_spelling(tmp_path, key):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{key}: 7\n")
+    training = command_line().parse(["--config", str(recipe), "--num-train-epochs", "3"])[2]
+    assert (training.max_steps, training.num_train_epochs) == (None, 3)
+    recipe.write_text(f"{key}: 7\nnum_train_epochs: 3\n")
+    with pytest.raises(UsageError, match="sets both `max_steps` and `num_train_epochs`"):
+        command_line().parse(["--config", str(recipe)])
+
+
+def test_a_date_in_a_recipe_is_the_text_that_the_file_has(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("output_dir: 2026-01-31\n")
+    assert command_line().parse(["--config", str(tmp_path / "recipe.yaml")])[2].output_dir == "2026-01-31"
+
+
+def test_a_value_of_a_type_that_settings_do_not_have_is_refused_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("output_dir: !!set {a}\n")
+    with pytest.raises(SystemExit):
+        command_line().parse(["--config", str(tmp_path / "recipe.yaml")])
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].endswith("argument --output_dir: expected a number, a text, true, false or a list, got a set.")
+
+
 def test_messages_name_arguments_as_flags():
     line = CommandLine([TrainingSettings], None, "train", flag_names={"path": "output_dir"})
     reworded = line.with_flag_names(

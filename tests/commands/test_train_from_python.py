@@ -3,6 +3,7 @@
 import json
 import threading
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 import msctr_hf
 from msctr_hf.commands.keywords import Keywords
+from msctr_hf.data.settings import DataSettings
 from msctr_hf.errors import UsageError
 from msctr_hf.training.settings import TrainingSettings
 
@@ -83,7 +85,8 @@ def test_bars_of_transformers_are_hidden_during_a_run_and_then_as_before(folder,
     [
         ({"max_stepz": 3}, "unknown setting `max_stepz`. Did you mean `max_steps`?"),
         ({"eval_steps": 3}, "unknown setting `eval_steps`. Use `validation_steps` instead."),
-        ({"help": True}, "unknown setting `help`."),
+        ({"help": True}, "unknown setting `help`. See `msctr train --help` for all settings."),
+        ({"crop_size": {32}}, "`crop_size`: expected a number, a text, true, false or a list, got a set."),
         ({"max_steps": "many"}, "`max_steps`: invalid int value: 'many'"),
         ({"optimizer": "lion"}, "`optimizer`: invalid choice: 'lion'"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0."),
@@ -111,3 +114,21 @@ def test_none_replaces_the_value_of_a_recipe_by_the_default(tmp_path):
         2,
         1,
     )
+
+
+def test_none_replaces_the_value_of_a_recipe_in_every_spelling(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("per_device_train_batch_size: 16\n")
+    for name in ("batch_size", "per_device_train_batch_size"):
+        (training,), _ = Keywords([TrainingSettings], None, "train").parse_keywords(
+            tmp_path / "recipe.yaml", {name: None}
+        )
+        assert training.batch_size == TrainingSettings().batch_size
+
+
+@pytest.mark.parametrize("array", [np.array, torch.tensor])
+def test_values_of_numpy_and_torch_are_taken(array):
+    keywords = Keywords([TrainingSettings, DataSettings], None, "train", with_network_settings=True)
+    given = {"max_steps": array(3), "ema": array(True), "crop_size": array([32, 64]), "class_weights": array([1, 2])}
+    (training, data, network), _ = keywords.parse_keywords(None, {**given, "adam_betas": [array(0.5), 0.75]})
+    assert (training.max_steps, training.ema, training.adam_betas) == (3, True, [0.5, 0.75])
+    assert (data.crop_size, network["class_weights"]) == ([32, 64], [1, 2])

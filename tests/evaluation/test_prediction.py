@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from layouts import write_image
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
@@ -154,6 +155,24 @@ def test_every_value_survives_a_palette_of_any_length(tmp_path, num_colors):
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     save_labels(labels, tmp_path / "labels.png", [(color, 0, 1) for color in range(num_colors)])
     assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
+
+
+def test_a_palette_may_have_more_colors_than_a_file_can_hold(tmp_path):
+    save_labels(np.array([[0, 255]], np.uint8), tmp_path / "labels.png", [(1, 2, 3)] * 300)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), [[0, 255]])
+
+
+def test_a_network_with_more_than_256_classes_labels_images(images, tmp_path):
+    config = SegformerConfig(
+        num_labels=300, depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8
+    )
+    model = SegformerForSemanticSegmentation(config).eval()
+    torch.nn.init.constant_(model.decode_head.classifier.weight, 0)
+    model.decode_head.classifier.bias.data[299] = 1
+    predictor = Predictor(model, SegformerImageProcessor(size={"height": 64, "width": 64}))
+    predict_files(predictor, images / "0.png", tmp_path / "maps")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "maps/0.png")), np.full((40, 56), 299))
+    assert Image.open(tmp_path / "maps/0_overlay.png").width == 56
 
 
 def test_more_than_256_classes_get_16_bits(tmp_path):

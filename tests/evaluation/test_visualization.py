@@ -11,6 +11,12 @@ def test_colors_follow_the_palette_and_ignored_pixels_are_black():
     assert pixels.tolist() == [[[255, 0, 0], [0, 0, 255], [0, 0, 0]]]
 
 
+def test_more_than_256_classes_have_colors_of_their_own():
+    palette = [(label // 256, label % 256, 7) for label in range(300)]
+    pixels = np.asarray(colorize(np.array([[0, 44, 299, 300]]), palette))
+    assert pixels.tolist() == [[[0, 0, 7], [0, 44, 7], [1, 43, 7], [0, 0, 0]]]
+
+
 def test_an_overlay_blends_colors_and_its_legend_lists_only_present_classes():
     image, labels = Image.new("RGB", (200, 50), "white"), np.zeros((50, 200), dtype=np.uint8)
     plain = overlay(image, labels, PALETTE, opacity=0.5)
