@@ -134,12 +134,19 @@ class RunLog:
             f"images: {', '.join(faulty.images)}"
         )
 
-    def write_validation(self, result: ValidationResult, step: int) -> None:
-        """Log the scores of a validation and, to trackers that accept images, a few predictions."""
+    def write_validation(self, result: ValidationResult, step: int, metric: str) -> None:
+        """Log the scores of a validation and, to trackers that accept images, a few predictions.
+
+        Args:
+            result (`ValidationResult`): Scores and a few predictions.
+            step (`int`): Step of the validated network.
+            metric (`str`): Score that decides which network is the best; it is printed in addition to the mean IoU.
+        """
         self.write({f"{_VALIDATION}{name}": result.results[name] for name in _SCORES}, step)
         if result.sheet is not None:
             self.show(f"{_VALIDATION}predictions", result.sheet, step)
-        self._say(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %")
+        deciding = "" if metric == "mean_iou" else f", {metric} {100 * result.score(metric):.2f} %"
+        self._say(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %{deciding}")
 
     def show(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image to the trackers that accept images."""

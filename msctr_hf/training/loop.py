@@ -224,8 +224,9 @@ class TrainingLoop:
         equal ones. An upload follows the mark, since a repeated one could lead to a second commit.
         """
         progress = self.progress
-        self.log.write_validation(result, progress.step)
-        score = result.score(self.args.metric_for_best_model)
+        metric = self.args.metric_for_best_model
+        self.log.write_validation(result, progress.step, metric)
+        score = result.score(metric)
         is_best = score > progress.best_score
         progress.validations_without_best = 0 if is_best else progress.validations_without_best + 1
         if is_best:

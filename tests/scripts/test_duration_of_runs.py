@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from small_run import TORCHRUN, flags
 
 from msctr_hf.training.checkpointing import find_checkpoint
+from msctr_hf.training.logs import RunLog
 from msctr_hf.training.run_folder import read_log
 from msctr_hf.training.validation import ValidationResult
 
@@ -121,11 +122,17 @@ def test_a_global_batch_size_other_than_that_of_the_recipe_is_reported(run_scrip
 def test_the_best_model_is_the_one_with_the_largest_chosen_score(run_script, folder, tmp_path, metric, keys):
     run = tmp_path / "run"
     scores = {}
-    write_validation = "msctr_hf.training.logs.RunLog.write_validation"
+    write_validation = RunLog.write_validation
+
+    def record(self, result, step, metric):
+        scores[step] = result.results
+        write_validation(self, result, step, metric)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_validation, lambda self, result, step: scores.update({step: result.results}))
+        patch.setattr(RunLog, "write_validation", record)
         settings = {"max_steps": 6, "validation_steps": 1, "metric_for_best_model": metric}
-        assert run_script("train.py", *flags(folder, run, **settings))[0] == 0
+        code, out, error = run_script("train.py", *flags(folder, run, **settings))
+        assert code == 0, error
 
     def score(results):
         for key in keys:
@@ -133,6 +140,10 @@ def test_the_best_model_is_the_one_with_the_largest_chosen_score(run_script, fol
         return results or 0.0
 
     assert len(scores) == 6
+    for step, results in scores.items():
+        mean_iou = 100 * (results["mean_iou"] or 0)
+        line = f"step {step}: validation mIoU {mean_iou:.2f} %, {metric} {100 * score(results):.2f} %"
+        assert line in out + error
     best = max(scores, key=lambda step: score(scores[step]))  # the first where several are equal
     results = json.loads((run / "results.json").read_text())
     assert results == {"step": best, **scores[best]}
