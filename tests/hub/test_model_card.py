@@ -171,6 +171,7 @@ def test_a_relative_folder_that_looks_like_a_hub_id_stays_private(run_folder):
     ({"name": "Streets of Ulm"}, "someone/ulm", " on Streets of Ulm", "Streets of Ulm", "someone/ulm"),
     ({}, "someone/ulm", "", "someone/ulm", "someone/ulm"),
     ({}, None, "", "custom data set", "custom-data-set"),
+    ({"name": "道路"}, None, " on 道路", "道路", "custom-data-set"),
 ])  # fmt: skip
 def test_a_data_set_of_the_user_is_called_by_the_name_in_its_description(
     run_folder, tmp_path, description, hub_id, title, name, kind
@@ -181,6 +182,13 @@ def test_a_data_set_of_the_user_is_called_by_the_name_in_its_description(
     assert {(each.dataset_name, each.dataset_type) for each in card.data.eval_results} == {(name, kind)}
     assert card.data.datasets == ([hub_id] if hub_id else None)
     assert "secret_project" not in card.content
+
+
+def test_terms_of_several_lines_are_one_sentence_of_the_card(run_folder, tmp_path):
+    description = {"license": "CC BY 4.0.\nName us.\n"}
+    spec = get_dataset_spec("folder", write_folder(tmp_path / "data", description=description))
+    text = card_of(run_folder, {"dataset": "folder"}, spec).text
+    assert "Terms of the data: CC BY 4.0. Name us. These terms may bind" in text
 
 
 def test_limitations_are_the_worst_classes_and_largest_confusions_of_the_results(run_folder):

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from msctr_hf.errors import UsageError
 from msctr_hf.training.logs import RunLog, RunningMeans
+from msctr_hf.training.validation import ValidationResult
 
 
 def test_means_exclude_values_that_are_missing_or_not_finite():
@@ -48,6 +49,27 @@ def test_the_log_drops_a_validation_that_is_not_in_the_checkpoint(tmp_path):
         RunLog(Accelerator(cpu=True), tmp_path, {}, step=4, validated_step=validated_step)
         left = [json.loads(line) for line in log.read_text().splitlines()]
         assert [(entry["step"], list(entry)[1]) for entry in left] == kept
+
+
+@pytest.mark.parametrize(
+    ("metric", "said", "logged"),
+    [
+        ("mean_iou", "step 4: validation mIoU 50.00 %\n", None),
+        ("mean_accuracy", "step 4: validation mIoU 50.00 %, mean_accuracy 60.00 %\n", None),
+        ("vehicles", "step 4: validation mIoU 50.00 %, vehicles 25.00 %\n", 0.25),
+        ("nowhere", "step 4: validation mIoU 50.00 %, nowhere absent\n", None),
+    ],
+)
+def test_the_score_that_decides_which_model_is_the_best_is_logged_and_printed(tmp_path, capsys, metric, said, logged):
+    scores = {"mean_iou": 0.5, "mean_accuracy": 0.6, "overall_accuracy": 0.7}
+    result = ValidationResult(
+        {**scores, "groups": {"vehicles": {"mean_iou": 0.25}, "nowhere": {"mean_iou": None}}}, None
+    )
+    RunLog(Accelerator(cpu=True), tmp_path, {}, step=0).write_validation(result, 4, metric)
+    assert capsys.readouterr().out == said
+    entry = json.loads((tmp_path / "log.jsonl").read_text())
+    assert {name: entry[f"validation/{name}"] for name in scores} == scores
+    assert entry.get(f"validation/{metric}") == scores.get(metric, logged)
 
 
 def test_a_full_disk_is_reported_and_other_errors_of_trackers_are_raised(tmp_path):
