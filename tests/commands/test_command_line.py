@@ -112,14 +112,14 @@ def test_flags_of_transformers_with_another_meaning_are_refused_and_ours_are_sug
 
 
 @pytest.mark.parametrize("key", ["hub_pictures", "hub-pictures", "hub_images", "hub-images"])
-def test_former_names_are_accepted_in_every_spelling(tmp_path, key):
+def test_former_names_of_settings_are_accepted_with_dashes_and_underscores(tmp_path, key):
     (tmp_path / "recipe.yaml").write_text(f"{key}: true\n")
     for words in ([f"--{key}"], [f"--{key}", "true"], ["--config", str(tmp_path / "recipe.yaml")]):
         assert command_line().parse(words)[3].hub_images is True
 
 
 @pytest.mark.parametrize("key", ["max_steps", "max-steps"])
-def test_a_flag_replaces_what_a_recipe_says_in_another_way_in_every_spelling(tmp_path, key):
+def test_a_flag_for_epochs_replaces_the_steps_of_a_recipe_with_dashes_and_underscores(tmp_path, key):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{key}: 7\n")
     training = command_line().parse(["--config", str(recipe), "--num-train-epochs", "3"])[2]
@@ -129,12 +129,12 @@ def test_a_flag_replaces_what_a_recipe_says_in_another_way_in_every_spelling(tmp
         command_line().parse(["--config", str(recipe)])
 
 
-def test_a_date_in_a_recipe_is_the_text_that_the_file_has(tmp_path):
+def test_a_date_in_a_recipe_is_read_as_text(tmp_path):
     (tmp_path / "recipe.yaml").write_text("output_dir: 2026-01-31\n")
     assert command_line().parse(["--config", str(tmp_path / "recipe.yaml")])[2].output_dir == "2026-01-31"
 
 
-def test_a_value_of_a_type_that_settings_do_not_have_is_refused_in_one_sentence(tmp_path, capsys):
+def test_a_value_of_an_unsupported_yaml_type_is_refused_in_one_sentence(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("output_dir: !!set {a}\n")
     with pytest.raises(SystemExit):
         command_line().parse(["--config", str(tmp_path / "recipe.yaml")])

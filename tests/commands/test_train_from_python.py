@@ -73,7 +73,7 @@ def test_one_process_can_train_several_times_and_outside_the_main_thread(folder,
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_bars_of_transformers_are_hidden_during_a_run_and_then_as_before(folder, tmp_path, capsys, shown):
+def test_bars_of_transformers_are_hidden_during_a_run_and_restored_afterwards(folder, tmp_path, capsys, shown):
     (enable_progress_bar if shown else disable_progress_bar)()
     msctr_hf.train("quickstart", **SMALL | {"max_steps": 1}, data_dir=folder, output_dir=tmp_path / "run")
     assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("training: ")] == []
@@ -116,7 +116,7 @@ def test_none_replaces_the_value_of_a_recipe_by_the_default(tmp_path):
     )
 
 
-def test_none_replaces_the_value_of_a_recipe_in_every_spelling(tmp_path):
+def test_none_replaces_the_value_of_a_recipe_under_all_names_of_a_setting(tmp_path):
     (tmp_path / "recipe.yaml").write_text("per_device_train_batch_size: 16\n")
     for name in ("batch_size", "per_device_train_batch_size"):
         (training,), _ = Keywords([TrainingSettings], None, "train").parse_keywords(
@@ -126,7 +126,7 @@ def test_none_replaces_the_value_of_a_recipe_in_every_spelling(tmp_path):
 
 
 @pytest.mark.parametrize("array", [np.array, torch.tensor])
-def test_values_of_numpy_and_torch_are_taken(array):
+def test_values_of_numpy_and_torch_are_accepted(array):
     keywords = Keywords([TrainingSettings, DataSettings], None, "train", with_network_settings=True)
     given = {"max_steps": array(3), "ema": array(True), "crop_size": array([32, 64]), "class_weights": array([1, 2])}
     (training, data, network), _ = keywords.parse_keywords(None, {**given, "adam_betas": [array(0.5), 0.75]})

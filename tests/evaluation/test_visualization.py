@@ -11,7 +11,7 @@ def test_colors_follow_the_palette_and_ignored_pixels_are_black():
     assert pixels.tolist() == [[[255, 0, 0], [0, 0, 255], [0, 0, 0]]]
 
 
-def test_more_than_256_classes_have_colors_of_their_own():
+def test_more_than_256_classes_have_different_colors():
     palette = [(label // 256, label % 256, 7) for label in range(300)]
     pixels = np.asarray(colorize(np.array([[0, 44, 299, 300]]), palette))
     assert pixels.tolist() == [[[0, 0, 7], [0, 44, 7], [1, 43, 7], [0, 0, 0]]]

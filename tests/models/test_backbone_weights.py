@@ -113,7 +113,7 @@ def test_errors_of_an_unreachable_hub_and_of_broken_files_name_the_choices(tiny_
 
 
 @pytest.mark.parametrize("repetitions", [4, 400])
-def test_the_reason_why_the_hub_has_no_weights_is_not_cut_within_a_word(tiny_config, monkeypatch, repetitions):
+def test_a_long_reason_why_weights_cannot_be_loaded_is_cut_between_words(tiny_config, monkeypatch, repetitions):
     model = MsctrForSemanticSegmentation(tiny_config())
 
     def fail(*arguments, **options):

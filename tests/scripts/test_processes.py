@@ -113,7 +113,7 @@ assert results == msctr_hf.train("quickstart", **second)
 
 
 @pytest.mark.slow
-def test_two_processes_may_train_several_times_from_python(folder, tmp_path):
+def test_two_processes_can_train_several_times_from_python(folder, tmp_path):
     settings = {
         "dataset": "folder", "data_dir": str(folder), "crop_size": [64, 64], "class_weights": [1, 1], "batch_size": 2,
         "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8, "max_steps": 2, "validation_steps": 2,

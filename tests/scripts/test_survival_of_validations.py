@@ -241,7 +241,7 @@ def test_a_validation_that_fails_costs_no_training_step(
 
 
 def convert_to_the_layout_of_older_versions(checkpoint):
-    """Move all of the progress to states.pt, without a file of its own."""
+    """Move all of the progress from progress.json, which older versions did not write, to states.pt."""
     states = torch.load(checkpoint / "states.pt", weights_only=True)
     states["progress"] |= json.loads((checkpoint / "progress.json").read_text())["progress"]
     (checkpoint / "progress.json").unlink()
