@@ -52,7 +52,8 @@ def test_the_flag_num_train_epochs_replaces_the_max_steps_of_a_recipe(run_script
     assert "5 steps, 1.7 epochs, validation every 3 steps" in out
     assert (last_step(run), validated(run)) == (5, [3, 5])
     description = json.loads((run / "run.json").read_text())
-    assert description["duration"] == {"max_steps": 5, "validation_steps": 3, "steps_per_epoch": 3}
+    duration = {"max_steps": 5, "validation_steps": 3, "steps_per_epoch": 3, "num_epochs": 5 / 3}
+    assert description["duration"] == duration
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["num_train_epochs"] == 1.5
     assert not {"max_steps", "validation_steps"} & set(config)

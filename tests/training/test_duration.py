@@ -60,6 +60,9 @@ def test_epochs_with_repeat_factors_differ_in_their_number_of_steps():
     assert [of_each.steps(epoch) for epoch in range(4)] == lengths
     assert of_each.steps_until(4) == sum(lengths)
     assert of_each.sampler.epoch == 0
+    assert plan(of_each, num_train_epochs=3).num_epochs == 3  # not by the length of the first epoch
+    half = lengths[2] // 2
+    assert plan(of_each, max_steps=sum(lengths[:2]) + half).num_epochs == 2 + half / lengths[2]
 
 
 def test_the_number_of_epochs_gives_the_number_of_steps():
