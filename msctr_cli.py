@@ -1,4 +1,4 @@
-"""The command `msctr`, outside the package so that its help and a misspelled command do not load torch."""
+"""Entry point of the command `msctr`, outside the package so that help and misspelled commands do not load torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMMANDS = {
     "export": "export a network to ONNX or torch.export",
     "push": "push a trained model to the Hub",
     "convert": "convert a checkpoint of the paper's released code",
-    "embeddings": "map the projections of pixels, and compare all pixels with one",
+    "embeddings": "plot embeddings of pixels by class, and their similarity to one pixel",
     "demo": "serve a web page that labels your images",
 }
 _WIDTH = max(map(len, COMMANDS)) + 2
@@ -29,24 +29,24 @@ On several GPUs: accelerate launch -m msctr_hf train ..."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command that the first word names; exit with 2 if it is missing or unknown."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["-h"], ["--help"]):
+    """Run the command that the first argument names; exit with code 2 if it is missing or unknown."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in (["-h"], ["--help"]):
         print(_HELP)
-    elif words[:1] == ["--version"]:
+    elif arguments[:1] == ["--version"]:
         from importlib.metadata import version
 
         print(version("msctr_hf"))
-    elif words and words[0] in COMMANDS:
+    elif arguments and arguments[0] in COMMANDS:
         import importlib
 
-        importlib.import_module(f"msctr_hf.commands.{words[0]}").main(words[1:])
+        importlib.import_module(f"msctr_hf.commands.{arguments[0]}").main(arguments[1:])
     else:
-        print(_complaint(words[0]) if words else _HELP, file=sys.stderr)
+        print(_unknown_command(arguments[0]) if arguments else _HELP, file=sys.stderr)
         sys.exit(2)
 
 
-def _complaint(word: str) -> str:
+def _unknown_command(word: str) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(word, COMMANDS, n=1)

@@ -1,10 +1,10 @@
-"""Write the network of examples/ from a finished run, with two scenes to try it on and the figure of the README.
+"""Write the network of examples/ from a finished run, two scenes to try it on, and the figure of the README.
 
 msctr train --config example
 python -m experiments.example_network runs/example examples --figure docs/images/example.png
 
 The weights are stored in half precision, which halves their size; `from_pretrained` still loads them in float32,
-so that every machine can predict. The folder holds no code, because whoever has the folder has this repository.
+so that every machine can predict. The folder holds no code, because it is part of this repository.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_network(run: Path, folder: Path) -> None:
     """
     model = MsctrForSemanticSegmentation.from_pretrained(run, dtype=torch.float32)
     image_processor = AutoImageProcessor.from_pretrained(run)
-    # passed apart from the model, whose own dtype goes into config.json: users get float32 by default
+    # a separate state dict keeps the model in float32, the dtype that config.json then names and users get by default
     halved = {name: _in_half_precision(name, value) for name, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=halved)
     image_processor.save_pretrained(folder)
@@ -58,7 +58,7 @@ def _in_half_precision(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def _remove_code(folder: Path) -> None:
-    """Remove what `save_pretrained` adds for users without this package: its code, and the pointers to it."""
+    """Remove the code, and the references to it, that `save_pretrained` adds for users without this package."""
     for path in folder.glob("*.py"):
         path.unlink()
     for path in folder.glob("*.json"):

@@ -1,7 +1,7 @@
 """Multi-scale and cross-scale contrastive learning for semantic segmentation, in the Hugging Face ecosystem.
 
-Importing it registers the network with the Auto classes and the pipelines of transformers. Everything else is imported
-at its first use, so that `datasets`, `evaluate` and others cost no time where they are not needed.
+Importing the package registers the network with the Auto classes and the pipelines of transformers. Everything else is
+imported at its first use, so that `datasets`, `evaluate` and others cost no time where they are not needed.
 """
 
 import importlib

@@ -1,26 +1,29 @@
-"""Define the exception that means a mistake of the user, and convert errors of other libraries to it."""
+"""The exception for mistakes of the user, and the conversion of errors of other libraries to it."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+_MAX_REASON_LENGTH = 300
+
 
 class UsageError(ValueError):
-    """Report a mistake in the input in one sentence: what is wrong, and what to do about it.
+    """Mistake in the input, reported in one sentence: what is wrong, and what to do about it.
 
     A command prints the sentence and exits with code 2. Any other exception is a bug and shows its traceback.
 
     Args:
-        message (`str`): The sentence; it names the arguments of the function that raises it in backticks.
+        message (`str`): The sentence; it names arguments of the function that raises it, in backticks.
     """
 
     def __init__(self, message: str):
-        # a DataLoader rebuilds the exception of a worker from the text of its traceback: only the sentence is kept
+        # a DataLoader builds the exception of a worker again from the text of its traceback: keep only the sentence
         super().__init__(message.rpartition(f"{__name__}.UsageError: ")[2].strip())
 
 
@@ -30,7 +33,7 @@ def as_usage_error(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
 
     Args:
         kinds (`type[Exception]`): Exceptions to convert; a `UsageError` passes unchanged.
-        prefix (`str`): Start of the sentence; the first line of the exception follows.
+        prefix (`str`): Start of the sentence, before the first line of the exception.
     """
     try:
         yield
@@ -47,7 +50,7 @@ def building_a_network(prefix: str = "") -> Iterator[None]:
     `models/` raises plain errors because it also runs on the Hub without this package; transformers does the same.
 
     Args:
-        prefix (`str`): Start of the sentence.
+        prefix (`str`): Start of the sentence, before the reason.
     """
     try:
         with as_usage_error(OSError, ValueError, SafetensorError, prefix=prefix):
@@ -63,3 +66,8 @@ def first_line(error: Exception) -> str:
     """Return the first line of a message, or the name of the exception if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def brief_reason(error: Exception) -> str:
+    """Return the first line of a message, cut between words if it is very long, for use inside a sentence."""
+    return textwrap.shorten(first_line(error), _MAX_REASON_LENGTH, placeholder=" ...")

@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar in a terminal or a notebook, a plain line now and then in files and pipes."""
+"""Progress of long loops: a bar in a terminal or a notebook, a plain line every so often in files and pipes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def progress(
     shown: bool = True,
     keep: bool = False,
 ) -> Any:
-    """Show on stderr how far a loop has come; iterate over the result, or call its `update`.
+    """Show the progress of a loop on stderr; iterate over the result, or call its `update`.
 
     Args:
-        entries (`Iterable`, *optional*): What the loop goes through; without it, call `update`.
-        title (`str`): What is done: "training".
-        unit (`str`): What is counted, in the singular: "step".
-        total (`int`, *optional*): How many there are; the length of `entries` by default.
-        start (`int`): How many were done before.
+        entries (`Iterable`, *optional*): Entries that the loop iterates over; without them, call `update`.
+        title (`str`): Name of the work, such as "training".
+        unit (`str`): Name of one entry, in the singular, such as "step".
+        total (`int`, *optional*): Number of entries; the length of `entries` by default.
+        start (`int`): Number of entries that were done before.
         shown (`bool`): Whether this process shows anything. Where several work together, only the main process may:
             bars of two processes overwrite each other.
         keep (`bool`): Whether the finished bar stays in the terminal; in a file, whether the last line is written
@@ -48,12 +48,12 @@ def progress(
 
 
 def is_terminal() -> bool:
-    """Whether stderr, where progress is shown, is a terminal."""
+    """Return whether stderr, where progress is shown, is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a text at once, to stdout by default, above the bars that a terminal shows."""
+    """Print a text immediately, to stdout by default, above the bars that a terminal shows."""
     stream = sys.stdout if file is None else file
     if _draws_bars():
         terminal_bar.write(text, file=stream)  # hides the bars while it prints
@@ -69,7 +69,7 @@ def _draws_bars() -> bool:
 
 
 class ProgressLines:
-    """The part of tqdm's interface that loops use; writes whole lines, at most one every 30 seconds and the last."""
+    """Replacement for `tqdm` in files and pipes: it writes whole lines, at most one every 30 seconds and the last."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class ProgressLines:
         self.keep = keep
         self._values: dict[str, Any] = {}
         self._started = self._written = time.monotonic()
-        self._written_at: int | None = None  # what `n` was in the last line
+        self._written_at: int | None = None  # value of `n` in the last line
 
     def __iter__(self) -> Iterator[Any]:
         with self:
@@ -111,7 +111,7 @@ class ProgressLines:
             self._write()
 
     def set_postfix(self, **values: Any) -> None:
-        """Take values to show at the end of the next lines."""
+        """Set the values that the next lines show at their end."""
         self._values = values
 
     def close(self) -> None:
@@ -126,8 +126,8 @@ class ProgressLines:
 
     def _line(self) -> str:
         elapsed, done = time.monotonic() - self._started, self.n - self.start
-        of_all = f"/{self.total}" if self.total else ""
-        parts = [f"{self.title}: {self.n}{of_all} {self.unit}s", f"{tqdm.format_interval(elapsed)} elapsed"]
+        of_total = f"/{self.total}" if self.total else ""
+        parts = [f"{self.title}: {self.n}{of_total} {self.unit}s", f"{tqdm.format_interval(elapsed)} elapsed"]
         if self.total and done > 0 and self.n < self.total:
             parts.append(f"{tqdm.format_interval(elapsed / done * (self.total - self.n))} left")
         return ", ".join([*parts, *(f"{name}={value}" for name, value in self._values.items())])

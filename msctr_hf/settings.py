@@ -18,24 +18,25 @@ _KEY = "setting"  # key in the metadata of a dataclass field
 
 
 @dataclass(frozen=True)
-class About:
-    """Describe a setting, in addition to its name, type and default.
+class SettingInfo:
+    """Description of a setting, in addition to its name, type and default.
 
     Args:
         help (`str`): One or two sentences for `--help`.
         at_least, above, at_most, below (`float`, *optional*): Range of the value, or of each value of a list.
         length (`int`, *optional*): Number of values of a list.
         ascending (`bool`): Whether the values of a list must be in ascending order.
-        aliases (`tuple[str, ...]`): Names in other libraries with exactly the same meaning; accepted.
-        former (`tuple[str, ...]`): Names in older versions; accepted, but not shown.
+        aliases (`tuple[str, ...]`): Names in other libraries with exactly the same meaning, which are accepted.
+        former (`tuple[str, ...]`): Names in older versions, which are accepted but not shown.
         instead_of (`tuple[str, ...]`): Settings that exclude this one; a flag replaces their values in a recipe.
-        resembles (`tuple[str, ...]`): Names in other libraries with nearly the same meaning; refused with our name.
-        on_resume (`str`): What happens when a run is resumed with another value: `"refused"`, since it would be
-            another run; `"announced"` in a line at the start; `"batch"`, refused if it changes the number of images
-            of a step; `"replaced"`, ignored, since the checkpoint holds what it led to; `"free"`, nothing.
+        resembles (`tuple[str, ...]`): Names in other libraries with nearly the same meaning, which are refused; the
+            message names ours.
+        on_resume (`str`): Treatment of another value when a run is resumed: `"refused"`, since it would be another
+            run; `"announced"`, reported in a line at the start; `"batch"`, refused if it changes the number of images
+            of a step; `"replaced"`, ignored, since the checkpoint replaces what it determines; `"free"`, accepted.
         in_card (`bool`): Whether the setting is listed in the recipe of a model card.
         is_path (`bool`): Whether the value may be a path on this machine.
-        of_a_start (`bool`): Whether the setting describes how a run is started, and not the run itself.
+        launch_only (`bool`): Whether the setting belongs to one launch of a run and is left out of its config.yaml.
     """
 
     help: str = ""
@@ -52,10 +53,10 @@ class About:
     on_resume: Literal["refused", "announced", "batch", "replaced", "free"] = "refused"
     in_card: bool = True
     is_path: bool = False
-    of_a_start: bool = False
+    launch_only: bool = False
 
     def range(self) -> str:
-        """Describe the range in words; the text is empty if every value is allowed."""
+        """Describe the range in words; return an empty text if every value is allowed."""
         lower, upper = (self.above, self.at_least), (self.below, self.at_most)
         if lower != (None, None) and upper != (None, None):
             opening = f"[{self.at_least}" if self.above is None else f"({self.above}"
@@ -84,9 +85,9 @@ class About:
         )
 
 
-def setting(default: Any = MISSING, **about: Any) -> Any:
-    """Declare a field of a dataclass of settings by its default and the arguments of `About`."""
-    metadata = {_KEY: About(**about)}
+def setting(default: Any = MISSING, **info: Any) -> Any:
+    """Declare a field of a dataclass of settings by its default and the arguments of `SettingInfo`."""
+    metadata = {_KEY: SettingInfo(**info)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -94,19 +95,19 @@ def setting(default: Any = MISSING, **about: Any) -> Any:
 
 @dataclass
 class Settings:
-    """Base class of all dataclasses of settings; it checks the values when an instance is created."""
+    """Base class of all dataclasses of settings, which checks the values when an instance is created."""
 
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))
-        for name, about in abouts(type(self)).items():
+        for name, info in setting_infos(type(self)).items():
             if (value := getattr(self, name)) is not None:
-                _check(name, value, about, types[name])
+                _check(name, value, info, types[name])
 
 
-def abouts(*classes: type) -> dict[str, About]:
+def setting_infos(*classes: type) -> dict[str, SettingInfo]:
     """Return the descriptions of all settings of these dataclasses, by name."""
     fields = (each for one in classes for each in dataclasses.fields(one))
-    return {each.name: each.metadata.get(_KEY, About()) for each in fields}
+    return {each.name: each.metadata.get(_KEY, SettingInfo()) for each in fields}
 
 
 def defaults(*classes: type) -> dict[str, Any]:
@@ -130,18 +131,18 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
-def _check(name: str, value: Any, about: About, type_hint: Any) -> None:
+def _check(name: str, value: Any, info: SettingInfo, type_hint: Any) -> None:
     choices = _choices(type_hint)
     if choices and value not in choices:
         raise UsageError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
     values: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
     finite = "finite" if any(isinstance(each, float) and not math.isfinite(each) for each in values) else ""
-    rule = " and ".join(part for part in (about.range(), finite) if part)
-    if about.length is not None and (len(values) != about.length or not all(map(about.admits, values))):
-        raise UsageError(f"`{name}` needs {about.length} values{f', each {rule}' if rule else ''}, got {value}.")
-    if not all(map(about.admits, values)):
+    rule = " and ".join(part for part in (info.range(), finite) if part)
+    if info.length is not None and (len(values) != info.length or not all(map(info.admits, values))):
+        raise UsageError(f"`{name}` needs {info.length} values{f', each {rule}' if rule else ''}, got {value}.")
+    if not all(map(info.admits, values)):
         raise UsageError(f"`{name}` must be {rule}, got {value}.")
-    if about.ascending and list(values) != sorted(values):
+    if info.ascending and list(values) != sorted(values):
         raise UsageError(f"`{name}` must be in ascending order, got {value}.")
 
 

@@ -1,10 +1,10 @@
-"""A UsageError is one sentence, wherever it was raised."""
+"""A UsageError keeps its sentence, wherever it was raised; other errors keep their traceback."""
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from msctr_hf import load_segmentation_dataset
-from msctr_hf.errors import UsageError, as_usage_error
+from msctr_hf.errors import UsageError, as_usage_error, brief_reason
 
 
 class Faulty(Dataset):
@@ -45,5 +45,12 @@ def test_only_the_given_exceptions_are_converted():
 
 
 def test_library_functions_name_their_own_arguments():
-    with pytest.raises(UsageError, match="cityscapes needs `data_dir`, the folder that holds it"):
+    with pytest.raises(UsageError, match="cityscapes needs `data_dir`, the folder that contains it"):
         load_segmentation_dataset("cityscapes", "train")
+
+
+def test_a_long_reason_is_cut_between_words():
+    assert brief_reason(OSError("the disk is full\nin every way")) == "the disk is full"
+    reason = brief_reason(OSError("again " * 100))
+    assert len(reason) <= 300
+    assert set(reason.split()) == {"again", "..."}

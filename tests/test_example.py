@@ -1,4 +1,4 @@
-"""The shipped network labels its scenes well, in every way of using it, and has the score that is recorded."""
+"""The network in examples/ labels its images well however it is loaded, and has the recorded score."""
 
 import json
 import shlex
@@ -18,13 +18,13 @@ from msctr_hf.evaluation.predictor import load_predictor
 
 NETWORK, IMAGES = ROOT / "examples/street_scenes", ROOT / "examples/images"
 SCENES = sorted(IMAGES.iterdir())
-NUMBERS = {"scene_0.png": 16, "scene_1.png": 32}  # of the test split
+NUMBERS = {"scene_0.png": 16, "scene_1.png": 32}  # numbers of the scenes in the test split
 (RECORD,) = read_rows([ROOT / "results/example.json"])
 CAR, SIGN = SYNTHETIC_CLASSES.index("car"), SYNTHETIC_CLASSES.index("sign")
 
 
 def drawn(path):
-    """The image and the labels of a shipped scene, drawn anew."""
+    """Draw a shipped scene again, and return its image and labels."""
     image, labels = draw_scene((2, NUMBERS[path.name]))
     return np.asarray(image), np.asarray(labels)
 
@@ -42,7 +42,7 @@ def predictor():
     return load_predictor(str(NETWORK), device="cpu")
 
 
-def test_network_and_images_are_small_and_without_code():
+def test_the_network_and_the_images_are_small_and_come_without_code():
     files = {path.name: path.stat().st_size for path in NETWORK.iterdir()}
     assert set(files) == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert sum(files.values()) < 8_000_000
@@ -51,7 +51,7 @@ def test_network_and_images_are_small_and_without_code():
 
 
 @pytest.mark.parametrize("path", SCENES, ids=lambda path: path.stem)
-def test_shipped_scenes_are_labeled_as_they_were_drawn(predictor, path):
+def test_the_shipped_scenes_are_labeled_as_they_were_drawn(predictor, path):
     image, labels = drawn(path)
     shipped = np.asarray(Image.open(path))
     assert np.abs(shipped.astype(int) - image).mean() < 1  # blurring may round differently in another Pillow
@@ -59,7 +59,7 @@ def test_shipped_scenes_are_labeled_as_they_were_drawn(predictor, path):
 
 
 @pytest.mark.parametrize("backend", ["torchvision", "pil"])
-def test_transformers_alone_loads_and_applies_the_network(backend):
+def test_the_auto_classes_of_transformers_load_and_apply_the_network(backend):
     model = AutoModelForSemanticSegmentation.from_pretrained(NETWORK)
     processor = AutoImageProcessor.from_pretrained(NETWORK, backend=backend)
     assert model.dtype == torch.float32
@@ -70,7 +70,7 @@ def test_transformers_alone_loads_and_applies_the_network(backend):
     assert_labels_are_those_of_the_scene(predicted.numpy(), drawn(SCENES[0])[1])
 
 
-def test_stock_pipeline_finds_what_was_drawn():
+def test_the_image_segmentation_pipeline_finds_the_drawn_cars_and_signs():
     masks = {found["label"]: np.asarray(found["mask"]) > 0 for found in pipeline("image-segmentation", NETWORK)(
         str(SCENES[0]))}  # fmt: skip
     labels = drawn(SCENES[0])[1]
@@ -98,7 +98,7 @@ def test_predict_writes_labels_and_overlays_of_both_scenes(run_script, tmp_path)
         assert_labels_are_those_of_the_scene(np.asarray(Image.open(tmp_path / path.name)), drawn(path)[1])
 
 
-def test_recorded_command_is_taken_by_the_training_script_and_the_card_gives_the_recorded_score():
+def test_the_recorded_command_can_be_parsed_and_the_card_states_the_recorded_score():
     words = shlex.split(RECORD["command"])[2:]
     *_, arguments, _, _ = command_line().parse(words)
     assert arguments.max_steps == RECORD["max_steps"]
@@ -108,7 +108,7 @@ def test_recorded_command_is_taken_by_the_training_script_and_the_card_gives_the
 
 
 @pytest.mark.slow
-def test_score_on_the_validation_split_is_the_recorded_one(run_script, tmp_path):
+def test_the_score_on_the_validation_split_is_the_recorded_one(run_script, tmp_path):
     code, _, error = run_script(
         "evaluate.py", "--model", NETWORK, "--dataset", "synthetic_scenes", "--num_workers", "0", "--device", "cpu",
         "--output_dir", tmp_path,
@@ -126,7 +126,7 @@ def test_score_on_the_validation_split_is_the_recorded_one(run_script, tmp_path)
     ("visualize_embeddings.py", ["--dataset", "synthetic_scenes", "--num_images", "4", "--pixels_per_class", "10",
                                  "--device", "cpu"]),
 ])  # fmt: skip
-def test_other_commands_take_the_network(run_script, tmp_path, script, options):
+def test_export_and_embeddings_accept_the_network(run_script, tmp_path, script, options):
     code, _, error = run_script(script, "--model", NETWORK, "--output_dir", tmp_path / "out", *options)
     assert code == 0, error
     assert any((tmp_path / "out").iterdir())

@@ -1,4 +1,4 @@
-"""Settings are checked when they are created, and describe themselves."""
+"""Settings are checked when they are created, and their fields hold their descriptions."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from msctr_hf.errors import UsageError
-from msctr_hf.settings import Settings, abouts, as_mapping, changed, setting
+from msctr_hf.settings import Settings, as_mapping, changed, setting, setting_infos
 from msctr_hf.training.settings import TrainingSettings, purpose, purposes
 
 
@@ -43,7 +43,7 @@ def test_values_in_range_and_none_are_accepted():
 
 
 def test_a_field_carries_its_help_text():
-    assert abouts(Example)["count"].help == "How many."
+    assert setting_infos(Example)["count"].help == "How many."
 
 
 def test_changed_settings_are_listed_by_name():
@@ -52,10 +52,10 @@ def test_changed_settings_are_listed_by_name():
 
 def test_every_setting_of_a_run_has_a_help_text_and_a_purpose():
     assert all(about.help for about in purposes().values())
-    started = {name for name, about in purposes().items() if about.of_a_start}
+    started = {name for name, info in purposes().items() if info.launch_only}
     assert started == {"resume", "overwrite_output_dir", "dry_run"}
     assert purpose("contrastive_temperature").on_resume == "refused"
-    assert {name for name, about in abouts(TrainingSettings).items() if about.on_resume == "batch"} == {
+    assert {name for name, info in setting_infos(TrainingSettings).items() if info.on_resume == "batch"} == {
         "batch_size",
         "gradient_accumulation_steps",
     }

@@ -1,4 +1,4 @@
-"""Turn dataclasses of settings into flags, and back: defaults, then a recipe, then the command line."""
+"""Command lines built from dataclasses of settings: a recipe replaces defaults, and flags replace both."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ from transformers import HfArgumentParser
 
 from ..errors import UsageError, first_line
 from ..models.configuration_msctr import MsctrConfig
-from ..settings import About, abouts
+from ..settings import SettingInfo, setting_infos
 from ..training.interruption import EXIT_INTERRUPTED, Interrupted
 from .quiet import quiet_libraries
 from .recipes import find_recipe
 from .spelling import closest, unknown_flag
 
-# the data set or `backbone` determines them
+# fields of `MsctrConfig` that the data set or `backbone` determines
 _WITHOUT_FLAG = {"backbone_config", "palette", "semantic_loss_ignore_index"}
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keep the lines of the description, and leave a default of `None` to the help text."""
+    """Formatter that keeps the lines of the description and leaves a default of `None` to the help text."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, "", []) else super()._get_help_string(action)
 
 
 class CommandLine(HfArgumentParser):
-    """Parse the flags of one command into its dataclasses of settings.
+    """Parser of the flags of one command, which fills its dataclasses of settings.
 
     Args:
         groups (`Sequence[type]`): Dataclasses whose fields become flags, each a group of `--help`.
-        description (`str`): Text above the flags: what the command does, with examples.
+        description (`str`): Text above the flags, with the purpose of the command and examples.
         command (`str`): Name of the command, the word after `msctr`.
         with_network_settings (`bool`): Also accept the settings of `MsctrConfig`; `parse` returns them as a last dict.
-        words (`Mapping[str, str]`, *optional*): Flag of each library argument that has another name.
+        flag_names (`Mapping[str, str]`, *optional*): Flags of function arguments that have another name there, for
+            messages.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class CommandLine(HfArgumentParser):
         command: str,
         *,
         with_network_settings: bool = False,
-        words: Mapping[str, str] | None = None,
+        flag_names: Mapping[str, str] | None = None,
     ):
         super().__init__(
             groups,
@@ -67,11 +68,11 @@ class CommandLine(HfArgumentParser):
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
         )
-        self.words = words or {}
+        self.flag_names = flag_names or {}
         self.resembling = {
-            name: ours for ours, about in abouts(*groups).items() for name in (*about.resembles, *about.aliases)
+            name: ours for ours, info in setting_infos(*groups).items() for name in (*info.resembles, *info.aliases)
         }
-        self.instead_of = {name: about.instead_of for name, about in abouts(*groups).items() if about.instead_of}
+        self.instead_of = {name: info.instead_of for name, info in setting_infos(*groups).items() if info.instead_of}
         self.add_argument(
             "--config",
             help="YAML file, or name of a shipped recipe; its values replace the defaults, flags win."
@@ -82,20 +83,20 @@ class CommandLine(HfArgumentParser):
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
-        # transformers passes all metadata on to argparse, which knows `help` only
-        about: About = field.metadata.get("setting", About())
+        # transformers passes all metadata to argparse, which accepts only `help`
+        info: SettingInfo = field.metadata.get("setting", SettingInfo())
         known = copy.copy(field)
-        aliases = [f"--{name}" for name in about.aliases]
-        known.metadata = {"help": about.help.replace("%", "%%"), "aliases": aliases}  # type: ignore[assignment]
+        aliases = [f"--{name}" for name in info.aliases]
+        known.metadata = {"help": info.help.replace("%", "%%"), "aliases": aliases}  # type: ignore[assignment]
         HfArgumentParser._parse_dataclass_field(parser, known)
         action = parser._option_string_actions[f"--{field.name}"]
         if action.nargs == "+":
-            action.nargs = "*"  # an empty list is a value too, and config.yaml of a run has some
+            action.nargs = "*"  # an empty list is a value too, and the config.yaml of a run contains some
         if bool in get_args(field.type) and action.nargs is None:
-            action.nargs, action.const = "?", True  # bare like every other boolean
+            action.nargs, action.const = "?", True  # the flag alone means true, as for every other boolean
         if (complement := parser._option_string_actions.get(f"--no_{field.name}")) is not None:
-            complement.help = argparse.SUPPRESS  # of the library, for booleans that are true by default
-        for name in about.former:  # older scripts and files use it; `--help` does not show it
+            complement.help = argparse.SUPPRESS  # added by transformers; `--NAME false` does the same
+        for name in info.former:  # for older scripts and recipes; `--help` does not show it
             options = {"nargs": action.nargs, "const": action.const, "type": action.type, "choices": action.choices}
             spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
             parser.add_argument(
@@ -126,7 +127,7 @@ class CommandLine(HfArgumentParser):
         A misspelled name or value prints one line of usage and one sentence, and exits with code 2.
 
         Args:
-            argv (`Sequence[str]`): Words that follow the command.
+            argv (`Sequence[str]`): Arguments of the command line.
             without (`Iterable[str]`): Settings whose values in the recipe are ignored.
 
         Raises:
@@ -134,14 +135,14 @@ class CommandLine(HfArgumentParser):
         """
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config")
-        words = list(argv)
-        if (config := finder.parse_known_args(words)[0].config) is not None:
-            words = [*self._flags_of(find_recipe(config), {*without, *self._replaced_by(words)}), *words]
-        # before anything is missing or out of its range because of a misspelled flag
-        if (flag := unknown_flag(self._option_string_actions, words)) is not None:
+        arguments = list(argv)
+        if (config := finder.parse_known_args(arguments)[0].config) is not None:
+            arguments = [*self._flags_of(find_recipe(config), {*without, *self._replaced_by(arguments)}), *arguments]
+        # checked first: a misspelled flag can make others look missing or out of range, and they would be reported
+        if (flag := unknown_flag(self._option_string_actions, arguments)) is not None:
             self._refuse(flag.lstrip("-"), f"unknown argument {flag}.", "--{}")
         *parsed, rest, unknown = self.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
+            arguments, return_remaining_strings=True, look_for_args_file=False
         )
         if unknown:
             self._refuse(unknown[0].lstrip("-"), f"unknown argument {unknown[0]}.", "--{}")
@@ -151,17 +152,17 @@ class CommandLine(HfArgumentParser):
 
     def run(self, argv: Sequence[str], function: Callable[..., None]) -> None:
         """Parse the command line and call `function` with the settings; `one_sentence` reports mistakes."""
-        with one_sentence(self.in_words_of_flags):
+        with one_sentence(self.with_flag_names):
             quiet_libraries()
             function(*self.parse(argv))
         _end_before_gloo_aborts()
 
-    def in_words_of_flags(self, sentence: str) -> str:
-        """Rewrite a message for the command line: `name` becomes --name, `name='value'` becomes --name value."""
+    def with_flag_names(self, sentence: str) -> str:
+        """Rewrite a message for the command line: `name` becomes --name, and `name='value'` becomes --name value."""
         flags = {action.dest for action in self._actions}
 
         def as_flag(found: re.Match) -> str:
-            name = self.words.get(found[1], found[1])
+            name = self.flag_names.get(found[1], found[1])
             if name not in flags:
                 return found[0]
             value = {"True": "true", "False": "false"}.get(found[2], (found[2] or "").strip("'"))
@@ -169,13 +170,13 @@ class CommandLine(HfArgumentParser):
 
         return " ".join(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, sentence).split())
 
-    def _replaced_by(self, words: Sequence[str]) -> set[str]:
-        """Find settings whose values in a recipe do not count, since a flag says the same in another way."""
-        given = (self._option_string_actions.get(word.split("=")[0]) for word in words)
+    def _replaced_by(self, arguments: Sequence[str]) -> set[str]:
+        """Find the settings whose values in a recipe are replaced by a flag with another name (`instead_of`)."""
+        given = (self._option_string_actions.get(word.split("=")[0]) for word in arguments)
         return {other for action in given if action for other in self.instead_of.get(action.dest, ())}
 
     def _flags_of(self, path: Path, without: Collection[str]) -> list[str]:
-        """Read a YAML file as flags, so that one parser checks the names and types of both."""
+        """Convert a YAML file to flags, so that one parser checks the names and types of both."""
         try:
             values = yaml.safe_load(path.read_text()) or {}
         except yaml.YAMLError as error:
@@ -183,13 +184,13 @@ class CommandLine(HfArgumentParser):
         except (OSError, UnicodeDecodeError) as error:
             self.error(f"{path} cannot be read: {error}")
         if not isinstance(values, dict):
-            self.error(f"{path} must hold `key: value` lines.")
+            self.error(f"{path} must contain `key: value` lines.")
         given = {self.setting_of(key) for key, value in values.items() if value is not None}
         for name in self.instead_of.keys() & given:
             if both := given & {*self.instead_of[name]}:
                 raise UsageError(f"{path} sets both {' and '.join(f'`{each}`' for each in sorted({name, *both}))}.")
-        counting = {key: value for key, value in values.items() if self.setting_of(key) not in without}
-        return self.as_flags(counting, f"{path}: unknown key")
+        used = {key: value for key, value in values.items() if self.setting_of(key) not in without}
+        return self.as_flags(used, f"{path}: unknown key")
 
     def setting_of(self, name: Any) -> str:
         """Return the setting that a name means: its own, an alias, a former one, or one with dashes."""
@@ -197,11 +198,11 @@ class CommandLine(HfArgumentParser):
         return str(name) if action is None else action.dest
 
     def as_flags(self, values: Mapping[Any, Any], unknown: str) -> list[str]:
-        """Convert values by name to flags; `None` is the default and gives none.
+        """Convert values by name to flags; a value of `None` means the default and needs no flag.
 
         Args:
-            values (`Mapping`): Settings.
-            unknown (`str`): How the sentence about an unknown name begins.
+            values (`Mapping`): Values of settings by name.
+            unknown (`str`): Start of the message about an unknown name.
         """
         flags: list[str] = []
         for key, value in values.items():
@@ -210,13 +211,13 @@ class CommandLine(HfArgumentParser):
                 self._refuse(str(key), f"{unknown} `{key}`.", "`{}`")
             elif value is not None:
                 try:
-                    flags += [f"--{key}", *_as_words(value, many=action.nargs in ("+", "*"))]
+                    flags += [f"--{key}", *_as_arguments(value, many=action.nargs in ("+", "*"))]
                 except TypeError as error:
                     self.error(f"argument --{key}: {error}")
         return flags
 
     def _refuse(self, name: str, sentence: str, quoted: str) -> None:
-        """Exit with a sentence about an unknown name and a hint at the one that was probably meant."""
+        """Exit with a message about an unknown name that suggests the one that was probably meant."""
         names = [action.dest for action in self._actions if action.dest != name]
         if name in self.resembling:
             self.error(f"{sentence} Use {quoted.format(self.resembling[name])} instead.")
@@ -226,11 +227,11 @@ class CommandLine(HfArgumentParser):
 
 
 def _end_before_gloo_aborts() -> None:
-    """End a process that was joined with others by gloo, without the shutdown of the Python interpreter.
+    """End a process that gloo connects with others, without the shutdown of the Python interpreter.
 
     gloo's threads can abort an interpreter that shuts down ("terminate called without an active exception", seen with
     PyTorch 2.14 and 2.15 in about one of forty runs), and the launcher would report a failure although the command
-    succeeded and all files are written.
+    has succeeded and all files are written.
     """
     if "accelerate" not in sys.modules:
         return
@@ -244,12 +245,12 @@ def _end_before_gloo_aborts() -> None:
 
 @contextmanager
 def one_sentence(reword: Callable[[str], str] = str) -> Iterator[None]:
-    """Turn a `UsageError` into one sentence and exit code 2; `MSCTR_DEBUG=1` shows its traceback instead.
+    """Report a `UsageError` as one sentence with exit code 2; `MSCTR_DEBUG=1` shows its traceback instead.
 
     A run that a signal stopped exits with 75. Any other exception is a bug and shows its traceback.
 
     Args:
-        reword (`Callable`): Rewrites the sentence for a command line.
+        reword (`Callable`): Function that rewrites the sentence for the command line.
     """
     try:
         yield
@@ -268,7 +269,7 @@ def one_sentence(reword: Callable[[str], str] = str) -> Iterator[None]:
 
 @contextmanager
 def written_to_output_dir(output_dir: str | Path | None) -> Iterator[None]:
-    """Raise a full disk, and errors of files below the folder that the user named, as `UsageError`."""
+    """Raise `UsageError` if the disk is full or a file below the folder that the user named cannot be written."""
     try:
         yield
     except SafetensorError as error:  # safetensors reports a full disk this way
@@ -281,11 +282,11 @@ def written_to_output_dir(output_dir: str | Path | None) -> Iterator[None]:
         raise UsageError(f"`output_dir`: {output_dir} could not be written ({error.strerror}).") from error
 
 
-def _as_words(value: Any, many: bool) -> list[str]:
+def _as_arguments(value: Any, many: bool) -> list[str]:
     if many and hasattr(value, "tolist"):
         value = value.tolist()
     if many and isinstance(value, (list, tuple)):
-        return [word for entry in value for word in _as_words(entry, many=False)]
+        return [word for entry in value for word in _as_arguments(entry, many=False)]
     # YAML reads 2026-01-31, which may be the name of a folder, as a date
     is_text = isinstance(value, (str, os.PathLike, datetime.date))
     return [str(value) if is_text else json.dumps(value, default=_as_plain)]

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of the paper's released code into a folder for `from_pretrained`.
+"""Convert a checkpoint of the paper's released code to a folder for `from_pretrained`.
 
 msctr convert --checkpoint chkpt.pt --config cityscapes/hrnet_w48 --output_dir converted/hrnet_w48
 """
@@ -17,12 +17,12 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `msctr convert` with the words that follow it on the command line."""
+    """Run `msctr convert` with the arguments that follow it on the command line."""
     groups = [ConversionSettings, ModelSettings, DataSettings, TrainingSettings]
     command_line = CommandLine(groups, __doc__, "convert", with_network_settings=True)
 
     def convert(*settings: Any) -> None:
-        # the default, or a recipe, names the folder of a training run
+        # only the flag counts: the default, or a recipe, names the folder of a training run
         if not any(word.split("=")[0] in ("--output_dir", "--output-dir") for word in argv):
             raise UsageError("Name the folder for the converted model: `output_dir='FOLDER'`.")
         _convert(*settings)

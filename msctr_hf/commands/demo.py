@@ -15,8 +15,8 @@ from .command_line import CommandLine
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `msctr demo` with the words that follow it on the command line."""
-    CommandLine([DemoSettings], __doc__, "demo", words={"source": "examples"}).run(argv, _serve)
+    """Run `msctr demo` with the arguments that follow it on the command line."""
+    CommandLine([DemoSettings], __doc__, "demo", flag_names={"source": "examples"}).run(argv, _serve)
 
 
 def _serve(arguments: DemoSettings) -> None:

@@ -1,4 +1,4 @@
-"""Map the projections of a network's pixels by class, and compare all pixels with one.
+"""Plot the embeddings of pixels by class, and the similarity of all pixels to one.
 
 msctr embeddings --model runs/quickstart --dataset synthetic_scenes
 msctr embeddings --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes \\
@@ -6,8 +6,8 @@ msctr embeddings --model runs/hrnet --dataset cityscapes --data_dir /data/citysc
 
 embeddings.png shows pixels of every stage, colored by class, similar ones close together, with their silhouette
 coefficient (1: classes are well separated, 0: they overlap, below 0: they are mixed). similarity.png shows the cosine
-between one pixel, given or clicked, and all pixels of every stage. Both use projections; to compare with a network
-trained without contrast, use the maps of the backbone (--features stages) or of UPerNet (--features pyramid).
+similarity between one pixel, given or clicked, and all pixels of every stage. Both use projections; to compare with a
+network trained without contrast, use the maps of the backbone (--features stages) or of UPerNet (--features pyramid).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `msctr embeddings` with the words that follow it on the command line."""
-    CommandLine([EmbeddingSettings], __doc__, "embeddings", words={"image_id": "image", "kind": "features"}).run(
+    """Run `msctr embeddings` with the arguments that follow it on the command line."""
+    CommandLine([EmbeddingSettings], __doc__, "embeddings", flag_names={"image_id": "image", "kind": "features"}).run(
         argv, _embeddings
     )
 

@@ -20,11 +20,11 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `msctr evaluate` with the words that follow it on the command line."""
+    """Run `msctr evaluate` with the arguments that follow it on the command line."""
     CommandLine([ScoringSettings, EvaluationSettings], __doc__, "evaluate").run(argv, _evaluate)
 
 
-def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
+def _evaluate(arguments: ScoringSettings, options: EvaluationSettings) -> None:
     from accelerate import Accelerator
 
     from ..evaluation.predictor import load_predictor
@@ -34,9 +34,9 @@ def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
     from ..training.run_folder import write_json
 
     spec, dataset = arguments.spec, arguments.load(arguments.split)
-    accelerator = Accelerator(cpu=view.device == "cpu")
+    accelerator = Accelerator(cpu=options.device == "cpu")
     predictor = load_predictor(
-        arguments.model, view.inference, device=view.device or accelerator.device, dtype=view.dtype
+        arguments.model, options.inference, device=options.device or accelerator.device, dtype=options.dtype
     )
     if predictor.model.config.num_labels != len(spec.classes):
         raise UsageError(
@@ -48,7 +48,7 @@ def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
         dataset,
         num_labels=len(spec.classes),
         accelerator=accelerator,
-        batch_size=view.batch_size,
+        batch_size=options.batch_size,
         num_workers=arguments.num_workers,
         with_boundaries=arguments.boundary_iou,
         keep_worst=arguments.worst if arguments.output_dir is not None else 0,
@@ -58,7 +58,7 @@ def _evaluate(arguments: ScoringSettings, view: EvaluationSettings) -> None:
         "model": arguments.model,
         "dataset": spec.name,
         "split": arguments.split,
-        "protocol": asdict(view),
+        "protocol": asdict(options),
         "git_commit": git_commit(),
     }
     if accelerator.is_main_process:

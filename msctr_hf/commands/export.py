@@ -3,9 +3,10 @@
 msctr export --model runs/quickstart --output_dir exported
 msctr export --model runs/swin --output_dir exported --size_multiple 32
 
-Run it with `transformers.exporters.ExportedModel.from_pretrained("exported")(pixel_values=...)`, or with any ONNX
-runtime. A program of torch.export is a pickle, which can run code when it is loaded: load only what you trust, with
-`trust_remote_code=True`, which transformers 5.24 and later ask for. Nothing is written if their logits differ.
+Nothing is written if the logits of both differ. Run the exported network with any ONNX runtime, or with
+`transformers.exporters.ExportedModel.from_pretrained("exported")(pixel_values=...)`. A program of torch.export is a
+pickle, which can run code when it is loaded: load only what you trust, with `trust_remote_code=True`, which
+transformers 5.24 and later require.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `msctr export` with the words that follow it on the command line."""
+    """Run `msctr export` with the arguments that follow it on the command line."""
     CommandLine([ExportSettings], __doc__, "export").run(argv, _export)
 
 

@@ -1,4 +1,4 @@
-"""Settings as keyword arguments: what a command takes as flags, a Python function takes as objects."""
+"""Settings as keyword arguments of Python functions, with the same checks as the flags of commands."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .command_line import CommandLine
 
 
 class Keywords(CommandLine):
-    """The settings of a command as keyword arguments, checked by the same parser; a mistake raises `UsageError`."""
+    """Parser of the settings of a command that are given as keyword arguments; a mistake raises `UsageError`."""
 
     def parse_keywords(self, config: str | PathLike | None, values: Mapping[str, Any]) -> tuple[tuple, list[str]]:
-        """Return what `parse` returns, and the words of the command line that says the same.
+        """Parse settings as `parse` does, and also return the arguments of the equivalent command line.
 
         Args:
             config (`str`, *optional*): A YAML file, or the name of a shipped recipe.
-            values (`Mapping`): Settings by name; `None` stands for the default, also where the recipe has a value.
+            values (`Mapping`): Settings by name; `None` means the default, even if the recipe has a value.
 
         Raises:
-            UsageError: If a name is unknown, or a value is of a wrong type or out of its range.
+            UsageError: If a name is unknown, or a value has a wrong type or is out of range.
         """
         recipe = [] if config is None else ["--config", str(config)]
-        words = [*recipe, *self.as_flags(values, "unknown setting")]
+        arguments = [*recipe, *self.as_flags(values, "unknown setting")]
         defaults = {self.setting_of(name) for name, value in values.items() if value is None}
-        return self.parse(words, without=defaults), words
+        return self.parse(arguments, without=defaults), arguments
 
     def error(self, message: str) -> NoReturn:
-        """Raise what a command prints before it exits."""
+        """Raise a `UsageError` with the message that a command would print."""
         sentence = re.sub(r"^argument --(\w+)[^:]*: ", r"`\1`: ", message)
         raise UsageError(sentence.replace("See --help", f"See `{self.prog} --help`"))

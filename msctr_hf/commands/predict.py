@@ -1,4 +1,4 @@
-"""Label images: NAME.png holds train ids (and the class colors), NAME_overlay.png shows them with a legend.
+"""Label images: NAME.png contains train ids (and class colors), NAME_overlay.png shows them with a legend.
 
 msctr predict --model runs/quickstart --input street.jpg --output_dir predictions
 msctr predict --model user/hrnet-w48-cityscapes --input images/ --scales 0.75 1 1.25 --flip
@@ -15,13 +15,13 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `msctr predict` with the words that follow it on the command line."""
+    """Run `msctr predict` with the arguments that follow it on the command line."""
     groups = [PredictionSettings, EvaluationSettings]
-    CommandLine(groups, __doc__, "predict", words={"sources": "input"}).run(_with_one_input(argv), _predict)
+    CommandLine(groups, __doc__, "predict", flag_names={"sources": "input"}).run(_with_one_input(argv), _predict)
 
 
 def _with_one_input(argv: Sequence[str]) -> list[str]:
-    """Collect the values of several `--input`s behind one: argparse would keep those of the last only."""
+    """Collect the values of several `--input` flags behind one, since argparse keeps only those of the last."""
     inputs: list[str] = []
     others: list[str] = []
     is_input = False
@@ -36,12 +36,12 @@ def _with_one_input(argv: Sequence[str]) -> list[str]:
     return [*others, "--input", *inputs] if inputs else list(argv)
 
 
-def _predict(arguments: PredictionSettings, view: EvaluationSettings) -> None:
+def _predict(arguments: PredictionSettings, options: EvaluationSettings) -> None:
     from ..data.loading import get_dataset_spec
     from ..evaluation.prediction import predict_files
     from ..evaluation.predictor import load_predictor
 
-    predictor = load_predictor(arguments.model, view.inference, device=view.device, dtype=view.dtype)
+    predictor = load_predictor(arguments.model, options.inference, device=options.device, dtype=options.dtype)
     spec = get_dataset_spec(arguments.submission_for) if arguments.submission_for is not None else None
     with written_to_output_dir(arguments.output_dir):
         written = predict_files(

@@ -4,9 +4,9 @@ msctr prepare --dataset cityscapes --data_dir official                          
 msctr prepare --dataset cityscapes --data_dir official --output_dir parquet
 msctr prepare --dataset cityscapes --data_dir official --predecode --output_dir pixels
 
-The check reads every file and lists the broken ones. The copy consists of parquet shards with a data card or, with
---predecode, of plain pixels that are mapped into memory, so that training reads only its crops. An interrupted
-conversion resumes where it stopped. Train with --data_dir OUTPUT_DIR.
+The check reads every file and lists broken ones. The copy consists of parquet shards with a data card or, with
+--predecode, of raw pixels that are memory-mapped, so that training reads only its crops. An interrupted conversion
+resumes where it stopped. Train with --data_dir OUTPUT_DIR.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .command_line import CommandLine, written_to_output_dir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `msctr prepare` with the words that follow it on the command line."""
+    """Run `msctr prepare` with the arguments that follow it on the command line."""
     CommandLine([PreparationSettings], __doc__, "prepare").run(argv, _prepare)
 
 

@@ -2,8 +2,9 @@
 
 msctr push --model runs/hrnet --hub_model_id USER/NAME
 
-Published are weights, configuration, image processor, code, card and results.json; predictions.png only if the images
-of the data set are free, or with --hub_images. run.json, which holds paths of this machine, is not published.
+It publishes weights, configuration, image processor, code, card and results.json; predictions.png only if the images
+of the data set may be shown to everyone, or with --hub_images. run.json, which contains paths of this machine, is not
+published.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .command_line import CommandLine
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `msctr push` with the words that follow it on the command line."""
+    """Run `msctr push` with the arguments that follow it on the command line."""
     CommandLine([PushSettings], __doc__, "push").run(argv, _push)
 
 

@@ -1,4 +1,4 @@
-"""Keep messages of libraries that a user can do nothing about out of the output of a command."""
+"""Suppression of messages of libraries that a user can do nothing about, in the output of commands."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from contextlib import contextmanager
 
 from ..progress import is_terminal
 
-# message (start, a regular expression), category, module (a regular expression)
+# (regular expression for the start of the message, category, regular expression for the module)
 _UNAVOIDABLE_WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
     # transformers reads exported programs through a name that PyTorch renamed
     (r"`treespec\.children_specs` is deprecated", FutureWarning, r"transformers\.exporters\."),
 )
 
 
-_ATTEMPT = re.compile(r"'.*' thrown while requesting |Retrying in ", re.DOTALL)
+_RETRY_MESSAGE = re.compile(r"'.*' thrown while requesting |Retrying in ", re.DOTALL)
 
 
 class _OneLinePerOutage(logging.Filter):
-    """Report once that the Hub does not answer, where huggingface_hub writes two lines for every attempt."""
+    """Log filter that reports once that the Hub does not answer; huggingface_hub writes two lines per attempt."""
 
-    said = False
+    reported = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep everything but reports of attempts; the first of these is replaced."""
-        if not _ATTEMPT.match(record.getMessage()):
+        """Drop messages about attempts, except the first, whose text is replaced."""
+        if not _RETRY_MESSAGE.match(record.getMessage()):
             return True
-        first, self.said = not self.said, True
-        record.msg, record.args = "The Hub does not answer; trying again.", None
+        first, self.reported = not self.reported, True
+        record.msg, record.args = "The Hub does not answer; retrying.", None
         return first
 
 
 def quiet_libraries() -> None:
-    """Turn off bars of libraries that would garble the output, and warnings about their own internals."""
+    """Turn off progress bars of libraries that would garble the output, and warnings about their internals."""
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # models load within a moment
+    disable_progress_bar()  # weights load in a moment
     if not is_terminal():
         _hide_bars_of_datasets()
     for message, category, module in _UNAVOIDABLE_WARNINGS:
@@ -67,8 +67,10 @@ def without_bars_of_transformers() -> Iterator[None]:
 
 
 def _hide_bars_of_datasets() -> None:
-    """Hide the bars of `datasets`, which use carriage returns in files too, without importing it needlessly."""
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when it is imported, here or in a worker
+    """Hide the progress bars of `datasets`, which garble files too, without importing it needlessly."""
+    os.environ.setdefault(
+        "HF_DATASETS_DISABLE_PROGRESS_BARS", "1"
+    )  # read when `datasets` is imported, here or in a worker process
     if "datasets" in sys.modules:
         from datasets import disable_progress_bars
 

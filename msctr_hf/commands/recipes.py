@@ -1,4 +1,4 @@
-"""Find recipes, YAML files with the settings of a run, by path or by the name of a shipped one."""
+"""Recipes, which are YAML files with the settings of a run, found by path or by the name of a shipped one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(config: str) -> Path:
-    """Return the file that `config` means: a path (it ends in .yaml or .yml, or exists), or a shipped recipe.
+    """Return the file that `config` names: a path (it exists, or ends in .yaml or .yml), or a shipped recipe.
 
     Raises:
         UsageError: If it is neither; the message lists the recipes.

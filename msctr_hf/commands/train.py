@@ -4,7 +4,7 @@ msctr train --config quickstart
 accelerate launch -m msctr_hf train --config cityscapes/hrnet_w48 --data_dir /data/cityscapes
 accelerate launch -m msctr_hf train --config cityscapes/hrnet_w48 --contrastive_mode ce   # baseline
 
-Exit codes: 0, trained to the end; 2, wrong input or a full disk, reported in one sentence; 75, stopped by SIGTERM or
+Exit codes: 0, training finished; 2, wrong input or a full disk, reported in one sentence; 75, stopped by SIGTERM or
 Ctrl-C after a checkpoint was saved: resume with --resume auto. Any other code is a bug.
 """
 
@@ -31,7 +31,7 @@ def command_line() -> CommandLine:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run `msctr train` with the words that follow it on the command line."""
+    """Run `msctr train` with the arguments that follow it on the command line."""
     command_line().run(argv, _train_and_print)
 
 
@@ -44,26 +44,26 @@ def train(config: str | PathLike | None = None, **settings: Any) -> dict[str, An
     Args:
         config (`str`, *optional*): Name of a shipped recipe (`"quickstart"`) or path of a YAML file, whose values
             replace the defaults.
-        settings: What the command takes as flags, as Python objects: `data_dir="/data/cityscapes"`, `max_steps=2000`,
-            `crop_size=(512, 512)`; they replace the values of the recipe, and `None` stands for the default.
+        settings: Settings that the command takes as flags, as Python objects: `data_dir="/data/cityscapes"`,
+            `max_steps=2000`, `crop_size=(512, 512)`. They replace the values of the recipe; `None` means the default.
 
     Returns:
-        `dict`: Scores of the best model, as `results.json` in `output_dir` holds them; empty after a dry run.
+        `dict`: Scores of the best model, as in `results.json` of `output_dir`; empty after a dry run.
 
     Raises:
-        UsageError: If a setting is unknown or faulty, or something cannot be read or written.
-        Interrupted: If the process was told to stop; there is a checkpoint to resume from.
+        UsageError: If a setting is unknown or not valid, or a file cannot be read or written.
+        Interrupted: If a signal stopped the run after it saved a checkpoint, from which it can be resumed.
     """
     from accelerate.state import AcceleratorState, GradientState, is_initialized
 
     keywords = Keywords(_GROUPS, None, "train", with_network_settings=True)
-    (model, data, training, hub, network), words = keywords.parse_keywords(config, settings)
+    (model, data, training, hub, network), arguments = keywords.parse_keywords(config, settings)
     was_initialized = is_initialized()
     try:
         with without_bars_of_transformers():  # one for every saved model, between the lines of the run
-            return _train(model, data, training, hub, network, shlex.join(["msctr", "train", *words]))
+            return _train(model, data, training, hub, network, shlex.join(["msctr", "train", *arguments]))
     finally:
-        if not was_initialized:  # or the next run in this process could not have another precision
+        if not was_initialized:  # otherwise the next run in this process could not use another precision
             AcceleratorState._reset_state()
             GradientState._reset_state()
 

@@ -1,4 +1,4 @@
-"""Augment an image and its labels together: the paper's recipe, computed only for the crop."""
+"""Joint augmentation of an image and its labels: the recipe of the paper, computed only for the crop."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class TrainingAugmentation:
-    """Scales, stretches, crops, pads, mirrors, jitters and normalizes an image together with its labels.
+    """Augmentation of an image and its labels: random scale, aspect ratio, crop, mirroring and colors.
 
     Args:
         crop_size (`Sequence[int]`): Height and width of the result, in pixels.
-        image_mean, image_std (`Sequence[float]`): Normalization, for values from 0 to 1.
+        image_mean, image_std (`Sequence[float]`): Mean and standard deviation of every channel, for values in [0, 1].
         scale_range (`Sequence[float]`): Range of the scale s.
-        aspect_range (`Sequence[float]`): Range of a; the width is scaled by s sqrt(a), the height by s / sqrt(a).
-        max_class_share (`float`): Another crop is drawn, at most 9 times, while one class fills this
-            share of the valid pixels.
+        aspect_range (`Sequence[float]`): Range of the aspect factor a; the width is scaled by s sqrt(a), the height by
+            s / sqrt(a).
+        max_class_share (`float`): Another crop is drawn, at most 9 times, while one class covers at least this share
+            of the valid pixels.
         flip_probability (`float`): Probability of mirroring.
-        color_jitter (`bool`): Whether colors vary.
-        padding_mode (`str`): What surrounds images smaller than the crop: `"constant"`, the mean color, or
-            `"reflect"`; labels are ignored there in both.
+        color_jitter (`bool`): Whether to jitter brightness, contrast, saturation and hue.
+        padding_mode (`str`): Padding of images smaller than the crop: `"constant"`, the mean color, or `"reflect"`;
+            labels are ignored there in both modes.
     """
 
     crop_size: Sequence[int]
@@ -52,8 +53,8 @@ class TrainingAugmentation:
         """Augment one sample.
 
         Args:
-            image (`Image` or `np.ndarray` of shape `(H, W, 3)`, uint8): RGB image. Of an array in a mapped file, only
-                what the crop shows is read.
+            image (`Image` or `np.ndarray` of shape `(H, W, 3)`, uint8): RGB image. Of an array in a memory-mapped
+                file, only the part that the crop shows is read.
             label (`Image` or `np.ndarray` of shape `(H, W)`, uint8): Train ids, mode L, of the same size.
             random (`np.random.Generator`): Source of all randomness.
 
@@ -72,7 +73,7 @@ class TrainingAugmentation:
         return normalize(pixel_values, self.image_mean, self.image_std), torch.from_numpy(labels.astype(np.int64))
 
     def _choose_window(self, label: np.ndarray, random: np.random.Generator) -> tuple[_Span, _Span, np.ndarray]:
-        """Choose the rows and columns of a crop, and cut out its labels."""
+        """Choose the rows and columns of a crop, and return them with its labels."""
         scale = random.uniform(self.scale_range[0], self.scale_range[1])
         aspect = random.uniform(self.aspect_range[0], self.aspect_range[1])
         factors = (scale / math.sqrt(aspect), scale * math.sqrt(aspect))
@@ -94,10 +95,10 @@ class TrainingAugmentation:
 
     def _resize_and_pad(self, image: np.ndarray, rows: _Span, columns: _Span) -> torch.Tensor:
         """Compute the pixels of the crop, (3, height, width) uint8, by antialiased bilinear interpolation."""
-        # a copy where the array is read-only, of which torch would warn
+        # copies a read-only array, about which torch would warn
         region = np.require(image[rows.region, columns.region], requirements=["W"])
-        # A private operator, because F.interpolate(antialias=True) takes a size or a scale, not both: with the scale
-        # alone 36 of 660 random crops came out different, most of them a row or column short. torchvision's
+        # A private operator, because F.interpolate(antialias=True) accepts a size or a scale, not both: with the scale
+        # alone, 36 of 660 random crops came out different, most of them a row or column short. torchvision's
         # resized_crop rounds the window to whole pixels of the source: 578 of the 660 came out different.
         resized = torch.ops.aten._upsample_bilinear2d_aa(
             torch.from_numpy(region).permute(2, 0, 1)[None],  # channels last in memory, for which there is a fast path
@@ -119,17 +120,17 @@ class TrainingAugmentation:
 
 @dataclass
 class _Span:
-    """Rows, or columns, of a crop from a resized image of which only the crop is computed.
+    """Rows, or columns, of a crop from a resized image, of which only the crop is computed.
 
-    The part that is resized starts at a whole pixel of the source. So the crop is shifted by at most half a pixel of
-    the source, compared with a crop of the whole resized image.
+    The part that is resized starts at a whole pixel of the source, so the crop is shifted by at most half a source
+    pixel compared with a crop of the whole resized image.
 
     Args:
-        source (`int`): Pixels of the image.
-        resized (`int`): Pixels of the resized image.
-        crop (`int`): Pixels of the crop.
-        corner (`int`): First pixel of the crop in the resized image.
-        padding (`int`): Pixels of the crop before the image.
+        source (`int`): Length of the image, in pixels.
+        resized (`int`): Length of the resized image, in pixels.
+        crop (`int`): Length of the crop, in pixels.
+        corner (`int`): Position of the first pixel of the crop in the resized image.
+        padding (`int`): Number of pixels of the crop before the image.
     """
 
     source: int
@@ -139,29 +140,31 @@ class _Span:
     padding: int
 
     def __post_init__(self) -> None:
-        self.length = min(self.crop, self.resized)  # pixels of the crop that show the image
-        self.place = slice(self.padding, self.padding + self.length)  # where those are in the crop
-        self.scale = self.source / self.resized  # source pixels per pixel
+        self.length = min(self.crop, self.resized)  # number of pixels of the crop that show the image
+        self.place = slice(self.padding, self.padding + self.length)  # position of those pixels in the crop
+        self.scale = self.source / self.resized  # source pixels per resized pixel
 
-        # source pixels that the filter reads on either side of the nearest one; pixels before the crop are computed
-        # and dropped, so that the filter is not cut off at the border of the crop
+        # `reach` is the number of source pixels that the filter reads on either side of the nearest one; some pixels
+        # before the crop are computed and dropped, so that the filter is not cut off at the border of the crop
         reach = math.ceil(max(1.0, self.scale))
         skipped = min(self.corner, math.ceil(reach / self.scale))
         count = skipped + self.length
-        self.kept = slice(skipped, count)  # what the crop shows of the resized region
+        self.kept = slice(skipped, count)  # part of the resized region that the crop shows
 
         last = math.floor(self.source - count * self.scale + 1e-6)
         self.start = max(0, min(round((self.corner - skipped) * self.scale), last))
         stop = min(self.source, math.ceil(self.start + count * self.scale) + reach)
         self.region = slice(self.start, stop)  # source pixels that are resized
-        self.computed = count + 1 if count == stop - self.start else count  # torch copies if both are equal
+        self.computed = (
+            count + 1 if count == stop - self.start else count
+        )  # if sizes are equal, torch copies instead of filtering
 
         # source pixel under the center of every pixel, counted from the start of the region
         centers = (np.arange(skipped, count) + 0.5) * self.scale
         self.nearest = centers.astype(np.intp).clip(max=self.source - 1 - self.start)
 
     def reflected(self) -> np.ndarray:
-        """Compute which pixel of the image every pixel of the crop shows, where padding reflects the image."""
+        """Compute the pixel of the image that every pixel of the crop shows if padding reflects the image."""
         after = self.crop - self.length - self.padding
         return np.pad(np.arange(self.length), (self.padding, after), mode="reflect")
 
@@ -177,12 +180,12 @@ def _resize_labels(label: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray
 
 
 def largest_class_share(labels: np.ndarray) -> float:
-    """Compute the share of the valid pixels that the most frequent class fills; 1 if no pixel is valid."""
+    """Compute the share of the valid pixels that the most frequent class covers; 1 if no pixel is valid."""
     counts = np.asarray(Image.fromarray(labels).histogram()[:IGNORE_INDEX])
     return float(counts.max() / counts.sum()) if counts.sum() else 1.0
 
 
 def normalize(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Normalize (3, H, W) float32 from 0 to 255, in place."""
+    """Normalize pixel values (3, H, W), float32 in [0, 255], in place."""
     shift, scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] * 255 for values in (mean, std))
     return pixel_values.sub_(shift).div_(scale)

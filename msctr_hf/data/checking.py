@@ -1,4 +1,4 @@
-"""Check a data set: read every file once, count what it holds, collect what is broken."""
+"""Check of a data set, which reads every file once, counts its contents and collects broken files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .specs import DatasetSpec
 
 @dataclass
 class SplitReport:
-    """Counts and faults of one split.
+    """Result of the check of one split: counts, and reasons why images cannot be used.
 
     Args:
         images (`int`): Number of images that could be read together with their labels.
@@ -28,7 +28,7 @@ class SplitReport:
         pixels (`np.ndarray` of shape `(num_classes,)`, int64): Number of pixels of every class.
         in_images (`np.ndarray` of shape `(num_classes,)`, int64): Number of images in which the class occurs.
         ignored (`int`): Number of ignored pixels.
-        broken (`dict[str, str]`): Image id -> a sentence about why the image cannot be used.
+        broken (`dict[str, str]`): Image id -> sentence that says why the image cannot be used.
     """
 
     pixels: np.ndarray
@@ -51,7 +51,7 @@ class SplitReport:
 
     @classmethod
     def from_dict(cls, report: dict[str, Any]) -> SplitReport:
-        """Rebuild the report from what `as_dict` gave."""
+        """Build a report from the result of `as_dict`."""
         return cls(
             pixels=np.array(list(report["pixels"].values())),
             in_images=np.array(list(report["in_images"].values())),
@@ -61,14 +61,14 @@ class SplitReport:
 
 
 def check_rows(rows: Dataset, reader: Reader, num_classes: int, *, num_workers: int, title: str) -> SplitReport:
-    """Decode every image and its labels, and collect faults instead of raising them.
+    """Decode every image and its labels, and collect errors instead of raising them.
 
     Args:
         rows (`datasets.Dataset`): Undecoded rows {image, label, image_id}.
-        reader (`Reader`): Decodes the rows.
+        reader (`Reader`): Reader that decodes the rows.
         num_classes (`int`): Number of classes.
-        num_workers (`int`): Worker processes.
-        title (`str`): Text in front of the progress bar.
+        num_workers (`int`): Number of worker processes.
+        title (`str`): Title of the progress bar.
     """
     report = SplitReport(np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64))
     loader = DataLoader(_CheckedRows(rows, reader), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
@@ -85,7 +85,7 @@ def check_rows(rows: Dataset, reader: Reader, num_classes: int, *, num_workers: 
 
 
 def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
-    """Format a report as lines of text: counts, sizes, share of every class."""
+    """Format a report as lines of text, with counts, sizes and the share of every class."""
     labeled = max(1, int(report.pixels.sum()))
     share_ignored = report.ignored / max(1, labeled + report.ignored)
     sizes = ", ".join(f"{size} ({count})" for size, count in report.sizes.most_common(3))
@@ -105,7 +105,7 @@ def _unchanged(checked: Any) -> Any:
 
 
 class _CheckedRows(TorchDataset):
-    """Rows decoded when they are accessed, as (image id, size, histogram of train ids, fault)."""
+    """Data set of rows that are decoded when accessed: (image id, size, histogram of train ids, error)."""
 
     def __init__(self, rows: Dataset, reader: Reader):
         self.rows = rows

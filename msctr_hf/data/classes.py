@@ -121,7 +121,7 @@ CADIS_VIDEOS = {
 
 
 def voc_palette(num_classes: int) -> list[tuple[int, int, int]]:
-    """Make distinct RGB colors by spreading the bits of the class number, as in PASCAL VOC."""
+    """Return distinct RGB colors, which PASCAL VOC derives from the bits of the class numbers."""
     palette = []
     for label in range(1, num_classes + 1):
         red = green = blue = 0

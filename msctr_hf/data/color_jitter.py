@@ -1,8 +1,8 @@
-"""Jitter brightness, contrast, saturation and hue of an image, in random order and without rounding.
+"""Random brightness, contrast, saturation and hue of an image, in random order and without rounding.
 
 The changes are those of torchvision's `ColorJitter`, without rounding to 8 bits after each, and with a hue shift that
-needs neither a division nor a conversion to HSV. Images are processed in strips of rows that fit into a core's
-cache.
+needs neither a division nor a conversion to HSV. Images are processed in strips of rows that fit into the cache of a
+core.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GRAY = (0.299, 0.587, 0.114)  # ITU-R 601
 _SIGN_BIT = -(2**31)
 _STRIP_PIXELS = 131_072
 
-Change = Callable[[torch.Tensor], None]  # changes a strip (3, h, W) in place
+Change = Callable[[torch.Tensor], None]  # function that changes a strip (3, h, W) in place
 
 
 def jitter_colors(pixels: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
@@ -32,7 +32,7 @@ def jitter_colors(pixels: torch.Tensor, random: np.random.Generator) -> torch.Te
     Returns:
         `torch.Tensor` of shape `(3, H, W)`: float32, 0 to 255.
     """
-    before: list[Change] = []  # contrast needs the mean of the whole image after these
+    before: list[Change] = []  # before contrast, which needs the mean of the whole image after these changes
     after: list[Change] = []
     contrast = None
     for position in random.permutation(4):
@@ -97,8 +97,8 @@ def _clamp(strip: torch.Tensor, factor: float) -> None:
 def _hue(turns: float) -> Change:
     """Shift hues by less than a sixth of a turn.
 
-    Over the hexagon of hues every channel is a tent function that peaks at its own corner, clipped to the smallest and
-    the largest of the three channels. The unclipped tent is twice the channel minus the middle one. A shift by D moves
+    As a function of the hue, every channel is a tent that peaks at its own color, clipped to the smallest and the
+    largest of the three channels. The unclipped tent is twice the channel minus the middle one. A shift by D moves
     every tent up or down by D times (largest - smallest). So every channel is unclipped, moved, and clipped again.
     """
     shift = 6 * turns
@@ -106,7 +106,7 @@ def _hue(turns: float) -> Change:
     def change(strip: torch.Tensor) -> None:
         least, largest = strip.amin(dim=0), strip.amax(dim=0)
         middle = (strip[0] + strip[1]).add_(strip[2]).sub_(least).sub_(largest)
-        across = torch.empty_like(strip)  # its sign says whether a tent falls or rises
+        across = torch.empty_like(strip)  # its sign says whether a tent falls or rises at this hue
         for channel in range(3):
             torch.sub(strip[(channel + 1) % 3], strip[(channel + 2) % 3], out=across[channel])
         strip.mul_(2).sub_(middle).sub_(_with_signs_of(across, (largest - least).mul_(shift)))

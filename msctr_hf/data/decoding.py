@@ -1,4 +1,4 @@
-"""Decode rows {image, label, image_id} to images and train ids when a row is accessed."""
+"""Decoding of rows {image, label, image_id} to images and train ids when they are accessed."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Batch = dict[str, list[Any]]
 
 
 class Reader(Protocol):
-    """Turns undecoded rows into samples {image, label, image_id}."""
+    """Callable that turns undecoded rows into samples {image, label, image_id}."""
 
     def __call__(self, batch: Batch) -> Batch:
         """Decode rows to samples: RGB image, train ids (mode L), image id."""
 
     def for_crops(self) -> Reader:
-        """Return a reader that gives arrays (H, W, 3) and (H, W) where it can, which are faster to crop."""
+        """Return a reader that yields arrays (H, W, 3) and (H, W) if it can, since they are faster to crop."""
 
     def labels_only(self) -> Reader:
-        """Return a reader of the same rows that leaves images out."""
+        """Return a reader of the same rows that skips images."""
 
 
 @dataclass(frozen=True)
 class ReadSamples:
-    """Decodes image and label files.
+    """Reader that decodes image and label files.
 
     Args:
-        mapping (`LabelMapping`): Raw label values -> train ids.
-        as_arrays (`bool`): Give arrays instead of Pillow's images.
-        with_images (`bool`): Whether images are read at all.
-        embedded (`bool`): Refuse rows that hold the path of a file instead of the file: a copy made by someone else
-            must not choose which files of this machine are read.
+        mapping (`LabelMapping`): Mapping from raw label values to train ids.
+        as_arrays (`bool`): Whether to return arrays instead of images of Pillow.
+        with_images (`bool`): Whether to read images, and not only labels.
+        embedded (`bool`): Whether to refuse rows that contain the path of a file instead of the file: a copy made by
+            someone else must not choose which files of this machine are read.
     """
 
     mapping: LabelMapping
@@ -63,11 +63,11 @@ class ReadSamples:
         }
 
     def for_crops(self) -> ReadSamples:
-        """Return a reader that gives arrays, which are faster to crop than Pillow's images."""
+        """Return a reader that yields arrays, which are faster to crop than images of Pillow."""
         return replace(self, as_arrays=True)
 
     def labels_only(self) -> ReadSamples:
-        """Return a reader that leaves images out."""
+        """Return a reader that skips images."""
         return replace(self, with_images=False)
 
 
@@ -76,13 +76,13 @@ def _refuse_paths(batch: Batch) -> None:
         for file, image_id in zip(batch[column], batch["image_id"], strict=True):
             if not file.get("bytes"):
                 raise UsageError(
-                    f"The copy holds no {column} of {image_id}, only the path {file.get('path')}, which is not "
-                    "followed; write it with the files themselves (`msctr prepare`, or save_to_disk)."
+                    f"The copy does not contain the {column} of {image_id}, only the path {file.get('path')}, which "
+                    "is not followed; write a copy that contains the files (`msctr prepare`, or save_to_disk)."
                 )
 
 
 def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:
-    """Let a data set, or a stream, decode its rows with this reader."""
+    """Attach the reader that decodes the rows of a data set, or of a stream, when they are accessed."""
     if isinstance(dataset, IterableDataset):
         return dataset.map(reader, batched=True, batch_size=1, remove_columns=list(dataset.column_names or []))
     return dataset.with_transform(reader)
@@ -94,10 +94,10 @@ def reader_of(dataset: Dataset) -> Reader:
 
 
 def rows_for_crops(dataset: Dataset) -> Dataset:
-    """Return the same rows, decoded to what is fastest to crop."""
+    """Return the same data set, with samples decoded to the form that is fastest to crop."""
     return dataset.with_transform(reader_of(dataset).for_crops())
 
 
 def rows_of_labels(dataset: Dataset) -> Dataset:
-    """Return the same rows without their images."""
+    """Return the same data set without its images."""
     return dataset.with_transform(reader_of(dataset).labels_only())

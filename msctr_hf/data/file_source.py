@@ -1,4 +1,4 @@
-"""Find the samples of a data set in folders, as pairs of an image file and a label file."""
+"""Samples of a data set in folders, found as pairs of an image file and a label file."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """Two folders in which an image and its labels have the same path, without the suffixes.
+    """Folders of images and labels, in which an image and its labels have the same path up to the suffix.
 
     Args:
-        images, labels (`str`): Folders below that of the data set; sub-folders are searched too.
-        image_suffixes (`tuple[str, ...]`): Ends of image names; other files are skipped.
-        label_suffix (`str`, *optional*): End of label names; `None` takes any image format without loss.
+        images, labels (`str`): Folders, relative to that of the data set; subfolders are searched too.
+        image_suffixes (`tuple[str, ...]`): Suffixes of image names; other files are skipped.
+        label_suffix (`str`, *optional*): Suffix of label names; `None` accepts any lossless image format.
         names (`str`, *optional*): Text file with the names of the split's images, one per line; all
             images by default.
-        prefix (`str`): Put before the shared path to make the image id.
+        prefix (`str`): Text before the shared path in the image id.
     """
 
     images: str
@@ -63,7 +63,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Reads samples from pairs of files.
+    """Source of samples in pairs of files.
 
     Args:
         layouts (`Sequence[Layout]`): Folder structures in which the data set is distributed.
@@ -83,7 +83,7 @@ class FileSource:
         """Index one split as undecoded rows {image, label, image_id}.
 
         Raises:
-            UsageError: If folders, images or labels are missing; the message says which.
+            UsageError: If folders, images or labels are missing; the message names them.
         """
         pairs = self.find(split, data_dir, name=name, where_to_get=where_to_get)
         if pairs.without_label:
@@ -96,7 +96,7 @@ class FileSource:
         return self.rows(pairs, data_dir, corrections)
 
     def rows(self, pairs: Pairs, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
-        """Make undecoded rows {image, label, image_id} of the complete pairs."""
+        """Build undecoded rows {image, label, image_id} from the complete pairs."""
         complete = pairs.complete
         if corrections is not None:
             complete = list(_correct(complete, corrections, data_dir))
@@ -108,15 +108,15 @@ class FileSource:
         return Dataset.from_dict(columns, features=UNDECODED_FEATURES)
 
     def find(self, split: str, data_dir: Path | None, *, name: str, where_to_get: str = "") -> Pairs:
-        """Pair the files of one split of the data set `name`; errors say where to get what is missing.
+        """Pair the files of one split of the data set `name`; messages end with `where_to_get`.
 
         Raises:
-            UsageError: If the split is unknown, or a folder is missing or holds no image.
+            UsageError: If the split is unknown, or a folder is missing or contains no images.
         """
         if split not in self.layouts[0]:
             raise UsageError(f"{name} has the splits {list(self.layouts[0])}, not {split!r}.")
         if data_dir is None:
-            raise UsageError(f"{name} needs `data_dir`, the folder that holds it.{where_to_get}")
+            raise UsageError(f"{name} needs `data_dir`, the folder that contains it.{where_to_get}")
         if not data_dir.is_dir():
             raise UsageError(f"`data_dir`: the folder {data_dir} does not exist.{where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
@@ -127,11 +127,11 @@ class FileSource:
         pairs = Pairs(*(sum(parts, []) for parts in zip(*found, strict=True)))
         if not pairs.complete and not pairs.without_label:
             searched = ", ".join(str(root / files.images) for files in folders[:_NAMES_SHOWN])
-            raise UsageError(f"No image in {searched} ends in {', '.join(folders[0].image_suffixes)}.")
+            raise UsageError(f"No image in {searched} has a name that ends in {', '.join(folders[0].image_suffixes)}.")
         return pairs
 
     def _choose_layout(self, split: str, data_dir: Path) -> tuple[Path, Sequence[PairedFiles]]:
-        """Choose the layout of which most folders exist; the first if none does, for the error message."""
+        """Choose the layout of which most folders exist, or the first if none does, for the error message."""
         choices = [(data_dir / root, layout[split]) for layout in self.layouts for root in ("", *self.roots)]
         return max(choices, key=lambda choice: sum((choice[0] / files.images).is_dir() for files in choice[1]))
 
@@ -153,7 +153,7 @@ def _pair_files(root: Path, files: PairedFiles) -> tuple[list[tuple[str, Path, P
 
 
 def _index_folder(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Map the path of every file below the folder, without its suffix, to the file."""
+    """Map the path of every file below the folder, relative and without its suffix, to the file."""
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder {folder} does not exist.")
     index: dict[str, Path] = {}
@@ -184,7 +184,7 @@ def _below(folder: Path, path: str) -> Path:
 def _correct(
     rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
 ) -> Iterator[tuple[str, Path, Path]]:
-    """Leave out images that a CSV lists without a label, and take the labels of others from the files it names."""
+    """Leave out images that a CSV file lists without a label, and replace labels by the files that it names."""
     unreadable = (OSError, UnicodeDecodeError, csv.Error)
     with (
         as_usage_error(*unreadable, prefix=f"`corrections`: {corrections} cannot be read: "),

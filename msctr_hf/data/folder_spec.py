@@ -1,4 +1,4 @@
-"""Read the description of a data set from the `dataset.yaml` in its folder."""
+"""Data sets that a `dataset.yaml` in their folder describes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
     """Read `dataset.yaml`: classes, label values or colors, ignored values, palette, groups, splits, name, license.
 
     Raises:
-        UsageError: If the file is missing or faulty; the message says where.
+        UsageError: If the file is missing or not valid; the message names the key.
     """
     if data_dir is None:
         raise UsageError(f"`dataset='{FOLDER}'` needs `data_dir`, the folder with {DESCRIPTION}.")
@@ -36,9 +36,9 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(description, dict):
-        raise UsageError(f"{path} must hold `classes:` and `splits:`.")
+        raise UsageError(f"{path} must contain `classes:` and `splits:`.")
     if unknown := sorted(set(map(str, description)) - _KEYS):
-        raise UsageError(f"{path}: unknown keys {unknown}; known are {sorted(_KEYS)}.")
+        raise UsageError(f"{path}: unknown keys {unknown}; choose from {sorted(_KEYS)}.")
     classes = _read_classes(description, path)
     return DatasetSpec(
         name=FOLDER,

@@ -1,4 +1,4 @@
-"""Decode image files and label files."""
+"""Decoding of image files and label files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import UsageError
 from .labels import LabelMapping
 
-try:  # they decode faster than Pillow, to the same pixels
+try:  # optional: they decode faster than Pillow, to the same pixels
     import pyspng
     import simplejpeg
 except ImportError:
@@ -38,15 +38,16 @@ def read_sample(
     """Decode one image and its labels.
 
     Args:
-        image, label: Files as `datasets.Image(decode=False)` gives them: dicts with `path` and `bytes`.
-        mapping (`LabelMapping`): How label values become train ids.
-        as_arrays (`bool`): Return arrays (H, W, 3) and (H, W), which are faster to crop than Pillow's images.
+        image, label: Files as `datasets.Image(decode=False)` returns them: dicts with `path` and `bytes`.
+        mapping (`LabelMapping`): Mapping from raw label values to train ids.
+        as_arrays (`bool`): Whether to return arrays (H, W, 3) and (H, W), which are faster to crop than images of
+            Pillow.
 
     Returns:
         `tuple`: RGB image; train ids (mode L), 255 where ignored.
 
     Raises:
-        UsageError: If a file cannot be read, sizes differ or a label value is unknown; the file is named.
+        UsageError: If a file cannot be read, sizes differ or a label value is unknown; the message names the file.
     """
     train_ids = _read_train_ids(label, mapping)
     size = (train_ids.shape[1], train_ids.shape[0])
@@ -55,7 +56,7 @@ def read_sample(
         if (pixels := _decode_quickly(image, size)) is not None:
             return pixels, train_ids
     stored = _open(image)
-    # labels were drawn on the image as shown; where only the stored orientation fits, they were drawn on that
+    # labels are drawn on the image as viewers show it, unless their size fits only the orientation as stored
     upright = _upright(stored)
     shown = stored if upright.size != size == stored.size else upright
     if shown.size != size:
@@ -71,16 +72,16 @@ def read_labels(label: Any, mapping: LabelMapping) -> Image.Image:
     """Decode labels to train ids (mode L), 255 where ignored.
 
     Raises:
-        UsageError: If the file cannot be read or holds an unknown value; it is named.
+        UsageError: If the file cannot be read or has an unknown value; the message names the file.
     """
     return Image.fromarray(_read_train_ids(label, mapping))
 
 
 def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
-    """Decode labels to class values (H, W), which may be palette indices or 16 bits, or to colors (H, W, 3).
+    """Decode labels to raw values (H, W), of 8 or 16 bits or indices of a palette, or to colors (H, W, 3).
 
     Raises:
-        UsageError: If the file cannot be read or has another mode; it is named.
+        UsageError: If the file cannot be read or has another mode; the message names the file.
     """
     label = _with_bytes(label)
     data = label["bytes"]
@@ -97,7 +98,7 @@ def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read an image as RGB, upright.
+    """Read an image as RGB, rotated upright.
 
     Raises:
         UsageError: If the file cannot be read.
@@ -110,7 +111,7 @@ def _read_train_ids(label: Any, mapping: LabelMapping) -> np.ndarray:
 
 
 def _decode_quickly(file: Any, size: tuple[int, int]) -> np.ndarray | None:
-    """Decode an upright RGB JPEG or PNG of this size to the pixels of Pillow, but faster; `None` for other files."""
+    """Decode an upright RGB JPEG or PNG of this size as Pillow does, but faster; return `None` for other files."""
     data = file["bytes"]
     if simplejpeg is None:
         return None
@@ -131,12 +132,12 @@ def _decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray | None:
 
 
 def _png_kind(data: bytes) -> bytes | None:
-    """Read the bit depth and color type of a PNG; `None` for other files."""
+    """Read the bit depth and color type of a PNG; return `None` for other files."""
     return data[24:26] if data.startswith(_PNG_SIGNATURE) and len(data) > _IHDR_END else None
 
 
 def _refuse_bomb(data: bytes, name: str) -> None:
-    """Apply the size limit of Pillow to PNGs that other decoders would read."""
+    """Apply the size limit of Pillow, against decompression bombs, to PNGs that other decoders would read."""
     if _png_kind(data) is not None:
         width, height = struct.unpack(">II", data[16:24])
         limit = Image.MAX_IMAGE_PIXELS
@@ -149,7 +150,7 @@ def _is_interlaced(png: bytes) -> bool:
 
 
 def _may_be_rotated(png: bytes) -> bool:
-    """Whether a PNG has a chunk with its orientation; it may also follow the pixels."""
+    """Return whether a PNG has a chunk with its orientation, which may also follow the pixels."""
     position = len(_PNG_SIGNATURE)
     while position + 8 <= len(png):
         if png[position + 4 : position + 8] == b"eXIf":
@@ -159,7 +160,7 @@ def _may_be_rotated(png: bytes) -> bool:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+    if image.mode.startswith("I;16"):  # Pillow would clip values at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -173,7 +174,7 @@ def _name(file: Any) -> str:
 
 
 def _with_bytes(file: Any) -> dict[str, Any]:
-    """Read the file, unless its bytes are there already."""
+    """Read the file, unless its bytes are already there."""
     data = file.get("bytes") or _decode_or_name(_name(file), lambda: Path(file["path"]).read_bytes())
     return {"path": file.get("path"), "bytes": data}
 
@@ -188,12 +189,12 @@ def _open(file: Any) -> Image.Image:
 
 
 def _decode_or_name(name: str, decode: Callable[[], Decoded]) -> Decoded:
-    """Decode, and turn any failure into a sentence that names the file."""
+    """Decode, and convert any error to a `UsageError` that names the file."""
     try:
         return decode()
     except FileNotFoundError:
         raise UsageError(f"The file {name} does not exist.") from None
     except UnidentifiedImageError:
         raise UsageError(f"{name} cannot be read as an image: its format is unknown.") from None
-    except Exception as error:  # decoders raise a dozen kinds for broken files
+    except Exception as error:  # decoders raise many kinds of exceptions for corrupt files
         raise UsageError(f"{name} cannot be read as an image: {error}") from None

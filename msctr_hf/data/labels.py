@@ -1,4 +1,4 @@
-"""Map the raw values of a label file to train ids, and refuse values that are not listed."""
+"""Mapping of the raw values of a label file to train ids, which refuses values that are not listed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MAX_CLASSES = IGNORE_INDEX  # train ids are stored in 8 bits
 Color = tuple[int, int, int]
 
 _RAW_VALUES = 1 << 16
-_UNLISTED_MARK = 256  # stands in tables for raw values that are neither a class nor ignored
+_UNLISTED_MARK = 256  # marks raw values in tables that are neither a class nor ignored
 
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """Maps raw label values, or colors, to train ids.
+    """Mapping from raw label values, or colors, to train ids.
 
     Args:
         values (`Mapping`): Raw value or RGB color -> train id.
-        ignored (`frozenset`, *optional*): Raw values that become 255; `None` ignores every value not listed.
+        ignored (`frozenset`, *optional*): Raw values that become 255; `None` ignores every value that is not listed.
     """
 
     values: Mapping[int | Color, int]
@@ -42,7 +42,7 @@ class LabelMapping:
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """Train id of every raw value below 65,536."""
+        """Train ids of all raw values below 65,536."""
         table = np.full(_RAW_VALUES, _UNLISTED_MARK, dtype=np.int16)
         for value, train_id in self._targets.items():
             table[value] = train_id
@@ -50,7 +50,7 @@ class LabelMapping:
 
     @cached_property
     def _bytes(self) -> bytes:
-        """Train id of every raw value of 8 bits."""
+        """Train ids of all raw values of 8 bits."""
         return self._table[:256].clip(max=IGNORE_INDEX).astype(np.uint8).tobytes()
 
     @cached_property
@@ -67,7 +67,7 @@ class LabelMapping:
         """Map raw labels (H, W), or colors (H, W, 3), to train ids (H, W) uint8, 255 where ignored.
 
         Raises:
-            UsageError: If a value is not listed; `file` is named.
+            UsageError: If a value is not listed; the message names the `file`.
         """
         if raw.dtype == np.uint8 and not self.by_color:
             return self._map_bytes(raw, file)
@@ -75,16 +75,16 @@ class LabelMapping:
         unlisted = train_ids == _UNLISTED_MARK
         if unlisted.any():
             if self.ignored is not None:
-                raise UsageError(self._complaint(raw[unlisted], file))
+                raise UsageError(self._unlisted_message(raw[unlisted], file))
             train_ids[unlisted] = IGNORE_INDEX
         return train_ids.astype(np.uint8)
 
     def _map_bytes(self, raw: np.ndarray, file: str) -> np.ndarray:
-        """Map labels of 8 bits, several times faster than by indexing a table."""
+        """Map labels of 8 bits by `bytes.translate`, several times faster than by indexing a table."""
         if self.ignored is not None:
             present = np.asarray(Image.fromarray(raw).histogram(), dtype=bool)
             if (present & self._unlisted_bytes).any():
-                raise UsageError(self._complaint(raw[self._unlisted_bytes[raw]], file))
+                raise UsageError(self._unlisted_message(raw[self._unlisted_bytes[raw]], file))
         return np.frombuffer(raw.tobytes().translate(self._bytes), np.uint8).reshape(raw.shape)
 
     def _look_up_values(self, raw: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ class LabelMapping:
         positions = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
         return np.where(keys[positions] == wanted, train_ids[positions], _UNLISTED_MARK)
 
-    def _complaint(self, unlisted: np.ndarray, file: str) -> str:
+    def _unlisted_message(self, unlisted: np.ndarray, file: str) -> str:
         found = np.unique(unlisted, axis=0).tolist()
         kind = "colors" if self.by_color else "values"
         return (

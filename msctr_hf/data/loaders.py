@@ -1,6 +1,6 @@
-"""Load batches of a data set: augmented for training, unchanged for evaluation.
+"""Batches of a data set: augmented for training, unchanged for evaluation.
 
-The augmentation of a sample depends on (seed, epoch, index, repeat) alone, so that any number of workers or processes,
+The augmentation of a sample depends only on (seed, epoch, index, repeat), so that any number of workers or processes,
 and a resumed run, see the same images.
 """
 
@@ -24,11 +24,11 @@ from .worker_signals import ignore_signals
 
 ID_BYTES = 96
 SHUFFLE_BUFFER = 64  # decoded samples of a stream that every worker holds to shuffle them
-Key = tuple[int, int, int]  # epoch, index, how often the index occurred before in this epoch
+Key = tuple[int, int, int]  # epoch, index, number of earlier occurrences of the index in this epoch
 
 
 class ShuffledSampler(Sampler):
-    """Shuffles samples in an order that depends on (seed, epoch) alone; yields (epoch, index, repeat).
+    """Sampler whose order depends only on (seed, epoch); it yields (epoch, index, repeat).
 
     Args:
         num_samples (`int`): Number of samples in the data set.
@@ -45,7 +45,7 @@ class ShuffledSampler(Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Select the epoch whose order is drawn next."""
+        """Select the epoch for the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -81,12 +81,13 @@ class AugmentedDataset(TorchDataset):
     def __getitem__(self, key: Key) -> dict[str, torch.Tensor]:
         epoch, index, repeat = key
         sample = self.dataset[index]
-        random = np.random.default_rng((self.seed, epoch, index, 1 + repeat))  # not the numbers of the sampler
+        # 1 + repeat, since numpy ignores zeros at the end of a seed: (seed, epoch, 0, 0) is the seed of the sampler
+        random = np.random.default_rng((self.seed, epoch, index, 1 + repeat))
         return _augmented(sample, self.augmentation, random)
 
 
 class AugmentedStream(TorchIterableDataset):
-    """Augmented training samples from a shuffled stream; every worker reads shards of its own."""
+    """Augmented training samples from a shuffled stream, of which every worker reads its own shards."""
 
     def __init__(self, stream: IterableDataset, augmentation: TrainingAugmentation, seed: int):
         self.stream = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
@@ -95,7 +96,7 @@ class AugmentedStream(TorchIterableDataset):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Select the epoch whose order is drawn next."""
+        """Select the epoch for the next iteration."""
         self.epoch = epoch
         self.stream.set_epoch(epoch)
 
@@ -114,7 +115,7 @@ def _augmented(
 
 
 def _encode(image_id: str) -> torch.Tensor:
-    """Encode the end of an id as bytes: a batch that is sent to other processes may hold only tensors."""
+    """Encode the end of an id as bytes, since a batch that is sent to other processes may contain only tensors."""
     data = image_id.encode()[-ID_BYTES:].ljust(ID_BYTES, b"\0")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
@@ -135,8 +136,8 @@ def training_loader(
 ) -> DataLoader:
     """Load training batches {pixel_values (B, 3, h, w) float32, labels (B, h, w) int64, image_id}.
 
-    Incomplete batches are dropped. `image_ids` decodes `image_id`, which is stored as bytes. `repeats` says how often
-    every sample is drawn in an epoch, see `ShuffledSampler`.
+    Incomplete batches are dropped. `image_ids` decodes `image_id`, which is stored as bytes. `repeats` are the average
+    numbers of times that samples are drawn in an epoch, as in `ShuffledSampler`.
     """
     samples: AugmentedStream | AugmentedDataset
     if isinstance(dataset, IterableDataset):
@@ -151,8 +152,8 @@ def training_loader(
         sampler=sampler,
         drop_last=True,
         num_workers=num_workers,
-        persistent_workers=num_workers > 0 and sampler is not None,  # new workers read the epoch of a stream
-        generator=torch.Generator(),  # otherwise an epoch's start would use up random numbers of the training
+        persistent_workers=num_workers > 0 and sampler is not None,  # only new workers see the next epoch of a stream
+        generator=torch.Generator(),  # otherwise the start of an epoch would consume random numbers of the training
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
     )
@@ -166,7 +167,7 @@ def evaluation_loader(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> DataLoader:
-    """Load lists of raw samples {image, label, image_id}, divided among processes without duplicates."""
+    """Load lists of unchanged samples {image, label, image_id}, divided among processes without duplicates."""
     if isinstance(dataset, IterableDataset):
         share = split_dataset_by_node(dataset, rank=process_index, world_size=num_processes)
         num_workers = min(num_workers, dataset.num_shards)
@@ -177,7 +178,7 @@ def evaluation_loader(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=_keep_as_list,
-        generator=torch.Generator(),  # otherwise validation would use up random numbers of the training
+        generator=torch.Generator(),  # otherwise validation would consume random numbers of the training
         worker_init_fn=ignore_signals,
     )
 

@@ -1,4 +1,4 @@
-"""Load data sets by name from their official files, a copy on this disk, or the Hub."""
+"""Loading of data sets by name, from their official files, a copy on this disk, or the Hub."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .specs import DATASETS, DatasetSpec
 
 
 def get_dataset_spec(name: str, data_dir: str | Path | None = None) -> DatasetSpec:
-    """Look up the classes, colors and label values of a data set.
+    """Look up the description of a data set: classes, colors, label values, files.
 
     Args:
         name (`str`): A named data set, or `"folder"` for one that `data_dir/dataset.yaml` describes.
         data_dir (`str` or `Path`, *optional*): Folder of the data set.
 
     Raises:
-        UsageError: If the name is unknown or the description is faulty.
+        UsageError: If the name is unknown or `dataset.yaml` is not valid.
     """
     if name == FOLDER:
         return read_folder_spec(data_dir)
     if name not in DATASETS:
-        raise UsageError(f"The data set {name!r} is unknown; known are {', '.join(sorted([*DATASETS, FOLDER]))}.")
+        raise UsageError(f"The data set {name!r} is unknown; choose from {', '.join(sorted([*DATASETS, FOLDER]))}.")
     return DATASETS[name]
 
 
@@ -55,17 +55,17 @@ def load_segmentation_dataset(
         name (`str`): A named data set, or `"folder"`.
         split (`str`): train, validation or test, or several joined by `+`.
         data_dir (`str` or `Path`, *optional*):
-            Folder of the data set: its official layout, parquet files, what `save_to_disk` wrote, or a pre-decoded
-            copy; `synthetic_scenes` needs none.
+            Folder of the data set: its official layout, parquet files, the result of `save_to_disk`, or a pre-decoded
+            copy; not needed for `synthetic_scenes`.
         dataset_name (`str`, *optional*): Hub id, or folder of parquet files, to read instead of `data_dir`.
         revision (`str`, *optional*): Branch, tag or commit of the Hub id.
         image_column, label_column (`str`): Columns of a copy with the images and the labels.
         id_map (`Mapping[int, int]`, *optional*): Raw label value -> train id, where a copy differs from the official
             files; every other value is ignored.
-        reduce_zero_label (`bool`): Labels are numbered from 1, and 0 is ignored.
-        streaming (`bool`): Read a copy as an `IterableDataset`, without storing it on this disk.
-        corrections (`str` or `Path`, *optional*): CSV with the columns `image_id` and `label`: images to leave
-            out (no label) or to take the labels of from another file (a path below `data_dir`).
+        reduce_zero_label (`bool`): Whether raw labels are numbered from 1, and 0 is ignored.
+        streaming (`bool`): Whether to read a copy as an `IterableDataset`, without storing it on this disk.
+        corrections (`str` or `Path`, *optional*): CSV file with the columns `image_id` and `label`: images to leave
+            out (no label), or whose labels are in another file (a path below `data_dir`).
 
     Returns:
         `datasets.Dataset`: rows with `image` (RGB image), `label` (image of mode L: train ids, 255 where
@@ -86,10 +86,10 @@ def load_segmentation_dataset(
 def index_split(
     spec: DatasetSpec, split: str, data_dir: Path | None, saved: SavedDataset, corrections: Path | None = None
 ) -> tuple[Dataset | IterableDataset, Reader]:
-    """Index one split: undecoded rows, and the reader that decodes them.
+    """Index one split; return undecoded rows and the reader that decodes them.
 
     Raises:
-        UsageError: If the data set is incomplete, or options do not fit where it comes from.
+        UsageError: If the data set is incomplete, or an option does not apply to its source.
     """
     is_predecoded = saved.name is None and data_dir is not None and holds_predecoded(data_dir)
     from_copy = isinstance(spec.source, FileSource) and is_a_copy(saved, data_dir)
@@ -100,15 +100,15 @@ def index_split(
     if from_copy:
         return index_copy(saved, split, data_dir), ReadSamples(spec.mapping, embedded=True)
     if saved.streaming:
-        raise UsageError("`streaming` reads parquet files or a Hub id; images in folders need no copy anyway.")
+        raise UsageError("`streaming` reads parquet files or a Hub id; it is not needed for images in folders.")
     return spec.index(split, data_dir, corrections), spec.reader()
 
 
 def replace_label_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce_zero_label: bool) -> DatasetSpec:
-    """Replace the raw label values of a data set; arguments as in `load_segmentation_dataset`.
+    """Replace the raw label values of a data set, with the arguments of `load_segmentation_dataset`.
 
     Raises:
-        UsageError: If the values do not fit the classes.
+        UsageError: If the values do not match the classes.
     """
     if id_map is None and not reduce_zero_label:
         return spec

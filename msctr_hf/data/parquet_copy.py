@@ -1,4 +1,4 @@
-"""Copy a data set to parquet files with its images inside, and write its data card."""
+"""Copies of data sets as parquet files that contain the images, with a data card."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FEATURES = Features({"image": ImageFeature(), "label": ImageFeature(), "image_i
 
 
 def write_parquet(rows: Dataset, split: str, folder: Path) -> None:
-    """Write a split as parquet shards, with image and label files embedded as they are; existing shards are kept.
+    """Write a split as parquet shards with embedded, unchanged image and label files; keep existing shards.
 
     Args:
         rows (`datasets.Dataset`): Undecoded rows {image, label, image_id}.
@@ -41,7 +41,7 @@ def write_parquet(rows: Dataset, split: str, folder: Path) -> None:
 
 
 def write_card(spec: DatasetSpec, reports: Mapping[str, SplitReport], folder: Path) -> None:
-    """Write the data card, README.md: source, classes, splits, terms, how to use the copy."""
+    """Write the data card, README.md, with source, classes, splits, terms, and the use of the copy."""
     labeled = {split: max(1, int(report.pixels.sum())) for split, report in reports.items()}
     head = " | ".join(f"{split}: % of pixels | images" for split in reports)
     lines = [
@@ -109,8 +109,8 @@ configs:
 ---
 # {name}
 
-Images and label files of {name}, embedded as they were, in parquet shards made by `msctr prepare`
-of `msctr_hf`. Columns: `image`, `label` (raw values), `image_id`.
+Image and label files of {name}, embedded unchanged, in parquet shards written by `msctr prepare` of
+`msctr_hf`. Columns: `image`, `label` (raw values), `image_id`.
 
 {splits}
 

@@ -1,7 +1,7 @@
-"""Copy a data set to uncompressed files that are mapped into memory, so that a crop reads only what it shows.
+"""Copies of data sets as uncompressed, memory-mapped files, of which a crop reads only the part that it shows.
 
 FOLDER/predecoded.json            data set, classes, complete splits
-FOLDER/SPLIT.images, .labels      RGB and train ids, 8 bits a value, image after image
+FOLDER/SPLIT.images, .labels      RGB values and train ids of 8 bits, image after image
 FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every image
 """
 
@@ -27,14 +27,14 @@ DESCRIPTION = "predecoded.json"
 
 @dataclass(frozen=True)
 class ReadMapped:
-    """Turns rows of the index of a pre-decoded copy into samples {image, label, image_id}."""
+    """Reader that turns rows of the index of a pre-decoded copy into samples {image, label, image_id}."""
 
     folder: str
     as_arrays: bool = False
     with_images: bool = True
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
-        """Look up samples: RGB image, train ids (mode L), image id."""
+        """Look up the samples of rows: RGB image, train ids (mode L), image id."""
         places = list(zip(batch["split"], batch["start"], batch["height"], batch["width"], strict=True))
         samples: dict[str, list[Any]] = {
             "label": [self._image(split, "labels", start, (h, w)) for split, start, h, w in places],
@@ -45,11 +45,11 @@ class ReadMapped:
         return samples
 
     def for_crops(self) -> ReadMapped:
-        """Return a reader that gives arrays in the mapped files, of which a crop reads only what it shows."""
+        """Return a reader that yields memory-mapped arrays, of which a crop reads only the part that it shows."""
         return replace(self, as_arrays=True)
 
     def labels_only(self) -> ReadMapped:
-        """Return a reader that leaves images out."""
+        """Return a reader that skips images."""
         return replace(self, with_images=False)
 
     def _image(self, split: str, kind: str, start: int, shape: tuple[int, ...]) -> Image.Image | np.ndarray:
@@ -63,12 +63,12 @@ def _map(path: str) -> np.memmap:
 
 
 def holds_predecoded(folder: Path) -> bool:
-    """Whether a folder is a pre-decoded copy."""
+    """Return whether a folder is a pre-decoded copy."""
     return (folder / DESCRIPTION).is_file()
 
 
 def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[str]) -> tuple[Dataset, ReadMapped]:
-    """Index one split of a copy of the data set `name`: rows, and the reader that looks them up.
+    """Index one split of a copy of the data set `name`; return rows and the reader that looks up samples.
 
     Raises:
         UsageError: If the copy is of another data set, or the split is missing or incomplete.
@@ -92,17 +92,17 @@ def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[s
 def write_predecoded(
     dataset: Dataset, split: str, folder: Path, *, name: str, classes: Sequence[str]
 ) -> Iterator[int]:
-    """Decode a split into a folder, resuming where an earlier call stopped; yields the number of images done.
+    """Decode a split into a folder, resuming where an earlier call stopped; yield the number of finished images.
 
     Args:
         dataset (`datasets.Dataset`): Samples {image, label, image_id}.
         split (`str`): train, validation or test.
-        folder (`Path`): Where to write.
+        folder (`Path`): Folder of the copy.
         name (`str`): Name of the data set.
         classes (`Sequence[str]`): Class names of the data set.
 
     Raises:
-        UsageError: If the folder holds another data set, or a sample cannot be read.
+        UsageError: If the folder contains another data set, or a sample cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description = _description(name, classes, folder)
@@ -121,7 +121,7 @@ def write_predecoded(
             labels.write(sample["label"].tobytes())
             for file in (images, labels):
                 file.flush()
-            # the line follows its pixels, so that an interruption leaves no line without pixels
+            # written after its pixels, so that an interruption leaves no line without pixels
             row = {"image_id": sample["image_id"], "start": start, "height": height, "width": width}
             lines.write(json.dumps(row).encode() + b"\n")
             start += height * width
@@ -149,14 +149,14 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 
 def _read_index(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the complete lines of an index; an interruption may have cut off the last one."""
+    """Read the complete lines of an index, of which an interruption may have cut off the last."""
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n"):
             yield json.loads(line)
 
 
 def _open_at(path: Path, size: int) -> IO[bytes]:
-    """Open for writing after the first `size` bytes."""
+    """Open a file for writing after its first `size` bytes, and drop the rest."""
     file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 (the caller closes it)
     file.truncate(size)
     file.seek(size)

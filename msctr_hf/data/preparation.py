@@ -1,4 +1,4 @@
-"""Check a data set, and copy it to parquet files or plain pixels; nothing is uploaded."""
+"""Preparation of a data set: a check, and a copy as parquet files or raw pixels; nothing is uploaded."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .saved_source import SPLIT_NAMES, SavedDataset, is_a_copy
 from .specs import DatasetSpec
 
 REPORT_FILE = "report_{split}.json"
-_FORMER_KEYS = {"pictures": "images", "in_pictures": "in_images"}  # of reports that older versions wrote
+_FORMER_KEYS = {"pictures": "images", "in_pictures": "in_images"}  # keys of reports that older versions wrote
 
 
 @dataclass
 class _Split:
-    """One split to be checked and copied: undecoded rows, their reader, the report of the check."""
+    """Split to check and copy: undecoded rows, their reader, and the report of the check."""
 
     name: str
     rows: Dataset
@@ -41,7 +41,7 @@ class _Split:
 
     @property
     def faults(self) -> list[str]:
-        """One sentence for every image that cannot be used."""
+        """Sentences about images that cannot be used, one per image."""
         return [f"{path} has no label." for path in self.without_label] + list(self.report.broken.values())
 
     def usable_rows(self) -> Dataset:
@@ -64,21 +64,21 @@ def prepare(
     skip_broken: bool = False,
     num_workers: int = 0,
 ) -> None:
-    """Check splits of a data set, print what they hold, and copy them if there is an `output_dir`.
+    """Check splits of a data set, print their contents, and copy them if there is an `output_dir`.
 
     Args:
         spec (`DatasetSpec`): The data set.
-        splits (`Sequence[str]`): Some of train, validation and test.
+        splits (`Sequence[str]`): Names of splits: train, validation, test.
         data_dir (`Path`, *optional*): Folder of the data set.
-        saved (`SavedDataset`): The copy that is read instead of the official files, if any.
-        corrections (`Path`, *optional*): CSV of images to leave out or to relabel.
+        saved (`SavedDataset`): Location of the copy that is read instead of the official files, if any.
+        corrections (`Path`, *optional*): CSV file of images to leave out or to relabel.
         output_dir (`Path`, *optional*): Folder for the copy; by default the data set is only checked.
-        predecode (`bool`): Write plain pixels instead of parquet files.
-        skip_broken (`bool`): Leave broken images out instead of refusing the data set.
+        predecode (`bool`): Whether to write raw pixels instead of parquet files.
+        skip_broken (`bool`): Whether to leave out broken images instead of refusing the data set.
         num_workers (`int`): Number of worker processes of the check.
 
     Raises:
-        UsageError: If the data set cannot be found or is broken; nothing is written then.
+        UsageError: If the data set cannot be found or has broken images; nothing is written then.
     """
     _check_output_dir(output_dir)
     found = [_find(spec, split, data_dir, saved, corrections) for split in splits]
@@ -109,7 +109,7 @@ def _find(
     if not isinstance(spec.source, FileSource):
         raise UsageError(f"{spec.name} is drawn on demand; there is nothing to prepare.")
     if saved.streaming:
-        raise UsageError("`streaming`: a copy is made of files on this disk; leave `streaming` out.")
+        raise UsageError("`streaming`: a copy is made from files on this disk; leave `streaming` out.")
     if is_a_copy(saved, data_dir):
         return _Split(split, *index_split(spec, split, data_dir, saved, corrections), without_label=[])
     pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get)
@@ -120,7 +120,7 @@ def _find(
 
 
 def _check_output_dir(output_dir: Path | None) -> None:
-    """Refuse a folder that holds anything but an earlier conversion."""
+    """Refuse a folder that contains anything but an earlier conversion."""
     if output_dir is None or not output_dir.exists():
         return
     if not output_dir.is_dir():
@@ -153,7 +153,7 @@ def _convert(
 
 
 def fingerprint(rows: Dataset) -> str:
-    """Hash the ids, sizes and modification times of the files, by which a resumed conversion recognizes them."""
+    """Hash the ids, sizes and modification times of files, so that a resumed conversion recognizes them."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row["image_id"].encode())
@@ -167,7 +167,7 @@ def fingerprint(rows: Dataset) -> str:
 
 
 def copy_description(spec_folder: Path | None, folder: Path) -> None:
-    """Copy the `dataset.yaml` of a folder that describes itself."""
+    """Copy the `dataset.yaml` of a data set, if it has one."""
     if spec_folder is not None and (spec_folder / FOLDER_DESCRIPTION).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(spec_folder / FOLDER_DESCRIPTION, folder / FOLDER_DESCRIPTION)
@@ -184,7 +184,7 @@ def save_report(spec: DatasetSpec, report: SplitReport, split: str, digest: str,
 
 
 def _all_reports(folder: Path) -> dict[str, SplitReport]:
-    """Read the reports of all splits in a folder, also of those converted before."""
+    """Read the reports of all splits in a folder, including those that were converted before."""
     paths = {split: folder / REPORT_FILE.format(split=split) for split in SPLIT_NAMES}
     return {split: SplitReport.from_dict(_read_report(path)) for split, path in paths.items() if path.is_file()}
 
@@ -196,7 +196,7 @@ def _read_report(path: Path) -> dict[str, Any]:
 
 
 def saved_report(split: str, digest: str, folder: Path) -> SplitReport | None:
-    """Read the report of an earlier check of exactly these files; `None` if there was none.
+    """Read the report of an earlier check of exactly these files; return `None` if there was none.
 
     Raises:
         UsageError: If the folder was made from other files.

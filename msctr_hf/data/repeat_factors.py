@@ -1,4 +1,4 @@
-"""Repeat images with rare classes several times in an epoch."""
+"""Repeat factors: images with rare classes are drawn several times in an epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .labels import IGNORE_INDEX
 def classes_present(
     dataset: Dataset, num_classes: int, *, num_workers: int = 0, show_progress: bool = True
 ) -> np.ndarray:
-    """Find out which classes occur in which image, in one pass over all labels.
+    """Find the classes that occur in every image, in one pass over all labels.
 
     Args:
         dataset (`datasets.Dataset`): Samples {image, label, image_id}; images are not read.
@@ -36,17 +36,17 @@ def classes_present(
 
 
 def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
-    """Compute how often every image is drawn in an epoch, on average.
+    """Compute the average number of times that every image is drawn in an epoch.
 
-    With f(c) the share of images in which class c occurs, r(c) = max(1, sqrt(threshold / f(c))); an image gets the
-    largest r(c) of its classes.
+    With the share f(c) of images in which class c occurs, r(c) = max(1, sqrt(threshold / f(c))); the factor of an
+    image is the largest r(c) of its classes.
 
     Args:
         present (`np.ndarray` of shape `(N, num_classes)`, bool): Classes of every image.
         threshold (`float`): Images with classes that occur in a smaller share of the images are repeated.
 
     Returns:
-        `np.ndarray` of shape `(N,)`: at least 1.
+        `np.ndarray` of shape `(N,)`: factors of at least 1.
 
     Source: Pissas et al., ECCV 2022, CaDIS recipe (threshold 0.15).
     """
@@ -54,8 +54,8 @@ def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
         raise UsageError(f"`repeat_factor_threshold` must be in (0, 1], got {threshold}.")
     share = present.mean(axis=0)
     with np.errstate(divide="ignore"):
-        of_class = np.where(share > 0, np.maximum(1.0, np.sqrt(threshold / share)), 1.0)
-    return np.where(present, of_class, 1.0).max(axis=1)
+        class_factors = np.where(share > 0, np.maximum(1.0, np.sqrt(threshold / share)), 1.0)
+    return np.where(present, class_factors, 1.0).max(axis=1)
 
 
 def _histograms(samples: list[dict]) -> np.ndarray:

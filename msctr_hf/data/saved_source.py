@@ -1,4 +1,4 @@
-"""Read samples from a copy that `datasets` can open: parquet files, `save_to_disk`, a repository on the Hub."""
+"""Samples of a copy that `datasets` can open: parquet files, `save_to_disk`, or a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class SavedDataset:
     Args:
         name (`str`, *optional*): Hub id, or folder of parquet files; `data_dir` by default.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        image_column, label_column (`str`): Columns with images and labels.
-        streaming (`bool`): Read while training, without storing the copy on this disk.
+        image_column, label_column (`str`): Names of the columns with images and labels.
+        streaming (`bool`): Whether to read the copy as a stream, without storing it on this disk.
     """
 
     name: str | None = None
@@ -42,7 +42,7 @@ class SavedDataset:
 
 
 def is_a_copy(saved: SavedDataset, data_dir: Path | None) -> bool:
-    """Whether samples come from a copy: one that is named, or a folder of `save_to_disk` or of parquet files."""
+    """Return whether samples come from a copy: a named one, or a folder of `save_to_disk` or of parquet files."""
     if saved.name is not None:
         return True
     return data_dir is not None and (_was_saved_to_disk(data_dir) or any(_parquet_files(data_dir)))
@@ -75,7 +75,7 @@ def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
         with as_usage_error(OSError, ValueError, prefix=f"{folder} cannot be read: "):
             saved = load_from_disk(str(folder))
         if not isinstance(saved, DatasetDict):
-            # without the name of a split it counts as train, never as the split that was asked for
+            # saved without the name of a split, it counts as train and never as the requested split
             saved = DatasetDict({str(saved.split or "train"): saved})
         saved = saved[_own_name(split, list(saved), str(folder))]
         return saved.to_iterable_dataset() if streaming else saved
@@ -102,7 +102,7 @@ def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
         raise UsageError(f"`dataset_name`: {saved.name} is neither a data set on the Hub nor a folder.") from error
     except UsageError:
         raise
-    # no network; several configurations to choose from; a repository of a script, which `datasets` no longer runs
+    # no connection; several configurations to choose from; a loading script, which `datasets` no longer runs
     except (OSError, ValueError, RuntimeError) as error:
         reason = first_line(error)
         raise UsageError(f"`dataset_name`: {saved.name} cannot be read from the Hub ({reason}).") from error
@@ -124,7 +124,7 @@ def _with_our_columns(
         if column not in columns:
             raise UsageError(f"`{flag}`: the data set has no column {column!r}, only {', '.join(columns)}.")
     for column in (saved.image_column, saved.label_column):
-        # first of all: otherwise a stream would decode images and encode them again, with loss
+        # before all else: otherwise a stream would decode images and encode them again, with loss
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
     kept = [saved.image_column, saved.label_column, "image_id"]
     dataset = dataset.remove_columns([column for column in columns if column not in kept])

@@ -1,4 +1,4 @@
-"""Settings of data: which data set, how it is augmented, how it is copied."""
+"""Settings of data: the choice of the data set, its augmentation and its copies."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DatasetSettings(Settings):
-    """Which data set, and where it is."""
+    """Settings of the choice and the location of a data set."""
 
     _argument_group_name = "data set"
 
     dataset: str = setting("synthetic_scenes", help="Name of the data set: its classes and label values.")
     data_dir: str | None = setting(
         None,
-        help="Folder of the data set: official layout, parquet files, what save_to_disk wrote, or a pre-decoded copy.",
+        help="Folder of the data set: official layout, parquet files, result of save_to_disk, or a pre-decoded copy.",
         on_resume="free",
         in_card=False,
         is_path=True,
@@ -39,14 +39,14 @@ class DatasetSettings(Settings):
     label_column: str = setting("label", help="Column of a copy with the labels.")
     id_map: str | None = setting(
         None,
-        help="Raw label value -> train id, where a copy has other values than the official files: '{7: 0, 8: 1}'; all "
-        "others are ignored.",
+        help="Raw label values -> train ids, for a copy with other values than the official files: '{7: 0, 8: 1}'; "
+        "all other values are ignored.",
     )
-    reduce_zero_label: bool = setting(False, help="Label values count from 1, and 0 is ignored.")
-    streaming: bool = setting(False, help="Read a copy while training, without storing it here.")
+    reduce_zero_label: bool = setting(False, help="Count label values from 1, and ignore 0.")
+    streaming: bool = setting(False, help="Read a copy as a stream, without storing it on this disk.")
     corrections: str | None = setting(
         None,
-        help="CSV with the columns image_id and label: images to leave out (no label) or to relabel from a file.",
+        help="CSV file with the columns image_id and label: images to leave out (no label) or to relabel from a file.",
         is_path=True,
     )
 
@@ -70,7 +70,7 @@ class DatasetSettings(Settings):
 
     @property
     def spec(self) -> DatasetSpec:
-        """Facts about the data set, with the raw label values that `id_map` or `reduce_zero_label` give it."""
+        """Description of the data set, with raw label values from `id_map` or `reduce_zero_label` if given."""
         from .loading import get_dataset_spec, replace_label_values
 
         spec = get_dataset_spec(self.dataset, self.data_dir)
@@ -78,7 +78,7 @@ class DatasetSettings(Settings):
 
     @property
     def saved(self) -> SavedDataset:
-        """The copy that is read instead of the official files, if any."""
+        """Location of the copy that is read instead of the official files, if any."""
         from .saved_source import SavedDataset
 
         return SavedDataset(
@@ -87,7 +87,7 @@ class DatasetSettings(Settings):
 
 
 def _read_id_map(text: str | None) -> dict[int, int] | None:
-    """Parse '{7: 0, 8: 1}'; `None` stays `None`."""
+    """Parse a text such as '{7: 0, 8: 1}'; return `None` for `None`."""
     if text is None:
         return None
     try:
@@ -99,11 +99,11 @@ def _read_id_map(text: str | None) -> dict[int, int] | None:
 
 @dataclass(kw_only=True)
 class DataSettings(DatasetSettings):
-    """Which images are loaded, and how they are augmented (the paper's recipe by default)."""
+    """Settings of the training images and their augmentation, by default the recipe of the paper."""
 
     _argument_group_name = "data set and augmentation"
 
-    train_split: str = setting("train", help="Split to train on; 'train+validation' takes both.")
+    train_split: str = setting("train", help="Split to train on; 'train+validation' is both.")
     repeat_factor_threshold: float | None = setting(
         None,
         help="Repeat images with classes that occur in less than this share of the images (CaDIS: 0.15).",
@@ -114,31 +114,36 @@ class DataSettings(DatasetSettings):
         [512, 1024], help="Height and width of a training crop, in pixels.", length=2, above=0
     )
     scale_range: list[float] = setting(
-        [0.5, 2.0], help="Random scale, smallest and largest.", length=2, above=0, ascending=True
+        [0.5, 2.0], help="Smallest and largest random scale.", length=2, above=0, ascending=True
     )
     aspect_range: list[float] = setting(
         [0.9, 1.1],
-        help="Random ratio of width to height, area kept, smallest and largest.",
+        help="Smallest and largest random factor of the aspect ratio (width / height); the area stays the same.",
         length=2,
         above=0,
         ascending=True,
     )
     max_class_share: float = setting(
-        0.75, help="Draw another crop while one class fills this share of its valid pixels.", at_least=0, at_most=1
+        0.75,
+        help="Draw another crop, at most 9 times, while one class covers at least this share of its valid pixels.",
+        at_least=0,
+        at_most=1,
     )
     flip_probability: float = setting(0.5, help="Probability of mirroring an image.", at_least=0, at_most=1)
     color_jitter: bool = setting(True, help="Jitter brightness, contrast, saturation and hue.")
     resize_shorter_side: int | None = setting(
-        None, help="Validation: resize the shorter side to this many pixels.", at_least=1
+        None, help="Resize the shorter side of validation images to this many pixels.", at_least=1
     )
-    size_divisor: int = setting(1, help="Validation: pad right and bottom to a multiple of this.", at_least=1)
+    size_divisor: int = setting(
+        1, help="Pad validation images at the right and the bottom to a multiple of this many pixels.", at_least=1
+    )
     padding_mode: Literal["constant", "reflect"] = setting(
         "constant",
-        help="Padding of images in training and validation: the mean color, or reflection; labels are ignored there.",
+        help="Padding of images in training and validation: mean color or reflection; labels are ignored there.",
     )
     num_workers: int = setting(
         4,
-        help="Worker processes that load data, per process.",
+        help="Number of worker processes that load data, per process.",
         at_least=0,
         aliases=("dataloader_num_workers",),
         on_resume="free",
@@ -148,10 +153,12 @@ class DataSettings(DatasetSettings):
 
 @dataclass(kw_only=True)
 class PreparationSettings(DatasetSettings):
-    """Which data set is checked, and which copy of it is made."""
+    """Settings of the check and the copy of a data set."""
 
     splits: list[str] = setting(["train", "validation"], help="Splits to check and to convert.")
-    output_dir: str | None = setting(None, help="Folder for the copy; by default data are only checked.", is_path=True)
-    predecode: bool = setting(False, help="Write plain pixels, which are mapped into memory, instead of parquet.")
-    skip_broken: bool = setting(False, help="Leave broken images out instead of refusing the data set.")
-    num_workers: int = setting(2, help="Worker processes of the check.", at_least=0)
+    output_dir: str | None = setting(
+        None, help="Folder for the copy; by default the data set is only checked.", is_path=True
+    )
+    predecode: bool = setting(False, help="Write raw pixels, which are memory-mapped, instead of parquet.")
+    skip_broken: bool = setting(False, help="Leave out broken images instead of refusing the data set.")
+    num_workers: int = setting(2, help="Number of worker processes of the check.", at_least=0)

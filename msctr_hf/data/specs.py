@@ -1,6 +1,6 @@
-"""Describe data sets as data: classes, raw label values, folders.
+"""Descriptions of data sets: classes, raw label values, folders.
 
-To add one, write a `DatasetSpec` and put it into `DATASETS`.
+To add a data set, write a `DatasetSpec` and add it to `DATASETS`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Submission:
     """Files that a test server accepts: raw label values, in files named after the images.
 
     Args:
-        image_suffix (`str`): End of the stem of an image file, which is removed.
-        label_suffix (`str`): End of the stem of the label file, which replaces it.
+        image_suffix (`str`): Suffix of the stem of an image file, which is removed.
+        label_suffix (`str`): Suffix of the stem of the label file, which replaces it.
     """
 
     image_suffix: str = ""
@@ -33,19 +33,19 @@ class Submission:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Facts about a data set.
+    """Description of a data set.
 
     Args:
         name (`str`): Name by which the data set is loaded.
         classes (`Sequence[str]`): Class names; their positions are the train ids.
         palette (`Sequence[Color]`): RGB color of every class.
-        source (`FileSource` or `SyntheticSource`): Finds or draws the samples.
+        source (`FileSource` or `SyntheticSource`): Source that finds or draws the samples.
         label_values (`Mapping`): Raw label value, or RGB color, -> train id.
-        ignored (`frozenset`): Raw values that are ignored; `None` ignores every value not listed.
+        ignored (`frozenset`): Raw values that are ignored; `None` ignores every value that is not listed.
         groups (`Mapping[str, Sequence[int]]`): Train ids of every group whose mean IoU is reported too.
         submission (`Submission`, *optional*): Files that the official test server accepts.
-        title (`str`): Name as its owners write it, for readers; empty where it is not known.
-        homepage (`str`): Where to download the data set, or to register for it.
+        title (`str`): Name for readers, as its owners write it; empty if it is not known.
+        homepage (`str`): Address from which to download the data set, or at which to register for it.
         license (`str`): Terms of use, as the owners state them.
         shareable (`bool`): Whether the images may be shown to everyone.
     """
@@ -81,12 +81,12 @@ class DatasetSpec:
         """Index one split as undecoded rows.
 
         Raises:
-            UsageError: If folders, images or labels are missing; the message says which.
+            UsageError: If folders, images or labels are missing; the message names them.
         """
         return self.source.index(split, data_dir, corrections, name=self.name, where_to_get=self.where_to_get)
 
     def raw_values(self) -> dict[int, int]:
-        """Map every train id to the first raw value that stands for it."""
+        """Map every train id to the first raw value that is mapped to it."""
         raw_values: dict[int, int] = {}
         for raw, label in self.label_values.items():
             if isinstance(raw, int):
@@ -95,7 +95,7 @@ class DatasetSpec:
 
     @property
     def where_to_get(self) -> str:
-        """Hint where to get the data set, to be appended to a message about missing files."""
+        """Sentence about where to get the data set, which follows a message about missing files."""
         return f" Get it from {self.homepage}." if self.homepage else ""
 
 
@@ -163,7 +163,7 @@ def _camvid() -> DatasetSpec:
         split: (PairedFiles(f"{folder}/images", f"{folder}/labels", (".jpg", ".png"), ".png"),)
         for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
     }
-    of_segnet = {
+    segnet_layout = {
         split: (PairedFiles(folder, f"{folder}annot", (".png",), ".png"),)
         for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
     }
@@ -171,7 +171,7 @@ def _camvid() -> DatasetSpec:
         "camvid",
         classes.CAMVID_CLASSES,
         classes.CAMVID_PALETTE,
-        FileSource((layout, of_segnet)),
+        FileSource((layout, segnet_layout)),
         _identity(len(classes.CAMVID_CLASSES)),
         frozenset({11, IGNORE_INDEX}),
         title="CamVid",
@@ -182,7 +182,7 @@ def _camvid() -> DatasetSpec:
 
 
 def _pascal_context(name: str, order: Sequence[str], *, with_background: bool) -> DatasetSpec:
-    """Train ids are in alphabetical order, after background; `order` lists the classes of the raw values 1 to 59."""
+    """Describe PASCAL-Context, whose files have the classes in `order`; train ids are in alphabetical order."""
     names = (*(["background"] if with_background else []), *classes.PASCAL_CONTEXT_CLASSES)
     values: dict[int | Color, int] = {value + 1: names.index(label) for value, label in enumerate(order)}
     official = {

@@ -1,9 +1,9 @@
-"""Draw `synthetic_scenes`: street-like images with exact labels, made on demand, the same for the same seed.
+"""`synthetic_scenes`: street-like images with exact labels, drawn on demand, equal for equal seeds.
 
 A horizon splits sky from ground; a road runs toward it, houses and trees stand behind pavements, vehicles, persons,
 poles and signs stand on them. Objects near the horizon are a few pixels large, near ones up to half the image.
 Every class has a color range and a texture, ranges overlap, light and noise vary, so that neither color nor place
-alone tells a class.
+alone determines a class.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SYNTHETIC_PALETTE = (
 SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR, PERSON, POLE, SIGN = range(len(SYNTHETIC_CLASSES))
 
 HEIGHT, WIDTH = 192, 256
-SPLITS = {"train": (0, 400), "validation": (1, 60), "test": (2, 60)}  # stream of random numbers, images
+SPLITS = {"train": (0, 400), "validation": (1, 60), "test": (2, 60)}  # first number of every seed, number of images
 
-# Mean RGB and its spread over objects.
+# (mean RGB, spread of the mean over objects) of every class.
 _COLORS = {
     SKY: ((150, 185, 225), 25),
     BUILDING: ((150, 120, 105), 35),
@@ -43,7 +43,7 @@ _COLORS = {
 
 
 class SyntheticSource:
-    """Draws `synthetic_scenes`; nothing is read or written."""
+    """Source that draws `synthetic_scenes`; nothing is read or written."""
 
     def reader(self, mapping: LabelMapping) -> DrawScenes:
         """Return the reader that draws the scene of a row."""
@@ -59,7 +59,7 @@ class SyntheticSource:
 
 
 class DrawScenes:
-    """Turns names of scenes into samples {image, label, image_id}."""
+    """Reader that turns names of scenes into samples {image, label, image_id}."""
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
         """Draw the scenes of a batch."""
@@ -84,11 +84,11 @@ def draw_scene(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -
     """Draw one scene.
 
     Args:
-        seed (`tuple[int, ...]`): The same seed gives the same scene.
+        seed (`tuple[int, ...]`): Seed; the same seed yields the same scene.
         size (`tuple[int, int]`): Height and width, in pixels.
 
     Returns:
-        `tuple[Image, Image]`: RGB image and labels (mode L): train ids, 255 along a few unlabeled patches.
+        `tuple[Image, Image]`: RGB image and labels (mode L): train ids, 255 in a few unlabeled patches.
     """
     canvas = _Canvas(np.random.default_rng(seed), *size)
     _draw_background(canvas)
@@ -98,7 +98,7 @@ def draw_scene(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -
 
 
 class _Canvas:
-    """Image and labels drawn together."""
+    """Image and labels that are drawn together."""
 
     def __init__(self, random: np.random.Generator, height: int, width: int):
         self.random = random
@@ -128,7 +128,7 @@ class _Canvas:
         self._label_draw.ellipse(corners, fill=label)
 
     def ground(self, depth: float) -> float:
-        """Row at which an object at `depth` (0 horizon .. 1 nearest) touches the ground."""
+        """Return the row at which an object at `depth`, from 0 (horizon) to 1 (nearest), touches the ground."""
         return self.horizon + depth * (self.height - self.horizon)
 
     def finish(self) -> tuple[Image.Image, Image.Image]:
@@ -144,7 +144,7 @@ class _Canvas:
 
 
 def _texture(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Brightness pattern of every class (H, W): windows, leaves, slabs."""
+    """Compute the brightness pattern (H, W) of windows, leaves and slabs."""
     rows, columns = np.indices(labels.shape)
     texture = np.zeros(labels.shape, dtype=np.float32)
     texture[(labels == BUILDING) & ((rows // 5) % 2 == 0) & ((columns // 4) % 2 == 0)] = -35

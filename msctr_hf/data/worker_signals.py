@@ -1,4 +1,4 @@
-"""Keep data-loading workers alive when a scheduler signals the run, which needs them to finish its step."""
+"""Signal handling of data-loading workers, which must outlive a signal so that the run can finish its step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import threading
 
 
 def ignore_signals(worker_id: int) -> None:
-    """Let a worker ignore Ctrl-C, and SIGTERM from anyone but the process that started it (`worker_init_fn`)."""
+    """Make a worker ignore Ctrl-C, and SIGTERM from any process but its parent; to be used as `worker_init_fn`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # missing on macOS, where a signaled worker ends, and the run with it
+    if hasattr(signal, "sigwaitinfo"):  # missing on macOS, where a signal ends a worker, and with it the run
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Boundary IoU: how well predicted outlines match, independent of the size of the objects."""
+"""Boundary IoU, which measures how well predicted outlines match, whatever the size of the objects."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-DISTANCE = 0.02  # of the image's diagonal
+DISTANCE = 0.02  # share of the diagonal of the image
 
 
 class BoundaryIoU:
-    """Accumulate the IoU of the pixels near outlines, per class, over a data set.
+    """IoU of the pixels near outlines, per class, accumulated over a data set.
 
     A pixel is near the outline of its class if a pixel of another class, or the border of the image, is within the
     distance along rows and columns. Ignored pixels are not counted, but they do form outlines.
@@ -27,7 +27,7 @@ class BoundaryIoU:
         self.num_labels = num_labels
         self.ignore_index = ignore_index
         self.distance = distance
-        self.counts = np.zeros((3, num_labels), dtype=np.int64)  # both, reference, prediction
+        self.counts = np.zeros((3, num_labels), dtype=np.int64)  # rows: both, reference, prediction
 
     def update(self, prediction: Any, reference: Any) -> None:
         """Add one pair of label maps (H, W) of equal shape, uint8."""
@@ -50,7 +50,7 @@ class BoundaryIoU:
 
 
 def near_outline(labels: np.ndarray, distance: int) -> np.ndarray:
-    """Mark the pixels (H, W) that have another label, or the border, within `distance` rows and columns.
+    """Mark the pixels (H, W) that have a different label, or the border, within `distance` rows and columns.
 
     These are the pixels where the smallest and the largest label of the surrounding square differ, so that two filters
     are enough for all classes.
@@ -70,7 +70,7 @@ def _spread(labels: np.ndarray, distance: int, choose: np.ufunc) -> np.ndarray:
 
 
 def _running(values: np.ndarray, width: int, axis: int, choose: np.ufunc) -> np.ndarray:
-    """Choose among every `width` neighbors along an axis, doubling the reach: log2(width) passes."""
+    """Take the largest (or smallest) of every `width` neighbors along an axis, in log2(width) passes."""
     values = np.moveaxis(values, axis, 0)
     covered = 1
     while covered < width:

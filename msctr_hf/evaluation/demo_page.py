@@ -1,4 +1,4 @@
-"""A web page that shows the labels of an image, their areas, and which pixels have similar embeddings."""
+"""Web page that shows the labels of an image, their areas, and which pixels have similar embeddings."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .predictor import Predictor
 from .visualization import overlay
 
 LONGEST_SIDE = 1280  # pixels; larger images are downscaled
-MOST_EXAMPLES = 8
-FORGET_AFTER = 3600.0  # seconds after which the image of a visitor is forgotten
+MAX_EXAMPLES = 8
+IMAGE_LIFETIME = 3600.0  # seconds until the image of a visitor is deleted
 _COLD, _EVEN, _WARM = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # cosines -1, 0, 1
 _STYLE = """
 .areas { width: 100%; border-collapse: collapse; }
@@ -40,10 +40,10 @@ footer { display: none !important; }
 
 @dataclass
 class Segmented:
-    """An image of a visitor with its labels and projections.
+    """Image of a visitor with its labels and projections.
 
     Args:
-        image (`Image`): The RGB image.
+        image (`Image`): RGB image.
         labels (`np.ndarray` of shape `(H, W)`): Predicted class of every pixel.
         projections (`dict[int, torch.Tensor]`): Unit projections of every stage; empty without a projection head.
     """
@@ -68,7 +68,7 @@ def segment_image(predictor: Predictor, path: str | Path) -> Segmented:
 
 
 def similarity_figures(segmented: Segmented, column: int, row: int) -> list[Image.Image]:
-    """Draw, for every stage, the cosines of its pixels to one pixel of the finest: blue -1, white 0, red 1."""
+    """Draw for every stage the cosine similarity to one pixel of the finest stage: blue -1, white 0, red 1."""
     size = (segmented.image.height, segmented.image.width)
     maps = similarity_maps(segmented.projections, (row, column), size)
     shown = []
@@ -80,7 +80,7 @@ def similarity_figures(segmented: Segmented, column: int, row: int) -> list[Imag
 
 
 def _diverging(cosines: np.ndarray) -> np.ndarray:
-    """Color values (h, w) in [-1, 1] as RGB (h, w, 3), uint8."""
+    """Convert values (h, w) in [-1, 1] to RGB colors (h, w, 3), uint8."""
     channels = [np.interp(cosines, (-1, 0, 1), anchors) for anchors in zip(_COLD, _EVEN, _WARM, strict=True)]
     return np.stack(channels, axis=-1).astype(np.uint8)
 
@@ -92,7 +92,7 @@ def _mark(figure: Image.Image, column: int, row: int) -> None:
 
 
 def _fault(error: Exception, path: str) -> str:
-    """Format an error as HTML for the visitor; the traceback of a bug goes to the log of the server."""
+    """Format an error as HTML for the visitor, and log the traceback of a bug on the server."""
     sentence = html.escape(str(error).replace(path, Path(path).name))
     if not isinstance(error, UsageError):
         traceback.print_exception(error)
@@ -101,7 +101,7 @@ def _fault(error: Exception, path: str) -> str:
 
 
 def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
-    """Format an HTML legend of the present classes, the largest first, with their shares of the image."""
+    """Format an HTML legend of the classes in an image, the largest first, with their shares of the image."""
     present, counts = np.unique(labels, return_counts=True)
     rows = [
         f'<tr><td><div class="swatch" style="background: rgb({", ".join(map(str, palette[label]))})"></div></td>'
@@ -112,7 +112,7 @@ def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Seque
 
 
 def example_images(source: str | Path | None, config: Any, folder: str | Path) -> list[str]:
-    """List example images: those of a folder or, for a network of synthetic scenes, some drawn into `folder`.
+    """List example images: those of a folder or, for a network of synthetic scenes, some that are drawn.
 
     Raises:
         UsageError: If the folder has no images.
@@ -121,11 +121,11 @@ def example_images(source: str | Path | None, config: Any, folder: str | Path) -
         paths = sorted(path for path in Path(source).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise UsageError(f"`source`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
-        return [str(path) for path in paths[:MOST_EXAMPLES]]
+        return [str(path) for path in paths[:MAX_EXAMPLES]]
     if list(config.id2label.values()) != list(SYNTHETIC_CLASSES):
         return []
     drawn = load_segmentation_dataset("synthetic_scenes", "validation")
-    paths = [Path(folder) / f"scene_{index}.png" for index in range(MOST_EXAMPLES // 2)]
+    paths = [Path(folder) / f"scene_{index}.png" for index in range(MAX_EXAMPLES // 2)]
     for index, path in enumerate(paths):
         drawn[index]["image"].save(path)
     return [str(path) for path in paths]
@@ -139,9 +139,8 @@ def launch(page: Any, port: int) -> None:
     """
     import gradio
 
-    theme = gradio.themes.Default(
-        font=["system-ui", "sans-serif"], font_mono=["monospace"]
-    )  # others would be fetched from a server
+    # system fonts, since others would be fetched from a server
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
         page.launch(server_port=port, css=_STYLE, theme=theme, quiet=False)
     except OSError as error:
@@ -149,17 +148,17 @@ def launch(page: Any, port: int) -> None:
 
 
 def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) -> Any:
-    """Build the page, a `gradio.Blocks`.
+    """Build the page as a `gradio.Blocks`.
 
     Args:
-        predictor (`Predictor`): The network.
+        predictor (`Predictor`): Network with its image processor.
         name (`str`): Name of the network on the page.
-        examples (`Sequence[str]`): Example images.
+        examples (`Sequence[str]`): Paths of example images.
 
     Raises:
         UsageError: If gradio is not installed.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page reports nothing to third parties
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page must not report to third parties
     try:
         import gradio
     except ImportError:
@@ -184,18 +183,17 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
     def compare(segmented: Segmented, event: Any) -> list[Image.Image]:
         return similarity_figures(segmented, *event.index)
 
-    compare.__annotations__["event"] = (
-        gradio.SelectData
-    )  # gradio needs the class, not its name as `annotations` would leave it
+    # gradio needs the class, but `from __future__ import annotations` turns annotations into strings
+    compare.__annotations__["event"] = gradio.SelectData
 
     with gradio.Blocks(title=f"{name}: semantic segmentation") as page:
         gradio.Markdown(f"## {name}\nSemantic segmentation into {len(names)} classes.")
         shown: dict[str, Any] = {"interactive": False, "format": "png"}
-        segmented = gradio.State(time_to_live=FORGET_AFTER)
+        segmented = gradio.State(time_to_live=IMAGE_LIFETIME)
         with gradio.Row():
             with gradio.Column(min_width=300):
                 upload = gradio.Image(sources=["upload", "clipboard"], label="Image", height=320)
-                # passed on as it was uploaded: our messages about broken files are better than those of gradio
+                # pass the uploaded file itself, since our messages about corrupt files are better than those of gradio
                 upload.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore
                 if examples:
                     gradio.Examples([[path] for path in examples], [upload], label="Or pick one")

@@ -1,6 +1,6 @@
-"""Show embeddings: a map of pixels by class for every stage, and the similarity of all pixels to one.
+"""Figures of embeddings: pixels by class for every stage, and the similarity of all pixels to one.
 
-Needs matplotlib and scikit-learn, or umap-learn.
+They need matplotlib and scikit-learn, or umap-learn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POINT_SIZE, _INCHES = 6, 4.5
 
 @dataclass(frozen=True)
 class StageEmbeddings:
-    """Features of pixels of one stage.
+    """Features of sampled pixels of one stage.
 
     Args:
         stage (`int`): Backbone stage; 1 is the finest.
@@ -43,8 +43,8 @@ class StageEmbeddings:
     def silhouette(self) -> float:
         """Measure how well classes are separated, in [-1, 1], by the mean silhouette coefficient of cosine distances.
 
-        It is computed from the features, not from the map. NaN with a single class, or one pixel of each. Needs
-        scikit-learn.
+        It is computed from the features, not from points in the plane, and is NaN with a single class, or one pixel of
+        each. It needs scikit-learn.
         """
         from sklearn.metrics import silhouette_score
 
@@ -54,7 +54,7 @@ class StageEmbeddings:
 
 
 def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
-    """Return the sample with an image id; the first by default.
+    """Return the sample with an image id, or the first by default.
 
     Raises:
         UsageError: If the data set has no such image.
@@ -70,20 +70,20 @@ def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
 
 @torch.no_grad()
 def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projections") -> dict[int, torch.Tensor]:
-    """Compute unit features (C, h, w) of an image by backbone stage, the finest first.
+    """Compute unit features (C, h, w) of an image for every backbone stage, finest first.
 
     Args:
-        predictor (`Predictor`): The network.
-        image (`Image.Image`): The image.
-        kind (`str`): `"projections"`; or what a network without contrast has too: `"stages"`, the maps of the
-            backbone, or `"pyramid"`, the maps of the decode head's feature pyramid (UPerNet).
+        predictor (`Predictor`): Network with its image processor.
+        image (`Image.Image`): RGB image.
+        kind (`str`): `"projections"`, or maps that a network without contrast also has: `"stages"` of the backbone, or
+            the `"pyramid"` of the decode head (UPerNet).
 
     Raises:
         UsageError: If the network has no projection head, or its decode head has no pyramid.
     """
     model = predictor.model
     if kind == "projections" and getattr(model, "projection_head", None) is None:
-        raise UsageError("This network was trained without contrast and has no projections; take `kind='stages'`.")
+        raise UsageError("This network was trained without contrast and has no projections; use `kind='stages'`.")
     prepared = predictor.prepare([image])
     if kind == "projections":
         maps = model(pixel_values=prepared, output_projections=True).projections
@@ -93,13 +93,13 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
     else:
         maps = model(pixel_values=prepared, output_hidden_states=True).hidden_states
         numbers = list(range(1, len(maps) + 1))
-    return {number: F.normalize(of_stage[0].float(), dim=0) for number, of_stage in zip(numbers, maps, strict=True)}
+    return {number: F.normalize(stage_map[0].float(), dim=0) for number, stage_map in zip(numbers, maps, strict=True)}
 
 
 def _pyramid(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
     if not getattr(getattr(model, "decode_head", None), "gives_pyramid", False):
         with_pyramid = " and ".join(head.display_name for head in DECODE_HEADS.values() if head.gives_pyramid)
-        raise UsageError(f"`kind='pyramid'`: only {with_pyramid} has one; take `kind='stages'`.")
+        raise UsageError(f"`kind='pyramid'`: only {with_pyramid} has a pyramid; use `kind='stages'`.")
     maps: list[torch.Tensor] = []
     hook = model.decode_head.register_forward_hook(lambda head, arguments, output: maps.extend(output[1]))
     model(pixel_values=pixel_values)
@@ -115,15 +115,15 @@ def collect_embeddings(
     seed: int = 0,
     kind: str = "projections",
 ) -> list[StageEmbeddings]:
-    """Sample pixels of every class, with their features, from some images.
+    """Sample pixels of every class from images, with their features.
 
     Args:
-        predictor (`Predictor`): The network.
+        predictor (`Predictor`): Network with its image processor.
         samples (`Iterable[dict]`): Rows {image, label, image_id}.
         num_labels (`int`): Number of classes.
-        pixels_per_class (`int`): Upper bound per class and stage; every image contributes about the same number.
+        pixels_per_class (`int`): Largest number of pixels per class and stage; images contribute about equally.
         seed (`int`): Seed of the sampling.
-        kind (`str`): Which features, as for `stage_features`.
+        kind (`str`): Kind of features, as for `stage_features`.
     """
     samples = list(samples)
     random = np.random.default_rng(seed)
@@ -131,11 +131,11 @@ def collect_embeddings(
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for sample in progress(samples, title="projecting", unit="image"):
         labels = torch.from_numpy(np.asarray(sample["label"]).astype(np.int64))[None]
-        for stage, of_stage in stage_features(predictor, sample["image"], kind).items():
-            of_pixels = resize_labels(labels, of_stage[None])[0].flatten().numpy()
-            features = of_stage.flatten(1).T.cpu().numpy()
+        for stage, stage_map in stage_features(predictor, sample["image"], kind).items():
+            pixel_labels = resize_labels(labels, stage_map[None])[0].flatten().numpy()
+            features = stage_map.flatten(1).T.cpu().numpy()
             for label in range(num_labels):
-                places = np.flatnonzero(of_pixels == label)
+                places = np.flatnonzero(pixel_labels == label)
                 chosen = random.permutation(places)[:share]
                 drawn.setdefault(stage, []).append((features[chosen], np.full(len(chosen), label)))
     return [_limit(stage, parts, pixels_per_class, random) for stage, parts in drawn.items()]
@@ -149,18 +149,18 @@ def _limit(stage: int, parts: list, pixels_per_class: int, random: np.random.Gen
 
 
 def to_plane(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.ndarray:
-    """Map unit rows (N, D) to points (N, 2) by t-SNE or UMAP, so that neighbors stay neighbors.
+    """Map unit rows (N, D) to points (N, 2) by t-SNE or UMAP, so that similar rows stay close together.
 
     Raises:
         UsageError: If the method is unknown or not installed, or there are fewer than 4 rows.
     """
     if len(features) < 4:
-        raise UsageError(f"{len(features)} pixels are too few for a map; take more images.")
+        raise UsageError(f"{len(features)} pixels are too few for a figure; use more images.")
     if method == "umap":
         try:
             from umap import UMAP
         except ImportError:
-            raise UsageError("`method='umap'` needs umap-learn: pip install umap-learn, or take tsne.") from None
+            raise UsageError("`method='umap'` needs umap-learn: pip install umap-learn, or use tsne.") from None
         return UMAP(n_neighbors=min(15, len(features) - 1), metric="cosine", random_state=seed).fit_transform(features)
     if method != "tsne":
         raise UsageError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
@@ -168,7 +168,7 @@ def to_plane(features: np.ndarray, method: str = "tsne", seed: int = 0) -> np.nd
         from sklearn.manifold import TSNE
     except ImportError:
         raise UsageError("`method='tsne'` needs scikit-learn: pip install scikit-learn.") from None
-    # squared distances of unit rows are 2 - 2 cos: nearest is most similar
+    # squared distances of unit rows are 2 - 2 cos, so the nearest row is the most similar
     perplexity = min(30.0, (len(features) - 1) / 3)
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
 
@@ -179,7 +179,7 @@ def embedding_figure(
     class_names: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> Any:
-    """Draw one map of pixels per stage, colored by class, as a matplotlib figure."""
+    """Draw the pixels of every stage as points colored by class, as a matplotlib figure."""
     figure = _new_figure(len(stages))
     axes = np.atleast_1d(figure.subplots(1, len(stages)))
     for axis, stage, places in zip(axes, stages, points, strict=True):
@@ -198,14 +198,14 @@ def embedding_figure(
 def similarity_maps(
     features: dict[int, torch.Tensor], pixel: tuple[int, int], size: tuple[int, int], across: bool = True
 ) -> dict[int, np.ndarray]:
-    """Compute the cosine between one pixel and every pixel of every stage.
+    """Compute the cosine similarity between one pixel and every pixel of every stage.
 
     Args:
-        features (`dict`): Unit features (C, h, w) by stage, the finest first.
+        features (`dict`): Unit features (C, h, w) by stage, finest first.
         pixel (`tuple[int, int]`): Row and column in the image.
         size (`tuple[int, int]`): Height and width of the image.
-        across (`bool`): Compare all stages with the pixel of the finest stage, which only projections allow, since
-            they share a space; otherwise every stage is compared with its own pixel.
+        across (`bool`): Whether to compare all stages with the pixel of the finest stage, which requires projections,
+            since these share a space; otherwise every stage is compared with its own pixel.
 
     Returns:
         `dict[int, np.ndarray]`: stage -> cosines (h, w).
@@ -216,17 +216,17 @@ def similarity_maps(
     if not all(0 <= place < side for place, side in zip(pixel, size, strict=True)):
         raise UsageError(f"`pixel` {pixel[0]} {pixel[1]} is outside the image of {size[0]} rows, {size[1]} columns.")
     maps = {}
-    for stage, of_stage in features.items():
-        compared = next(iter(features.values())) if across else of_stage
+    for stage, stage_map in features.items():
+        compared = next(iter(features.values())) if across else stage_map
         row, column = (
             place * map_side // side for place, map_side, side in zip(pixel, compared.shape[-2:], size, strict=True)
         )
-        maps[stage] = torch.einsum("c,chw->hw", compared[:, row, column], of_stage).cpu().numpy()
+        maps[stage] = torch.einsum("c,chw->hw", compared[:, row, column], stage_map).cpu().numpy()
     return maps
 
 
 def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:
-    """Draw the image with the marked pixel, and a map of cosines per stage, as a matplotlib figure."""
+    """Draw the image with the pixel marked, and a map of cosines per stage, as a matplotlib figure."""
     figure = _new_figure(len(maps) + 1, image.height / image.width)
     axes = figure.subplots(1, len(maps) + 1)
     axes[0].imshow(image)
@@ -242,7 +242,7 @@ def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int
 
 
 def ask_for_pixel(image: Image.Image) -> tuple[int, int]:
-    """Show an image, wait for a click, and return its row and column.
+    """Show an image, wait for a click, and return the row and column of the pixel.
 
     Raises:
         UsageError: If no display is available, or the window was closed.

@@ -1,10 +1,10 @@
-"""Predict whole images or sliding windows, at several scales, with mirror images.
+"""Prediction of whole images or sliding windows, at several scales, with mirror images.
 
 B = images, L = classes; sizes are (height, width) in pixels.
 
-Logits are upsampled to the size of the labels, which for 150 classes at 1024x2048 pixels are 1.3 GB of float32 per
-image. Since only the largest class of every pixel is kept, all of this happens in strips of a few rows, which pass
-upsampling, softmax, mean and argmax before the next strip is begun.
+Logits are upsampled to the size of the labels: for 150 classes at 1024x2048 pixels, 1.3 GB of float32 per image. Since
+only the most probable class of every pixel is kept, upsampling, softmax, mean and argmax are computed for a strip of a
+few rows before the next strip begins, and logits of a whole image are never stored at this size.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..models.decode_heads import resize
 from ..models.image_processing_msctr import pad
 from .settings import InferenceSettings, Size
 
-CPU_STRIP_ROWS = 4  # so few that a strip stays in the cache of a core
-DEVICE_STRIP_ROWS = 256  # so many that launching kernels takes no noticeable time
+CPU_STRIP_ROWS = 4  # few enough for a strip to stay in the cache of a core
+DEVICE_STRIP_ROWS = 256  # enough for the launches of kernels to take no noticeable time
 
 
 @torch.no_grad()
@@ -38,7 +38,8 @@ def predict_probabilities(
 ) -> torch.Tensor:
     """Compute the class probabilities of every pixel, averaged over scales and mirror images.
 
-    The logits of every view are upsampled to the output size as the network upsamples them; their softmax is averaged.
+    The logits of every view are upsampled to the output size, as the network upsamples them; then their softmax is
+    averaged.
 
     Args:
         model (`nn.Module`): A model whose output has `logits`, in evaluation mode.
@@ -49,17 +50,17 @@ def predict_probabilities(
         stride (`Sequence[int]`, *optional*): Stride of the window; two thirds of the window by default. The last
             window is shifted inside the image.
         scales (`Sequence[float]`): Factors by which images are resized.
-        flip (`bool`): Also predict mirror images.
-        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple of this; the padding is cut
-            off again.
+        flip (`bool`): Whether to also predict mirror images.
+        size_divisor (`int`): Whole images are padded at the right and the bottom to a multiple of this, and the
+            padding is removed afterwards.
         padding_mode (`str`): `"constant"`, which pads zeros, or `"reflect"`.
-        batch_size (`int`): Images, or windows, in one forward pass.
+        batch_size (`int`): Number of images, or windows, in one forward pass.
 
     Returns:
         `torch.Tensor` of shape `(B, L, *output_size)`: probabilities, float32.
 
     Raises:
-        UsageError: If a size, a stride or a scale is impossible.
+        UsageError: If a size, a stride or a scale is not valid.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
     window_size, window_stride = (None if value is None else _size(value) for value in (crop_size, stride))
@@ -85,8 +86,8 @@ def predict_labels(
 ) -> torch.Tensor:
     """Find the most probable class of every pixel: (B, *output_size) uint8, or int64 with more than 256 classes.
 
-    It gives the argmax of `predict_probabilities` several times faster and without storing all probabilities: with a
-    sliding window, memory grows with the images and one row of windows, not with the classes of every pixel.
+    It returns the argmax of `predict_probabilities`, but is several times faster and does not store all probabilities:
+    with a sliding window, memory grows with the images and one row of windows, not with the classes of every pixel.
 
     Args:
         model (`nn.Module`): A model whose output has `logits`, in evaluation mode.
@@ -103,12 +104,12 @@ def predict_labels(
 def predict_label_maps(
     model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings, output_sizes: Sequence[Size]
 ) -> list[torch.Tensor]:
-    """Predict as `predict_labels` does, with a size of its own for the class map (H, W) of every image."""
+    """Predict as `predict_labels` does, with a separate size for the class map (H, W) of every image."""
     views, align_corners = _views(model, pixel_values, settings), _align_corners(model)
     if len(set(output_sizes)) == 1:
         return list(_largest(views, output_sizes[0], align_corners))
     return [
-        _largest([view.of_image(index) for view in views], size, align_corners)[0]
+        _largest([view.select_image(index) for view in views], size, align_corners)[0]
         for index, size in enumerate(output_sizes)
     ]
 
@@ -128,7 +129,7 @@ def most_probable_classes(views: Sequence[torch.Tensor], size: Sequence[int], al
 
 
 def _largest(views: Sequence[_WholeView | _TiledView], size: Size, align_corners: bool) -> torch.Tensor:
-    # the softmax of a single view does not change which class is the largest
+    # with a single view the softmax is left out, since it does not change which class is the largest
     only_one = len(views) == 1 and not views[0].mirrored
     strips = (
         ((rows, next(_strips(views, rows, size, align_corners))) for rows in _row_slices(size, views[0].device))
@@ -145,7 +146,7 @@ def _largest(views: Sequence[_WholeView | _TiledView], size: Size, align_corners
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:
-    """Find the largest value along the last side; on a CPU, numpy is several times faster than torch."""
+    """Find the largest value along the last dimension; on a CPU, numpy is several times faster than torch."""
     if values.device.type == "cpu":
         return torch.from_numpy(values.detach().numpy().argmax(axis=-1))
     return values.argmax(dim=-1)
@@ -154,7 +155,7 @@ def _argmax(values: torch.Tensor) -> torch.Tensor:
 def _mean_probabilities(
     views: Sequence[_WholeView | _TiledView], size: Size, align_corners: bool
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield rows of the result, from the top, with their probabilities (B, L, rows, W)."""
+    """Yield ranges of rows of the result, from the top, with their probabilities (B, L, rows, W)."""
     num_views = sum(2 if view.mirrored else 1 for view in views)
     for rows in _row_slices(size, views[0].device):
         strips = (strip.softmax(dim=1) for strip in _strips(views, rows, size, align_corners))
@@ -195,7 +196,7 @@ class _WholeView:
         self.size = _size(logits.shape[-2:])
         self.device = logits.device
 
-    def of_image(self, index: int) -> _WholeView:
+    def select_image(self, index: int) -> _WholeView:
         """Return the view of one image of the batch."""
         logits = self.logits
         if not self.mirrored:
@@ -211,8 +212,8 @@ class _TiledView:
     """Mean logits of overlapping windows at the size of the image, computed when their rows are requested.
 
     Rows must be requested from the top to the bottom. A row of windows passes the network when its first row of pixels
-    is needed, and is dropped once the requested rows are below it: at any time only the windows that reach into the
-    current strip are stored, at the small size that the decode head gives, not at the size of the image.
+    is needed, and is dropped once the requested rows are below it: at any time, only the windows that overlap the
+    current strip are stored, at the stride of the decode head and not at the size of the image.
     """
 
     def __init__(
@@ -234,7 +235,7 @@ class _TiledView:
         self.tops, self.lefts = (window_starts(*side) for side in zip(self.size, window, stride, strict=True))
         self._logits: dict[int, torch.Tensor] = {}  # top -> (B, windows in this row, L, h, w)
 
-    def of_image(self, index: int) -> _TiledView:
+    def select_image(self, index: int) -> _TiledView:
         """Return the view of one image of the batch."""
         image = self.pixel_values[index : index + 1]
         return _TiledView(self.model, image, self.window, self.window_stride, self.settings)
@@ -242,7 +243,7 @@ class _TiledView:
     def rows(self, first: int, stop: int) -> torch.Tensor:
         """Return some rows of the logits, (B, L, rows, W)."""
         height, width = self.window
-        # rows never go back up, so windows that end above these rows are not needed again
+        # rows are requested from the top, so windows that end above these rows are not needed again
         self._logits = {top: logits for top, logits in self._logits.items() if top + height > first}
         total = None
         counts = torch.zeros((stop - first, self.size[1]), device=self.device)
@@ -256,9 +257,11 @@ class _TiledView:
             place = slice(above - first, below - first)
             for left, logits in zip(self.lefts, self._logits[top].unbind(dim=1), strict=True):
                 strip = _resize_to_rows(_WholeView(logits), rows, self.window, _align_corners(self.model))
-                strip = strip[..., : self.size[1] - left]  # an image narrower than the window is padded
+                strip = strip[
+                    ..., : self.size[1] - left
+                ]  # drop the padding of an image that is narrower than the window
                 if total is None:
-                    # classes are stored side by side for every pixel, as upsampling gives and argmax reads them
+                    # the classes of a pixel are adjacent in memory, as upsampling writes and argmax reads them
                     total = strip.new_zeros((len(strip), stop - first, self.size[1], strip.shape[1])).permute(
                         0, 3, 1, 2
                     )
@@ -278,7 +281,7 @@ class _TiledView:
         return torch.cat(logits).unflatten(0, (num_images, len(self.lefts)))
 
     def _crop(self, image: int, top: int, left: int) -> torch.Tensor:
-        """Cut out one window (3, height, width), padded at the right and the bottom, of an image or a mirror image."""
+        """Crop one window (3, height, width) of an image or a mirror image, padded at the right and the bottom."""
         (height, width), full_width = self.window, self.size[1]
         rows = self.pixel_values[image % len(self.pixel_values), :, top : top + height]
         if image < len(self.pixel_values):
@@ -293,13 +296,13 @@ def _resize_to_rows(
 ) -> torch.Tensor:
     """Compute some rows of the bilinear interpolation of a view to `size`.
 
-    These are the rows of `F.interpolate` of the whole view: the two source rows of every row are blended, then the
-    result is resized along its width. Classes are side by side in memory, so that both steps read contiguously.
+    The result equals these rows of `F.interpolate` of the whole view: the two source rows of every row are blended,
+    then the result is resized along its width. Classes are adjacent in memory, so that both steps read contiguously.
     """
     if view.size == tuple(size):
         return view.rows(rows.start, rows.stop)
     height = view.size[0]
-    # float64: the whole part of a position selects a source row, and rounding must not select its neighbor
+    # float64, since the whole part of a position selects a source row, and rounding must not select its neighbor
     positions = torch.arange(rows.start, rows.stop, dtype=torch.float64)
     if align_corners:
         positions = positions * ((height - 1) / max(size[0] - 1, 1))
@@ -317,7 +320,7 @@ def _resize_to_rows(
 
 
 def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> list[_WholeView | _TiledView]:
-    """Present the images at every scale, with or without mirror images; each view has a size of its own."""
+    """Build the views of the images: one per scale, with its own size, with or without mirror images."""
     views: list[_WholeView | _TiledView] = []
     divisor = settings.size_divisor
     for scale in settings.scales:
@@ -326,7 +329,7 @@ def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSett
         padded = _size(-(-side // divisor) * divisor for side in size)
         if settings.window_size is not None:
             views.append(_TiledView(model, scaled, settings.window_size, settings.stride, settings))
-        elif padded != size:  # one window that is larger than the image: its padding is cut off
+        elif padded != size:  # a single window that is larger than the image, whose padding is dropped
             views.append(_TiledView(model, scaled, padded, padded, settings))
         else:
             images = torch.cat([scaled, scaled.flip(-1)]) if settings.flip else scaled

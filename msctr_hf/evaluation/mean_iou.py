@@ -12,7 +12,7 @@ _BYTE = 256
 
 
 class ConfusionMatrix:
-    """Count (reference, prediction) pairs of pixels; rows are references, columns predictions.
+    """Counts of the (reference, prediction) pairs of pixels; rows are references, columns predictions.
 
     Args:
         num_labels (`int`): Number of classes.
@@ -38,12 +38,12 @@ class ConfusionMatrix:
         if not prediction.size:
             return
         if prediction.min() < 0 or prediction.max() >= self.num_labels:
-            self._complain("prediction", prediction)
+            self._refuse("prediction", prediction)
         small = self.num_labels <= _BYTE and reference.min() >= 0 and reference.max() < _BYTE
         self.matrix += self._count_bytes(prediction, reference) if small else self._count(prediction, reference)
 
     def _count_bytes(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Count all pairs of bytes, then cut off those with ignored references: several times faster than masking."""
+        """Count all pairs of bytes, then drop those with ignored references: several times faster than masking."""
         pairs = reference.astype(np.uint16)
         pairs *= np.uint16(self.num_labels)
         pairs += prediction.astype(np.uint8, copy=False)
@@ -51,18 +51,18 @@ class ConfusionMatrix:
         if 0 <= self.ignore_index < _BYTE:
             counts[self.ignore_index] = 0
         if counts[self.num_labels :].any():
-            self._complain("reference", reference[reference != self.ignore_index])
+            self._refuse("reference", reference[reference != self.ignore_index])
         return counts[: self.num_labels]
 
     def _count(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
         valid = reference != self.ignore_index
         reference, counted = reference[valid].astype(np.int64), prediction[valid].astype(np.int64)
         if reference.size and (reference.min() < 0 or reference.max() >= self.num_labels):
-            self._complain("reference", reference)
+            self._refuse("reference", reference)
         pairs = np.bincount(reference * self.num_labels + counted, minlength=self.num_labels**2)
         return pairs.reshape(self.matrix.shape)
 
-    def _complain(self, name: str, values: np.ndarray) -> None:
+    def _refuse(self, name: str, values: np.ndarray) -> None:
         raise ValueError(
             f"A {name} has values in {int(values.min())}..{int(values.max())}, outside the {self.num_labels} classes."
         )
@@ -83,7 +83,7 @@ class ConfusionMatrix:
 
 
 class MeanIoU(evaluate.Metric):
-    """Compute the mean IoU, offline, from a confusion matrix instead of stored images.
+    """Metric of `evaluate` that computes the mean IoU offline, from a confusion matrix instead of stored images.
 
     Args:
         num_labels (`int`): Number of classes.
@@ -117,7 +117,7 @@ class MeanIoU(evaluate.Metric):
             self.confusion.update(prediction, reference)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
-        """Return the scores of everything added, with the keys of the stock `mean_iou`, and start again from zero."""
+        """Return the scores of all added pairs, with the keys of `mean_iou` of `evaluate`, and reset the metric."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
         scores = self.confusion.scores()
@@ -126,11 +126,11 @@ class MeanIoU(evaluate.Metric):
 
 
 def ratio(part: Any, whole: Any) -> np.ndarray:
-    """Divide; 0 / 0 gives NaN without a warning."""
+    """Divide, where 0 / 0 is NaN without a warning."""
     with np.errstate(invalid="ignore"):
         return np.divide(part, whole)
 
 
 def nanmean(values: np.ndarray) -> float:
-    """Average the values that are not NaN; NaN if all are, without a warning."""
+    """Average the values that are not NaN; return NaN if all are, without a warning."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

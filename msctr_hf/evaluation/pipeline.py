@@ -1,4 +1,4 @@
-"""A pipeline of transformers with sliding windows, scales, mirror images and overlays."""
+"""Pipeline of transformers with sliding windows, scales, mirror images and overlays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OVERLAY = ("opacity", "legend")
 
 
 class SegmentationPipeline(Pipeline):
-    """Label images of any size with any semantic segmentation model.
+    """Pipeline that labels images of any size with any semantic segmentation model.
 
     ```python
     segment = pipeline("msctr-segmentation", model="runs/hrnet", scales=(0.75, 1, 1.25), flip=True)
@@ -28,7 +28,7 @@ class SegmentationPipeline(Pipeline):
     ```
 
     Settings of the pipeline or of a call: `scales`, `flip`, `window_size` and `window_stride` as in
-    `predict_probabilities`; `opacity` of the colors; `legend`, whether the overlay has one.
+    `InferenceSettings`; `opacity` of the colors; `legend`, whether the overlay has a legend.
 
     A call takes a path, a URL, a PIL image, or a list of these, and returns a dict for each: `labels` (H, W), uint8
     or, with more than 256 classes, int64; `areas`, the share of the image that every present class covers; `overlay`,
@@ -50,7 +50,7 @@ class SegmentationPipeline(Pipeline):
         return {}, inference, {name: settings[name] for name in _OVERLAY if name in settings}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """Load an image, a path or a URL as an RGB image."""
+        """Load an RGB image from an image, a path or a URL."""
         return {"image": load_image(inputs)}
 
     def _forward(self, model_inputs: dict[str, Any], **inference: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class SegmentationPipeline(Pipeline):
     def postprocess(
         self, model_outputs: dict[str, Any], opacity: float = 0.55, legend: bool = False
     ) -> dict[str, Any]:
-        """Turn the class map of an image into the dict that a call returns."""
+        """Build the dict that a call returns from the class map of an image."""
         image, labels = model_outputs["image"], model_outputs["labels"]
         predictor = Predictor(self.model, self.image_processor)
         names, palette = predictor.class_names, predictor.palette

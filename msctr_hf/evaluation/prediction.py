@@ -1,4 +1,4 @@
-"""Label image files: write class maps and overlays."""
+"""Prediction of image files, for which class maps and overlays are written."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ def predict_files(
     palette: bool = True,
     submission_for: DatasetSpec | None = None,
 ) -> int:
-    """Label images, folders of images and what patterns match; write NAME.png (train ids) and NAME_overlay.png.
+    """Label the images that paths, folders and patterns name; write NAME.png (train ids) and NAME_overlay.png.
 
-    Neighbors of one size share a batch of `predictor.settings.batch_size` images; no more than a batch is in memory.
+    Consecutive images of one size share a batch of `predictor.settings.batch_size` images; no more than a batch is in
+    memory.
 
     Args:
-        predictor (`Predictor`): The network.
-        sources (`str`, `Path` or a sequence of them): Images; folders and patterns such as `"day_*/*.png"`, of which
-            the output keeps the sub-folders. An image that is named twice is labeled once.
-        output_dir (`str` or `Path`): Where to write.
+        predictor (`Predictor`): Network with its image processor.
+        sources (`str`, `Path` or a sequence of them): Images; folders, and patterns such as `"day_*/*.png"`, whose
+            subfolders are kept in the output. An image that is named twice is labeled once.
+        output_dir (`str` or `Path`): Folder of the output.
         opacity (`float`): Opacity of the colors in overlays.
-        palette (`bool`): Store the colors of the classes in NAME.png, so that viewers show them; its values are train
-            ids either way. Networks with more than 256 classes get 16-bit gray values.
-        submission_for (`DatasetSpec`, *optional*): Write only what the test server of this data set takes: raw label
-            values without a palette, one file per image, in one folder under the official names.
+        palette (`bool`): Whether to store the colors of the classes in NAME.png, so that viewers show them; its values
+            are train ids either way. With more than 256 classes, they are 16-bit gray values.
+        submission_for (`DatasetSpec`, *optional*): Data set for whose test server the output is written instead: raw
+            label values without a palette, one file per image, in one folder under the official names.
 
     Returns:
         `int`: number of images labeled.
 
     Raises:
-        UsageError: If there is nothing to label, two images would be written to one file or an image overwritten
-            (nothing is written then), or images cannot be read (the others are labeled all the same).
+        UsageError: If there is nothing to label, two images would be written to one file or an image would be
+            overwritten (nothing is written then), or images cannot be read (the others are labeled).
     """
     sources = [sources] if isinstance(sources, (str, Path)) else sources
     targets = _plan_outputs(_find_images(sources), Path(output_dir), submission_for)
@@ -78,13 +79,13 @@ def save_labels(labels: np.ndarray, path: Path, palette: Sequence[Sequence[int]]
 
     Args:
         labels (`np.ndarray` of shape `(H, W)`, any integer type): Classes.
-        path (`Path`): The file.
-        palette (`Sequence`, *optional*): RGB colors of the classes, which viewers then show; gray values by default.
+        path (`Path`): Path of the file.
+        palette (`Sequence`, *optional*): RGB colors of the classes, for viewers; gray values by default.
     """
     wide = labels.dtype != np.uint8
     image = Image.fromarray(labels.astype(np.uint16) if wide else labels)
     if palette is not None and not wide:
-        # all 256 entries: with fewer, Pillow stores fewer bits per pixel, and larger values such as 255 are cut off
+        # all 256 entries: with fewer, Pillow stores fewer bits per pixel, which would corrupt values such as 255
         colors = np.zeros((PALETTE_COLORS, 3), np.uint8)
         colors[: len(palette)] = palette[:PALETTE_COLORS]
         image.putpalette(colors.tobytes())
@@ -106,7 +107,7 @@ def _readable(
 
 
 def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
-    """Tabulate the raw label value of every train id."""
+    """Return the raw label value of every train id."""
     if num_labels != len(spec.classes):
         raise UsageError(f"`submission_for`: {spec.name} has {len(spec.classes)} classes, the model {num_labels}.")
     raw_values = spec.raw_values()
@@ -114,7 +115,7 @@ def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
 
 
 def _find_images(sources: Sequence[str | Path]) -> dict[Path, Path]:
-    """Map every image, once, to the path of its outputs below the output folder, without ending."""
+    """Map every image, once, to the path of its output files, relative to the output folder and without suffix."""
     images: dict[Path, Path] = {}
     seen: set[str] = set()
     for source in sources:
@@ -141,7 +142,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _matches(pattern: str) -> tuple[Path, list[Path]]:
-    """Return the folder above the first wildcard, and the images that match a pattern or are in matching folders."""
+    """Return the folder above the first wildcard of a pattern, and the images that it, or a folder in it, matches."""
     if not glob.has_magic(pattern):
         raise UsageError(f"`sources`: {pattern} is neither a file nor a folder.")
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
@@ -156,7 +157,7 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
 def _plan_outputs(
     images: Mapping[Path, Path], output_dir: Path, submission_for: DatasetSpec | None
 ) -> dict[Path, Path]:
-    """Map every image to the path of its outputs without ending; refuse to write a file twice or over an image."""
+    """Map every image to the path of its output files without suffix; refuse to overwrite outputs or images."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UsageError(f"`output_dir`: {output_dir} is a file.")
     if submission_for is not None:
@@ -170,8 +171,8 @@ def _plan_outputs(
             file = target.with_name(f"{target.name}{ending}")
             if (other := written.setdefault(file, path)) != path:
                 raise UsageError(
-                    f"`sources`: {other} and {path} would both be written to {file}; name a folder that holds both, "
-                    "or a quoted pattern, of which sub-folders are kept, or label them one after the other."
+                    f"`sources`: {other} and {path} would both be written to {file}; name a folder that contains "
+                    "both, or a quoted pattern, whose subfolders are kept, or label them by separate commands."
                 )
             if file.resolve() in sources:
                 raise UsageError(f"`output_dir`: {output_dir} would overwrite {file.name}; choose another folder.")
@@ -179,9 +180,9 @@ def _plan_outputs(
 
 
 def _official_name(path: Path, spec: DatasetSpec) -> str:
-    """Turn aachen_000000_000019_leftImg8bit.png into aachen_000000_000019_pred_labelIds."""
+    """Return the official name of an output: aachen_000000_000019_leftImg8bit.png -> ..._pred_labelIds."""
     if spec.submission is None:
-        raise UsageError(f"`submission_for`: {spec.name} has no test server that takes files.")
+        raise UsageError(f"`submission_for`: {spec.name} has no test server that accepts files.")
     stem = path.stem
     if not stem.endswith(spec.submission.image_suffix):
         raise UsageError(f"`submission_for`: the name of {path} does not end in {spec.submission.image_suffix}.")

@@ -1,4 +1,4 @@
-"""A network with its image processor, for images of any size."""
+"""Network with its image processor, for images of any size."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import voc_palette
-from ..errors import UsageError, building_a_network
+from ..errors import UsageError, building_a_network, first_line
 from .inference import predict_label_maps
 from .settings import InferenceSettings
 
 
 @dataclass
 class Predictor:
-    """Label images of any size with a network and its image processor.
+    """Network with its image processor, which labels images of any size.
 
     Args:
         model (`PreTrainedModel`): Any semantic segmentation model of transformers.
-        image_processor: Prepares images; padding is left to the inference functions, which remove it again.
+        image_processor: Image processor, used without padding: the inference functions add and remove it.
         settings (`InferenceSettings`): Scales, mirror images, windows, batch size.
     """
 
@@ -34,20 +34,20 @@ class Predictor:
 
     @property
     def class_names(self) -> list[str]:
-        """List the names of the classes in the order of the train ids."""
+        """Names of the classes in the order of the train ids."""
         config = self.model.config
         return [config.id2label[label] for label in range(config.num_labels)]
 
     @property
     def palette(self) -> list:
-        """List the RGB color of every class, from the configuration or, without one there, from PASCAL VOC's rule."""
+        """RGB colors of the classes, from the configuration or, if it has none, by the rule of PASCAL VOC."""
         return getattr(self.model.config, "palette", None) or voc_palette(self.model.config.num_labels)
 
     def __call__(self, images: Iterable[Image.Image]) -> Iterator[np.ndarray]:
         """Yield the class map (H, W) of every RGB image at its size, uint8, or int64 with more than 256 classes.
 
-        Neighbors that the image processor brings to one size share a batch of at most `settings.batch_size` images.
-        No more images than a batch and one are read ahead.
+        Consecutive images that the image processor resizes to one size share a batch of at most `settings.batch_size`
+        images. At most one image more than a batch is read ahead.
         """
         settings = replace(
             self.settings,
@@ -79,13 +79,13 @@ def load_predictor(
 
     Args:
         model (`str`): Saved folder or Hub id.
-        settings (`InferenceSettings`, *optional*): How images are presented to the network; whole and at one scale by
-            default.
-        device (`str`, *optional*): Device of the network; an accelerator by default, if there is one.
+        settings (`InferenceSettings`, *optional*): Scales, mirror images, windows, batch size; by default whole images
+            at one scale.
+        device (`str`, *optional*): Device of the network; by default an accelerator, if available.
         dtype (`str`): Precision of the network: float32, float16 or bfloat16.
 
     Raises:
-        UsageError: If the model or the device is not available.
+        UsageError: If the model cannot be loaded or the device cannot be used.
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -95,4 +95,4 @@ def load_predictor(
     try:
         return Predictor(network.to(device).eval(), image_processor, settings or InferenceSettings())
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"`device`: {device} cannot be used ({str(error).strip().splitlines()[0]})") from error
+        raise UsageError(f"`device`: {device} cannot be used ({first_line(error)}).") from error

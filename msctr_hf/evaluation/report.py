@@ -1,4 +1,4 @@
-"""Write the report of an evaluation: Markdown, figures, and tables of confusions and of all images."""
+"""Report of an evaluation: Markdown, figures, and tables of confusions and of all images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .mean_iou import ConfusionMatrix, ratio
 from .scoring import CLASS_SCORES, Scores, percent
 from .visualization import contact_sheet
 
-NAMES_IN_FIGURE = 60  # more classes are drawn without their names
+NAMES_IN_FIGURE = 60  # with more classes, the figure has no names
 
 
 def write_report(
     folder: Path, results: dict[str, Any], scores: Scores, classes: Sequence[str], palette: Sequence[Sequence[int]]
 ) -> list[str]:
-    """Write all files of a report but `results.json`; return notes on what could not be written.
+    """Write all files of a report except `results.json`; return notes on files that could not be written.
 
     Args:
-        folder (`Path`): Folder of the report; created if it does not exist.
+        folder (`Path`): Folder of the report, which is created if it does not exist.
         results (`dict`): Content of `results.json`.
         scores (`Scores`): Confusion matrix and scores of all images.
         classes (`Sequence[str]`): Names of the classes.
@@ -106,7 +106,7 @@ def confusion_figure(confusion: ConfusionMatrix, classes: Sequence[str], path: P
 
 
 def _write_shares(axis: Any, shares: np.ndarray) -> None:
-    """Write every share of at least 1 % into its cell."""
+    """Write every share of at least 1 % in its cell."""
     for row, column in np.argwhere(np.nan_to_num(shares) >= 0.01):
         share = shares[row, column]
         color = "white" if share > 0.6 else "black"

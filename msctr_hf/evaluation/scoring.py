@@ -1,4 +1,4 @@
-"""Score a network over a data set, at the resolution of the labels and over all processes."""
+"""Scores of a network on a data set, at the resolution of the labels and over all processes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
 
 CONFUSIONS_LISTED = 10
-KEPT_WIDTH = 480  # pixels; the worst images are kept small, since they are only shown
+KEPT_WIDTH = 480  # pixels; the worst images are kept small, since they are only displayed
 
 
 @dataclass(order=True)
 class ScoredImage:
-    """Score of an image, with a small copy of image, labels and prediction where they are shown."""
+    """Score of an image, with small copies of image, labels and prediction if it is displayed."""
 
     mean_iou: float
     image_id: str
@@ -40,7 +40,7 @@ class Scores:
     Args:
         confusion (`ConfusionMatrix`): Counts of all pixels.
         boundary (`BoundaryIoU`, *optional*): Counts of the pixels near outlines.
-        images (`list[ScoredImage]`): Mean IoU of every image, the lowest first.
+        images (`list[ScoredImage]`): Mean IoU of every image, lowest first.
         worst (`list[ScoredImage]`): Images with the lowest mean IoU, with small copies.
     """
 
@@ -50,11 +50,11 @@ class Scores:
     worst: list[ScoredImage]
 
     def results(self, id2label: Mapping[int, str], groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Return the scores as JSON can store them: fractions, classes by name, `None` for absent classes."""
+        """Return the scores in a form that JSON can store: fractions, classes by name, `None` for absent classes."""
         scores = self.confusion.scores()
         if self.boundary is not None:
-            of_class = self.boundary.scores()
-            scores |= {"mean_boundary_iou": nanmean(of_class), "per_category_boundary_iou": of_class}
+            boundary_scores = self.boundary.scores()
+            scores |= {"mean_boundary_iou": nanmean(boundary_scores), "per_category_boundary_iou": boundary_scores}
         results = results_by_name(scores, id2label) | {
             "images": len(self.images),
             "largest_confusions": largest_confusions(self.confusion, id2label),
@@ -76,23 +76,23 @@ def score_dataset(
     on_batch: Callable[[list[dict[str, Any]], list[np.ndarray]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Scores | None:
-    """Score a network over a data set; every process scores its share of the images.
+    """Score a network on a data set, of which every process scores its share of the images.
 
     Args:
-        predictor (`Predictor`): The network; it is in evaluation mode meanwhile.
+        predictor (`Predictor`): Network with its image processor; it is in evaluation mode during scoring.
         dataset (`datasets.Dataset`): Rows {image, label, image_id}.
         num_labels (`int`): Number of classes.
         ignore_index (`int`): Label that is not counted.
-        accelerator (`Accelerator`): The processes that take part.
-        batch_size (`int`): Images that are loaded at a time.
-        num_workers (`int`): Worker processes that load images.
-        with_boundaries (`bool`): Also count the pixels near outlines.
-        keep_worst (`int`): How many of the images with the lowest mean IoU are kept to be shown.
+        accelerator (`Accelerator`): Processes that share the images.
+        batch_size (`int`): Number of images that are loaded at a time.
+        num_workers (`int`): Number of worker processes that load images.
+        with_boundaries (`bool`): Whether to also count the pixels near outlines.
+        keep_worst (`int`): Number of images with the lowest mean IoU of which small copies are kept.
         on_batch (`Callable`, *optional*): Called with the samples and predictions of every batch of this process.
         should_stop (`Callable`, *optional*): Called after every batch; if it is true in any process, scoring ends.
 
     Returns:
-        `Scores` of all processes; `None` if scoring was ended by `should_stop`.
+        `Scores` of all processes; `None` if `should_stop` ended scoring.
     """
     loader = evaluation_loader(
         dataset,
@@ -125,25 +125,24 @@ def score_dataset(
 
 
 class _Counts:
-    """Counts of one process."""
+    """Counts and scores of the images of one process."""
 
     def __init__(self, num_labels: int, ignore_index: int, with_boundaries: bool, keep_worst: int):
         self.confusion = ConfusionMatrix(num_labels, ignore_index)
         self.boundary = BoundaryIoU(num_labels, ignore_index) if with_boundaries else None
         self.keep_worst = keep_worst
         self.images: list[ScoredImage] = []
-        self.worst: list[
-            tuple[float, int, ScoredImage]
-        ] = []  # a heap: its first entry is the best, which is dropped next
+        # a heap, whose first entry is the best of the worst images and the next to be dropped
+        self.worst: list[tuple[float, int, ScoredImage]] = []
 
     def add(self, sample: dict[str, Any], prediction: np.ndarray) -> None:
         reference = np.asarray(sample["label"])
-        of_image = ConfusionMatrix(self.confusion.num_labels, self.confusion.ignore_index)
-        of_image.update(prediction, reference)
-        self.confusion.matrix += of_image.matrix
+        confusion = ConfusionMatrix(self.confusion.num_labels, self.confusion.ignore_index)
+        confusion.update(prediction, reference)
+        self.confusion.matrix += confusion.matrix
         if self.boundary is not None:
             self.boundary.update(prediction, reference)
-        mean_iou = of_image.scores()["mean_iou"]
+        mean_iou = confusion.scores()["mean_iou"]
         if mean_iou != mean_iou:  # NaN: all pixels are ignored
             return
         self.images.append(ScoredImage(mean_iou, sample["image_id"]))
@@ -177,7 +176,7 @@ def _small(
 
 
 def results_by_name(scores: dict[str, Any], id2label: Mapping[int, str]) -> dict[str, Any]:
-    """Convert scores to what JSON can store: fractions, classes by name, `None` for absent classes."""
+    """Convert scores to a form that JSON can store: fractions, classes by name, `None` for absent classes."""
     result: dict[str, Any] = {}
     for name, value in scores.items():
         if isinstance(value, np.ndarray):
@@ -188,10 +187,10 @@ def results_by_name(scores: dict[str, Any], id2label: Mapping[int, str]) -> dict
 
 
 def largest_confusions(confusion: ConfusionMatrix, id2label: Mapping[int, str]) -> list[dict[str, Any]]:
-    """List which classes are predicted as which others most often, the largest shares first.
+    """List the most frequent confusions of one class with another, largest share first.
 
     Args:
-        confusion (`ConfusionMatrix`): All pixels.
+        confusion (`ConfusionMatrix`): Counts of all pixels.
         id2label (`Mapping[int, str]`): Names of the classes.
 
     Returns:
@@ -209,9 +208,9 @@ def largest_confusions(confusion: ConfusionMatrix, id2label: Mapping[int, str]) 
 
 
 def group_scores(confusion: ConfusionMatrix, groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
-    """Compute for every group of classes the mean of their IoUs, and the IoU of the group merged into one class.
+    """Compute the mean IoU of every group of classes, and the IoU of the group merged into one class.
 
-    The merged IoU is the category score of Cityscapes' own evaluation.
+    The merged IoU is the category score of the official evaluation of Cityscapes.
     """
     iou = confusion.scores()["per_category_iou"]
     result = {}
@@ -227,7 +226,7 @@ def group_scores(confusion: ConfusionMatrix, groups: Mapping[str, Sequence[int]]
     return result
 
 
-CLASS_SCORES = {  # per class -> mean, title
+CLASS_SCORES = {  # score per class -> (mean score, title)
     "per_category_iou": ("mean_iou", "IoU"),
     "per_category_accuracy": ("mean_accuracy", "accuracy"),
     "per_category_boundary_iou": ("mean_boundary_iou", "boundary"),
@@ -255,5 +254,5 @@ def _or_none(value: float) -> float | None:
 
 
 def percent(value: float | None) -> str:
-    """Format a fraction as a percentage; `None` stands for an absent class."""
+    """Format a fraction as a percentage; `None` means an absent class."""
     return "absent" if value is None else f"{100 * value:.2f} %"

@@ -1,4 +1,4 @@
-"""Settings of evaluation and prediction: the network, its images, and how they are presented to it."""
+"""Settings of evaluation and prediction: network, images, scales, mirror images and windows."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _DEVICE = "cpu, cuda, cuda:1, ...; by default an accelerator, if there is one."
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How images are presented to a network.
+    """Settings of inference: scales, mirror images, windows, batch size and padding.
 
     Args:
         scales (`tuple[float, ...]`): Factors by which images are resized; their probabilities are averaged.
-        flip (`bool`): Also predict mirror images.
+        flip (`bool`): Whether to also predict mirror images.
         window_size (`tuple[int, int]`, *optional*): Height and width of a sliding window; whole images by default.
             Overlapping logits are averaged; smaller images are padded to one window.
         window_stride (`tuple[int, int]`, *optional*): Stride of the window; two thirds of the window by default. The
             last window is shifted inside the image.
-        batch_size (`int`): Images, or windows, in one forward pass.
-        size_divisor (`int`): Pad whole images at the right and the bottom to a multiple of this; the padding is cut
-            off again.
-        padding_mode (`str`): `"constant"`, zero, or `"reflect"`.
+        batch_size (`int`): Number of images, or windows, in one forward pass.
+        size_divisor (`int`): Whole images are padded at the right and the bottom to a multiple of this, and the
+            padding is removed afterwards.
+        padding_mode (`str`): `"constant"`, which pads zeros, or `"reflect"`.
 
     Raises:
-        UsageError: If a size, a stride or a scale is impossible.
+        UsageError: If a size, a stride or a scale is not valid.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -61,7 +61,7 @@ class InferenceSettings:
 
     @property
     def stride(self) -> Size:
-        """Return the stride of the window, two thirds of the window where none was given."""
+        """Stride of the window, by default two thirds of the window."""
         if self.window_stride is not None:
             return self.window_stride
         height, width = self.window_size
@@ -70,25 +70,25 @@ class InferenceSettings:
 
 @dataclass
 class EvaluationSettings(Settings):
-    """How a network is applied to images."""
+    """Settings of inference for commands: scales, mirror images, windows, batch size, device and precision."""
 
     _argument_group_name = "inference"
 
-    scales: list[float] = setting([1.0], help="Scales of test-time augmentation.", above=0)
-    flip: bool = setting(False, help="Average with the mirrored image.")
+    scales: list[float] = setting([1.0], help="Scales whose probabilities are averaged.", above=0)
+    flip: bool = setting(False, help="Average the probabilities with those of the mirror image.")
     window_size: list[int] | None = setting(
         None, help="Height and width of a sliding window; whole images by default.", length=2, above=0
     )
     window_stride: list[int] | None = setting(
-        None, help="Stride of the window; two thirds of it by default.", length=2, above=0
+        None, help="Stride of the window; by default two thirds of its size.", length=2, above=0
     )
-    batch_size: int = setting(1, help="Images, or windows, in one forward pass.", at_least=1)
+    batch_size: int = setting(1, help="Number of images, or windows, in one forward pass.", at_least=1)
     device: str | None = setting(None, help=_DEVICE)
     dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", help="Precision of the network.")
 
     @property
     def inference(self) -> InferenceSettings:
-        """Return the settings that do not depend on the machine."""
+        """Settings of inference without those of the machine, device and precision."""
         return InferenceSettings(
             scales=tuple(self.scales),
             flip=self.flip,
@@ -100,7 +100,7 @@ class EvaluationSettings(Settings):
 
 @dataclass(kw_only=True)
 class ScoringSettings(DatasetSettings):
-    """Which network is scored, and on which images."""
+    """Settings of an evaluation: network, data set and report."""
 
     _argument_group_name = "network and data set"
 
@@ -112,63 +112,63 @@ class ScoringSettings(DatasetSettings):
         is_path=True,
     )
     boundary_iou: bool = setting(False, help="Also compute the boundary IoU (Cheng et al., CVPR 2021).")
-    worst: int = setting(8, help="Images with the lowest mean IoU to show on worst.png.", at_least=0)
-    num_workers: int = setting(2, help="Worker processes that load data, per process.", at_least=0)
+    worst: int = setting(8, help="Number of images with the lowest mean IoU to show in worst.png.", at_least=0)
+    num_workers: int = setting(2, help="Number of worker processes that load data, per process.", at_least=0)
 
 
 @dataclass
 class PredictionSettings(Settings):
-    """Which images a network labels."""
+    """Settings of a prediction: network, images and output."""
 
     _argument_group_name = "network and images"
 
     model: str = setting(help=_ANY_MODEL)
     input: list[str] = setting(
-        help="Images, folders that are searched for images, or quoted patterns ('day_*/*.png')."
+        help="Images, folders that are searched for images, or quoted patterns such as 'day_*/*.png'."
     )
     output_dir: str = setting(
         "predictions", help="Folder for NAME.png (train ids) and NAME_overlay.png.", is_path=True
     )
     palette: bool = setting(
-        True, help="Store the class colors in NAME.png; its values are train ids with and without them."
+        True, help="Store the class colors in NAME.png, whose values are train ids with and without colors."
     )
     opacity: float = setting(0.55, help="Opacity of the colors in overlays.", at_least=0, at_most=1)
     submission_for: str | None = setting(
         None,
-        help="Write what this data set's test server takes instead: raw label values, in gray, under official names "
-        "(cityscapes, ade20k).",
+        help="Write files for the test server of this data set (cityscapes, ade20k) instead: raw label values, in "
+        "gray, under official names.",
     )
 
     def __post_init__(self):
         super().__post_init__()
         if not self.input:
-            raise UsageError("Name what is to be labeled: `input='IMAGE, FOLDER or PATTERN'`.")
+            raise UsageError("Name the images to label: `input='IMAGE, FOLDER or PATTERN'`.")
 
 
 @dataclass(kw_only=True)
 class EmbeddingSettings(DatasetSettings):
-    """Which network's embeddings are shown, and of which images."""
+    """Settings of figures of embeddings: network, images, pixels and layout."""
 
     _argument_group_name = "network and images"
 
     model: str = setting(help="Saved folder or Hub id of a network of msctr_hf.")
     features: Literal["projections", "stages", "pyramid"] = setting(
         "projections",
-        help="Projections, or what a network without contrast has too: feature maps of the backbone's stages, or of "
-        "UPerNet's pyramid.",
+        help="Projections, or features that a network without contrast also has: maps of the stages of the backbone, "
+        "or of the pyramid of UPerNet.",
     )
     split: str = setting("validation", help="train, validation or test.")
     output_dir: str = setting("embeddings", help="Folder for embeddings.png and similarity.png.", is_path=True)
-    num_images: int = setting(24, help="Images whose pixels are mapped.", at_least=1, former=("pictures",))
-    pixels_per_class: int = setting(100, help="Pixels of every class and stage that are mapped.", at_least=1)
+    num_images: int = setting(24, help="Number of images whose pixels are shown.", at_least=1, former=("pictures",))
+    pixels_per_class: int = setting(100, help="Number of pixels of every class and stage that are shown.", at_least=1)
     method: Literal["tsne", "umap"] = setting(
-        "tsne", help="How pixels are arranged in the plane: t-SNE, or UMAP if it is installed."
+        "tsne", help="Layout of the pixels in the plane: t-SNE, or UMAP if it is installed."
     )
     image: str | None = setting(
-        None, help="Image id of the image for similarity.png; the first by default.", former=("picture",)
+        None, help="Image id of the image in similarity.png; by default the first.", former=("picture",)
     )
     pixel: list[int] | None = setting(
-        None, help="Row and column that all pixels are compared with; the middle by default.", length=2
+        None, help="Row and column of the pixel that all others are compared with; by default the center.", length=2
     )
     click: bool = setting(False, help="Choose the pixel by clicking on the image.")
     seed: int = setting(0, help="Seed of the choice of pixels and of their layout.", at_least=0)
@@ -182,7 +182,7 @@ class EmbeddingSettings(DatasetSettings):
 
 @dataclass
 class DemoSettings(Settings):
-    """Which network the page shows, and where it is served."""
+    """Settings of the demo: network, example images and port."""
 
     model: str = setting(
         os.environ.get("MSCTR_MODEL", ""),
@@ -195,4 +195,4 @@ class DemoSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         if not self.model:
-            raise UsageError("Name the network to show: `model='FOLDER or Hub id'`.")
+            raise UsageError("Name the network: `model='FOLDER or Hub id'`.")

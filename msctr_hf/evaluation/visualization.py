@@ -1,4 +1,4 @@
-"""Draw label maps: colors, overlays with a legend, contact sheets."""
+"""Figures of label maps: colors, overlays with a legend, contact sheets."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def overlay(
     """Blend the colors of a class map over its image.
 
     Args:
-        image (`Image`): The image.
+        image (`Image`): Image of any mode.
         labels (`np.ndarray` of shape `(H, W)`): Classes, at the size of the image.
         palette (`Sequence`): RGB color of every class.
-        class_names (`Sequence[str]`, *optional*): Names for a legend of the present classes below the image; no legend
+        class_names (`Sequence[str]`, *optional*): Names for a legend, below the image, of the classes in it; no legend
             by default.
         opacity (`float`): Opacity of the colors, in [0, 1].
     """
@@ -48,7 +48,7 @@ def overlay(
 
 
 def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: int) -> Image.Image:
-    """Draw names next to their colors, wrapped to `width` pixels."""
+    """Draw a legend of names next to their colors, wrapped to `width` pixels."""
     font = ImageFont.load_default(size=12)
     positions, left, line = [], _MARGIN, 0
     for name in names:

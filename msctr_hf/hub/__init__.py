@@ -1,1 +1,1 @@
-"""Model cards, pushing to the Hub, export to other runtimes, and conversion of released checkpoints."""
+"""Model cards, pushes to the Hub, exports to other runtimes, and conversion of released checkpoints."""

@@ -1,4 +1,4 @@
-"""Export networks to ONNX or torch.export; an export is kept only if it computes what the network computes."""
+"""Export of networks to ONNX or torch.export; an export is kept only if it computes the same as the network."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..errors import UsageError
+from ..errors import UsageError, brief_reason
 
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one if that is above 1
 _REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-# Sizes of the example, and of a small and a large comparison, in units of the size multiple. An export holds the steps
-# that its example took. Windows of 4, 7, 8 and 12 pixels all pad this example in every stage, so that the export pads
-# other sizes too, if by zero pixels; had the example needed no padding, the step would be missing.
+# Sizes of the example, and of a small and a large comparison, in units of the size multiple. An export contains the
+# steps that its example took. Windows of 4, 7, 8 and 12 pixels all pad this example in every stage, so that the export
+# also pads other sizes, even if by zero pixels; if the example needed no padding, the step would be missing.
 _EXAMPLE_AND_COMPARED = ((11, 13), (6, 9), (12, 14))
 
 Size = tuple[int, int]  # height, width
 
 
 class Comparison(NamedTuple):
-    """Difference between an exported network and the network itself, on one random batch.
+    """Difference between an exported network and the original, on one random batch.
 
     Args:
         batch (`int`): Number of images.
@@ -59,24 +59,24 @@ def export_network(
 
     A `torch.export` program is a pickle, which can run any code when it is loaded. Since version 5.24 transformers
     loads it only with `trust_remote_code=True`: pass that for programs that you exported yourself or whose author you
-    trust, and share ONNX files, which hold no code.
+    trust, and share ONNX files, which contain no code.
 
     Args:
         model (`PreTrainedModel`): Network, in evaluation mode and on the CPU.
         image_processor: Image processor that is saved with the network.
         output_dir (`str` or `Path`): New folder for the export.
         format (`str`): `"onnx"`, or `"torch"` (a `torch.export` program, which is a pickle).
-        size_multiple (`int`): Heights and widths must be multiples of this. Window transformers need 32: their padding
-            depends on the size of the image, which an exported program cannot follow.
+        size_multiple (`int`): Number of which heights and widths must be multiples. Window transformers need 32, since
+            their padding depends on the size of the image, which an exported program cannot express.
         fixed_size (`tuple[int, int]`, *optional*): Export for this height and width only, in pixels.
 
     Returns:
-        `list[Comparison]`: differences from the network itself at two batch sizes and, unless the size is fixed, at
+        `list[Comparison]`: differences from the original network at two batch sizes and, unless the size is fixed, at
         two sizes other than that of the example.
 
     Raises:
-        UsageError: If a package is missing, the network cannot be exported, or the export differs from it; then no
-            folder is left.
+        UsageError: If a package is missing, the network cannot be exported, or the export differs from it; no folder
+            is left behind then.
     """
     output_dir = Path(output_dir)
     missing = [name for name in _REQUIRED_PACKAGES[format] if importlib.util.find_spec(name) is None]
@@ -114,7 +114,7 @@ def _shapes(size_multiple: int, fixed_size: Size | None) -> tuple[Size, list[tup
 
 
 def _free_sides(size_multiple: int, fixed_size: Size | None) -> dict[int, Any]:
-    """List the dimensions of `pixel_values` that stay free."""
+    """Return the dynamic dimensions of `pixel_values`."""
     dim = torch.export.Dim
     if fixed_size is not None:
         return {0: dim("batch")}
@@ -133,7 +133,7 @@ def _export(model: PreTrainedModel, size: Size, format: str, free_sides: dict[in
     inputs = {"pixel_values": torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))}
     try:
         return Exporter().export(model, inputs, Config(dynamic=True, dynamic_shapes={"pixel_values": free_sides}))
-    except Exception as error:  # tracing, translating and optimizing raise a dozen kinds
+    except Exception as error:  # tracing, translation and optimization raise many kinds of exceptions
         raise UsageError(_advice(f"{type(model).__name__} cannot be exported", error)) from error
 
 
@@ -160,13 +160,13 @@ def _refuse_difference(comparison: Comparison) -> None:
 
 
 def _advice(what: str, error: Exception | None = None) -> str:
-    reason = f" ({str(error).strip().splitlines()[0][:160]})" if error is not None and str(error).strip() else ""
+    reason = "" if error is None else f" ({brief_reason(error)})"
     return f"{what}{reason}; try `size_multiple=32`, or a `fixed_size`."
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Hide the progress of the exporters, and their remarks on operators that the network does not use."""
+    """Hide the progress of the exporters, and their messages about operators that the network does not use."""
     torch_logger = logging.getLogger("torch.onnx")
     before, verbosity = torch_logger.level, transformers_logging.get_verbosity()
     torch_logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a saved model: its facts are collected here, its text is `model_card_template.md`."""
+"""Model card (README.md) of a saved model, from facts that are collected here and `model_card_template.md`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..training.settings import purpose
 
 CARD_FILE = "README.md"
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# Never reworded: a card of an earlier version would be taken for one that the user wrote.
+# Never change these words: without them, cards of earlier versions would be treated as written by the user.
 _SIGNATURE = (
     "<!-- Written by msctr_hf from the files of the run. Without this line the card is yours and stays as it is. -->"
 )
@@ -33,7 +33,7 @@ _CONTRAST_NAMES = {"ms": "multi-scale", "ms_cs": "multi-scale and cross-scale"}
 _METRIC_NAMES = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
 _NESTED_FIELDS = {"backbone_config", "palette"}  # too long for a table
 _UNNAMED_DATASET = "custom data set"
-_MAX_WORST_CLASSES, _MAX_CONFUSIONS = 3, 5  # in the section on limitations
+_MAX_WORST_CLASSES, _MAX_CONFUSIONS = 3, 5  # numbers of rows in the section on limitations
 
 
 def write_model_card(
@@ -44,26 +44,26 @@ def write_model_card(
     license: str | None = None,
     show_images: bool | None = None,
 ) -> Path:
-    """Write README.md into the folder of a saved model, from its config.json, run.json and results.json.
+    """Write the README.md of a saved model, from its config.json, run.json and results.json.
 
-    A card that somebody else wrote, or took over by removing the line that says who wrote it, is left alone.
+    A card that somebody else wrote, or adopted by removing the line that says who wrote it, is not changed.
 
     Args:
-        folder (`str` or `Path`): A saved model; what its files do not say is left out of the card.
-        spec (`DatasetSpec`, *optional*): The data set on which the model was trained.
-        name (`str`, *optional*): Hub id that the example of the card loads; by default the folder itself.
-        license (`str`, *optional*): License of the weights, as the Hub abbreviates it; by default the terms of the
-            data set are named.
-        show_images (`bool`, *optional*): Whether the card shows predictions.png, with images of the data set;
-            by default only if the images of the data set are free.
+        folder (`str` or `Path`): Folder of the model; the card leaves out what the files do not say.
+        spec (`DatasetSpec`, *optional*): Data set on which the model was trained.
+        name (`str`, *optional*): Hub id in the example of the card; by default the example loads the folder itself.
+        license (`str`, *optional*): License of the weights, as the Hub abbreviates it; by default the card names the
+            terms of the data set.
+        show_images (`bool`, *optional*): Whether the card shows predictions.png, with images of the data set; by
+            default only if these may be shown to everyone.
 
     Raises:
-        UsageError: If the folder does not hold a model, or cannot be read or written.
+        UsageError: If the folder does not contain a model, or cannot be read or written.
     """
     folder = Path(folder)
     config, run, results = (read_saved_json(folder / file) for file in ("config.json", RUN_FILE, RESULTS_FILE))
     if not config:
-        raise UsageError(f"{folder} does not hold a saved model: config.json is missing.")
+        raise UsageError(f"{folder} does not contain a saved model: config.json is missing.")
     path = folder / CARD_FILE
     with as_usage_error(OSError, prefix=f"{path} cannot be read: "):
         if path.exists() and _SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
@@ -84,7 +84,7 @@ def write_model_card(
 
 
 def read_saved_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a saved folder; a missing one is an empty dict.
+    """Read a JSON file of a saved folder; return an empty dict if it is missing.
 
     Raises:
         UsageError: If the file cannot be read or is not JSON.
@@ -94,7 +94,7 @@ def read_saved_json(path: Path) -> dict[str, Any]:
 
 
 def _recipe(run: dict) -> dict[str, Any]:
-    """Choose the settings that repeat a run: all that belong in a card and are not paths of a machine."""
+    """Select the settings that repeat a run: those that belong in a card and are not paths of a machine."""
     return {
         name: value
         for name, value in run["settings"].items()
@@ -103,7 +103,7 @@ def _recipe(run: dict) -> dict[str, Any]:
 
 
 def _is_public(run: dict, name: str) -> bool:
-    """Whether the value of a setting is a word or a Hub id, and was not a file or folder at any start of the run."""
+    """Return whether a value is a word or a Hub id, and was not a file or folder at any start of the run."""
     value = run.get("settings", {}).get(name)
     starts = (run, *run.get("earlier_starts", []))
     if not value or Path(value).exists() or any(name in start.get("paths", []) for start in starts):
@@ -116,12 +116,12 @@ def _is_public(run: dict, name: str) -> bool:
 
 
 def _hub_id(run: dict, name: str) -> str | None:
-    """Return the value of a setting if it is the id of a repository on the Hub."""
+    """Return the value of a setting if it is the id of a repository on the Hub, otherwise `None`."""
     return run["settings"][name] if _is_public(run, name) and "/" in run["settings"][name] else None
 
 
 def _beginning(run: dict) -> dict:
-    """Return the start that gave the network its initial weights; later ones resumed from a checkpoint."""
+    """Return the start with the initial weights of the network; later starts resumed from a checkpoint."""
     starts = [*run.get("earlier_starts", []), run]
     return next((start for start in reversed(starts) if not start.get("from_step")), run)
 
@@ -163,7 +163,7 @@ def _metadata(config: dict, run: dict, results: dict, spec: DatasetSpec | None, 
         pipeline_tag="image-segmentation",
         tags=["semantic-segmentation", "contrastive-learning", "msctr", config["model_type"]],
         base_model=_base_model(start),
-        # Only a whole model is fine-tuned; for a network that is built around a backbone the Hub has no word.
+        # Only a whole model is fine-tuned; the Hub has no relation for a network that is built around a backbone.
         base_model_relation="finetune" if _hub_id(start, "model_name_or_path") else None,
         datasets=[dataset] if dataset else None,
         metrics=["mean_iou"] if results else None,
@@ -194,19 +194,19 @@ def _eval_results(results: dict, run: dict, spec: DatasetSpec | None) -> list[Ev
 
 
 def _hub_dataset(run: dict) -> str | None:
-    """Return the Hub id of the data set that was read; folders of a machine stay private."""
+    """Return the Hub id of the data set that was read, or `None`, since folders of a machine stay private."""
     return _hub_id(run, "dataset_name")
 
 
 def _data_name(spec: DatasetSpec | None, run: dict) -> str | None:
-    """Return the data set's own name; the folder in which it was found stays private."""
+    """Return the name of the data set for readers; the folder in which it was found stays private."""
     if spec is None:
         return None
     return spec.title or _hub_dataset(run)
 
 
 def _base_model(start: dict) -> str | None:
-    """Return the Hub id of the weights from which a run started, where they came from the Hub."""
+    """Return the Hub id of the weights from which a run started, if they came from the Hub."""
     settings = start.get("settings", {})
     if settings.get("model_name_or_path"):
         return _hub_id(start, "model_name_or_path")
@@ -216,18 +216,18 @@ def _base_model(start: dict) -> str | None:
 
 
 def _timm_hub_id(backbone: str) -> str | None:
-    """Return the repository of a timm network, whose name may leave out the tag of its weights."""
+    """Return the repository of the weights of a timm network, whose name may omit the tag of the weights."""
     from timm import get_pretrained_cfg
 
     try:
         weights = get_pretrained_cfg(backbone)
-    except RuntimeError:  # weights that this version of timm does not know
+    except RuntimeError:  # this version of timm does not know the weights
         return None
     return None if weights is None else weights.hf_hub_id
 
 
 def _initial_weights(start: dict) -> str | None:
-    """Say where the first weights came from; paths of a machine stay private."""
+    """Describe the source of the initial weights; paths of a machine stay private."""
     settings, base = start.get("settings", {}), _base_model(start)
     if base or not settings:
         return base
@@ -320,7 +320,7 @@ def _training(config: dict, run: dict) -> dict[str, Any]:
 
 
 def _worst_classes(results: dict) -> list[str]:
-    """List the classes with the lowest IoU, the worst first; at most half of those that were scored."""
+    """List the classes with the lowest IoU, worst first; at most half of those that were scored."""
     scored = {name: iou for name, iou in results.get("per_category_iou", {}).items() if iou is not None}
     names = sorted(scored, key=scored.__getitem__)[: min(_MAX_WORST_CLASSES, len(scored) // 2)]
     return [f"{name} ({percent(scored[name])})" for name in names]
@@ -336,7 +336,7 @@ def _confusions(results: dict) -> list[Sequence[str]]:
 
 
 def _cells(rows: dict[str, Any]) -> dict[str, str]:
-    """Format values for a table; unknown ones are left out."""
+    """Format values for a table, without unknown ones."""
     known = {name: value for name, value in rows.items() if value not in (None, "", [])}
     return {name: _cell(value if isinstance(value, str) else json.dumps(value)) for name, value in known.items()}
 

@@ -1,4 +1,4 @@
-"""Conversion of checkpoints of the paper's released code into networks of `msctr_hf`, by renaming their entries."""
+"""Conversion of checkpoints of the paper's released code to networks of `msctr_hf`, by renaming their entries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import UsageError, building_a_network
 from ..models.configuration_msctr import MsctrConfig
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 
-# (pattern, replacement) for the released names; the first pattern that matches is used.
+# (pattern, replacement) of released names, of which the first that matches is used.
 _PROJECTION_NAMES = [
     (r"projector_model\.project(\d+)\.3\.", r"projection_head.stages.\1.output."),
     (r"projector_model\.project(\d+)\.(\d)\.", r"projection_head.stages.\1.hidden.\2."),
@@ -63,7 +63,7 @@ _HEAD_NAMES = {
         (r"aux_head\.(\d)\.", r"auxiliary_head.conv.\1."),
     ],
 }
-# Names in files of transformers, which differ from the names of Swin's modules.
+# Names of Swin in saved files of transformers, which differ from the names of its modules.
 _SWIN_BLOCK = r"backbone\.layers\.(\d+)\.blocks\.(\d+)\."
 _SWIN_BLOCK_SAVED = r"backbone.encoder.layers.\1.blocks.\2."
 _SWIN_NAMES = [
@@ -79,14 +79,14 @@ _SWIN_NAMES = [
     *((rf"backbone\.norm{stage}\.", f"backbone.hidden_states_norms.stage{stage + 1}.") for stage in range(4)),
 ]
 _TIMM_NAMES = [(r"backbone\.", "backbone._backbone.")]
-# Buffers that follow from the window size: not learned, and computed anew.
+# Buffers that are not learned, and that the network computes from the window size.
 _COMPUTED_BUFFERS = re.compile(r"relative_position_index$|attn_mask$")
 
 
 def convert_original_checkpoint(
     state_dict: dict[str, torch.Tensor], config: MsctrConfig
 ) -> tuple[MsctrForSemanticSegmentation, dict[str, str]]:
-    """Turn a state dict of the released code into a network.
+    """Convert a state dict of the released code to a network.
 
     Args:
         state_dict (`dict[str, torch.Tensor]`): Weights of the released code; names may begin with `module.`.
@@ -125,7 +125,9 @@ def convert_original_checkpoint(
 def rename_original_state(
     state_dict: dict[str, torch.Tensor], config: MsctrConfig
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Rename the entries of a released state dict as a saved folder of `msctr_hf` names them; arguments as above.
+    """Rename the entries of a released state dict to their names in a saved folder of `msctr_hf`.
+
+    The arguments and the returned names are those of `convert_original_checkpoint`.
 
     Raises:
         UsageError: If an entry does not belong to the network, or the released code does not have its decode head.

@@ -1,4 +1,4 @@
-"""Publish model folders on the Hub: at once, or in the background of a training run, which continues either way."""
+"""Publishing of model folders on the Hub: at once, or in the background of a run, which continues either way."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from . import upload
 from .model_card import CARD_FILE, read_saved_json, write_model_card
 from .settings import DestinationSettings
 
-LONGEST_WAIT = 1800.0  # seconds that training waits at its end for an upload
+LONGEST_WAIT = 1800.0  # seconds that a run waits for an upload at its end
 _SNAPSHOT, _UPLOAD_LOG = ".pushed", ".pushed.log"
 _PUBLISHED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.py", CARD_FILE)
-_PRIVATE_FILES = (RUN_FILE, "not_finite.json")  # they hold command, paths and environment of a machine
+_PRIVATE_FILES = (RUN_FILE, "not_finite.json")  # they contain command, paths and environment of a machine
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Repository on the Hub to which a model is pushed, and choices for its card.
+    """Repository on the Hub to which a model is pushed, with options for its card.
 
     Args:
         repo_id (`str`): Repository, USER/NAME.
-        private (`bool`): Whether a repository that is created is private.
+        private (`bool`): Whether a new repository is private.
         license (`str`, *optional*): License of the weights.
         show_images (`bool`, *optional*): Whether predictions.png is published too; see `write_model_card`.
     """
@@ -55,19 +55,19 @@ class Destination:
 
     @classmethod
     def from_settings(cls, settings: DestinationSettings) -> Destination:
-        """Read the destination from command-line arguments."""
+        """Build the destination from the settings of a command."""
         return cls(settings.hub_model_id, settings.hub_private, settings.hub_license, settings.hub_images)
 
 
 class Publisher:
-    """Write the card of a run's best model and, if there is a destination, push it in the background.
+    """Callable that writes the card of the best model of a run and, with a destination, pushes it in the background.
 
-    Call it whenever the folder holds a new best model, and call `finish` at the end. Transient errors are retried,
+    Call it whenever the folder has a new best model, and call `finish` at the end. Transient errors are retried,
     permanent ones are reported once; training never waits and continues either way, and all files stay in the folder.
 
     Args:
-        spec (`DatasetSpec`): The data set on which the model is trained.
-        destination (`Destination`, *optional*): Repository to push to; without it, nothing is pushed.
+        spec (`DatasetSpec`): Data set on which the model is trained.
+        destination (`Destination`, *optional*): Repository to push to; nothing is pushed without it.
         longest_wait (`float`): Seconds that `finish` waits for each upload.
     """
 
@@ -77,12 +77,12 @@ class Publisher:
         self.longest_wait = longest_wait
         self._process: subprocess.Popen | None = None
         self._folder: Path | None = None
-        self._results: dict | None = None  # of the newest model, with its step
+        self._results: dict | None = None  # results of the newest model, with its step
         self._waiting = False  # whether the newest model still has to be uploaded
         self._reported: set[str] = set()
 
     def __call__(self, folder: Path) -> None:
-        """Write the card into the folder and start to push it, after a running upload if there is one."""
+        """Write the card, then start to push the folder, after a running upload if there is one."""
         try:
             _write_card(folder, self.spec, self.destination)
             results = read_json(folder / RESULTS_FILE)
@@ -101,15 +101,15 @@ class Publisher:
             Interrupted: If SIGTERM or Ctrl-C arrives while waiting.
         """
         with StopRequest("ending the upload") as stop:
-            while self._process is not None and not stop.came:
+            while self._process is not None and not stop.requested:
                 self._wait_for_upload(stop)
                 self._start_if_free()
         self.abandon()
-        if stop.came:
+        if stop.requested:
             raise Interrupted("stopped before the model was pushed; continue with `resume='auto'`")
 
     def abandon(self) -> None:
-        """Kill a running upload, because the run must stop."""
+        """Kill a running upload, because the run must end."""
         self._waiting = False
         self._end_upload()
         if self._folder is not None:
@@ -118,7 +118,7 @@ class Publisher:
 
     def _wait_for_upload(self, stop: StopRequest) -> None:
         deadline = time.monotonic() + self.longest_wait
-        while self._process.poll() is None and not stop.came:
+        while self._process.poll() is None and not stop.requested:
             if time.monotonic() > deadline:
                 self._report(f"The push to {self.destination.repo_id} took too long and was stopped.")
                 self._end_upload()
@@ -150,7 +150,7 @@ class Publisher:
         log = self._folder / _UPLOAD_LOG
         text = log.read_text(errors="replace").strip() if log.is_file() else ""
         if code == upload.EXIT_REFUSED and text:
-            self._report(text.splitlines()[-1])  # warnings of huggingface_hub come before the sentence
+            self._report(text.splitlines()[-1])  # after warnings of huggingface_hub
         else:
             reason = f": {text.splitlines()[-1]}" if text else " without a message."
             self._report(f"The upload process failed{reason}", text)
@@ -167,12 +167,12 @@ def publish(folder: str | Path, spec: DatasetSpec | None, destination: Destinati
     """Write the card, push a model folder and return the URL of the commit.
 
     Args:
-        folder (`str` or `Path`): A saved model, for example the `OUTPUT_DIR` of a run.
-        spec (`DatasetSpec`, *optional*): The data set on which the model was trained.
+        folder (`str` or `Path`): Folder of a saved model, for example the `OUTPUT_DIR` of a run.
+        spec (`DatasetSpec`, *optional*): Data set on which the model was trained.
         destination (`Destination`): Repository to push to.
 
     Raises:
-        UsageError: If the folder does not hold a model or cannot be written, or the Hub refuses or cannot be reached.
+        UsageError: If the folder does not contain a model or cannot be written, or the Hub refuses or does not answer.
     """
     folder = Path(folder)
     _write_card(folder, spec, destination)
@@ -186,7 +186,7 @@ def publish(folder: str | Path, spec: DatasetSpec | None, destination: Destinati
 
 
 def spec_of_run(folder: str | Path) -> DatasetSpec | None:
-    """Return the data set of a run; `None` if its folder does not name one, or the data set has been removed.
+    """Return the data set of a run, or `None` if its folder does not name one or the data set has been removed.
 
     Raises:
         UsageError: If run.json cannot be read.
@@ -199,7 +199,7 @@ def spec_of_run(folder: str | Path) -> DatasetSpec | None:
 
 
 def take_snapshot(folder: Path) -> Path:
-    """Link the files to publish into another folder, because the run may replace them during the upload.
+    """Link the files to publish in another folder, because the run may replace them during the upload.
 
     predictions.png shows images of the data set and is published only if the card shows it.
     """
@@ -226,14 +226,16 @@ def _write_card(folder: Path, spec: DatasetSpec | None, destination: Destination
 
 def _start(snapshot: Path, destination: Destination) -> subprocess.Popen:
     command = [sys.executable, "-P", upload.__file__, json.dumps(_upload_arguments(snapshot, destination))]
-    with (snapshot.parent / _UPLOAD_LOG).open("w") as log:  # not a pipe, which would fill up unread and block
+    with (snapshot.parent / _UPLOAD_LOG).open(
+        "w"
+    ) as log:  # not a pipe, which nobody reads: it would fill up and block
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
             env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-            start_new_session=True,  # so that Ctrl-C reaches the run, which decides what happens to the upload
+            start_new_session=True,  # so that Ctrl-C reaches only the run, which then ends the upload
         )
 
 

@@ -1,4 +1,4 @@
-"""Settings of pushing to the Hub, of exports and of conversions."""
+"""Settings of pushes to the Hub, of exports and of conversions."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from ..settings import Settings, setting
 
 @dataclass
 class DestinationSettings(Settings):
-    """Where a model goes on the Hub, and what is published with it."""
+    """Settings of the repository for a model on the Hub, and of what is published with it."""
 
     _argument_group_name = "Hub"
 
-    hub_model_id: str | None = setting(None, help="Repository USER/NAME on the Hub; created if it does not exist.")
+    hub_model_id: str | None = setting(
+        None, help="Repository USER/NAME on the Hub, which is created if it does not exist."
+    )
     hub_private: bool = setting(False, help="Create a private repository.", aliases=("hub_private_repo",))
     hub_license: str | None = setting(
         None, help="License of the weights, for the card: 'apache-2.0', 'cc-by-nc-4.0', ..."
     )
     hub_images: bool | None = setting(
         None,
-        help="Also publish predictions.png, which shows images of the data set; by default only if these images are "
-        "free.",
+        help="Also publish predictions.png, which shows images of the data set; by default only if these may be shown "
+        "to everyone.",
         former=("hub_pictures",),
     )
 
 
 @dataclass
 class HubSettings(DestinationSettings):
-    """Whether and where the models of a training run are pushed."""
+    """Settings of pushes of the models of a training run."""
 
     push_to_hub: bool = setting(False, help="Push every new best model, in the background.")
 
@@ -42,7 +44,7 @@ class HubSettings(DestinationSettings):
 
 @dataclass
 class PushSettings(DestinationSettings):
-    """Which model is pushed, and where it goes."""
+    """Settings of a push: folder and repository."""
 
     _argument_group_name = "model and Hub"
 
@@ -56,22 +58,22 @@ class PushSettings(DestinationSettings):
 
 @dataclass
 class ExportSettings(Settings):
-    """Which network is exported, and in which format."""
+    """Settings of an export: network, format and sizes."""
 
     model: str = setting(help="Saved folder or Hub id of any AutoModelForSemanticSegmentation.")
     output_dir: str = setting("exported", help="New folder for the exported network.", is_path=True)
-    format: Literal["onnx", "torch"] = setting("onnx", help="ONNX, or a torch.export program.")
+    format: Literal["onnx", "torch"] = setting("onnx", help="Format: ONNX, or a torch.export program.")
     size_multiple: int = setting(
-        1, help="Height and width of images are multiples of this; window transformers need 32.", at_least=1
+        1, help="Number of which heights and widths are multiples; window transformers need 32.", at_least=1
     )
     fixed_size: list[int] | None = setting(
-        None, help="Export for this height and width only; for any size by default.", length=2, above=0
+        None, help="Export only for this height and width; by default for any size.", length=2, above=0
     )
 
 
 @dataclass
 class ConversionSettings(Settings):
-    """Which checkpoint of the paper's released code is converted."""
+    """Settings of the conversion of a checkpoint of the paper's released code."""
 
     _argument_group_name = "checkpoint"
 

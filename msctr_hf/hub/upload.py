@@ -1,4 +1,4 @@
-"""Upload of one folder to the Hub, in a file that a process can run by its path: `python upload.py JSON`.
+"""Upload of a folder to the Hub, in a file that a process can run by its path: `python upload.py JSON`.
 
 It imports nothing but huggingface_hub, so that the process starts in a fraction of a second. A process of
 `multiprocessing` would import this package and the script that runs, and with them PyTorch and transformers: seconds
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 
 from huggingface_hub import HfApi
@@ -16,13 +17,13 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from huggingface_hub.utils import get_session
 
 TIMEOUT = 60.0  # seconds without an answer
-PAUSES = (2.0, 10.0, 30.0)  # seconds before the second, third and fourth attempt
+PAUSES = (2.0, 10.0, 30.0)  # seconds before the second, the third and the fourth attempt
 EXIT_REFUSED = 3  # exit code of the process when stderr ends with the sentence of an `UploadError`
 _TRANSIENT_CLIENT_ERRORS = (408, 429)  # time-out and too many requests: another attempt may succeed
 
 
 class UploadError(Exception):
-    """An upload that the Hub refuses, or a Hub that cannot be reached; the message is one sentence."""
+    """Error of an upload that the Hub refuses or does not answer; the message is one sentence."""
 
 
 def upload(
@@ -39,7 +40,7 @@ def upload(
     Args:
         folder (`str`): Folder whose files are all uploaded.
         repo_id (`str`): Repository on the Hub, USER/NAME.
-        private (`bool`): Whether a repository that is created is private.
+        private (`bool`): Whether a new repository is private.
         message (`str`): Message of the commit.
         timeout (`float`): Seconds without an answer after which an attempt fails.
         pauses (`tuple[float, ...]`): Seconds to wait before the second, third, ... attempt.
@@ -50,13 +51,18 @@ def upload(
     Raises:
         UploadError: If the Hub refuses or cannot be reached.
     """
-    for pause in (*pauses, None):  # None: the last attempt
+    for pause in (*pauses, None):  # None marks the last attempt
         try:
             get_session().timeout = timeout  # by default the client of huggingface_hub waits forever
             api = HfApi()
             api.create_repo(repo_id, private=private, exist_ok=True)
             return str(api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message).commit_url)
-        except (HTTPError, OSError, RuntimeError, ValueError) as error:  # ValueError: metadata the Hub does not accept
+        except (
+            HTTPError,
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # ValueError: the Hub does not accept the metadata
             if pause is None or not _is_transient(error):
                 raise UploadError(_sentence(error, repo_id)) from error
             time.sleep(pause)
@@ -79,8 +85,8 @@ def _sentence(error: Exception, repo_id: str) -> str:
         return f"Your token may not write to {repo_id}; use one with write access."
     if isinstance(error, OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set; unset it to push to {repo_id}."
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{repo_id} could not be pushed: {reason[:300]}"
+    reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+    return f"{repo_id} could not be pushed: {reason}"
 
 
 if __name__ == "__main__":

@@ -75,14 +75,14 @@ def sample_anchors(
         labels (`torch.Tensor` of shape `(B, H, W)`, int64):
             Classes at any size, resized here to (h, w); values outside `[0, num_labels)` are never sampled.
         num_labels (`int`): Number of classes K.
-        sampling (`str`): `"rarest"`, the published rule: every pair gives as many pixels as the rarest qualifying
-            one; `"budget"`: a pair gives up to its equal share of `max_anchors`.
-        min_anchors_per_class (`int`): Pixels a pair needs to qualify.
+        sampling (`str`): `"rarest"`, the published rule: as many pixels of every pair as the rarest qualifying one
+            has; `"budget"`: up to an equal share of `max_anchors` from every pair.
+        min_anchors_per_class (`int`): Number of pixels that a pair needs to qualify.
         max_anchors_per_class (`int`): Largest number of pixels of one pair.
         max_anchors (`int`): Largest number of pixels of the batch.
         generator (`torch.Generator`, *optional*):
-            Source of randomness, on the device of `features`. The same seed draws other pixels on another kind of
-            device.
+            Source of randomness, on the device of `features`. One seed draws different pixels on different kinds of
+            devices.
 
     Returns:
         `Anchors`: `N = 0` if no pair qualifies; `features` is connected to the graph even then.
@@ -91,7 +91,7 @@ def sample_anchors(
         ValueError: If the batch sizes differ or `sampling` is unknown.
 
     Source: https://arxiv.org/abs/2203.13409, section 3. Unlike in the released code, the last class is sampled too,
-    and a stage without a qualifying pair gives no anchors instead of an exception.
+    and a stage without a qualifying pair yields no anchors instead of an exception.
     """
     pairs = pair_of_every_pixel(labels, features, num_labels)
     plan = plan_draws(
@@ -120,7 +120,7 @@ def resize_labels(labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
 
 
 def _nearest(source: int, target: int, device: torch.device) -> torch.Tensor:
-    """Find the positions that `F.interpolate` picks when it resizes a side of length `source` to `target`."""
+    """Return the positions that `F.interpolate` selects when it resizes a side of length `source` to `target`."""
     positions = torch.arange(source, dtype=torch.float32, device=device)  # exact up to 2^24
     return F.interpolate(positions[None, None], size=target, mode="nearest")[0, 0].long()
 
@@ -128,7 +128,7 @@ def _nearest(source: int, target: int, device: torch.device) -> torch.Tensor:
 def pair_of_every_pixel(
     labels: torch.Tensor, features: torch.Tensor, num_labels: int, ignore_index: int = -1
 ) -> torch.Tensor:
-    """Number the pair of every pixel of `features`, (B * h * w,): image * K + class, or B * K if never sampled."""
+    """Compute the index of the pair of every pixel, (B * h * w,): image * K + class, or B * K if never sampled."""
     stage_labels = resize_labels(labels, features)
     first = torch.arange(len(features), device=labels.device).view(-1, 1, 1) * num_labels
     sampled = (stage_labels >= 0) & (stage_labels < num_labels) & (stage_labels != ignore_index)
@@ -136,7 +136,7 @@ def pair_of_every_pixel(
 
 
 def count_pairs(pairs: torch.Tensor, num_images: int, num_labels: int) -> torch.Tensor:
-    """Count the pixels of every (image, class) pair, (B, K) int64, from what `pair_of_every_pixel` returned."""
+    """Count the pixels of every (image, class) pair, (B, K) int64, from the result of `pair_of_every_pixel`."""
     counts = torch.zeros(num_images * num_labels + 1, dtype=torch.int64, device=pairs.device)
     counts.scatter_add_(0, pairs, torch.ones_like(pairs))
     return counts[:-1].view(num_images, num_labels)
@@ -150,7 +150,7 @@ def plan_draws(
     max_anchors_per_class: int,
     max_anchors: int,
 ) -> SamplingPlan:
-    """Decide on the host how many pixels each pair gives; `counts[image][label]` is the number of its pixels."""
+    """Decide on the host how many pixels to draw from each pair, of which `counts[image][label]` are available."""
     if sampling not in ("rarest", "budget"):
         raise ValueError(f"`sampling` must be 'rarest' or 'budget', got {sampling!r}.")
     qualifying = sorted(
@@ -208,7 +208,7 @@ def _positions_and_labels(plan: SamplingPlan) -> torch.Tensor:
 
 
 class _GatherPixels(torch.autograd.Function):
-    """Gather the rows of a map (B, C, h, w) at flat pixel indices (N,) over (B, h, w): (N, C).
+    """Differentiable gather of rows of a map (B, C, h, w) at flat pixel indices (N,) over (B, h, w): (N, C).
 
     Indices are distinct, so the backward pass writes every row once: no atomic additions, hence deterministic on GPUs.
     """
@@ -230,8 +230,8 @@ class _GatherPixels(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, rows_grad: torch.Tensor):
         images, pixels = ctx.saved_tensors
-        grad = torch.empty(
+        grad = torch.empty(  # torch.zeros has no `memory_format`
             ctx.shape, dtype=rows_grad.dtype, device=rows_grad.device, memory_format=ctx.memory_format
         ).zero_()
-        grad.flatten(2)[images, :, pixels] = rows_grad  # a view in either memory format
+        grad.flatten(2)[images, :, pixels] = rows_grad  # `flatten` returns a view in either memory format
         return grad, None

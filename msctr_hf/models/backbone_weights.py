@@ -19,6 +19,7 @@ import json
 import pickle
 import shutil
 import tempfile
+import textwrap
 from pathlib import Path
 
 import timm
@@ -30,18 +31,19 @@ from .modeling_msctr import MsctrForSemanticSegmentation
 
 HUB, NONE = "hub", "none"
 _ADVICE = (
-    f"use `backbone_weights='FILE'` (a local .safetensors or .pth), or `backbone_weights='{NONE}'` to start at random"
+    f"use `backbone_weights='FILE'` (a local .safetensors or .pth), or `backbone_weights='{NONE}'` for random weights"
 )
 _MAX_NAMES_SHOWN = 4
+_MAX_REASON_LENGTH = 300
 
 
 def load_backbone_weights(model: MsctrForSemanticSegmentation, weights: str, hub_id: str | None = None) -> None:
-    """Copy weights, and the statistics of normalization layers, into the backbone of a network.
+    """Load weights and normalization statistics into the backbone of a network.
 
     Args:
         model (`MsctrForSemanticSegmentation`): Network whose backbone is overwritten.
-        weights (`str`): `"hub"`, `"none"`, or a local timm or transformers state dict (.safetensors, .pth). Only the
-            layers of a classifier above the backbone may be left over.
+        weights (`str`): `"hub"`, `"none"`, or a local timm or transformers state dict (.safetensors, .pth), of which
+            only layers of a classifier above the backbone may remain unused.
         hub_id (`str`, *optional*): Hub id of the weights of a transformers backbone; ignored for timm backbones.
 
     Raises:
@@ -62,7 +64,7 @@ def _load_timm_from_hub(model: MsctrForSemanticSegmentation, hub_id: str | None)
     name = model.config.backbone_config.backbone
     try:
         state = timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # the network, the Hub and timm raise a dozen kinds
+    except Exception as error:  # timm, the Hub and the network raise many kinds of exceptions
         reason = _brief(error)
         raise ValueError(f"The weights of {name} cannot be loaded from the Hub ({reason}); {_ADVICE}.") from error
     _copy_timm_state(model, state, name)
@@ -83,7 +85,7 @@ def _copy_timm_state(model: MsctrForSemanticSegmentation, state: dict[str, torch
     misshapen = sorted(key for key in wanted if key in given and given[key].shape != wanted[key].shape)
     classifier = {_plain(key) for key in timm.create_model(name).state_dict()}
     unexpected = sorted(set(given) - set(wanted) - classifier)
-    _refuse_misfit(source, name, missing, misshapen, unexpected)
+    _check_fit(source, name, missing, misshapen, unexpected)
     with torch.no_grad():
         for key, value in wanted.items():
             if key in given:
@@ -106,7 +108,7 @@ def _load_transformers_file(model: MsctrForSemanticSegmentation, path: Path) -> 
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.safetensors"
         if path.suffix == ".safetensors":
-            read_state_dict(path)  # only for its error: transformers does not name a broken file
+            read_state_dict(path)  # only for its error message: transformers does not name a corrupt file
             shutil.copyfile(path, weights)
         else:
             save_file({key: value.contiguous() for key, value in read_state_dict(path).items()}, weights)
@@ -115,7 +117,10 @@ def _load_transformers_file(model: MsctrForSemanticSegmentation, path: Path) -> 
 
 
 def _copy_transformers_backbone(model: MsctrForSemanticSegmentation, folder: str, source: str) -> None:
-    """Let transformers map the names; norms per stage are new, and layers above the backbone may be left over."""
+    """Load weights with transformers, which maps their names, and copy them into the backbone.
+
+    The norms of stages may be missing, since only backbones have them; layers above the backbone may remain unused.
+    """
     config = model.config.backbone_config
     try:
         backbone, info = type(model.backbone).from_pretrained(  # type: ignore[attr-defined]
@@ -127,13 +132,13 @@ def _copy_transformers_backbone(model: MsctrForSemanticSegmentation, folder: str
     misshapen = sorted(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])
     above = ("classifier", "head", "pooler", "layernorm", "swin.layernorm", "norm", "decoder")
     unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(above))
-    _refuse_misfit(source, config.model_type, missing, misshapen, unexpected)
+    _check_fit(source, config.model_type, missing, misshapen, unexpected)
     model.backbone.load_state_dict(
         {key: value for key, value in backbone.state_dict().items() if key in model.backbone.state_dict()}
     )
 
 
-def _refuse_misfit(source: str, network: str, missing: list[str], misshapen: list[str], unexpected: list[str]) -> None:
+def _check_fit(source: str, network: str, missing: list[str], misshapen: list[str], unexpected: list[str]) -> None:
     problems = [
         f"{len(keys)} {what} ({', '.join(keys[:_MAX_NAMES_SHOWN])}{', ...' if len(keys) > _MAX_NAMES_SHOWN else ''})"
         for what, keys in (("missing", missing), ("of another shape", misshapen), ("unknown", unexpected))
@@ -147,7 +152,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a state dict from .safetensors or, without running code from it, from a .pth or .pt file.
 
     Raises:
-        ValueError: If the file does not exist or does not hold tensors.
+        ValueError: If the file does not exist or does not contain tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -156,22 +161,25 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         state = load_file(path) if path.suffix == ".safetensors" else _unwrap(torch.load(path, weights_only=True))
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, or is damaged; its code was not run. Save a state dict as safetensors."
+            f"{path} contains more than tensors, or is corrupt; none of its code was run. Save a state dict as "
+            "safetensors."
         ) from error
-    except Exception as error:  # broken files and foreign pickles raise a dozen kinds
+    except Exception as error:  # corrupt files and pickles of other objects raise many kinds of exceptions
         raise ValueError(f"{path} is not a readable state dict ({_brief(error)}).") from error
     return state
 
 
 def _unwrap(checkpoint: object) -> dict[str, torch.Tensor]:
-    """Return a state dict, which checkpoints store as it is or under one of the usual keys."""
+    """Extract the state dict, which a checkpoint stores directly or under one of the usual keys."""
     if isinstance(checkpoint, dict):
         for key in ("model_state_dict", "state_dict", "model"):
             checkpoint = checkpoint.get(key, checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if isinstance(checkpoint, nn.Module) or not isinstance(checkpoint, dict):
-        raise ValueError("it does not hold a dictionary of tensors")
+        raise ValueError("it does not contain a dictionary of tensors")
     return checkpoint
 
 
 def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    """Return the first line of a message, cut between words if it is very long, or the name of the exception."""
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(lines[0], _MAX_REASON_LENGTH, placeholder=" ...") if lines else type(error).__name__

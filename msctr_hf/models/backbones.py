@@ -23,7 +23,7 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
     """Build the backbone that a configuration describes, with random weights.
 
     Args:
-        config (`PreTrainedConfig`): A transformers backbone configuration, `timm_backbone` among them.
+        config (`PreTrainedConfig`): Configuration of a transformers backbone, or a `timm_backbone`.
 
     Returns:
         `nn.Module`: called with `pixel_values` (B, 3, H, W), its output has `feature_maps`: a tuple of
@@ -52,7 +52,7 @@ def works_at_one_stride(backbone: nn.Module) -> bool:
 def _disable_unused_parameters(backbone: nn.Module) -> None:
     """Disable parameters that no stage map depends on, because DDP expects a gradient for every parameter.
 
-    These are the last norm of Swin and the tokens of masked pretraining.
+    These are the last norm of Swin and the mask tokens of masked pretraining.
     """
     for name, parameter in backbone.named_parameters():
         if name.endswith("mask_token"):

@@ -24,7 +24,7 @@ from .decode_heads import DECODE_HEADS, DecodeHead
 
 DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
 
-# Keys that transformers itself writes or passes, and that are not fields of a configuration class.
+# Keys that transformers writes or passes, and that are not fields of a configuration class.
 _KEYS_OF_TRANSFORMERS = {
     "attn_implementation",
     "auto_map",
@@ -42,12 +42,12 @@ _KEYS_OF_TRANSFORMERS = {
 
 
 def _field(default: Any, help: str) -> Any:
-    """Declare a field of the configuration; its help is shown by the docstring and by `msctr train --help`."""
+    """Declare a field of the configuration, whose help is shown in the docstring and by `msctr train --help`."""
     return field(default=default, metadata={"help": help})
 
 
 def _by_head(name: str) -> str:
-    """Write the end of a help text: the defaults of the decode heads, the most common one first."""
+    """Return the end of a help text: the defaults of the decode heads, the most common one first."""
     heads: dict[str, list[str]] = {}
     for head, kind in DECODE_HEADS.items():
         value = (DecodeHead.defaults | kind.defaults).get(name)
@@ -65,7 +65,7 @@ class MsctrConfig(PreTrainedConfig):
     """Configuration of a network and of its training objective.
 
     Stages are counted from 1, the finest: C2 = stage 1 ... C5 = stage 4. A wrong type or an unknown key is an error.
-    The defaults of the decode head replace `None`.
+    `None` is replaced by the default of the decode head.
 
     Source: https://arxiv.org/abs/2203.13409.
     """
@@ -75,7 +75,7 @@ class MsctrConfig(PreTrainedConfig):
 
     backbone_config: dict | PreTrainedConfig | None = _field(
         None,
-        "A transformers backbone configuration; a dict needs its `model_type`. `timm_kwargs` in a "
+        "Configuration of a transformers backbone; a dict needs its `model_type`. `timm_kwargs` in a "
         "`timm_backbone` are passed to `timm.create_model` (HRNet: `{'feature_location': ''}`). ResNet-50 by "
         "default.",
     )
@@ -85,13 +85,13 @@ class MsctrConfig(PreTrainedConfig):
         None, f"Stages that the decode head reads{_by_head('decode_stages')}"
     )
     hidden_size: int | None = _field(
-        None, f"Width of the decode head; without one, the channels that it reads{_by_head('hidden_size')}"
+        None, f"Width of the decode head, or else the sum of the channels that it reads{_by_head('hidden_size')}"
     )
     dropout: float | int | None = _field(
         None, f"Probability of dropping a channel before the classifiers{_by_head('dropout')}"
     )
     align_corners: bool | None = _field(
-        None, f"How logits are upsampled, in training and in prediction{_by_head('align_corners')}"
+        None, f"Upsample logits with aligned corners, in training and in prediction{_by_head('align_corners')}"
     )
     use_auxiliary_head: bool | None = _field(
         None, f"Train a second classifier on an earlier map{_by_head('use_auxiliary_head')}"
@@ -99,17 +99,17 @@ class MsctrConfig(PreTrainedConfig):
     auxiliary_loss_weight: float | int = _field(0.4, "Weight of the cross entropy of the auxiliary head.")
     auxiliary_stage: int | None = _field(
         None,
-        f"Stage that the auxiliary head reads, or the stages of the decode head{_by_head('auxiliary_stage')}",
+        f"Stage that the auxiliary head reads, or else all stages of the decode head{_by_head('auxiliary_stage')}",
     )
     auxiliary_hidden_size: int | None = _field(None, f"Width of the auxiliary head{_by_head('auxiliary_hidden_size')}")
 
-    projection_dim: int = _field(256, "Channels D of the projections.")
+    projection_dim: int = _field(256, "Number of channels D of the projections.")
     projection_source: Literal["backbone", "decode_head"] = _field(
         "backbone",
         "Maps that are projected: stages of the backbone, or UPerNet's pyramid.",
     )
     projection_stages: list[int] | tuple[int, ...] | None = _field(
-        None, f"The projected stages, finest first{_by_head('projection_stages')}"
+        None, f"Projected stages, finest first{_by_head('projection_stages')}"
     )
 
     contrastive_mode: Literal["ce", "ms", "ms_cs"] = _field(
@@ -120,7 +120,7 @@ class MsctrConfig(PreTrainedConfig):
     contrastive_temperature: float | int = _field(0.1, "Temperature of the contrastive terms, at least 0.01.")
     contrastive_cross_scale_temperature: float | int | None = _field(
         None,
-        "Temperature of the cross-scale terms; that of the within-scale terms by default.",
+        "Temperature of the cross-scale terms; by default that of the within-scale terms.",
     )
     contrastive_scale_weights: list[float | int] | tuple[float | int, ...] | None = _field(
         None,
@@ -133,20 +133,22 @@ class MsctrConfig(PreTrainedConfig):
     )
     contrastive_cross_scale_weights: list[float | int] | tuple[float | int, ...] | None = _field(
         None,
-        "Weight of every pair; 1 by default.",
+        "Weight of every cross-scale pair; 1 by default.",
     )
     contrastive_detach_coarse: bool = _field(False, "Stop the gradient at the contrast side of a pair.")
-    contrastive_min_anchors_per_class: int = _field(5, "Pixels that a class must have in an image to be contrasted.")
+    contrastive_min_anchors_per_class: int = _field(
+        5, "Number of pixels that a class must have in an image to be contrasted."
+    )
     contrastive_max_anchors_per_class: int = _field(2500, "Largest number of anchors of one class in one image.")
     contrastive_max_anchors: int = _field(10_000, "Largest number of anchors of a stage, per process.")
     contrastive_gather_anchors: bool = _field(
         False,
-        "Contrast with the anchors of all processes, so that a batch split over GPUs gives the loss of one GPU.",
+        "Contrast with the anchors of all processes, so that a batch split over GPUs has the loss of one GPU.",
     )
     contrastive_sampling: Literal["rarest", "budget"] = _field(
         "rarest",
-        "The published rule, by which every class of an image gives as many anchors as the rarest, or a "
-        "budget: each gives up to its equal share of contrastive_max_anchors (meant for about 2048).",
+        "Number of anchors of every class of an image: as many as the rarest class has (rarest, the published "
+        "rule), or up to an equal share of contrastive_max_anchors (budget, meant for about 2048).",
     )
 
     class_weights: list[float | int] | tuple[float | int, ...] | None = _field(
@@ -237,7 +239,7 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
 
 
 def _describe_fields() -> str:
-    """Write the `Args:` section of the class from the help of its fields."""
+    """Return the `Args:` section of the class, from the help of its fields."""
     described = (each for each in fields(MsctrConfig) if "help" in each.metadata)
     return "\n".join(
         f"        {each.name} (defaults to `{each.default!r}`): {each.metadata['help']}" for each in described

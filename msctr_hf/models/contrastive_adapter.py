@@ -35,7 +35,7 @@ _SETTING_PREFIXES = ("projection_dim", "projection_stages", "contrastive_")
 
 
 class ContrastiveAdapter(nn.Module):
-    """Add projection heads and the contrastive terms to a model while it trains; `adapter.model` stays what it was.
+    """Wrapper that trains a model with projection heads and contrastive terms; `adapter.model` is an ordinary model.
 
     In training mode with `labels`, `loss` is the model's own loss plus the weighted contrastive loss; in evaluation
     mode the model runs as it is. The model's own loss is NaN if all pixels of a batch are ignored.
@@ -104,7 +104,7 @@ class ContrastiveAdapter(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The part of the model that has pretrained weights."""
+        """Part of the model that has pretrained weights."""
         return getattr(self.model, "backbone", self.model.base_model)
 
     def forward(
@@ -155,9 +155,9 @@ class ContrastiveAdapter(nn.Module):
         """Save the model alone, as its own `save_pretrained` does.
 
         Args:
-            folder (`str` or `Path`): Where the model is saved.
+            folder (`str` or `Path`): Folder in which the model is saved.
             state_dict (`dict[str, torch.Tensor]`, *optional*): Weights of the adapter, if they are not in the module.
-            kwargs: Passed on to the model's `save_pretrained`.
+            kwargs: Passed to the model's `save_pretrained`.
         """
         if state_dict is not None:
             own = "model."
@@ -174,7 +174,7 @@ class ContrastiveAdapter(nn.Module):
 
 
 def _shapes_of_hidden_states(model: PreTrainedModel) -> list[torch.Size]:
-    """Run one image to learn the shapes of the hidden states; statistics of normalization layers stay as they are."""
+    """Run a blank image to find the shapes of the hidden states; normalization statistics do not change."""
     parameter = next(model.parameters())
     image = torch.zeros((1, 3, *_image_size(model.config)), device=parameter.device, dtype=parameter.dtype)
     with _evaluation_mode(model), torch.no_grad():
@@ -187,7 +187,7 @@ def _shapes_of_hidden_states(model: PreTrainedModel) -> list[torch.Size]:
 
 @contextmanager
 def _evaluation_mode(model: nn.Module):
-    """Run a block in evaluation mode; every module gets its own mode back, since some may be frozen."""
+    """Run a block in evaluation mode, then restore the mode of every module, since some may be frozen."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -43,18 +43,19 @@ def mean_cosines(
     Args:
         sums (`torch.Tensor` of shape `(K, D)`): Class sums of the anchors, from `class_sums`.
         class_sizes (`dict[int, int]`): Class -> number of anchors.
-        contrast_sums, contrast_sizes (*optional*): The same of the contrast set; `None` within a scale.
+        contrast_sums, contrast_sizes (*optional*): Class sums and sizes of the contrast set; `None` for a within-scale
+            term, which contrasts the anchors with each other.
     """
     own_pairs = 0
     if contrast_sums is None:
         contrast_sums, contrast_sizes = sums, class_sizes
-        own_pairs = sum(class_sizes.values())  # a row with itself has the cosine 1, but is not a pair
+        own_pairs = sum(class_sizes.values())  # every row has the cosine 1 with itself, which is not a pair
     same_class = sum(size * contrast_sizes.get(label, 0) for label, size in class_sizes.items())
     negative_pairs = sum(class_sizes.values()) * sum(contrast_sizes.values()) - same_class
     positive_pairs = same_class - own_pairs
-    of_same_class = (sums * contrast_sums).sum()
-    of_all = (sums.sum(0) * contrast_sums.sum(0)).sum()  # `@` would lose digits inside autocast
+    same_class_sum = (sums * contrast_sums).sum()
+    all_sum = (sums.sum(0) * contrast_sums.sum(0)).sum()  # inside autocast `@` would lose digits
     return (
-        (of_same_class - own_pairs) / positive_pairs if positive_pairs else math.nan,
-        (of_all - of_same_class) / negative_pairs if negative_pairs else math.nan,
+        (same_class_sum - own_pairs) / positive_pairs if positive_pairs else math.nan,
+        (all_sum - same_class_sum) / negative_pairs if negative_pairs else math.nan,
     )

@@ -30,7 +30,7 @@ DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
 
 
 class ContrastiveResult(NamedTuple):
-    """Contrastive loss of one batch, its terms, and what they saw.
+    """Contrastive loss of one batch, with its terms and diagnostics.
 
     Args:
         loss (`torch.Tensor`): Weighted sum of the terms.
@@ -47,7 +47,7 @@ class ContrastiveResult(NamedTuple):
 
 @dataclass(frozen=True)
 class MultiScaleContrastiveLoss:
-    """Sum the within-scale terms of every projected stage and the cross-scale terms of pairs of stages.
+    """Weighted sum of the within-scale terms of all projected stages and the cross-scale terms of pairs of stages.
 
     Args:
         num_labels (`int`): Number of classes.
@@ -60,8 +60,8 @@ class MultiScaleContrastiveLoss:
         detach_coarse (`bool`): Whether the contrast side of a pair gets no gradient.
         ignore_index (`int`): Label that is never sampled.
         sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: As in `sample_anchors`, per process.
-        gather_anchors (`bool`): Contrast with the anchors of all processes: a batch split over processes then gives
-            the loss and the gradients that its anchors give on one process.
+        gather_anchors (`bool`): Whether to contrast with the anchors of all processes: a batch split over processes
+            then yields the loss and the gradients that its anchors yield on one process.
 
     Source: https://arxiv.org/abs/2203.13409, section 3.
     """
@@ -101,7 +101,7 @@ class MultiScaleContrastiveLoss:
 
     @classmethod
     def from_config(cls, config) -> MultiScaleContrastiveLoss:
-        """Read all settings from an `MsctrConfig`."""
+        """Build the loss from the settings of an `MsctrConfig`."""
         stages = config.projection_stages
         pairs = _or_default(config.contrastive_cross_scale_pairs, _default_pairs(len(stages)))
         pairs = pairs if config.contrastive_mode == "ms_cs" else ()
@@ -132,11 +132,11 @@ class MultiScaleContrastiveLoss:
         project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Compute the loss and the terms of one batch; arguments as in `contrast`."""
+        """Compute the loss and the terms of one batch, with the arguments of `contrast`."""
         result = self.contrast(features, labels, project, generator)
         return result.loss, result.terms
 
-    @torch.compiler.disable  # sizes follow from the labels: every batch would compile anew
+    @torch.compiler.disable  # sizes depend on the labels, so every batch would be compiled again
     def contrast(
         self,
         features: Sequence[torch.Tensor],
@@ -150,7 +150,7 @@ class MultiScaleContrastiveLoss:
             features (`Sequence[torch.Tensor]` of shapes `(B, C_s, h_s, w_s)`): One map per stage, finest first.
             labels (`torch.Tensor` of shape `(B, H, W)`, int64): Classes or the ignore index, at any size.
             project (`Sequence[Callable]`, *optional*):
-                For every stage the function from sampled rows (N, C_s) to (N, D); `None` if `features` are
+                Function of every stage that projects sampled rows, (N, C_s) -> (N, D); `None` if `features` are
                 projections already.
             generator (`torch.Generator`, *optional*): Source of randomness, on the device of `features`.
         """

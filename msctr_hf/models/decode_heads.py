@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Decode heads, and the auxiliary head.
+"""Decode heads and the auxiliary head.
 
 B = images, L = classes, C = channels. Every decode head computes logits (B, L, h, w) at its own stride from stage maps
 and states in class attributes what it needs; `DECODE_HEADS`, at the end, lists all of them.
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ASPP_RATES = (12, 24, 36)  # at output stride 8 as well as 16
+ASPP_RATES = (12, 24, 36)  # the same at output strides 8 and 16
 ASPP_BATCH_NORM_EPS = 3e-4  # as in the authors' code
 OCR_KEY_CHANNELS = 256
 POOL_SIZES = (1, 2, 3, 6)
@@ -54,7 +54,7 @@ def resize(features: torch.Tensor, size: Sequence[int], align_corners: bool) -> 
 def average_cells(features: torch.Tensor, cells: int) -> torch.Tensor:
     """Average over a grid of `cells` x `cells`: (B, C, h, w) -> (B, C, cells, cells), as `F.adaptive_avg_pool2d`.
 
-    Two matrix products instead of a pooling layer, whose export to ONNX works at the size of the example only.
+    It takes two matrix products, because the ONNX export of a pooling layer works only at the size of the example.
     """
     rows, columns = (_averaging_matrix(side, cells, features) for side in features.shape[-2:])
     return rows @ features @ columns.transpose(0, 1)
@@ -70,7 +70,7 @@ def _averaging_matrix(side: int, cells: int, like: torch.Tensor) -> torch.Tensor
 
 
 def concatenate_stages(feature_maps: Sequence[torch.Tensor], align_corners: bool) -> torch.Tensor:
-    """Bring stage maps to the size of the first and concatenate them: (B, sum of C_s, h_1, w_1)."""
+    """Resize stage maps to the size of the first and concatenate them: (B, sum of C_s, h_1, w_1)."""
     if len(feature_maps) == 1:
         return feature_maps[0]
     size = feature_maps[0].shape[-2:]
@@ -78,14 +78,14 @@ def concatenate_stages(feature_maps: Sequence[torch.Tensor], align_corners: bool
 
 
 class Classifier(nn.Conv2d):
-    """The last 1x1 convolution, to the logits; a class of its own because its initial weights are smaller."""
+    """Last 1x1 convolution, to the logits; it has its own class because its initial weights are smaller."""
 
     def __init__(self, in_channels: int, num_labels: int, *, bias: bool = True):
         super().__init__(in_channels, num_labels, 1, bias=bias)
 
 
 class DecodeHead(nn.Module):
-    """Base of all decode heads: the signatures of constructor and `forward`, and the class attributes.
+    """Base class of all decode heads, with the signatures of constructor and `forward` and the class attributes.
 
     Args:
         in_channels (`Sequence[int]`): Channels of the stages that the head reads (`decode_stages`).
@@ -148,7 +148,7 @@ class DecodeHead(nn.Module):
 
 
 class FcnHead(DecodeHead):
-    """HRNet's head: 3x3 convolution with bias, BatchNorm, 1x1 convolution without bias, without a ReLU between."""
+    """Head of HRNet: 3x3 convolution with bias, BatchNorm, no ReLU, 1x1 convolution without bias."""
 
     display_name = "FCN"
     concatenates_stages = True
@@ -197,7 +197,7 @@ class DeepLabV3Head(DecodeHead):
 
 
 class ObjectAttention(nn.Module):
-    """Every pixel attends to the representations of the object regions.
+    """Attention of every pixel to the representations of the object regions.
 
     Source: Yuan et al., "Object-Contextual Representations", 2020 (https://arxiv.org/abs/1909.11065), section 3.2.
     """
@@ -242,7 +242,7 @@ class OcrHead(DecodeHead):
         """Compute the logits at the stride of the first map, from stage maps and auxiliary logits."""
         features = self.conv(concatenate_stages(feature_maps, self.align_corners))
         auxiliary_logits = resize(auxiliary_logits, features.shape[-2:], align_corners=True)
-        regions = auxiliary_logits.flatten(2).softmax(dim=-1)  # (B, L, h*w): over the pixels
+        regions = auxiliary_logits.flatten(2).softmax(dim=-1)  # (B, L, h*w), over the pixels
         regions = (features.flatten(2) @ regions.transpose(1, 2)).unsqueeze(-1)  # (B, C, L, 1)
         context = self.object_attention(features, regions)
         return self.classifier(self.dropout(self.fuse(torch.cat([context, features], dim=1)))), None
@@ -300,7 +300,7 @@ class UperNetHead(DecodeHead):
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier on an earlier map: 3x3 convolution with bias, BatchNorm, ReLU, dropout, 1x1 convolution."""
+    """Second classifier, on an earlier map: 3x3 convolution with bias, BatchNorm, ReLU, dropout, 1x1 convolution."""
 
     def __init__(self, in_channels: int, hidden_size: int, num_labels: int, dropout: float = 0.0):
         super().__init__()
@@ -313,7 +313,7 @@ class AuxiliaryHead(nn.Module):
         return self.classifier(self.dropout(self.conv(features)))
 
 
-DECODE_HEADS: dict[str, type[DecodeHead]] = {  # by their names in the configuration
+DECODE_HEADS: dict[str, type[DecodeHead]] = {  # names in the configuration -> classes
     "fcn": FcnHead,
     "deeplabv3": DeepLabV3Head,
     "ocr": OcrHead,

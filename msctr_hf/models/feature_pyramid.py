@@ -24,12 +24,13 @@ LEVELS = 4
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Turn maps of one stride s into maps of strides s / 4, s / 2, s and 2 s, finest first.
+    """Pyramid of maps with the strides s / 4, s / 2, s and 2 s, finest first, from maps of one stride s.
 
-    Of four maps each gives one level, the map of the earliest block the finest; a single map gives all levels.
+    From four maps, every level is made from one of them, the finest from the earliest block; from a single map, all
+    levels are made.
 
     Args:
-        in_channels (`Sequence[int]`): Channels of the four maps, or of the single map.
+        in_channels (`Sequence[int]`): Numbers of channels of the four maps, or of the single map.
 
     Source: Li et al., "Exploring Plain Vision Transformer Backbones", 2022 (https://arxiv.org/abs/2203.16527),
     section 3, without the convolutions that decode heads have themselves.
@@ -42,7 +43,7 @@ class SimpleFeaturePyramid(nn.Module):
                 f"A backbone whose maps have one stride must return {LEVELS} maps, or only the last, got "
                 f"{len(in_channels)}: choose them in `backbone_config` by `out_features` or `out_indices`."
             )
-        from timm.layers import LayerNorm2d  # timm is slow to import, and only plain transformers need it
+        from timm.layers import LayerNorm2d  # slow to import, and needed only for plain vision transformers
 
         finest, fine, middle, coarse = in_channels if len(in_channels) == LEVELS else [*in_channels] * LEVELS
         self.levels = nn.ModuleList(

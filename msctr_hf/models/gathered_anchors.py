@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Anchors of all processes as one contrast set, so that a batch split over processes gives the loss of one process.
+"""Anchors of all processes as one contrast set, so that a batch split over processes has the loss of one process.
 
 Every process contrasts its own anchors with the anchors of all. With G anchors on all processes, the term of a process
 is `processes / G * sum of its l_i`. The mean of the terms over the processes is then the term of a single process that
@@ -53,24 +53,25 @@ def spans_processes() -> bool:
 def gather_rows(stages: Sequence[UnitRows], num_labels: int) -> list[GatheredRows]:
     """Gather the rows of every stage from all processes; the gradient of a row flows back to its process.
 
-    All processes must call this, even those without rows, because it is collective: the class sizes (which the host
-    waits for), the rows, and their gradients in the backward pass.
+    All processes must call this function, even those without rows, because its operations are collective: gathering
+    the class sizes (for which the host waits) and the rows, and summing their gradients in the backward pass.
 
     Args:
-        stages (`Sequence[UnitRows]`): Rows of this process, any number of them, one entry per stage.
+        stages (`Sequence[UnitRows]`): Rows of this process, one entry per stage; their number may differ
+            between processes.
         num_labels (`int`): Number of classes.
     """
     sizes = _class_sizes_of_all(stages, num_labels)  # (processes, S, K)
-    most = sizes.sum(2).amax(0).clamp_min(1).tolist()  # per stage: a collective needs equal sizes
+    most = sizes.sum(2).amax(0).clamp_min(1).tolist()  # per stage, since a collective operation needs equal sizes
     padded = [
         F.pad(rows.features, (0, 0, 0, num_rows - len(rows.features)))
         for rows, num_rows in zip(stages, most, strict=True)
     ]
     gathered = _AllGather.apply(torch.cat([rows.flatten() for rows in padded]))
-    of_stages = gathered.split([rows.numel() for rows in padded], dim=1)
+    stage_buffers = gathered.split([rows.numel() for rows in padded], dim=1)
     return [
-        _sort_by_class(of_stage.reshape(-1, rows.shape[1]), sizes[:, stage])
-        for stage, (of_stage, rows) in enumerate(zip(of_stages, padded, strict=True))
+        _sort_by_class(buffer.reshape(-1, rows.shape[1]), sizes[:, stage])
+        for stage, (buffer, rows) in enumerate(zip(stage_buffers, padded, strict=True))
     ]
 
 
@@ -113,12 +114,12 @@ def _sort_by_class(padded_rows: torch.Tensor, sizes: torch.Tensor) -> GatheredRo
 
 
 def _expand_runs(starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Concatenate `arange(start, start + size)` of all runs."""
+    """Concatenate `arange(start, start + size)` for all starts and sizes."""
     return torch.arange(int(sizes.sum())) + (starts - sizes.cumsum(0) + sizes).repeat_interleave(sizes)
 
 
 class _AllGather(torch.autograd.Function):
-    """Gather a buffer (L,) of every process to (processes, L) on all; the backward pass sums the gradients of all."""
+    """Differentiable gather of a buffer (L,) of every process: (processes, L); backward sums gradients of all."""
 
     @staticmethod
     def forward(ctx, buffer: torch.Tensor) -> torch.Tensor:

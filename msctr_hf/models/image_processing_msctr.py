@@ -39,7 +39,7 @@ _BACKENDS = {
 
 
 class MsctrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """Settings in addition to those of every image processor.
+    """Settings that are added to those of every image processor.
 
     Args:
         do_reduce_labels (`bool`): Whether label 0 becomes 255 and every other label one less (ADE20K's files).
@@ -56,7 +56,7 @@ class MsctrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call
 
 
 class _PadAndPostProcess:
-    """Padding after normalization, and removing it after prediction, for both backends."""
+    """Mixin of both backends that pads after normalization and removes the padding after prediction."""
 
     valid_kwargs = MsctrImageProcessorKwargs
     do_resize = False
@@ -105,7 +105,7 @@ class _PadAndPostProcess:
                 to cut off padding and undo resizing. By default maps keep the size of the logits.
 
         Raises:
-            ValueError: If the number of sizes is not that of the images.
+            ValueError: If `target_sizes` does not have one entry per image.
 
         Returns:
             `list[torch.Tensor]`: int64 class maps (height, width).
@@ -143,16 +143,16 @@ class _PadAndPostProcess:
 
 # trf-ignore: TRF057 written out: code on the Hub must not depend on the docstring generator of one release
 class MsctrImageProcessor(_PadAndPostProcess, SegformerImageProcessor):
-    """Prepare images with torchvision: optional resizing, then rescaling, normalization and padding."""
+    """Image processor on torchvision: optional resizing, then rescaling, normalization and padding."""
 
 
 # trf-ignore: TRF057 see above
 class MsctrImageProcessorPil(_PadAndPostProcess, SegformerImageProcessorPil):
-    """Prepare images with PIL and NumPy: optional resizing, then rescaling, normalization and padding."""
+    """Image processor on PIL and NumPy: optional resizing, then rescaling, normalization and padding."""
 
 
 def _canvas_size(sizes: list[tuple[int, int]], divisor: int) -> tuple[int, int]:
-    """Compute the smallest height and width that hold all images and are multiples of `divisor`."""
+    """Compute the smallest height and width that all images fit in and that are multiples of `divisor`."""
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
@@ -163,7 +163,7 @@ def pad(image: Any, canvas: tuple[int, int], mode: str = "constant", value: int 
     Args:
         image (`torch.Tensor` or `np.ndarray`): Normalized image, or labels.
         canvas (`tuple[int, int]`): Height and width of the result, in pixels.
-        mode (`str`): `"constant"` or `"reflect"`; padding larger than the image is reflected several times.
+        mode (`str`): `"constant"` or `"reflect"`; padding larger than the image reflects it several times.
         value (`int`): Value of constant padding; after normalization zero is the mean color.
 
     Raises:

@@ -11,15 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The contrastive term between pixels: its formula, and the functions that compute it.
+"""Contrastive term between pixels: its formula, and the functions that compute it.
 
 For anchors f_i and a contrast set g_j, both of unit length, with logits a_ij = f_i . g_j / temperature:
 
     l_i = mean over positives p of [ log( exp(a_ip) + sum over negatives n of exp(a_in) ) - a_ip ]
         = mean over p of softplus(L_i - a_ip),    L_i = log sum over n of exp(a_in)
 
-Positives share the class of the anchor, negatives do not; other positives are not in the denominator. The loss is
-the mean of l_i over all N anchors; an anchor without positives contributes 0. The second form does not overflow.
+Positives have the class of the anchor, negatives do not; other positives are not in the denominator. The loss is the
+mean of l_i over all N anchors; an anchor without positives contributes 0. The second form does not overflow.
 
 N = anchors, M = rows of the contrast set, D = channels.
 """
@@ -42,9 +42,9 @@ def info_nce_loss(
     temperature: float = 0.1,
     self_offset: int | None = None,
 ) -> torch.Tensor:
-    """Compute supervised InfoNCE over sampled pixels, exactly and with memory linear in their number.
+    """Compute supervised InfoNCE of sampled pixels, exactly and with memory linear in their number.
 
-    The host sorts rows by class. Labels on a GPU make it wait for the device; labels on the host do not.
+    The host sorts rows by class, so labels on a GPU make it wait for the device; labels on the host do not.
 
     Args:
         anchors (`torch.Tensor` of shape `(N, D)`): Features, not normalized, rows in any order; N may be 0.
@@ -54,15 +54,15 @@ def info_nce_loss(
         contrast_labels (`torch.Tensor` of shape `(M,)`, int64, *optional*): Class of every row of the contrast set.
         temperature (`float`): Temperature of the logits, at least 0.01.
         self_offset (`int`, *optional*):
-            Row of the contrast set that is the first anchor, where the set contains the anchors themselves (the
-            anchors of all processes, for example): row `self_offset + i` is not a positive of anchor i.
+            Row of the first anchor in the contrast set, if the set contains the anchors themselves (for example, the
+            anchors of all processes): row `self_offset + i` is not a positive of anchor i.
 
     Returns:
         `torch.Tensor`: scalar, float32 (float64 for float64 features), connected to the graph even where it is 0.
 
     Raises:
-        ValueError: If shapes do not fit together, the temperature is not positive, or rows from `self_offset` on do
-            not have the classes of the anchors.
+        ValueError: If shapes do not match, the temperature is not positive, or the rows from `self_offset` on do not
+            have the classes of the anchors.
 
     Source: https://arxiv.org/abs/2203.13409, section 3.
     """
@@ -88,7 +88,7 @@ def unit_rows(features: torch.Tensor, labels: torch.Tensor, class_sizes: dict[in
 
 
 def contrast_within_scale(rows: UnitRows, temperature: float = 0.1) -> torch.Tensor:
-    """Compute the mean of l_i of rows contrasted with each other, without waiting for the device."""
+    """Compute the mean of l_i over rows that are contrasted with each other, without waiting for the device."""
     if temperature * MAX_UNSHIFTED_LOGIT < 1:
         return contrast_across(rows, rows, temperature, torch.arange(len(rows.labels), device=rows.labels.device))
     with torch.autocast(rows.features.device.type, enabled=False):
@@ -98,7 +98,7 @@ def contrast_within_scale(rows: UnitRows, temperature: float = 0.1) -> torch.Ten
 def contrast_across(
     anchors: UnitRows, contrast: UnitRows, temperature: float = 0.1, own_columns: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute the mean of l_i of anchors contrasted with another set, without waiting for the device.
+    """Compute the mean of l_i over anchors that are contrasted with another set, without waiting for the device.
 
     Args:
         anchors (`UnitRows`): N anchors.
@@ -114,7 +114,7 @@ def contrast_across(
 
 
 class _UnitLength(torch.autograd.Function):
-    """Compute `F.normalize(rows, dim=1)`, with a backward pass of few operations."""
+    """Normalization of rows to unit length, as `F.normalize(rows, dim=1)`, with few operations in backward."""
 
     @staticmethod
     def forward(ctx, rows):
@@ -132,13 +132,13 @@ class _UnitLength(torch.autograd.Function):
 
 
 class _WithinScale(torch.autograd.Function):
-    """Contrast rows with each other; the gradient is formed in the forward pass and scaled in the backward pass."""
+    """Within-scale term, whose gradient is computed in the forward pass and scaled in the backward pass."""
 
     @staticmethod
     def forward(ctx, features, labels, class_sizes, temperature):
         rows = UnitRows(features, labels, class_sizes)
         loss, grad = within_scale(rows, temperature, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad)  # unlike an attribute, it is freed after the backward and seen by hooks
+        ctx.save_for_backward(grad)  # unlike an attribute, freed after the backward pass and visible to hooks
         return loss
 
     @staticmethod
@@ -149,7 +149,7 @@ class _WithinScale(torch.autograd.Function):
 
 
 class _AcrossSets(torch.autograd.Function):
-    """Contrast anchors with another set; both gradients are formed in the forward pass."""
+    """Term between two sets, whose gradients are computed in the forward pass and scaled in the backward pass."""
 
     @staticmethod
     def forward(ctx, anchors, contrast, anchor_facts, contrast_facts, own_columns, temperature):
@@ -171,7 +171,7 @@ class _AcrossSets(torch.autograd.Function):
 
 
 def _sort_by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[UnitRows, torch.Tensor]:
-    """Sort features by labels on the host; returns unit rows and the order (N,) of the original rows."""
+    """Sort features by labels on the host; return unit rows and the order (N,) of the original rows."""
     sorted_labels, order = labels.sort(stable=True)
     classes, counts = sorted_labels.unique_consecutive(return_counts=True)
     class_sizes = dict(zip(classes.tolist(), counts.tolist(), strict=True))
@@ -184,7 +184,7 @@ def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperat
     if temperature <= 0:
         raise ValueError(f"`temperature` must be positive, got {temperature}.")
     if (contrast is None) != (contrast_labels is None):
-        raise ValueError("`contrast` and `contrast_labels` belong together: give both, or neither.")
+        raise ValueError("`contrast` and `contrast_labels` must be given together, or not at all.")
     sets = [("anchors", anchors, anchor_labels)]
     if contrast is not None:
         sets.append(("contrast", contrast, contrast_labels))

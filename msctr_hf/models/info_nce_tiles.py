@@ -11,15 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The contrastive terms over tiles: exact values and gradients, with memory linear in the number of rows.
+"""Contrastive terms computed in tiles: exact values and gradients, with memory linear in the number of rows.
 
-Rows have unit length and are sorted by class, and the host knows how many rows every class has, so that it can lay out
+Rows have unit length and are sorted by class, and the host knows how many rows every class has, so that it can plan
 the tiles without waiting for the device. Logits are in base 2, because `exp2` costs less than `exp`. The gradient is
-formed together with the value, so that the backward pass needs no tile.
+computed together with the value, so that the backward pass needs no tiles.
 
 N = anchors, M = rows of the contrast set, D = channels; l_i, L_i and a_ij as in info_nce.py, t = temperature.
 
-The gradient, and why it takes a second pass. With the sums over the negatives n of an anchor S_i = sum_n exp(a_in) and
+The gradient, and why it takes a second pass: with the sum S_i = sum_n exp(a_in) over the negatives n of an anchor, and
 the gaps h_ip = L_i - a_ip = log S_i - a_ip to its positives p,
 
     l_i = mean over p of softplus(h_ip)
@@ -28,8 +28,8 @@ the gaps h_ip = L_i - a_ip = log S_i - a_ip to its positives p,
     dl_i/da_ip = -dl_i/dh_ip                      for a positive p
     dl_i/da_in = dl_i/dS_i * exp(a_in)            for a negative n
 
-The last line needs all of S_i before any of its summands, and a tile holds only some of them: a first pass over the
-tiles sums S_i, a second one multiplies the same exponentials by dl_i/dS_i. From a_ij = f_i . g_j / t follow
+The last line needs the complete sum S_i, and a tile contains only some of its terms: a first pass over the tiles sums
+S_i, and a second pass multiplies the same exponentials by dl_i/dS_i. From a_ij = f_i . g_j / t it follows that
 
     dl/df_i = 1 / (N t) * sum_j dl_i/da_ij * g_j,        dl/dg_j = 1 / (N t) * sum_i dl_i/da_ij * f_i
 
@@ -51,16 +51,16 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-CPU_TILE_ROWS = 256  # a tile of 256 x 512 float32 stays in a core's cache: the fastest of 128 to 512 rows
-DEVICE_TILE_ROWS = 2048  # an accelerator waits for launches rather than for arithmetic: all usual N in one tile
-KEPT_TILES = 4  # memory for tiles kept between the two passes, as a multiple of the memory of the rows
+CPU_TILE_ROWS = 256  # a tile of 256 x 512 float32 stays in the cache of a core; fastest of 128 to 512 rows
+DEVICE_TILE_ROWS = 2048  # launches cost an accelerator more than arithmetic: all usual N fit in one tile
+KEPT_TILES = 4  # memory of the tiles kept between the two passes, as a multiple of the memory of the rows
 
-# Up to this logit float32 sums exponentials without subtracting a maximum: their quotients stay below e^60.
+# Up to this magnitude of logits, float32 can sum exponentials without subtracting a maximum: ratios are at most e^60.
 MAX_UNSHIFTED_LOGIT = 30.0
 
 _LOG2_E = math.log2(math.e)
-_MASKING_OFFSET = 2.0**100  # subtracted from a logit to leave it out: exp2 of the difference is 0
-_LINEAR_SOFTPLUS_THRESHOLD = 50.0  # torch's default of 20 would lose digits in float64
+_MASKING_OFFSET = 2.0**100  # subtracted from a logit to mask it: exp2 of the difference is 0
+_LINEAR_SOFTPLUS_THRESHOLD = 50.0  # with torch's default of 20, float64 would lose digits
 
 
 class UnitRows(NamedTuple):
@@ -78,23 +78,23 @@ class UnitRows(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Place of a tile in the matrix of logits: rows are anchors, columns are rows of the contrast set."""
+    """Position of a tile in the matrix of logits: rows are anchors, columns are rows of the contrast set."""
 
     rows: slice
     columns: slice
 
 
 def within_scale(rows: UnitRows, temperature: float, wants_grad: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Contrast rows with each other; needs `temperature * MAX_UNSHIFTED_LOGIT >= 1`.
+    """Contrast rows with each other; requires `temperature * MAX_UNSHIFTED_LOGIT >= 1`.
 
-    Rows are cut into groups of whole classes. A tile between two groups holds negatives only: it needs no mask, and by
-    symmetry it serves the anchors of both groups. All positives are inside a group, on the diagonal. The first pass
-    sums S_i, the second adds up the gradient; the head of this file derives both.
+    Rows are divided into groups of whole classes. A tile between two groups contains only negatives: it needs no mask,
+    and by symmetry it serves the anchors of both groups. All positives are inside a group, on the diagonal. The first
+    pass sums S_i, the second adds up the gradient; the docstring of this module derives both.
 
     Args:
         rows (`UnitRows`): N rows.
         temperature (`float`): Temperature of the logits.
-        wants_grad (`bool`): Whether to form the gradient.
+        wants_grad (`bool`): Whether to compute the gradient.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: mean of l_i, and its gradient (N, D) or `None`.
@@ -125,10 +125,10 @@ def _diagonal(
     negative_sums: torch.Tensor,
     grad: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Complete S with the negatives inside groups, then form all positive terms; adds to `grad`.
+    """Complete S with the negatives inside groups, then compute the terms of all positives and add to `grad`.
 
-    A strip holds all positives of its anchors, and all negatives that no tile between groups held: S_i is complete as
-    soon as they are added, and the gradient inside a group needs no second pass.
+    A strip contains all positives of its anchors, and all negatives that are not in a tile between groups: S_i is
+    complete as soon as these are added, so the gradient inside a group needs no second pass.
 
     Args:
         rows (`UnitRows`): N rows.
@@ -136,7 +136,7 @@ def _diagonal(
         temperature (`float`): Temperature of the logits.
         negative_sums (`torch.Tensor` of shape `(N,)`): S_i over the negatives in other groups; completed in place.
         grad (`torch.Tensor` of shape `(N, D)`, *optional*): Sum of the gradients of l_i, times the temperature;
-            that of the pairs inside groups is added in place.
+            the part of the pairs inside groups is added in place.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: sum of l_i, and dl_i/dS_i of shape (N,).
@@ -150,14 +150,14 @@ def _diagonal(
             positives = _same_class(labels[strip], labels[group])
             exponentials = logits.exp2() * (1 - positives)
             negative_sums[strip] += exponentials.sum(1)
-            positives.diagonal(strip.start - group.start).zero_()  # an anchor is not a positive of its own
+            positives.diagonal(strip.start - group.start).zero_()  # an anchor is not its own positive
             strip_loss, gap_grads = _positive_terms(logits, positives, negative_sums[strip, None].log2())
             loss += strip_loss
             sum_grads[strip] = _quotient(gap_grads.sum(1), negative_sums[strip])
             if grad is None:
                 continue
             logits_grad = exponentials.mul_(sum_grads[strip, None]).sub_(gap_grads)  # dl_i/da_ij
-            if strip == group:  # f_i as an anchor and f_j as a contrast in one product: one launch instead of two
+            if strip == group:  # one product, and launch, for rows as anchors and as contrast set
                 grad[group].addmm_(logits_grad + logits_grad.T, features[group])
             else:
                 grad[strip].addmm_(logits_grad, features[group])
@@ -166,10 +166,10 @@ def _diagonal(
 
 
 class _OffDiagonalTiles:
-    """Iterate over the exponentials of all logits above the diagonal groups, tile by tile and any number of times.
+    """Iterable over the exponentials of all logits above the diagonal groups, tile by tile; it can be repeated.
 
     As many tiles as `KEPT_TILES` allows are kept for the next iteration; the others share one buffer and are computed
-    again. Only the last iteration may overwrite a tile.
+    again, so that memory stays linear in the number of rows. Only the last iteration may overwrite a tile.
     """
 
     def __init__(self, features: torch.Tensor, groups: list[slice], temperature: float):
@@ -206,7 +206,7 @@ def across_sets(
     temperature: float,
     wants_grad: tuple[bool, bool],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Contrast rows with another set, or with a set that contains them; stable at any temperature.
+    """Contrast rows with another set, which may contain them; numerically stable at any temperature.
 
     A strip of anchors meets the whole contrast set at once, so that S_i is complete and one pass is enough. Since both
     sides are sorted by class, the positives of a strip are in one range of columns.
@@ -217,7 +217,7 @@ def across_sets(
         own_columns (`torch.Tensor` of shape `(N,)`, int64, *optional*):
             Columns of the contrast set that are the anchors themselves, each excluded from its own positives.
         temperature (`float`): Temperature of the logits.
-        wants_grad (`tuple[bool, bool]`): Whether to form the gradients of the anchors and of the contrast set.
+        wants_grad (`tuple[bool, bool]`): Whether to compute the gradients of the anchors and of the contrast set.
 
     Returns:
         `tuple[torch.Tensor, ...]`: mean of l_i, and its gradients (N, D) and (M, D) or `None`.
@@ -260,8 +260,9 @@ def _strip(
     """
     positive_logits = logits[:, columns].clone()
     logits[:, columns].sub_(positives, alpha=_MASKING_OFFSET)
-    # Without subtracting the largest negative low temperatures overflow; it cancels in dl_i/dS_i * exp(a_in).
-    # Without negatives all logits are masked: the bound keeps them masked, where their own maximum would not.
+    # At low temperatures the exponentials would overflow without subtracting the largest negative logit, which cancels
+    # in dl_i/dS_i * exp(a_in). An anchor without negatives has only masked logits: subtracting their own maximum would
+    # unmask them, so the shift is bounded.
     shift = logits.amax(dim=1, keepdim=True).clamp_min_(-_MASKING_OFFSET / 2)
     exponentials = logits.sub_(shift).exp2_()
     negative_sums = exponentials.sum(1)
@@ -290,10 +291,10 @@ def _positive_terms(
 
 
 def _softplus(gaps: torch.Tensor) -> torch.Tensor:
-    """Compute log(1 + exp(gap)), to full precision also where it is tiny."""
+    """Compute log(1 + exp(gap)), with full precision even where it is tiny."""
     if gaps.device.type != "cpu":
         return F.softplus(gaps, threshold=_LINEAR_SOFTPLUS_THRESHOLD)
-    # log1p is up to ten times slower on a CPU than log; what rounding 1 + u loses is added back to first order.
+    # On a CPU log1p is up to ten times slower than log; what rounding 1 + u loses is added back to first order.
     u = gaps.abs().mul_(-_LOG2_E).exp2_()
     rounded = u + 1
     u.sub_(rounded - 1).div_(rounded)
@@ -301,16 +302,16 @@ def _softplus(gaps: torch.Tensor) -> torch.Tensor:
 
 
 def _same_class(row_labels: torch.Tensor, column_labels: torch.Tensor) -> torch.Tensor:
-    """Compare classes: 1 where they are equal, else 0, of shape (T, P).
+    """Compare classes: 1 where they are equal and 0 elsewhere, of shape (T, P).
 
-    Labels come as floats, because writing the result as floats is ten times faster than converting a boolean mask.
+    Labels are floats, because writing the result as floats is ten times faster than converting a boolean mask.
     """
     same = row_labels.new_empty(len(row_labels), len(column_labels))
     return torch.eq(row_labels[:, None], column_labels[None], out=same)
 
 
 def tile_rows(device: torch.device) -> int:
-    """Return the number of anchors per tile that is fast on a device."""
+    """Return the number of anchors per tile that is fastest on a device."""
     return CPU_TILE_ROWS if device.type == "cpu" else DEVICE_TILE_ROWS
 
 
@@ -327,7 +328,7 @@ def class_groups(sizes: list[int], target: int) -> list[slice]:
 
 
 def strips(start: int, stop: int, target: int) -> Iterator[slice]:
-    """Cut a range into parts of equal length, about `target`, so that no sliver is left at the end."""
+    """Divide a range into parts of about equal length near `target`, so that the last one is not a sliver."""
     parts = max(1, round((stop - start) / target))
     step = max(1, math.ceil((stop - start) / parts))
     for first in range(start, stop, step):
@@ -342,7 +343,7 @@ def _off_diagonal_blocks(groups: list[slice], num_rows: int, target: int) -> Ite
 
 
 def _columns_of_classes(anchor_sizes: dict[int, int], rows: slice, contrast_sizes: dict[int, int]) -> slice:
-    """Find the columns of the contrast set that can hold positives of some anchors: from their first to last class."""
+    """Find the columns of the contrast set that may contain positives of some anchors, by first and last class."""
     anchor_classes, ends = list(anchor_sizes), list(accumulate(anchor_sizes.values()))
     contrast_classes, offsets = list(contrast_sizes), [0, *accumulate(contrast_sizes.values())]
     first = anchor_classes[bisect_right(ends, rows.start)]

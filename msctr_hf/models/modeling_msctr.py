@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The segmentation network and its training objective."""
+"""Segmentation network and its training objective."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class MsctrSegmenterOutput(ModelOutput):
             normalized; on request.
         loss_terms (`dict[str, torch.Tensor]`, *optional*): Terms of the loss, detached and unweighted.
         hidden_states (`tuple` of `(B, C_s, h_s, w_s)`, *optional*): Stage maps of the backbone; on request.
-        diagnostics (`dict[str, torch.Tensor | float]`, *optional*): Figures about the contrastive terms, as in
+        diagnostics (`dict[str, torch.Tensor | float]`, *optional*): Statistics of the contrastive terms, as in
             `ContrastiveResult`.
     """
 
@@ -70,7 +70,7 @@ class MsctrSegmenterOutput(ModelOutput):
 
 # trf-ignore: TRF057 see above
 class MsctrPreTrainedModel(PreTrainedModel):
-    """Base of the network: weight initialization, and attributes that transformers reads."""
+    """Base class of the network, with weight initialization and attributes that transformers reads."""
 
     config_class = MsctrConfig
     base_model_prefix = "msctr"
@@ -90,7 +90,7 @@ class MsctrPreTrainedModel(PreTrainedModel):
 
 
 def initialize_convolution(module: nn.Module) -> None:
-    """Initialize the weights of a convolution before a norm, or of a classifier; other modules stay as they are."""
+    """Initialize the weights of a convolution before a norm, or of a classifier; do not change other modules."""
     if not isinstance(module, nn.Conv2d):
         return
     if isinstance(module, Classifier):
@@ -103,7 +103,7 @@ def initialize_convolution(module: nn.Module) -> None:
 
 # trf-ignore: TRF057 see above
 class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
-    """Backbone and decode head, with an auxiliary head and a projection head for training.
+    """Segmentation network: backbone and decode head, and an auxiliary and a projection head for training.
 
     In training mode with `labels`, `loss` is the cross entropy of the logits, plus the cross entropy of the auxiliary
     logits and the contrastive loss, weighted as the configuration says. The projection head is used only during
@@ -165,11 +165,11 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             labels (`torch.Tensor` of shape `(B, H', W')`, int64, *optional*): Classes or the ignore index.
             output_projections (`bool`, *optional*): Whether to return the projections, also in evaluation mode.
             output_hidden_states (`bool`, *optional*): Whether to return the stage maps of the backbone.
-            kwargs: `return_dict=False` returns a tuple without the entries that are `None`; others are ignored.
+            kwargs: `return_dict=False` returns a tuple of the entries that are not `None`; others are ignored.
 
         Raises:
-            ValueError: If labels do not fit the images, or a network without a projection head is asked for
-                projections.
+            ValueError: If labels do not match the images, or projections are requested from a network without a
+                projection head.
         """
         if output_projections and self.projection_head is None:
             raise ValueError("The network has no projection head: it was configured with `contrastive_mode='ce'`.")
@@ -203,7 +203,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         decode_maps = [feature_maps[stage - 1] for stage in config.decode_stages]
         auxiliary_logits = None
         if self.auxiliary_head is not None and (self.training or self.decode_head.needs_auxiliary_logits):
-            if config.auxiliary_stage is None:  # concatenated once, for both heads
+            if config.auxiliary_stage is None:  # concatenate once for both heads
                 decode_maps = [concatenate_stages(decode_maps, config.align_corners)]
                 auxiliary_logits = self.auxiliary_head(decode_maps[0])
             else:
@@ -218,7 +218,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
     def _loss(self, logits, auxiliary_logits, hidden, labels):
         """Compute the objective, its detached and unweighted terms, and the diagnostics of the contrast or `None`.
 
-        `hidden` are the maps whose rows the projection head projects; without them there is no contrast.
+        `hidden` are the maps whose rows the projection head projects; without them, contrastive terms are left out.
         """
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
             raise ValueError(f"`labels` must be (B, H, W) with B = {logits.shape[0]}, got {tuple(labels.shape)}.")
@@ -239,7 +239,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         config = self.config
         with torch.autocast(logits.device.type, enabled=False):
             return cross_entropy(
-                # Contiguous: with channels last the softmax over channels is slow on CPUs, and copies the map on GPUs.
+                # Contiguous, because with channels last the softmax is slow on CPUs and copies the map on GPUs.
                 resize(logits.float().contiguous(), labels.shape[-2:], config.align_corners),
                 labels,
                 ignore_index=config.semantic_loss_ignore_index,

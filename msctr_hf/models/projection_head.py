@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Projection head: from stage maps to the embeddings that are contrasted."""
+"""Projection head, from stage maps to the embeddings that are contrasted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH_NORM_MOMENTUM = 3e-4  # as in the authors' code
 
 
 class StageProjection(nn.Module):
-    """Project one stage: 1x1 convolution, ReLU, BatchNorm, 1x1 convolution (ReLU before the norm, as published)."""
+    """Projection of one stage: 1x1 convolution, ReLU, BatchNorm, 1x1 convolution (ReLU first, as published)."""
 
     def __init__(self, in_channels: int, projection_dim: int):
         super().__init__()
@@ -41,19 +41,19 @@ class StageProjection(nn.Module):
         return self.output(self.hidden(features))
 
     def project_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Apply the last convolution to rows sampled from `hidden`, as `forward` does to all: (N, C) -> (N, D)."""
+        """Apply the last convolution to rows sampled from `hidden`, as `forward` to all pixels: (N, C) -> (N, D)."""
         return F.linear(rows, self.output.weight.flatten(1), self.output.bias)
 
 
 class ProjectionHead(nn.Module):
-    """Project every projected stage with layers of its own; used only during training.
+    """Projection head with separate layers for every projected stage, used only during training.
 
-    Training needs sampled pixels only, so the last convolution is applied to them alone and no map of D channels is
-    made: `hidden` returns the maps to sample from, `row_projections` the functions for the sampled rows.
+    Training needs only sampled pixels, so the last convolution is applied to these alone and no map of D channels is
+    computed: `hidden` returns the maps to sample from, `row_projections` the functions for the sampled rows.
 
     Args:
-        in_channels (`Sequence[int]`): Channels of the stages, finest first.
-        projection_dim (`int`): Channels D of the projections.
+        in_channels (`Sequence[int]`): Numbers of channels of the stages, finest first.
+        projection_dim (`int`): Number of channels D of the projections.
 
     Source: https://arxiv.org/abs/2203.13409, section 3; order and momentum as in the authors' code.
     """

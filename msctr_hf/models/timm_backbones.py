@@ -11,9 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Backbones of timm, among them HRNet as networks for segmentation use it.
+"""Backbones of timm, with HRNet adapted as segmentation networks use it.
 
-A file of its own, because timm is slow to import and other backbones do not need it.
+They have a file of their own, because timm is slow to import and other backbones do not need it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import PreTrainedConfig, TimmBackbone
 
 
 class MsctrTimmBackbone(TimmBackbone):
-    """A timm network that returns stage maps of shape (B, C_s, h_s, w_s), finest first.
+    """Network of timm that returns stage maps of shape (B, C_s, h_s, w_s), finest first.
 
     `config.timm_kwargs` are passed to `timm.create_model`. HRNet's fuse layers interpolate bilinearly, as in every
     HRNet for segmentation, and accept any input size; parameters keep timm's names.
@@ -65,10 +65,10 @@ class MsctrTimmBackbone(TimmBackbone):
 
 
 class BilinearFusion(nn.Module):
-    """timm's `HighResolutionModule`, upsampling bilinearly to the size of the branch to which a map is added.
+    """`HighResolutionModule` of timm that upsamples bilinearly to the size of the branch to which a map is added.
 
-    timm's classification network repeats pixels by a fixed factor instead, which gives other features and fails if a
-    size is not a multiple of 32.
+    The classification network of timm repeats pixels by a fixed factor instead, which yields different features and
+    fails if a size is not a multiple of 32.
     """
 
     def __init__(self, module: HighResolutionModule):

@@ -1,4 +1,4 @@
-"""Models of transformers, adapted to train with the contrastive objective."""
+"""Models of transformers, adapted for training with the contrastive objective."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.specs import DatasetSpec
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
 
 
 def saved_kind(path: str) -> str:
-    """Read the `model_type` of a saved model.
+    """Return the `model_type` of a saved model.
 
     Raises:
         UsageError: If the model cannot be loaded.
@@ -29,11 +29,11 @@ def saved_kind(path: str) -> str:
 def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> ContrastiveAdapter:
     """Load a saved model for the classes of a data set and wrap it with the contrastive objective.
 
-    A classifier of other classes gets new random weights.
+    A classifier for other classes gets new random weights.
 
     Raises:
         UsageError: If the model cannot be loaded, is not a segmentation model, has the objective built in, or does
-            not fit the settings.
+            not match the settings.
     """
     if saved_kind(path) == MsctrConfig.model_type:
         raise UsageError(f"`contrastive_adapter`: {path} has the contrastive objective built in; leave it out.")
@@ -51,10 +51,10 @@ def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> Contr
 
 
 def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
-    """Load the image processor of a saved model; it leaves train ids as they are, and may get a new shorter side.
+    """Load the image processor of a saved model, set to keep labels unchanged and to resize as `options` say.
 
     Raises:
-        UsageError: If it cannot be loaded, or padding is asked of it.
+        UsageError: If it cannot be loaded, or `options` request padding.
     """
     try:
         image_processor = AutoImageProcessor.from_pretrained(path)
@@ -70,4 +70,4 @@ def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
 
 
 def _cannot_be_loaded(path: str, error: Exception) -> UsageError:
-    return UsageError(f"`model_name_or_path`: {path} cannot be loaded: {str(error).strip().splitlines()[0]}")
+    return UsageError(f"`model_name_or_path`: {path} cannot be loaded: {first_line(error)}")

@@ -3,9 +3,9 @@
 A checkpoint is written to a temporary folder, fsynced and renamed; then its marker is written, which lists every file
 with size and checksum. A folder without a marker is not a checkpoint, and corrupt ones are skipped.
 
-The result of a validation is added to the checkpoint of its step as a separate file, with its own checksum and by one
-rename. The files that the marker lists never change, so a kill at any time leaves a valid checkpoint: either one whose
-validation is still due, or one whose validation is done.
+The result of a validation is added to the checkpoint of its step as a separate file, with its own checksum and by a
+single rename. The files that the marker lists never change, so a kill at any time leaves a valid checkpoint: either
+one whose validation is still due, or one whose validation is done.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -32,29 +33,29 @@ PROGRESS_FILE = "progress.json"  # written after a validation; it overrides the 
 _SHARED_FILE = "states.pt"
 _PARTIAL = ".partial"
 _CHANGED_BY_A_VALIDATION = ("validated_step", "best_score", "best_results", "validations_without_best")
-_FORMER_NAMES = {"best_mean_iou": "best_score"}  # in checkpoints of older versions
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # of Python, of torch.save, of safetensors
+_FORMER_NAMES = {"best_mean_iou": "best_score"}  # names in checkpoints of older versions
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # raised by Python, by torch.save and by safetensors
 
 
 @dataclass
 class Progress:
-    """Progress of a run; saved with every checkpoint."""
+    """Progress of a run, which is saved with every checkpoint."""
 
     step: int = 0
     epoch: int = 0
     batches_in_epoch: int = 0
     validated_step: int = 0
-    best_score: float = -1.0  # of `metric_for_best_model`
+    best_score: float = -1.0  # best value of `metric_for_best_model`
     best_results: dict[str, Any] = field(default_factory=dict)
-    validations_without_best: int = 0  # in a row, up to the newest
+    validations_without_best: int = 0  # number of validations in a row, up to the newest, without a new best model
     skipped_steps: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the values that a checkpoint holds."""
+        """Return the values for a checkpoint."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the values of a checkpoint, also of one that an older version wrote."""
+        """Restore the values of a checkpoint, even if an older version wrote it."""
         for name, value in state.items():
             setattr(self, _FORMER_NAMES.get(name, name), value)
 
@@ -63,21 +64,21 @@ class Stateful(Protocol):
     """Object whose state is part of a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain values."""
+        """Return the state as tensors and values of built-in types."""
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Restore a state."""
+        """Restore a state that `state_dict` returned."""
 
 
 @dataclass(frozen=True)
 class States:
-    """States of a checkpoint in addition to network, optimizer and random numbers, which Accelerate saves.
+    """States in a checkpoint in addition to network, optimizer and random numbers, which Accelerate saves.
 
     Accelerate could save these too, but would read them back as pickles that may run code.
 
     Args:
-        shared (`dict[str, Stateful]`): Objects whose state is the same in every process.
-        own (`dict[str, Stateful]`): Objects of which every process has its own state.
+        shared (`dict[str, Stateful]`): Objects whose state is the same in all processes.
+        own (`dict[str, Stateful]`): Objects whose state differs between processes.
     """
 
     shared: dict[str, Stateful]
@@ -90,7 +91,7 @@ class States:
             torch.save({name: one.state_dict() for name, one in self.shared.items()}, folder / _SHARED_FILE)
 
     def load(self, folder: Path, accelerator: Accelerator, *, own: bool) -> None:
-        """Restore the states; `own` says whether those of this process are to be restored too."""
+        """Restore the shared states and, if `own`, the states of this process."""
         files = [(_SHARED_FILE, self.shared), *([(_own_file(accelerator), self.own)] if own else [])]
         for name, states in files:
             saved = torch.load(folder / name, map_location="cpu", weights_only=True)
@@ -112,23 +113,23 @@ def save_checkpoint(
     keep: int,
     temporary: bool = False,
 ) -> None:
-    """Save the states of model, optimizer, schedule, random numbers and progress, together with all processes.
+    """Save model, optimizer, schedule, random numbers and progress; all processes must call it.
 
-    When this one is complete, older checkpoints are removed, and also those of later steps, which are left over where
-    a run was resumed from an older checkpoint.
+    When the checkpoint is complete, older ones are removed, and also those of later steps, which are left over if a
+    run was resumed from an older checkpoint.
 
     Args:
-        accelerator (`Accelerator`): Saves model, optimizer and random numbers.
-        output_dir (`Path`): Folder of the run, seen by all processes.
-        step (`int`): Step that names the checkpoint.
+        accelerator (`Accelerator`): Accelerator, which saves model, optimizer and random numbers.
+        output_dir (`Path`): Folder of the run, which all processes can access.
+        step (`int`): Number of the step, which is part of the name of the checkpoint.
         states (`States`): States that Accelerate does not save.
-        settings (`dict`): Settings of the run, to be compared when it is resumed.
+        settings (`dict`): Settings of the run, which are compared when it is resumed.
         keep (`int`): Number of checkpoints to keep, not counting temporary ones.
-        temporary (`bool`): Whether to remove it as soon as there is another one: it was saved for a validation or
-            because of an interruption, and must not displace those that the user asked for.
+        temporary (`bool`): Whether the next checkpoint removes this one, because it was saved for a validation or an
+            interruption and must not displace those that the user asked for.
 
     Raises:
-        UsageError: If a process cannot write it; its files are removed and older checkpoints stay.
+        UsageError: If a process cannot write the checkpoint; its files are removed, and older ones stay.
     """
     folder = output_dir / CHECKPOINTS / f"step_{step}"
     partial = folder.with_name(f".{folder.name}{_PARTIAL}")
@@ -140,7 +141,9 @@ def save_checkpoint(
     what = f"The checkpoint of step {step} in {folder.parent}"
 
     def save_state() -> None:
-        partial.mkdir(parents=True, exist_ok=True)  # where it cannot be made, Accelerate would log it and continue
+        partial.mkdir(
+            parents=True, exist_ok=True
+        )  # raises if it fails; Accelerate would only log the error and continue
         accelerator.save_state(str(partial))
         states.save(partial, accelerator)
 
@@ -162,34 +165,37 @@ def save_checkpoint(
 def write_on_all_ranks(
     accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "resume with `resume='auto'`"
 ) -> None:
-    """Let every process write; if one of them fails, all of them raise its error.
+    """Call `write` in every process; if it fails in one of them, raise its error in all.
 
     Raises:
-        UsageError: If a process cannot write; the message says what, why, and what to do then.
+        UsageError: If a process cannot write; the message says what failed, why, and what to do.
     """
     message, cause = None, None
     try:
         write()
     except WRITE_ERRORS as error:
-        message, cause = " ".join(str(error).split())[:300] or type(error).__name__, error
+        message = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        cause = error
     failures = [text for text in gather_object([message]) if text is not None]
     if failures:
-        raise UsageError(f"{what} could not be written ({failures[0]}); make room there, then {advice}.") from cause
+        raise UsageError(
+            f"{what} could not be written ({failures[0]}); check free space and permissions there, then {advice}."
+        ) from cause
 
 
 def write_on_main(
     accelerator: Accelerator, write: Callable[[], None], what: str, advice: str = "resume with `resume='auto'`"
 ) -> None:
-    """Let the main process write; if it fails, all processes raise its error.
+    """Call `write` in the main process; if it fails, raise its error in all processes.
 
     Raises:
-        UsageError: If a process cannot write; the message says what, why, and what to do then.
+        UsageError: If a process cannot write; the message says what failed, why, and what to do.
     """
     write_on_all_ranks(accelerator, write if accelerator.is_main_process else lambda: None, what, advice)
 
 
 def _complete(partial: Path, folder: Path, facts: dict[str, Any]) -> None:
-    """Rename the folder when all of its files are on the disk, and write its marker."""
+    """Rename a folder when all of its files are on the disk, then write its marker."""
     share_permissions(partial)
     files = {}
     for path in sorted(path for path in partial.rglob("*") if path.is_file()):
@@ -204,14 +210,15 @@ def _complete(partial: Path, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def replace_progress(checkpoint: Path, progress: Progress) -> None:
-    """Add the result of the validation of its step to a checkpoint, by one rename."""
-    # nothing else: the checkpoint counts its own batches, and a run that was resumed with others counts differently
+    """Add the result of the validation of its step to a checkpoint, by a single rename."""
+    # only what a validation changes: a run that was resumed with another `batch_size` counts batches in other units
+    # than the settings and states of this checkpoint
     state = {name: getattr(progress, name) for name in _CHANGED_BY_A_VALIDATION}
     write_json(checkpoint / PROGRESS_FILE, {"progress": state, "sha256": _checksum_of_progress(state)})
 
 
 def load_progress(checkpoint: Path, progress: Progress) -> None:
-    """Restore the progress after the validation of the step, if it was done."""
+    """Restore the progress that the validation of the step added to a checkpoint, if it was done."""
     if (checkpoint / PROGRESS_FILE).exists():
         progress.load_state_dict(read_json(checkpoint / PROGRESS_FILE)["progress"])
 
@@ -226,7 +233,7 @@ def _checksum(path: Path) -> str:
 
 
 def _rotate(checkpoints: Path, step: int, keep: int) -> None:
-    """Remove all checkpoints but the newest of any kind and the newest `keep` of those that the user asked for."""
+    """Remove all checkpoints except the newest of all and the newest `keep` of those that the user asked for."""
     stale = [path for path in checkpoints.iterdir() if path.name.endswith(_PARTIAL)]
     numbered = _numbered(checkpoints)
     stale += [path for number, path in numbered if number > step or not (path / MARKER).exists()]
@@ -240,22 +247,22 @@ def _is_temporary(checkpoint: Path) -> bool:
     try:
         return bool(read_json(checkpoint / MARKER).get("temporary", False))
     except (ValueError, AttributeError, OSError):
-        return False  # corrupt: kept as long as one that the user asked for
+        return False  # a corrupt one is kept as long as those that the user asked for
 
 
 def _remove(checkpoint: Path) -> None:
-    (checkpoint / MARKER).unlink(missing_ok=True)  # first, so that a folder that is half removed is not a checkpoint
+    (checkpoint / MARKER).unlink(missing_ok=True)  # first, so that a partly removed folder is not a checkpoint
     shutil.rmtree(checkpoint)
 
 
 def _numbered(checkpoints: Path) -> list[tuple[int, Path]]:
-    """List the folders step_N, sorted by N."""
+    """List the folders step_N with their numbers, sorted by N."""
     numbers = ((path.name.removeprefix("step_"), path) for path in checkpoints.glob("step_*"))
     return sorted((int(number), path) for number, path in numbers if number.isdigit())
 
 
 def newest_step(output_dir: Path) -> int | None:
-    """Return the step of the newest complete checkpoint, or `None`."""
+    """Return the step of the newest complete checkpoint, or `None` if there is none."""
     steps = [step for step, path in _numbered(output_dir / CHECKPOINTS) if (path / MARKER).exists()]
     return max(steps, default=None)
 
@@ -266,7 +273,7 @@ def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
     Corrupt checkpoints are skipped with a warning.
 
     Returns:
-        `Path`, *optional*: `None` if the run starts from the beginning.
+        `Path`, *optional*: Folder of the checkpoint; `None` if the run starts from the beginning.
 
     Raises:
         UsageError: If the named checkpoint, or all existing ones, are corrupt.
@@ -280,7 +287,7 @@ def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
     faults: list[str] = []
     for _, path in reversed(_numbered(output_dir / CHECKPOINTS)):
         if not (path / MARKER).exists():
-            continue  # a kill left it incomplete; this is expected and needs no warning
+            continue  # a kill left it incomplete, which is expected and needs no warning
         if (fault := find_fault(path)) is None:
             for text in faults:
                 warnings.warn(f"{text}; resuming from {path.name} instead.", stacklevel=2)
@@ -288,13 +295,13 @@ def find_checkpoint(output_dir: Path, resume: str | None) -> Path | None:
         faults.append(fault)
     if faults:
         raise UsageError(
-            f"`resume='auto'`: {faults[0]}, and there is no older one; start again with `overwrite_output_dir`."
+            f"`resume='auto'`: {faults[0]}, and no older one exists; start again with `overwrite_output_dir`."
         )
     return None
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Describe what is wrong with a checkpoint, in a sentence without a period; `None` if nothing is."""
+    """Describe why a checkpoint cannot be used, in a sentence without a period; return `None` if it can."""
     marker = checkpoint / MARKER
     if not marker.exists():
         return f"{checkpoint} is not a complete checkpoint"

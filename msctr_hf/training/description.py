@@ -1,4 +1,4 @@
-"""Descriptions of a run: run.json, and the lines that are printed before the first step."""
+"""Descriptions of a run: the content of run.json, and the lines that are printed before the first step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .duration import Duration
 from .settings import TrainingSettings, purpose
 
 _PACKAGES = ("msctr_hf", "torch", "transformers", "accelerate", "datasets", "timm", "evaluate", "huggingface_hub")
-# variables that change how a run computes, and those that say where a scheduler started it
+# variables that change the computations of a run, and those that say where a scheduler started it
 _ENVIRONMENT = re.compile(
     r"(ACCELERATE_|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|NCCL_|TORCH|FSDP_|SLURM_(JOB|NNODES|NTASKS|NODELIST)|HF_HUB_OFFLINE)"
 )
@@ -35,9 +35,9 @@ HIDDEN = "***"
 def describe_run(
     settings: dict[str, Any], accelerator: Accelerator, duration: Duration, step: int, command: str | None = None
 ) -> dict[str, Any]:
-    """Collect what is needed to understand a run later: command, settings, versions, git state, environment, machine.
+    """Collect the facts that explain a run later: command, settings, versions, git state, environment, machine.
 
-    Access tokens are hidden in all of it.
+    Access tokens in them are hidden.
     """
     return without_secrets(
         {
@@ -59,16 +59,16 @@ def describe_run(
 
 
 def _paths(settings: dict[str, Any]) -> list[str]:
-    """Names of the settings that are files or folders of this machine, which a model card must not take for Hub ids.
+    """List the settings whose values are files or folders of this machine, and not Hub ids to show in a model card.
 
-    They are recorded at the start, since a relative path means nothing in another folder or on another machine.
+    They are recorded at the start, since a relative path has no meaning in another folder or on another machine.
     """
     values = {name: value for name, value in settings.items() if purpose(name).is_path and isinstance(value, str)}
     return [name for name, value in values.items() if Path(value).exists()]
 
 
 def without_secrets(value: Any) -> Any:
-    """Hide access tokens in a value: those of the Hub, and the values of secret variables of this environment."""
+    """Hide access tokens of the Hub, and values of secret environment variables, in a value of any type."""
     if isinstance(value, dict):
         return {without_secrets(key): without_secrets(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -82,7 +82,7 @@ def without_secrets(value: Any) -> Any:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the code, if it is in a git work tree."""
+    """Return the commit of the code, or `None` if it is not in a git work tree."""
     return _git("rev-parse", "HEAD")
 
 
@@ -107,16 +107,16 @@ class RunSummary:
 
     Args:
         network (`nn.Module`): Network that is trained.
-        backbone (`str`): Name of its backbone, or of the saved model that is adapted.
+        backbone (`str`): Name of the backbone, or of the saved model that is adapted.
         dataset (`str`): Name of the data set.
         num_classes (`int`): Number of classes.
         training_images, validation_images (`int`, *optional*): Numbers of images; `None` for a stream.
         args (`TrainingSettings`): Settings of the training.
         duration (`Duration`): Length of the run in steps and epochs.
-        num_processes (`int`): Processes that train together.
-        precision (`str`): Mixed precision.
-        checkpoint (`Path`, *optional*): Checkpoint that the run resumes from.
-        step (`int`): Step of the checkpoint.
+        num_processes (`int`): Number of processes that train together.
+        precision (`str`): Mixed precision of Accelerate.
+        checkpoint (`Path`, *optional*): Checkpoint from which the run resumes.
+        step (`int`): Number of the step of the checkpoint.
     """
 
     network: nn.Module
@@ -134,7 +134,7 @@ class RunSummary:
 
 
 def describe_start(run: RunSummary) -> list[str]:
-    """Describe a run in the lines that are printed before the first step."""
+    """Return the lines about a run that are printed before its first step."""
     args = run.args
     always, in_training = _count_parameters(run.network)
     batch = args.batch_size * args.gradient_accumulation_steps * run.num_processes
@@ -177,7 +177,7 @@ def processor_name() -> str:
 
 
 def _count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Count the parameters that a prediction uses, and those that are used only during training."""
+    """Count the parameters that inference uses, and those that are used only during training."""
     needs_auxiliary = getattr(getattr(model, "decode_head", None), "needs_auxiliary_logits", False)
     prefixes = ("projection_head.",) if needs_auxiliary else ("projection_head.", "auxiliary_head.")
     for_training = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(prefixes))

@@ -1,4 +1,4 @@
-"""Processes, precision and memory layout: what depends on the machine and not on the method."""
+"""Processes, precision and memory layout, which depend on the machine and not on the method."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..errors import UsageError, as_usage_error
 from .network import synchronize_batch_norms
 from .settings import TrainingSettings
 
-FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # for which torch has fused optimizers
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # split weights, gradients or states over processes
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
-_MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"}  # of mallopt(3)
-_SKIPPED_STEPS, _WARM_UP_STEPS, _TRACED_STEPS = 5, 2, 3  # of a profile
+FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # devices for which torch has fused optimizers
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # these split weights, gradients or states over processes
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # constants of malloc.h
+_MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"}  # variables of mallopt(3)
+_SKIPPED_STEPS, _WARM_UP_STEPS, _TRACED_STEPS = 5, 2, 3  # steps of a profile
 _LISTED_OPERATORS = 25
 
 
@@ -34,7 +34,8 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
 
     Args:
         arguments (`TrainingSettings`): Precision, accumulation, trackers and compilation.
-        find_unused_parameters (`bool`): Let several processes train a network with parameters that get no gradient.
+        find_unused_parameters (`bool`): Whether several processes may train a network with parameters that get no
+            gradient.
 
     Raises:
         UsageError: If a tracker is not installed, or Accelerate refuses the settings.
@@ -43,7 +44,7 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"`report_to='{name}'` needs the package: pip install {name}, or `report_to='none'`.")
-    with as_usage_error(ValueError, prefix="Accelerate refuses these settings: "):  # such as bf16 on an old GPU
+    with as_usage_error(ValueError, prefix="Accelerate refuses these settings: "):  # for example, bf16 on an old GPU
         accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
             gradient_accumulation_steps=arguments.gradient_accumulation_steps,
@@ -64,9 +65,9 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
 def keep_freed_memory() -> None:
     """Let the C library of Linux keep freed memory for the next large tensor instead of returning it to the system.
 
-    Otherwise the pages of every large feature map are requested and zeroed again. A step of a network on
-    EfficientNet-Lite0 takes 1.2 s instead of 1.7 (8 images of 320x448, one thread). Where one of the library's own
-    variables for this is set (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`), nothing is changed.
+    Otherwise the system must provide and zero the pages of every large feature map again. With it, a step of a network
+    on EfficientNet-Lite0 takes 1.2 s instead of 1.7 s (8 images of 320x448, one thread). Nothing is changed if an
+    environment variable already sets this (`MALLOC_MMAP_MAX_`, `MALLOC_TRIM_THRESHOLD_`).
     """
     if platform.system() == "Linux" and not _MALLOC_VARIABLES & os.environ.keys():
         library = ctypes.CDLL(None)
@@ -78,7 +79,7 @@ def keep_freed_memory() -> None:
 def optimize_layout(
     model: nn.Module, device: torch.device, *, channels_last: bool = False, bf16: bool = False, num_processes: int = 1
 ) -> nn.Module:
-    """Adapt a network to the machine: memory format, precision of slow layers, statistics shared between GPUs."""
+    """Adapt a network to the machine: memory format, precision of slow layers, synchronized BatchNorm."""
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     if device.type == "cpu" and bf16:
@@ -89,7 +90,7 @@ def optimize_layout(
 
 
 def depthwise_in_float32(model: nn.Module) -> None:
-    """Compute depthwise convolutions that are large or strided in float32: their bf16 gradients are slow on CPUs.
+    """Compute large or strided depthwise convolutions in float32, because their bf16 gradients are slow on CPUs.
 
     Their backward pass takes a third to a tenth of the time in float32 (channels last, PyTorch 2.15).
     """
@@ -109,15 +110,15 @@ def _forward_in_float32(module: nn.Conv2d, features: torch.Tensor) -> torch.Tens
 
 
 def full_state_dict(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor] | None:
-    """Gather weights that are split over processes, for the first one to save; `None` if every process has them all.
+    """Gather weights that are split over processes, so that one can save them; return `None` if they are not split.
 
-    All processes have to call it.
+    All processes must call it.
     """
     return accelerator.get_state_dict(model) if accelerator.distributed_type in SHARDED else None
 
 
 def used_megabytes(device: torch.device) -> float:
-    """Return the peak memory of PyTorch on a GPU since the last call, or the resident memory of a process on a CPU."""
+    """Return the peak memory of PyTorch on a GPU since the last call, or the resident memory of this process."""
     if device.type != "cuda":
         return psutil.Process().memory_info().rss / 2**20
     peak = torch.cuda.max_memory_allocated(device)
@@ -129,7 +130,7 @@ def used_megabytes(device: torch.device) -> float:
 def traced(accelerator: Accelerator, output_dir: Path) -> Iterator[torch.profiler.profile]:
     """Trace a few steps to OUTPUT_DIR/profile/, with a table of the operators that take longest.
 
-    The caller calls `step()` of the profiler after every step.
+    The caller must call `step()` of the profiler after every step.
     """
     folder = output_dir / "profile"
     key = "self_cuda_time_total" if accelerator.device.type == "cuda" else "self_cpu_time_total"

@@ -1,4 +1,4 @@
-"""How long a run is: epochs and optimizer steps of a training set, and how often the network is validated."""
+"""Length of a run: epochs and optimizer steps of a training set, and the interval of validations."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..data.loaders import ShuffledSampler
 from ..errors import UsageError
 from .settings import TrainingSettings
 
-VALIDATIONS, LONGEST_WITHOUT_VALIDATION = 20, 5_000  # where `validation_steps` is not given
+DEFAULT_VALIDATIONS, MAX_STEPS_WITHOUT_VALIDATION = 20, 5_000  # if `validation_steps` is not given
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """Optimizer steps of the passes over a training set, whose images may be split over processes.
+    """Epochs of a training set, whose images may be split over processes, in batches and optimizer steps.
 
     Args:
-        sampler (`ShuffledSampler`): Order of the images; with repeat factors every epoch has its own number of them.
-        batch_size (`int`): Images of a batch of one process; an incomplete batch is dropped.
-        gradient_accumulation_steps (`int`): Batches of one step.
-        num_processes (`int`): Processes that train together.
+        sampler (`ShuffledSampler`): Order of the images; with repeat factors, their number differs between epochs.
+        batch_size (`int`): Number of images of a batch of one process; an incomplete batch is dropped.
+        gradient_accumulation_steps (`int`): Number of batches of one step.
+        num_processes (`int`): Number of processes that train together.
     """
 
     sampler: ShuffledSampler
@@ -30,20 +30,20 @@ class Epochs:
     num_processes: int
 
     def batches(self, epoch: int) -> int:
-        """Number of batches that every process gets in an epoch."""
+        """Count the batches that every process gets in an epoch."""
         sampler = copy.copy(self.sampler)
         sampler.set_epoch(epoch)
         return len(sampler) // self.batch_size // self.num_processes
 
     def steps(self, epoch: int = 0) -> int:
-        """Number of optimizer steps of an epoch."""
-        # rounded up: Accelerate takes a step at the last batch of an epoch, with as many batches as there are
+        """Count the optimizer steps of an epoch."""
+        # rounded up, since Accelerate takes a step at the last batch of an epoch, even with fewer batches than usual
         return math.ceil(self.batches(epoch) / self.gradient_accumulation_steps)
 
     def steps_until(self, num_epochs: float) -> int:
-        """Number of optimizer steps of so many epochs; of the last one a part where the number is not whole."""
+        """Count the optimizer steps of a number of epochs, which may end within an epoch."""
         whole = int(num_epochs)
-        part = round((num_epochs - whole) * self.steps(whole), 6)  # 0.1 of 10 steps is one, not 1.0000000000000009
+        part = round((num_epochs - whole) * self.steps(whole), 6)  # 0.1 of 10 steps is 1, not 1.0000000000000009
         # not a sum where all epochs are as long: a run that ends early may have any number of them
         of_whole = whole * self.steps() if self.sampler.repeats is None else sum(map(self.steps, range(whole)))
         return max(1, of_whole + math.ceil(part))
@@ -64,10 +64,10 @@ class Duration:
     """Length of a run in optimizer steps.
 
     Args:
-        max_steps (`int`): Steps in all.
-        validation_steps (`int`): Steps from one validation to the next.
-        steps_per_epoch (`int`, *optional*): Steps of the first epoch; `None` for a stream.
-        num_epochs (`float`, *optional*): Passes over the training set; `None` for a stream.
+        max_steps (`int`): Total number of steps.
+        validation_steps (`int`): Number of steps from one validation to the next.
+        steps_per_epoch (`int`, *optional*): Number of steps of the first epoch; `None` for a stream.
+        num_epochs (`float`, *optional*): Number of passes over the training set; `None` for a stream.
     """
 
     max_steps: int
@@ -80,7 +80,7 @@ def plan_duration(arguments: TrainingSettings, epochs: Epochs | None) -> Duratio
     """Derive the length of a run from its settings and its training set; `epochs` is `None` for a stream.
 
     Raises:
-        UsageError: If a stream is to be read for a number of epochs.
+        UsageError: If the length of a stream is given in epochs.
     """
     max_steps, steps_per_epoch = arguments.max_steps, None if epochs is None else epochs.steps()
     if max_steps is None:
@@ -90,6 +90,6 @@ def plan_duration(arguments: TrainingSettings, epochs: Epochs | None) -> Duratio
                 "of a stream is not known; use `max_steps`, or leave `streaming` out."
             )
         max_steps = epochs.steps_until(arguments.num_train_epochs)
-    by_default = min(max(1, steps_per_epoch or 0, max_steps // VALIDATIONS), LONGEST_WITHOUT_VALIDATION)
+    by_default = min(max(1, steps_per_epoch or 0, max_steps // DEFAULT_VALIDATIONS), MAX_STEPS_WITHOUT_VALIDATION)
     num_epochs = None if epochs is None else epochs.epochs_until(max_steps)
     return Duration(max_steps, arguments.validation_steps or by_default, steps_per_epoch, num_epochs)

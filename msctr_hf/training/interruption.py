@@ -1,4 +1,4 @@
-"""Stopping a run by a signal: SIGTERM of a scheduler, or Ctrl-C."""
+"""Interruption of a run by a signal: SIGTERM of a scheduler, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """A run was told to stop and has saved a checkpoint; `msctr train` then exits with `EXIT_INTERRUPTED`."""
+    """Exception of a run that a signal stopped after it saved a checkpoint; commands exit with `EXIT_INTERRUPTED`."""
 
 
 class StopRequest:
-    """Record SIGTERM and SIGINT within a `with` block; a second signal acts as if there were no block.
+    """Context that records SIGTERM and SIGINT in `requested`; a second signal acts as it does outside the context.
 
-    Outside of the main thread, where Python does not allow signal handlers, signals are left alone.
+    In other threads than the main one, where Python does not allow signal handlers, signals are not recorded.
 
     Args:
-        reaction (`str`): What follows from the first signal, for the line that answers it.
+        reaction (`str`): What the process does after the first signal, for the line that reports it.
     """
 
     def __init__(self, reaction: str = "saving a checkpoint") -> None:
         self.reaction = reaction
-        self.came = False
+        self.requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._record) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._give_back()
+        self._restore_handlers()
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
-        # not print, which is not reentrant: the signal may have come while something was being printed
-        os.write(2, f"\n{signal.Signals(number).name}: {self.reaction}; once more ends at once\n".encode())
-        self._give_back()
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        # not print, which is not reentrant: the signal may arrive while something is being printed
+        os.write(
+            2,
+            f"\n{signal.Signals(number).name}: {self.reaction}; send it again to end immediately\n".encode(),
+        )
+        self._restore_handlers()
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

@@ -1,4 +1,4 @@
-"""Log scalars and images of a run: running means, log.jsonl, trackers."""
+"""Logs of a run: running means of scalars, log.jsonl, trackers."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunningMeans:
-    """Average scalars since the last report; tensors stay on their device, without synchronization per step.
+    """Means of scalars since the last report; tensors stay on their device, without synchronization in every step.
 
-    Values that are not finite are left out: NaN means that there was nothing to measure.
+    Values that are not finite are left out, since NaN means that there was nothing to measure.
     """
 
     def __init__(self) -> None:
-        self._names: dict[str, None] = {}  # in the order of the first batch
+        self._names: dict[str, None] = {}  # names in the order of the first batch
         self._device: dict[tuple[str, ...], torch.Tensor] = {}  # names of tensors -> (2, names): sums and counts
         self._host: dict[str, tuple[float, float]] = {}  # name -> sum, count
 
     def update(self, *scalars: Mapping[str, torch.Tensor | float]) -> None:
-        """Add the scalars of one batch; every process must give the same names."""
-        together = {name: value for part in scalars for name, value in part.items()}
-        self._names |= dict.fromkeys(together)
-        tensors = {name: value.detach().float() for name, value in together.items() if isinstance(value, torch.Tensor)}
+        """Add the scalars of one batch, which must have the same names in all processes."""
+        merged = {name: value for part in scalars for name, value in part.items()}
+        self._names |= dict.fromkeys(merged)
+        tensors = {name: value.detach().float() for name, value in merged.items() if isinstance(value, torch.Tensor)}
         if tensors:
             values, names = torch.stack(list(tensors.values())), tuple(tensors)
             finite = values.isfinite()
             sums = torch.stack([values.where(finite, 0.0), finite.float()])
             self._device[names] = self._device[names].to(sums.device) + sums if names in self._device else sums
-        for name, value in together.items():
+        for name, value in merged.items():
             if name not in tensors and math.isfinite(value):
                 total, count = self._host.get(name, (0.0, 0.0))
                 self._host[name] = (total + float(value), count + 1)
 
     def report(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the means over batches and processes, with one synchronization, and start again from zero.
+        """Return the means over batches and processes, with one synchronization, and reset them.
 
         Scalars that were never measured are left out.
         """
@@ -64,31 +64,31 @@ class RunningMeans:
         table = torch.zeros(2, len(place), device=accelerator.device)
         for names, sums in self._device.items():
             table[:, [place[name] for name in names]] += sums.to(table)
-        for name, of_host in self._host.items():
-            table[:, place[name]] += torch.tensor(of_host, device=accelerator.device)
+        for name, host_sums in self._host.items():
+            table[:, place[name]] += torch.tensor(host_sums, device=accelerator.device)
         totals = accelerator.reduce(table, reduction="sum").tolist()
         self.__init__()  # type: ignore[misc]
         return {name: total / count for name, total, count in zip(place, *totals, strict=True) if count}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint stores."""
+        """Return the state for a checkpoint."""
         return {"names": list(self._names), "device": self._device, "host": self._host}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what a checkpoint stored."""
+        """Restore the state of a checkpoint."""
         self._names, self._device, self._host = dict.fromkeys(state["names"]), state["device"], state["host"]
 
 
 class RunLog:
-    """Write scalars to log.jsonl and to the trackers, in the main process only.
+    """Log of a run: scalars are written to log.jsonl and to the trackers, by the main process only.
 
     Args:
-        accelerator (`Accelerator`): The processes; its trackers are started.
+        accelerator (`Accelerator`): Accelerator, whose trackers are started.
         output_dir (`Path`): Folder of the run.
         settings (`dict`): Settings of the run, for the trackers.
-        step (`int`): Step that the run resumes from; later lines of an interrupted run are dropped.
-        validated_step (`int`, *optional*): Step of the last validation whose result is in the checkpoint, `step` by
-            default; lines of later validations are dropped, since these are repeated.
+        step (`int`): Step from which the run resumes; later lines of an interrupted run are dropped.
+        validated_step (`int`, *optional*): Step of the last validation whose result is in the checkpoint, by default
+            `step`; lines of later validations are dropped, since these are repeated.
 
     Raises:
         UsageError: If log.jsonl cannot be written.
@@ -113,7 +113,7 @@ class RunLog:
         accelerator.init_trackers("msctr_hf", config=_flat(without_secrets(settings)), init_kwargs=options)
 
     def write(self, values: Mapping[str, Any], step: int) -> None:
-        """Log the scalars of one step; other values go to log.jsonl only.
+        """Log the values of one step; values that are not scalars are written to log.jsonl only.
 
         Raises:
             UsageError: If log.jsonl cannot be written, or the disk is full.
@@ -127,18 +127,21 @@ class RunLog:
                 file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 
     def write_skipped(self, verdict: Verdict) -> None:
-        """Log that a step was skipped, which terms were not finite, and on which images."""
+        """Log a skipped step, with the terms that were not finite and the images."""
         faulty = verdict.faulty
         self.write({"skipped": True, "not_finite": faulty.terms, "images": faulty.images}, verdict.step)
         self._say(
-            f"step {verdict.step} was skipped, not finite: {', '.join(faulty.terms)}; "
+            f"step {verdict.step} was skipped; not finite: {', '.join(faulty.terms)}; "
             f"images: {', '.join(faulty.images)}"
         )
 
     def write_validation(self, result: ValidationResult, step: int, metric: str = "mean_iou") -> None:
-        """Log the scores of a validation, and a few predictions to the trackers that accept images.
+        """Log the scores of a validation and, to trackers that accept images, a few predictions.
 
-        `metric` is the score that decides which network is the best; it is logged too.
+        Args:
+            result (`ValidationResult`): Scores and a few predictions.
+            step (`int`): Step of the validated network.
+            metric (`str`): Score that decides which network is the best; it is logged in addition to the usual ones.
         """
         scores = {**{name: result.results[name] for name in _SCORES}, metric: result.measured(metric)}
         self.write({f"{_VALIDATION}{name}": score for name, score in scores.items()}, step)
@@ -162,9 +165,9 @@ class RunLog:
 
     @contextmanager
     def _full_disk_reported(self, kind: type[OSError] | None = None) -> Iterator[None]:
-        """Raise errors of writing as `UsageError`: all of `kind`, or without it only a full disk.
+        """Convert errors of writing to `UsageError`: all of a `kind`, or only a full disk if there is none.
 
-        Trackers also use the network, whose errors must keep their traceback.
+        Without a `kind`, errors of the network, which trackers also use, keep their traceback.
         """
         try:
             yield
@@ -173,22 +176,23 @@ class RunLog:
                 raise
             reason = error.strerror or str(error)
             raise UsageError(
-                f"{self.path} could not be written ({reason}); make room there, then resume with `resume='auto'`."
+                f"{self.path} could not be written ({reason}); check free space and permissions there, then resume "
+                "with `resume='auto'`."
             ) from error
 
 
 def _is_up_to(line: str, step: int, last_validated: int) -> bool:
-    """Tell whether a line is complete and not newer than `step`, or than `last_validated` if it is of a validation.
+    """Return whether a line is complete and not newer than `step` (`last_validated` if it is about a validation).
 
-    A run that is killed between logging a validation and noting it in the checkpoint repeats the validation, so its
-    first line must go.
+    A run that is killed after it logs a validation, and before it records it in the checkpoint, repeats the
+    validation, so its first line must be dropped.
     """
     try:
         entry = json.loads(line)
     except json.JSONDecodeError:
         return False
-    of_validation = any(name.startswith(_VALIDATION) for name in entry)
-    return entry["step"] <= (last_validated if of_validation else step) and line.endswith("\n")
+    is_validation = any(name.startswith(_VALIDATION) for name in entry)
+    return entry["step"] <= (last_validated if is_validation else step) and line.endswith("\n")
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training loop: `train` is a run, `train_step` is one step. All parts of a run are built in setup.py."""
+"""Training loop: `train` is a run, `train_step` is one step. All parts of a run are built in setup.py."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ..errors import UsageError
+from ..progress import say
 from .checkpointing import replace_progress, save_checkpoint, write_on_main
 from .devices import full_state_dict, traced
 from .interruption import Interrupted, StopRequest
-from .replacement import forget
+from .replacement import remove_replaced
 from .run_folder import (
     CHECKPOINTS,
     LAST,
@@ -33,12 +34,13 @@ from .validation import ValidationResult, share_statistics
 
 
 class TrainingLoop:
-    """Train a network, validate it, and keep the best and the last one.
+    """Loop that trains a network, validates it, and saves the best and the last one.
 
     Args:
-        setup (`Setup`): Parts of the run, after `start`.
-        stop (`StopRequest`): Whether this process was told to stop.
-        publish (`Callable`, *optional*): Called by the main process with the folder of every new best network.
+        setup (`Setup`): Parts of the run; its `start` must have been called.
+        stop (`StopRequest`): Record of signals that tell this process to stop.
+        publish (`Callable`, *optional*): Function that the main process calls with the folder after every new best
+            network.
     """
 
     def __init__(self, setup: Setup, stop: StopRequest, publish: Callable[[Path], None] | None = None):
@@ -51,27 +53,27 @@ class TrainingLoop:
         self.stop = stop
         self.publish = publish
         self.batches = endless_batches(self.accelerator, setup.loader, self.progress)
-        # a checkpoint of another folder is not part of this run: the first save writes one of its own
+        # a checkpoint in another folder does not belong to this run, so the same step must be saved here again
         is_own = setup.checkpoint is not None and setup.checkpoint.resolve() == self.checkpoint_folder.resolve()
         self.saved_step = self.progress.step if is_own else 0
-        self.learning_rate = self.schedule.get_last_lr()[-1]  # of the newest step
+        self.learning_rate = self.schedule.get_last_lr()[-1]  # learning rate of the newest step
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Folder of the checkpoint of this step, which may not exist."""
+        """Folder of the checkpoint of this step, which may not exist yet."""
         return self.output_dir / CHECKPOINTS / f"step_{self.progress.step}"
 
     @property
     def best_network(self) -> torch.nn.Module:
-        """Network that is validated and saved: the average of the weights if there is one."""
+        """Network that is validated and saved, with averaged weights if there is an average."""
         return self.network if self.average is None else self.average.module
 
     def run(self) -> dict[str, Any]:
         """Train to the last step and return the best results.
 
         Raises:
-            UsageError: If too many steps in a row were skipped, or something cannot be written.
-            Interrupted: If a process was told to stop; there is a checkpoint to resume from.
+            UsageError: If too many steps in a row were skipped, or a file cannot be written.
+            Interrupted: If a signal told a process to stop; a checkpoint to resume from was saved before.
         """
         try:
             self.train()
@@ -93,16 +95,16 @@ class TrainingLoop:
                 if self.is_out_of_patience():
                     break
                 self.train_step(self.next_batches())
-                # Usually the outcome of the step before: reading that of this step would make the host wait for the
-                # device, which would then have nothing queued. Where the host waits anyway, nothing is left unread,
-                # so that what is logged and saved below holds for this very step in every process.
+                # Usually this is the outcome of the previous step: reading that of this step would make the host wait
+                # for the device, which would then have an empty queue. Where the host waits anyway, it reads all
+                # outcomes, so that the logs and checkpoints below include this very step in every process.
                 outcome = self.guard.check(wait=self.host_waits_anyway())
                 with self.meter.paused():
                     if self.is_due(self.args.logging_steps):
                         report = self.meter.report(step, self.learning_rate, self.progress.skipped_steps)
                         self.log.write(report, step)
-                    # A validation takes long and may fail or be killed: a checkpoint before it means that resuming
-                    # repeats the validation only, and no step. It comes before a stop for the same reason.
+                    # A validation takes long and may fail or be killed. With a checkpoint before it, a resumed run
+                    # repeats only the validation, and no step; with one before a stop, it repeats nothing.
                     if self.save_is_due() or self.validation_is_due() or outcome.stop:
                         self.save_checkpoint()
                     if outcome.stop:
@@ -119,7 +121,7 @@ class TrainingLoop:
     def train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
         """Run the forward and backward passes of all batches of a step, then update the weights once."""
         for batch in batches:
-            with self.accelerator.accumulate(self.model):  # processes exchange gradients at the last batch only
+            with self.accelerator.accumulate(self.model):  # processes exchange gradients only at the last batch
                 self.guard.before_forward()
                 pixel_values = batch["pixel_values"]
                 if self.args.channels_last:
@@ -131,9 +133,9 @@ class TrainingLoop:
             self.meter.add_batch(terms, output.diagnostics or {})
         grad_norm = self.clip_gradient()
         self.progress.step += 1
-        # Takes the optimizer's step, or skips it on the device if something is not finite. The host does not know
-        # which at this point, so the lines below run in either case and must not depend on it.
-        self.guard.update(self.progress.step, grad_norm, stop=self.stop.came)
+        # Takes the step of the optimizer, or skips it on the device if its loss or gradient is not finite. The host
+        # does not know which yet, so the lines below run in both cases and must not depend on it.
+        self.guard.update(self.progress.step, grad_norm, stop=self.stop.requested)
         self.learning_rate = self.schedule.get_last_lr()[-1]
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -144,8 +146,8 @@ class TrainingLoop:
     def next_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the batches of one step: `gradient_accumulation_steps` of them, or fewer where an epoch ends.
 
-        They are read one by one, since Accelerate takes the batch that was read last for the one that is trained on,
-        and ends a step early at the last batch of an epoch.
+        They are read one by one, since Accelerate assumes that the batch read last is the one that is trained on, and
+        ends a step early at the last batch of an epoch.
         """
         for batch in self.batches:
             yield batch
@@ -153,62 +155,63 @@ class TrainingLoop:
                 return
 
     def clip_gradient(self) -> torch.Tensor | None:
-        """Clip the gradient and return its norm before that; `None` with launchers that do not report it."""
-        # called without a limit too, since the guard needs the norm
+        """Clip the gradient and return its norm before clipping, or `None` if the launcher does not report it."""
+        # also called without a limit, since the guard needs the norm
         largest = float("inf") if self.args.max_grad_norm is None else self.args.max_grad_norm
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), largest)
         return grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
 
     def is_due(self, every: int) -> bool:
-        """Whether something that is done every so many steps, and at the end, is due after this step."""
+        """Return whether an action that is repeated after `every` steps, and at the end, is due after this step."""
         return self.progress.step % every == 0 or self.progress.step == self.duration.max_steps
 
     def save_is_due(self) -> bool:
-        """Whether the user asked for a checkpoint of this step."""
+        """Return whether the user asked for a checkpoint of this step."""
         return self.is_due(self.args.checkpointing_steps)
 
     def validation_is_due(self) -> bool:
-        """Whether a validation of this step is due, and was not done before an interruption."""
+        """Return whether a validation of this step is due and was not done before an interruption."""
         return self.is_due(self.duration.validation_steps) and self.progress.validated_step != self.progress.step
 
     def is_out_of_patience(self) -> bool:
-        """Whether too many validations in a row, up to the newest, found no new best network."""
+        """Return whether too many validations in a row, up to the newest, found no new best network."""
         patience = self.args.early_stopping_patience
         return patience is not None and self.progress.validations_without_best >= patience
 
     def host_waits_anyway(self) -> bool:
-        """Whether this step ends with logging, saving or validating, which wait for the device anyway."""
+        """Return whether logging, saving or validation follows this step, which wait for the device anyway."""
         return self.is_due(self.args.logging_steps) or self.save_is_due() or self.validation_is_due()
 
     def finish_what_was_due(self) -> None:
-        """Do what was due after the checkpoint that the run resumes from, and was cut off by an interruption.
+        """Complete what was due after the checkpoint from which the run resumes, and was cut off by an interruption.
 
-        A kill may have come at any time after the checkpoint was complete, so all that follows a checkpoint has to be
-        repeatable: files are replaced by equal ones, and a validation of the same weights gives the same result.
+        The run may have been killed at any time after the checkpoint was complete, so everything that follows a
+        checkpoint must be repeatable: files are replaced by equal ones, and a validation of the same weights has the
+        same result.
         """
         if self.progress.step == 0:
             return
         best, path = self.progress.best_results, self.output_dir / RESULTS_FILE
-        # a validation whose result is in the checkpoint may have ended before its results file was written; only the
-        # main process is asked, since the others may not see the folder
+        # results.json differs from the checkpoint if a validation was cut off before its mark, or if the checkpoint is
+        # older or in another folder; it is then replaced, and the model next to it is not pushed
         best_is_here = bool(best) and read_json(path) == best
         if best:
             write_on_main(self.accelerator, lambda: write_json(path, best), str(path))
         if self.save_is_due():
             self.save_last()
         if self.validation_is_due():
-            self.save_checkpoint()  # of this run, where it was resumed from a checkpoint of another folder
+            self.save_checkpoint()  # writes one only if the run was resumed from a checkpoint in another folder
             self.keep_if_best(self.validate())
         if best_is_here and best is self.progress.best_results:
-            self.push()  # its upload may have been cut off; the Hub makes no second commit of equal files
+            self.push()  # its upload may have been cut off; equal files do not lead to a second commit on the Hub
 
     def validate(self) -> ValidationResult:
-        """Score the network; this does not change the state of the run.
+        """Score the network, without changing the state of the run.
 
         Raises:
-            Interrupted: If a process was told to stop before the end.
+            Interrupted: If a signal told a process to stop before the end.
         """
-        result = self.validation.run(self.best_network, lambda: self.stop.came)
+        result = self.validation.run(self.best_network, lambda: self.stop.requested)
         if result is None:
             raise self.interrupted()
         return result
@@ -216,9 +219,9 @@ class TrainingLoop:
     def keep_if_best(self, result: ValidationResult) -> None:
         """Log a validation, save the network if it is the best so far, and mark the validation as done.
 
-        The mark, a file in the checkpoint of this step, is written last: after a kill before it, the validation is
-        repeated with the same weights and the same result. The log then drops the first line, and files are replaced
-        by equal ones. An upload cannot be repeated without a second commit, so it comes after the mark.
+        The mark, a file in the checkpoint of this step, is written last: if the run is killed before, the validation
+        is repeated with the same weights and the same result, the log drops the first line, and files are replaced by
+        equal ones. An upload follows the mark, since a repeated one could lead to a second commit.
         """
         progress = self.progress
         metric = self.args.metric_for_best_model
@@ -237,7 +240,7 @@ class TrainingLoop:
             self.push()
 
     def save_best(self, result: ValidationResult) -> None:
-        """Save the network that was validated, with its scores, as the model of the run."""
+        """Save the validated network, with its scores, as the model of the run."""
         weights = full_state_dict(self.accelerator, self.best_network)
 
         def save() -> None:
@@ -249,7 +252,7 @@ class TrainingLoop:
         write_on_main(self.accelerator, save, f"The best model in {self.output_dir}")
 
     def save_last(self) -> None:
-        """Save the network of this step, whether it is the best or not."""
+        """Save the network of this step, even if it is not the best."""
         weights = full_state_dict(self.accelerator, self.best_network)
         write_on_main(
             self.accelerator,
@@ -260,18 +263,19 @@ class TrainingLoop:
     def end_early(self) -> None:
         """Save the network of this step, and report why the run ends before its last step."""
         self.save_last()
-        self.accelerator.print(
-            f"\nstep {self.progress.step}: no new best {self.args.metric_for_best_model} in the last "
-            f"{self.progress.validations_without_best} validations, so training ends early (early_stopping_patience "
-            f"{self.args.early_stopping_patience})"
-        )
+        if self.accelerator.is_main_process:
+            say(
+                f"step {self.progress.step}: no new best {self.args.metric_for_best_model} in the last "
+                f"{self.progress.validations_without_best} validations, so training ends early "
+                f"(early_stopping_patience {self.args.early_stopping_patience})"
+            )
 
     def save_checkpoint(self) -> None:
-        """Save a checkpoint, unless this step has one."""
+        """Save a checkpoint, unless this step already has one."""
         if self.saved_step == self.progress.step:
             return
         if self.validation_is_due():
-            share_statistics(self.best_network)  # a resumed run must validate the same network as this one
+            share_statistics(self.best_network)  # so that a resumed run validates the same network as this one
         save_checkpoint(
             self.accelerator,
             self.output_dir,
@@ -283,19 +287,19 @@ class TrainingLoop:
         )
         self.saved_step = self.progress.step
         if self.accelerator.is_main_process:
-            forget(self.output_dir)  # the replaced run is needed only as long as this one has saved nothing
+            remove_replaced(self.output_dir)  # the replaced run is needed only until this one has saved something
 
     def push(self) -> None:
-        """Publish the best network of the run, if there is somewhere to publish it."""
+        """Publish the best network of the run, if a function to do so was given."""
         if self.publish is not None and self.accelerator.is_main_process:
             self.publish(self.output_dir)
 
     def interrupted(self) -> Interrupted:
-        """Build the exception that ends the run after the checkpoint of this step, when it was told to stop."""
+        """Build the exception that ends the run after a signal, when the checkpoint of this step is saved."""
         return Interrupted(f"stopped after step {self.progress.step}; continue with `resume='auto'`")
 
     def give_up(self, failure: TooManySkippedSteps) -> UsageError:
-        """Save a checkpoint, which has the weights from before the skipped steps, and build the final error."""
+        """Save a checkpoint, with the weights from before the skipped steps, and build the error that ends the run."""
         self.save_checkpoint()
         report, verdict = self.output_dir / NOT_FINITE_FILE, failure.verdict
         content = {"step": verdict.step, "learning_rate": self.learning_rate, **verdict.faulty._asdict()}

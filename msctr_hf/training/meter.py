@@ -1,4 +1,4 @@
-"""Measure a training run: means of losses, images per second, memory, and progress."""
+"""Measurements of a training run: means of losses, images per second, memory, and progress."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..progress import progress
 from .devices import used_megabytes
 from .logs import RunningMeans
 
-STEPS_WITHOUT_ANCHORS = 100  # batches in a row before a warning
+BATCHES_WITHOUT_ANCHORS = 100  # number of batches in a row that leads to a warning
 
 
 class Meter:
-    """Average losses and measure time since the last report, without validation, saving and logging.
+    """Means of losses, and time without validation, saving and logging, since the last report.
 
     Args:
-        accelerator (`Accelerator`): The processes over which losses are averaged.
-        means (`RunningMeans`): The means, whose state is part of a checkpoint.
-        images_per_step (`int`): Number of images per step in all processes together.
+        accelerator (`Accelerator`): Processes over which losses are averaged.
+        means (`RunningMeans`): Means of losses, whose state is part of a checkpoint.
+        images_per_step (`int`): Number of images per step, over all processes.
     """
 
     def __init__(self, accelerator: Accelerator, means: RunningMeans, images_per_step: int):
@@ -47,10 +47,10 @@ class Meter:
         self.means.update(terms, diagnostics)
         nothing_contrasted = diagnostics.get("contrastive/skipped_stages", 0.0) == 1
         self.batches_without_anchors = self.batches_without_anchors + 1 if nothing_contrasted else 0
-        if self.batches_without_anchors == STEPS_WITHOUT_ANCHORS:
+        if self.batches_without_anchors == BATCHES_WITHOUT_ANCHORS:
             warnings.warn(
-                f"No anchors in the last {STEPS_WITHOUT_ANCHORS} batches: no class has enough pixels in any image. "
-                "Take larger crops or batches, or lower `contrastive_min_anchors_per_class`.",
+                f"No anchors in the last {BATCHES_WITHOUT_ANCHORS} batches: no class has enough pixels in any image. "
+                "Use larger crops or batches, or lower `contrastive_min_anchors_per_class`.",
                 stacklevel=2,
             )
 
@@ -70,7 +70,7 @@ class Meter:
             self._since += time.perf_counter() - self._paused
 
     def report(self, step: int, learning_rate: Any, skipped_steps: int) -> dict[str, float]:
-        """Return the scalars of the steps since the last report and start again; must be called within `paused`."""
+        """Return the scalars of the steps since the last report, and reset them; must be called within `paused`."""
         values = self.means.report(self.accelerator)
         seconds = self._paused - self._since
         values["learning_rate"] = float(learning_rate)

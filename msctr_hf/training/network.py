@@ -1,4 +1,4 @@
-"""Build a network that is ready to train from settings and a data set."""
+"""Construction of a network that is ready for training, from settings and a data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from ..data.labels import IGNORE_INDEX
 from ..data.settings import DataSettings
 from ..data.specs import DatasetSpec
-from ..errors import UsageError, building_a_network
+from ..errors import UsageError, brief_reason, building_a_network, first_line
 from ..models.backbone_weights import load_backbone_weights
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
@@ -32,12 +32,12 @@ def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: Datas
     """Build the configuration of a network for the classes of a data set.
 
     Args:
-        arguments (`ModelSettings`): The backbone.
-        settings (`dict`): Further settings of `MsctrConfig`.
-        spec (`DatasetSpec`): Classes and colors.
+        arguments (`ModelSettings`): Settings of the backbone.
+        settings (`dict`): Settings of `MsctrConfig` by name.
+        spec (`DatasetSpec`): Data set, with classes and colors.
 
     Raises:
-        UsageError: If a setting is unknown, of a wrong type or does not fit the others.
+        UsageError: If a setting is unknown, has a wrong type or contradicts others.
     """
     backbone_config = _backbone_config(arguments)
     with building_a_network():
@@ -57,7 +57,7 @@ def build_network(
     """Build a network with its initial weights: those of a pretrained backbone, or of a saved model.
 
     Raises:
-        UsageError: If settings or weights do not fit the network.
+        UsageError: If settings or weights do not match the network.
     """
     model: MsctrForSemanticSegmentation | ContrastiveAdapter
     if arguments.contrastive_adapter:
@@ -83,7 +83,7 @@ def build_network(
 def choose_image_processor(
     model: MsctrForSemanticSegmentation | ContrastiveAdapter, arguments: ModelSettings, data_arguments: DataSettings
 ) -> Any:
-    """Choose the image processor that is saved with a network; an adapted model keeps its own."""
+    """Build the image processor to save with a network, or load that of an adapted model."""
     options = image_processor_options(data_arguments)
     if isinstance(model, ContrastiveAdapter):
         return image_processor_of_saved(arguments.model_name_or_path, options)
@@ -91,7 +91,7 @@ def choose_image_processor(
 
 
 def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -> MsctrImageProcessor:
-    """Build an image processor with the normalization that the backbone was trained with, and further `options`."""
+    """Build an image processor with the normalization of the weights of the backbone, and further `options`."""
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     backbone = model.config.backbone_config
     if backbone.model_type == "timm_backbone" and (pretrained := timm.get_pretrained_cfg(backbone.backbone)):
@@ -102,7 +102,7 @@ def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -
 
 
 def image_processor_options(arguments: DataSettings) -> dict[str, Any]:
-    """Return the options of the image processor that say how validation images are resized and padded."""
+    """Return the options of the image processor for resizing and padding validation images."""
     shorter = arguments.resize_shorter_side
     resize = {"do_resize": True, "size": {"shortest_edge": shorter}} if shorter else {"do_resize": False}
     return {**resize, "size_divisor": arguments.size_divisor, "padding_mode": arguments.padding_mode}
@@ -117,13 +117,13 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
 
 
 def refuse_single_values(model: nn.Module) -> None:
-    """Let batch normalization refuse a single value per channel with a `UsageError` instead of a plain ValueError.
+    """Make batch normalization refuse a single value per channel with a `UsageError` instead of a ValueError.
 
-    This is checked in the forward pass, which alone knows the sizes of all feature maps: `batch_size=1` is enough for
-    networks that do not pool a whole image to one value, as the heads of DeepLabV3 and UPerNet do.
+    This is checked in the forward pass, since only there the sizes of all feature maps are known: `batch_size=1` works
+    for networks that do not pool a whole image to one value, as the heads of DeepLabV3 and UPerNet do.
     """
     for module in model.modules():
-        # SyncBatchNorm is left out, since it counts the values of all processes
+        # not SyncBatchNorm, which counts the values of all processes
         if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
             module.register_forward_pre_hook(_refuse_single_value)
 
@@ -137,7 +137,7 @@ def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor, ...]) ->
 
 
 def freeze(module: nn.Module) -> None:
-    """Fix parameters and the statistics of normalization layers, even when the whole network is set to train."""
+    """Freeze parameters and normalization statistics, even when the whole network is set to training mode."""
     module.requires_grad_(False)
     module.eval()
     module.train = lambda mode=True: module  # type: ignore[method-assign]
@@ -159,20 +159,22 @@ def _backbone_config(arguments: ModelSettings) -> dict[str, Any]:
         raise UsageError(f"timm has no backbone {arguments.backbone!r}; similar names: {', '.join(close) or 'none'}.")
     options: dict[str, Any] = {"output_stride": arguments.output_stride}
     if arguments.backbone.startswith("hrnet"):
-        options = {"timm_kwargs": {"feature_location": ""}}  # the raw branches
+        options = {
+            "timm_kwargs": {"feature_location": ""}
+        }  # maps of the branches, without the layers for classification
     if arguments.backbone.startswith("swin"):
-        options = {"timm_kwargs": {"strict_img_size": False}}  # any size
+        options = {"timm_kwargs": {"strict_img_size": False}}  # accept images of any size
     return {"model_type": "timm_backbone", "backbone": arguments.backbone, **_timm_stages(arguments.backbone, options)}
 
 
 def _timm_stages(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Choose the feature maps of a timm network at strides 4 to 32, or four blocks of a plain transformer."""
+    """Choose the feature maps of a timm network at strides from 4, or four blocks of a plain transformer."""
     network = timm.create_model(name, features_only=True)
     strides = network.feature_info.reduction()
     if len(set(strides)) > 1:
         return {"out_indices": [index for index, stride in enumerate(strides) if stride >= 4], **options}
     if not hasattr(network.model, "dynamic_img_size"):
-        raise UsageError(f"{name} takes images of one size only in timm; use a Hub id of transformers instead.")
+        raise UsageError(f"{name} accepts images of only one size in timm; use a Hub id of transformers instead.")
     return {
         "out_indices": _evenly_spaced(range(len(network.model.blocks))),
         "timm_kwargs": {"dynamic_img_size": True, "dynamic_img_pad": True},
@@ -189,7 +191,7 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(hub_id)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"The configuration of {hub_id} cannot be loaded from the Hub ({str(error).splitlines()[0][:160]}); pass "
+            f"The configuration of {hub_id} cannot be loaded from the Hub ({brief_reason(error)}); pass "
             "it as `backbone_config`."
         ) from error
     stages = [name for name in config.stage_names if name.startswith("stage")]
@@ -198,7 +200,7 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
 
 
 def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> MsctrForSemanticSegmentation:
-    """Load a saved model for the classes of this data set; a classifier of other classes gets new random weights."""
+    """Load a saved model for the classes of a data set; a classifier for other classes gets new random weights."""
     kind = saved_kind(path)
     if kind != MsctrConfig.model_type:
         raise UsageError(
@@ -222,14 +224,14 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"`model_name_or_path`: {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"`model_name_or_path`: {path} cannot be loaded: {first_line(error)}") from error
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]]
-    # allowed to be new: classifiers, since the classes may differ, and heads that are used only during training
+    # new weights are allowed in classifiers, since classes may differ, and in heads that are used only during training
     new = [key for key in mismatched if ".classifier." not in key and not key.startswith("projection_head.")]
     new += [key for key in info["missing_keys"] if not key.startswith(("projection_head.", "auxiliary_head."))]
     if new:
         raise UsageError(
-            f"`model_name_or_path`: the settings describe another network than {path}, {len(new)} of its tensors do "
-            f"not fit ({', '.join(sorted(new)[:4])}); leave `decode_head` and the like to the saved model."
+            f"`model_name_or_path`: the settings describe another network than {path}: {len(new)} of its tensors do "
+            f"not match ({', '.join(sorted(new)[:4])}); leave out settings such as `decode_head`, which it determines."
         )
     return model.float().train()

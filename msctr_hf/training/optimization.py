@@ -20,11 +20,11 @@ def build_optimizer(model: nn.Module, arguments: TrainingSettings, fused: bool =
 
     Args:
         model (`nn.Module`): Network; parameters of its `backbone` get the learning rate of the backbone.
-        arguments (`TrainingSettings`): Learning rates, weight decay, and which parameters have no weight decay.
-        fused (`bool`): Whether to use the fused form, which CPUs and NVIDIA, AMD, Apple and Intel GPUs have.
+        arguments (`TrainingSettings`): Learning rates, weight decay, and parameters without weight decay.
+        fused (`bool`): Whether to use the fused optimizer, for CPUs and for NVIDIA, AMD, Apple and Intel GPUs.
     """
     groups = parameter_groups(model, arguments)
-    # fused: one kernel, which can also skip a step on the device without the host knowing (see StepGuard)
+    # a fused optimizer is one kernel, which can also skip a step on the device without the host (see StepGuard)
     options: dict[str, Any] = {"lr": arguments.learning_rate, "fused": fused}
     if arguments.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=arguments.momentum, **options)
@@ -59,14 +59,14 @@ def _parameters_of_norms(model: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, arguments: TrainingSettings, duration: Duration) -> LambdaLR:
-    """Build the schedule of the rate per optimizer step: linear warm-up, then poly, exponential or constant."""
+    """Build the schedule of the learning rate: linear warm-up, then poly, exponential or constant."""
     return LambdaLR(optimizer, lambda step: schedule_factor(step, arguments, duration))
 
 
 def schedule_factor(step: int, arguments: TrainingSettings, duration: Duration) -> float:
-    """Compute the factor of the learning rate at a step, which counts from 0; it is never negative.
+    """Compute the factor of the learning rate at a step, counted from 0; it is never negative.
 
-    After the warm-up the factor is computed from the absolute step: the schedule does not start again.
+    After the warm-up, the factor is computed from the absolute step: the schedule includes the steps of the warm-up.
     """
     if step < arguments.warmup_steps:
         return (step + 1) / arguments.warmup_steps

@@ -1,8 +1,8 @@
-"""Replacing a run (`overwrite_output_dir`): the old run is kept under another name until the new one has saved.
+"""Replacement of a run (`overwrite_output_dir`), which is kept under another name until the new run has saved.
 
 OUTPUT_DIR is renamed to .OUTPUT_DIR.replaced in the same folder. The renamed run is removed when the new one has saved
-a checkpoint, and gets its name back when the new one ends before that. A kill in between leaves both folders, and the
-next start keeps the old run until it has saved a checkpoint itself.
+a checkpoint, and gets its name back if the new one ends before that. A kill in between leaves both folders; the next
+start then keeps the old run until it has saved a checkpoint itself.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from .run_folder import OLD_REPLACED, holds_a_log, holds_a_model, is_empty, repl
 
 
 def put_aside(output_dir: Path) -> None:
-    """Rename the folder of the run that is to be replaced, unless an earlier start has done so and saved nothing."""
+    """Rename the folder of the run to replace, unless an earlier start has renamed it and saved nothing."""
     output_dir, replaced = output_dir.resolve(), replaced_folder(output_dir)
     if is_empty(output_dir):
         return
     if (output_dir / OLD_REPLACED).exists() and not replaced.exists() and not holds_a_model(output_dir):
-        (output_dir / OLD_REPLACED).rename(replaced)  # the rest of the folder is a start that saved nothing
+        (output_dir / OLD_REPLACED).rename(replaced)  # the other files are of a start that saved nothing
     if replaced.exists() and not holds_a_model(output_dir):
         _clear_attempt(output_dir)
         return
-    shutil.rmtree(replaced, ignore_errors=True)  # the run in OUTPUT_DIR has saved a checkpoint since
+    shutil.rmtree(replaced, ignore_errors=True)  # the run in OUTPUT_DIR replaced it by saving a checkpoint
     with as_usage_error(OSError, prefix=f"`overwrite_output_dir`: {output_dir} cannot be renamed to keep the old run; "
                         "choose another `output_dir`: "):  # fmt: skip
         output_dir.rename(replaced)
@@ -33,7 +33,7 @@ def put_aside(output_dir: Path) -> None:
 
 
 def restore(output_dir: Path) -> str | None:
-    """Rename the replaced run back; returns a sentence about it, or `None` if there is no such run."""
+    """Rename the replaced run back and return a sentence about it, or `None` if no run was replaced."""
     output_dir, replaced = output_dir.resolve(), replaced_folder(output_dir)
     if not replaced.exists():
         return None
@@ -44,13 +44,13 @@ def restore(output_dir: Path) -> str | None:
     return f"{output_dir} holds the old run again, which was not replaced{kept}"
 
 
-def forget(output_dir: Path) -> None:
-    """Remove the replaced run, once the new one has saved a checkpoint."""
+def remove_replaced(output_dir: Path) -> None:
+    """Remove the replaced run, because the new one has saved a checkpoint."""
     shutil.rmtree(replaced_folder(output_dir), ignore_errors=True)
 
 
 def _clear_attempt(output_dir: Path) -> Path | None:
-    """Remove the folder of a run that saved nothing, or rename it if it has logged something."""
+    """Remove the folder of a run that saved nothing, or rename it if the run has logged something."""
     if not holds_a_log(output_dir):
         shutil.rmtree(output_dir)
         return None

@@ -1,6 +1,6 @@
-"""Resuming from a checkpoint: which settings may differ from the run that wrote it.
+"""Rules for resuming from a checkpoint: which settings may differ from those of the run that wrote it.
 
-The states are restored by `Setup.resume_from`; `TrainingLoop.finish_what_was_due` does what an interruption cut off.
+`Setup.resume_from` restores the states; `TrainingLoop.finish_what_was_due` completes what an interruption cut off.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from .checkpointing import SETTINGS_FILE, Progress
 from .run_folder import read_json
 from .settings import add_missing, purpose, purposes
 
-# settings that say how the images of a step are split
-_BATCH = (*(name for name, about in purposes().items() if about.on_resume == "batch"), "num_processes")
+# settings that split the images of a step into batches and processes
+_BATCH = (*(name for name, info in purposes().items() if info.on_resume == "batch"), "num_processes")
 
 
 def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
     """Check that a run can be resumed from a checkpoint with these settings.
 
     Args:
-        checkpoint (`Path`): Complete checkpoint.
-        settings (`dict`): All settings of the run, and `num_processes`.
+        checkpoint (`Path`): Folder of a complete checkpoint.
+        settings (`dict`): All settings of the run to resume, and `num_processes`.
 
     Returns:
-        `list[str]`: Sentences about settings that differ and may do so.
+        `list[str]`: Sentences about settings that differ and are allowed to.
 
     Raises:
         UsageError: If the settings describe another run; the message lists all differences.
     """
     saved = read_json(checkpoint / SETTINGS_FILE)
     if not saved:
-        raise UsageError(f"`resume`: {checkpoint} holds no {SETTINGS_FILE}; it was written by another version.")
+        raise UsageError(f"`resume`: {checkpoint} does not contain {SETTINGS_FILE}; another version wrote it.")
     saved = add_missing(saved, settings)
     different = changed(saved, settings)
     refused = [name for name in different if name not in _BATCH and purpose(name).on_resume == "refused"]
@@ -58,7 +58,7 @@ def _in_words(value: Any) -> str:
 
 
 def _compare_batches(saved: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Check that a step sees as many images as before, and describe how they are split now."""
+    """Check that a step sees as many images as before, and describe the new split."""
     before, now = (_images_per_step(each) for each in (saved, settings))
     if before != now:
         per_process = before / (settings["num_processes"] * settings["gradient_accumulation_steps"])
@@ -90,13 +90,14 @@ def _split(settings: dict[str, Any]) -> str:
 
 
 def splits_as_before(checkpoint: Path, settings: dict[str, Any]) -> bool:
-    """Whether the images of a step are split into batches and processes as in the checkpoint."""
+    """Return whether the images of a step are split into batches and processes as in the checkpoint."""
     saved = read_json(checkpoint / SETTINGS_FILE)
     return all(saved.get(name) == settings.get(name) for name in _BATCH)
 
 
 def move_to_the_same_image(progress: Progress, checkpoint: Path, settings: dict[str, Any]) -> None:
-    """Convert the number of batches of this epoch to the current split of a step, so that the data continues."""
+    """Convert the number of batches of this epoch to the new split, so that training continues at the same image."""
     saved = read_json(checkpoint / SETTINGS_FILE)
     images = progress.batches_in_epoch * saved["batch_size"] * saved["num_processes"]
+    # whole, except after the last step of an epoch, which may have fewer batches
     progress.batches_in_epoch = images // (settings["batch_size"] * settings["num_processes"])

@@ -1,4 +1,4 @@
-"""The folder of a run. Files are replaced by renaming: a reader finds the old content or the new, never a part.
+"""Folder of a run. Files are replaced by renaming: a reader finds the old or the new content, never a part.
 
 OUTPUT_DIR/                     the best validated model, for `from_pretrained`
     results.json predictions.png
@@ -34,9 +34,9 @@ LOG_FILE = "log.jsonl"
 NOT_FINITE_FILE = "not_finite.json"
 PREDICTIONS_FILE = "predictions.png"
 CHECKPOINTS = "checkpoints"
-MARKER = "COMPLETE"  # file of a checkpoint that is written last
+MARKER = "COMPLETE"  # last file of a checkpoint to be written
 LAST = "last"
-OLD_REPLACED = ".replaced"  # folder in OUTPUT_DIR where older versions kept the run that was to be replaced
+OLD_REPLACED = ".replaced"  # folder in OUTPUT_DIR in which older versions kept the run to replace
 _PARTIAL = ".partial"
 
 
@@ -53,7 +53,7 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
         return
     if not overwrite and replaced.exists() and not holds_a_model(output_dir):
         raise UsageError(
-            f"`output_dir`: the run of {output_dir} is in {replaced}, since a start that was to replace it ended "
+            f"`output_dir`: the run of {output_dir} is in {replaced}, because the run that should replace it ended "
             "before it saved anything; rename it back, or replace it with `overwrite_output_dir`."
         )
     holds_a_run = (output_dir / RUN_FILE).exists() or (output_dir / OLD_REPLACED).exists()
@@ -67,24 +67,24 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
 
 
 def is_empty(output_dir: Path) -> bool:
-    """Whether a folder is empty or does not exist."""
+    """Return whether a folder is empty or does not exist."""
     return not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
 
 
 def holds_a_model(output_dir: Path) -> bool:
-    """Whether a run has saved a checkpoint or a model."""
+    """Return whether a run has saved a checkpoint or a model."""
     saved = (RESULTS_FILE, f"{LAST}/config.json", f"{CHECKPOINTS}/*/{MARKER}")
     return any(any(output_dir.glob(pattern)) for pattern in saved)
 
 
 def holds_a_log(output_dir: Path) -> bool:
-    """Whether a run has logged anything."""
+    """Return whether a run has logged anything."""
     log = output_dir / LOG_FILE
     return log.exists() and log.stat().st_size > 0
 
 
 def replaced_folder(output_dir: Path) -> Path:
-    """Path of the run that is to be replaced, until the new one has saved a checkpoint: next to the folder."""
+    """Return the path, next to a folder, of the run that is replaced until the new one has saved a checkpoint."""
     folder = output_dir.resolve()
     return folder.with_name(f".{folder.name}.replaced")
 
@@ -92,8 +92,8 @@ def replaced_folder(output_dir: Path) -> Path:
 def share_permissions(folder: Path) -> None:
     """Give `.safetensors` files the permissions of their neighbors.
 
-    safetensors creates them readable by their owner only, whatever the umask, so that nobody else could use the
-    model. The neighbors show what the umask and the folder allow; reading the umask itself would mean changing it.
+    safetensors makes them readable only by their owner, whatever the umask, so that nobody else could use the model.
+    The neighbors show what the umask and the folder allow; the umask itself cannot be read without changing it.
     """
     for path in folder.rglob("*.safetensors"):
         neighbors = (each for each in path.parent.iterdir() if each.is_file() and each.suffix != ".safetensors")
@@ -108,9 +108,9 @@ def save_model(
     folder: Path,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a folder for `from_pretrained`; its files replace older ones when all of them are written.
+    """Write a folder for `from_pretrained`, whose files replace older ones when all of them are written.
 
-    `state_dict` holds the weights if they are split over processes.
+    `state_dict` contains the weights if they are split over processes.
     """
     partial = folder / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -126,7 +126,7 @@ def save_model(
 
 
 def write_run_file(output_dir: Path, description: dict[str, Any]) -> None:
-    """Write run.json; that of a resumed run also holds the descriptions of its earlier starts."""
+    """Write run.json, which for a resumed run also contains the descriptions of its earlier starts."""
     earlier = read_json(output_dir / RUN_FILE)
     before = earlier.pop("earlier_starts", [])
     starts = {"earlier_starts": [*before, earlier]} if earlier else {}
@@ -134,8 +134,8 @@ def write_run_file(output_dir: Path, description: dict[str, Any]) -> None:
 
 
 def write_config(output_dir: Path, settings: dict[str, Any]) -> None:
-    """Write config.yaml, with which `--config` starts the same run."""
-    kept = {name: value for name, value in settings.items() if value is not None and not purpose(name).of_a_start}
+    """Write config.yaml, from which `--config` starts the same run."""
+    kept = {name: value for name, value in settings.items() if value is not None and not purpose(name).launch_only}
     text = yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=119)
     replace_file(output_dir / CONFIG_FILE, f"# msctr train --config {CONFIG_FILE}\n{text}")
 
@@ -152,12 +152,12 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a dict from a JSON file; empty if the file does not exist."""
+    """Read a dict from a JSON file; return an empty dict if the file does not exist."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
-    """Write or replace a JSON file, indented to be read by people."""
+    """Write or replace a JSON file, indented for people."""
     replace_file(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -171,7 +171,7 @@ def replace_file(path: Path, text: str) -> None:
 
 @contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, which replaces `path` when it is on the disk and is removed if writing fails."""
+    """Yield a temporary path, which replaces `path` when it is on the disk, or is removed if writing fails."""
     partial = path.with_name(f"{_PARTIAL}_{path.name}")
     try:
         yield partial
@@ -182,7 +182,7 @@ def _written_whole(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Write a file, or the names in a folder, to the disk, so that they survive a power cut."""
+    """Flush a file, or the names in a folder, to the disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Settings of a training run: the network that it starts from, and how this is trained."""
+"""Settings of a training run: initial network, and training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..data.settings import DataSettings
 from ..errors import UsageError
-from ..settings import About, Settings, abouts, defaults, setting
+from ..settings import SettingInfo, Settings, defaults, setting, setting_infos
 
 DEFAULT_MAX_STEPS = 40_000
 _TRACKERS = ("none", "tensorboard", "trackio", "wandb")
@@ -17,7 +17,7 @@ _TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 
 @dataclass
 class ModelSettings(Settings):
-    """Settings of where the network comes from; those of the network itself are the fields of `MsctrConfig`."""
+    """Settings of the initial network: backbone, weights, saved model; other settings are in `MsctrConfig`."""
 
     _argument_group_name = "network"
 
@@ -45,7 +45,9 @@ class ModelSettings(Settings):
         False,
         help="Train a saved segmentation model of transformers with the contrastive objective.",
     )
-    freeze_backbone: bool = setting(False, help="Train the heads only; the statistics of the backbone are fixed too.")
+    freeze_backbone: bool = setting(
+        False, help="Train only the heads; weights and normalization statistics of the backbone do not change."
+    )
     activation_checkpointing: bool = setting(
         False,
         help="Recompute the activations of the backbone in the backward pass, to save memory.",
@@ -61,7 +63,7 @@ class ModelSettings(Settings):
 
 @dataclass
 class TrainingSettings(Settings):
-    """Settings of how the network is trained."""
+    """Settings of training: folder, length, optimizer, validation, checkpoints, logs and precision."""
 
     _argument_group_name = "training"
 
@@ -77,7 +79,7 @@ class TrainingSettings(Settings):
         help="Replace the run that is in the folder.",
         on_resume="free",
         in_card=False,
-        of_a_start=True,
+        launch_only=True,
     )
     seed: int = setting(
         0,
@@ -87,32 +89,32 @@ class TrainingSettings(Settings):
     )
     max_steps: int | None = setting(
         None,
-        help=f"Optimizer steps in all; {DEFAULT_MAX_STEPS:,} by default, unless `num_train_epochs` says how many.",
+        help=f"Total number of optimizer steps; by default {DEFAULT_MAX_STEPS:,}, unless `num_train_epochs` is given.",
         at_least=1,
         on_resume="announced",
         instead_of=("num_train_epochs",),
     )
     num_train_epochs: float | None = setting(
         None,
-        help="Passes over the training set, instead of `max_steps`; not for a stream, whose length is not known.",
+        help="Number of passes over the training set, instead of `max_steps`; not possible with `streaming`.",
         above=0,
         on_resume="announced",
         instead_of=("max_steps",),
     )
     batch_size: int = setting(
         2,
-        help="Images of one step on one process.",
+        help="Number of images in a batch of one process.",
         at_least=1,
         aliases=("per_device_train_batch_size",),
         on_resume="batch",
     )
     gradient_accumulation_steps: int = setting(
-        1, help="Batches whose gradients are summed for one step.", at_least=1, on_resume="batch"
+        1, help="Number of batches whose gradients are accumulated for one step.", at_least=1, on_resume="batch"
     )
     global_batch_size: int | None = setting(
         None,
-        help="Images of one step over all processes that the learning rate is meant for; a run with another number "
-        "says so when it starts.",
+        help="Number of images of one step, over all processes, for which the learning rate is meant; a run with "
+        "another number reports it when it starts.",
         at_least=1,
         on_resume="free",
         in_card=False,
@@ -144,18 +146,18 @@ class TrainingSettings(Settings):
     exponential_gamma: float = setting(0.98, help="Factor of the exponential schedule for every epoch.", at_least=0)
     warmup_steps: int = setting(0, help="Steps of linear warm-up of the learning rate.", at_least=0)
     max_grad_norm: float | None = setting(
-        None, help="Clip the norm of the gradient to this; never by default.", above=0
+        None, help="Clip the norm of the gradient to this value; by default it is not clipped.", above=0
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None,
-        help="Mixed precision; by default that of the configuration of accelerate.",
+        help="Mixed precision; by default that of the Accelerate configuration.",
         resembles=("bf16", "fp16"),
         on_resume="announced",
     )
     validation_steps: int | None = setting(
         None,
-        help="Validate every so many steps, and at the end; by default after every epoch, but at most 20 times in all "
-        "and at least every 5,000 steps.",
+        help="Validate every this many steps, and at the end; by default after every epoch, or about 20 times in a "
+        "run of many epochs, and at least every 5,000 steps.",
         at_least=1,
         resembles=("eval_steps",),
         on_resume="free",
@@ -163,18 +165,18 @@ class TrainingSettings(Settings):
     )
     metric_for_best_model: str = setting(
         "mean_iou",
-        help="Score that decides which model is the best: mean_iou, mean_accuracy, or a group of classes of the data "
-        "set by its name, whose mean IoU counts (Cityscapes: vehicle, human, ...).",
+        help="Score that decides which model is the best: mean_iou, mean_accuracy, or the name of a group of classes "
+        "of the data set (Cityscapes: vehicle, human, ...), for its mean IoU.",
     )
     early_stopping_patience: int | None = setting(
         None,
-        help="End training after so many validations in a row without a new best model; never by default.",
+        help="End training after this many validations in a row without a new best model; by default never.",
         at_least=1,
         on_resume="announced",
     )
     checkpointing_steps: int = setting(
         5_000,
-        help="Save a checkpoint every so many steps, and at the end.",
+        help="Save a checkpoint every this many steps, and at the end.",
         at_least=1,
         resembles=("save_steps",),
         on_resume="free",
@@ -190,22 +192,22 @@ class TrainingSettings(Settings):
     )
     resume: str | None = setting(
         None,
-        help="Resume from a checkpoint: 'auto' (the newest, if there is one) or its path.",
+        help="Resume from a checkpoint: 'auto' (the newest, if any) or its path.",
         resembles=("resume_from_checkpoint",),
         on_resume="free",
         in_card=False,
-        of_a_start=True,
+        launch_only=True,
     )
     max_skipped_steps: int = setting(
         20,
-        help="Stop after so many steps in a row that were skipped since their loss or gradient was not finite.",
+        help="Stop after this many steps in a row were skipped because their loss or gradient was not finite.",
         at_least=1,
         on_resume="free",
         in_card=False,
     )
     ema: bool = setting(False, help="Average the weights (EMA); the average is validated and saved.")
     ema_decay: float = setting(0.9999, help="Decay of the average per step, after a warm-up.", at_least=0, below=1)
-    logging_steps: int = setting(50, help="Log every so many steps.", at_least=1, on_resume="free", in_card=False)
+    logging_steps: int = setting(50, help="Log every this many steps.", at_least=1, on_resume="free", in_card=False)
     report_to: list[str] = setting(
         ["tensorboard"],
         help="Trackers in addition to log.jsonl: tensorboard, wandb, trackio, or none.",
@@ -214,10 +216,10 @@ class TrainingSettings(Settings):
     )
     dry_run: bool = setting(
         False,
-        help="Try everything in two steps, checkpoint and validation included, and keep nothing.",
+        help="Try everything in two steps, including checkpoints and validation, and keep nothing.",
         on_resume="free",
         in_card=False,
-        of_a_start=True,
+        launch_only=True,
     )
     profile: bool = setting(
         False,
@@ -238,7 +240,7 @@ class TrainingSettings(Settings):
     )
     tf32: bool = setting(
         False,
-        help="Use TF32 for matrix products on NVIDIA GPUs; their convolutions use it anyway.",
+        help="Use TF32 for matrix products on NVIDIA GPUs, as their convolutions do by default.",
         on_resume="announced",
     )
 
@@ -257,17 +259,17 @@ class TrainingSettings(Settings):
 
 
 @cache
-def purposes() -> dict[str, About]:
-    """Describe all settings of a run except for those of `MsctrConfig`, to which the defaults of `About` apply."""
-    return abouts(ModelSettings, DataSettings, TrainingSettings)
+def purposes() -> dict[str, SettingInfo]:
+    """Return the descriptions of the settings of a run; those of `MsctrConfig` have the default description."""
+    return setting_infos(ModelSettings, DataSettings, TrainingSettings)
 
 
-def purpose(name: str) -> About:
-    """Describe a setting of a run."""
-    return purposes().get(name, About())
+def purpose(name: str) -> SettingInfo:
+    """Return the description of a setting of a run."""
+    return purposes().get(name, SettingInfo())
 
 
 def add_missing(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete settings that an older version recorded: one that only `current` has is taken to be its default."""
+    """Add the defaults of settings that an older version did not record, because only `current` has them."""
     known = defaults(ModelSettings, DataSettings, TrainingSettings)
     return {**{name: known[name] for name in current if name in known}, **recorded}

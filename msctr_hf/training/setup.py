@@ -1,4 +1,4 @@
-"""Building all parts of a run, up to the moment before the first step."""
+"""Setup of a run: all of its parts are built, up to the first step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..models.contrastive_adapter import ContrastiveAdapter
+from ..progress import say
 from ..settings import as_mapping
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
 from .description import RunSummary, describe_run, describe_start, without_secrets
@@ -33,16 +34,16 @@ from .validation import Validation, check_metric
 
 
 class Setup:
-    """All parts of a run: `__init__` builds them and writes nothing; `start` restores a checkpoint and writes files.
+    """All parts of a run; `__init__` builds them and writes nothing, `start` restores a checkpoint and writes files.
 
     Args:
-        model_arguments, data_arguments, args: Settings of network, data and training.
-        network_settings (`dict`): Further settings of `MsctrConfig`.
-        validation_images (`int`, *optional*): Validate on so many images only.
+        model_arguments, data_arguments, args: Settings of the initial network, the data and training.
+        network_settings (`dict`): Settings of `MsctrConfig` by name.
+        validation_images (`int`, *optional*): Number of images to validate on; by default all.
         command (`str`, *optional*): Command that starts the same run, for run.json; by default that of this process.
 
     Raises:
-        UsageError: If the settings do not fit the data, the network or each other.
+        UsageError: If the settings contradict the data, the network or each other.
     """
 
     def __init__(
@@ -65,10 +66,8 @@ class Setup:
         self.accelerator = accelerator
         given = {**as_mapping(model_arguments, data_arguments, args), **network_settings}
         self.settings = json.loads(json.dumps(without_secrets(given)))
-        self.kept_settings = {
-            **self.settings,
-            "num_processes": accelerator.num_processes,
-        }  # saved with every checkpoint
+        # saved with every checkpoint, to be compared on resume
+        self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}
         self.checkpoint = self._find_checkpoint()
         self.notes = [] if self.checkpoint is None else compare_settings(self.checkpoint, self.kept_settings)
         if args.global_batch_size not in (None, self.images_per_step):
@@ -78,7 +77,7 @@ class Setup:
                 f"{args.learning_rate:g} is meant for global_batch_size {args.global_batch_size}"
             )
 
-        set_seed(args.seed)  # every process builds the same network
+        set_seed(args.seed)  # so that every process builds the same network
         with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
             network = build_network(model_arguments, network_settings, self.spec)
             self.image_processor = choose_image_processor(network, model_arguments, data_arguments)
@@ -110,15 +109,15 @@ class Setup:
         self.states = States(
             shared={"schedule": self.schedule, "progress": self.progress, **averages}, own={"means": self.means}
         )
-        set_seed(args.seed, device_specific=True)  # but draws anchors and dropout of its own
+        set_seed(args.seed, device_specific=True)  # so that every process draws its own anchors and dropout
 
     @property
     def images_per_step(self) -> int:
-        """Images of one step over all processes."""
+        """Number of images of one step, over all processes."""
         return self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _find_checkpoint(self) -> Path | None:
-        """Search for the checkpoint on the main process, for all processes: they may not see the same folder."""
+        """Find the checkpoint on the main process, for all processes, which may not have access to the same folder."""
         found: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             try:
@@ -131,7 +130,7 @@ class Setup:
         return checkpoint
 
     def _average(self, network: torch.nn.Module) -> ModelEmaV3 | None:
-        """Build the average of the weights, if it is asked for."""
+        """Build the average of the weights, if the settings ask for one."""
         if not self.args.ema:
             return None
         if self.accelerator.distributed_type in SHARDED:
@@ -141,7 +140,7 @@ class Setup:
         return average.to(self.accelerator.device)
 
     def start(self) -> None:
-        """Restore the checkpoint, and write and print what a run does before its first step."""
+        """Restore the checkpoint, write run.json and config.yaml, and print a description of the run."""
         folder = f"`output_dir`: {self.output_dir}"
         if self.args.overwrite_output_dir and self.checkpoint is None:
             write_on_main(self.accelerator, lambda: put_aside(self.output_dir), folder, "start again")
@@ -160,8 +159,9 @@ class Setup:
             report=self._report_skipped,
         )
         self.meter = Meter(self.accelerator, self.means, self.images_per_step)
-        for line in [*describe_start(self._summary()), *self.notes]:
-            self.accelerator.print(line)
+        if self.accelerator.is_main_process:
+            for line in [*describe_start(self._summary()), *self.notes]:
+                say(line)
 
     def _describe(self) -> None:
         description = describe_run(self.settings, self.accelerator, self.duration, self.progress.step, self.command)
@@ -193,19 +193,21 @@ class Setup:
         """Restore all states, so that the next step is the one that an uninterrupted run would take.
 
         Raises:
-            UsageError: If the checkpoint holds pickled objects other than tensors.
+            UsageError: If the checkpoint contains pickled objects other than tensors.
         """
         same_split = splits_as_before(checkpoint, self.kept_settings)
         try:
             self.accelerator.load_state(str(checkpoint))
             self.states.load(checkpoint, self.accelerator, own=same_split)
         except pickle.UnpicklingError as error:
-            raise UsageError(f"`resume`: {checkpoint} holds more than tensors; none of it was executed.") from error
+            raise UsageError(
+                f"`resume`: {checkpoint} contains more than tensors; none of its code was run."
+            ) from error
         # The states were saved before the validation of their step and are never rewritten, so that a kill during the
         # validation finds them valid; the result of the validation is in a file of its own.
         load_progress(checkpoint, self.progress)
         if not same_split:
-            # The states of random number generators belong to processes, and those of other processes are of no use.
-            # The order of the data depends on nothing but the number of images seen, so it continues.
+            # The random states belong to the processes of the old split, and are of no use for a new one. The order of
+            # the data depends only on the number of images seen, so it continues.
             move_to_the_same_image(self.progress, checkpoint, self.kept_settings)
             set_seed(self.args.seed + self.progress.step, device_specific=True)

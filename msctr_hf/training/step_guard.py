@@ -1,10 +1,11 @@
-"""Steps with numbers that are not finite are skipped on the device; the host reads about them one step later.
+"""Guard against numbers that are not finite: the device skips the step, and the host learns of it one step later.
 
-No step waits for the device. A GPU works through a queue that the host fills; if the host read the loss of every
-step to see whether it is finite, the queue would run empty and the GPU would idle until the host has filled it again.
+The host does not wait for the device. A GPU works through a queue that the host fills; if the host read the loss of
+every step to check that it is finite, the queue would run empty and the GPU would idle until the host fills it again.
 So the decision is made on the device, its flags are copied to the host in the background, and the host reads them when
-the next step is in the queue. By then the skipped step, and the next one too, have updated the statistics of the
-normalization layers with numbers that are not finite, so a copy is made before every step and restored.
+the next step is in the queue. By then, the forward passes of the skipped step and of the next one have updated the
+statistics of the normalization layers, which may no longer be finite, so these are copied before every step, to be
+restored.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Faulty(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Outcome of one step, the same in all processes: why it was skipped, if it was, and whether to stop."""
+    """Outcome of one step, equal in all processes: why it was skipped, if it was, and whether to stop."""
 
     step: int
     faulty: Faulty | None
@@ -40,16 +41,16 @@ class Verdict(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Conclusion from the steps that were checked."""
+    """Result of `StepGuard.check` for the training loop."""
 
-    stop: bool  # one of the processes was told to stop; true in all of them after the same step
+    stop: bool  # a signal told one of the processes to stop; true in all processes after the same step
 
 
 class TooManySkippedSteps(Exception):
-    """Too many steps in a row were skipped for training to make sense.
+    """Exception for too many skipped steps in a row.
 
     Args:
-        verdict (`Verdict`): Outcome of the last of them.
+        verdict (`Verdict`): Outcome of the last step.
         in_a_row (`int`): Number of skipped steps in a row.
     """
 
@@ -60,8 +61,8 @@ class TooManySkippedSteps(Exception):
 
 
 @dataclass
-class _Sent:
-    """Flags of a step that are being copied to the host, and what is needed if they say that it was skipped."""
+class _PendingFlags:
+    """Flags of a step that are being copied to the host, with the data to report and restore a skipped step."""
 
     step: int
     flags: torch.Tensor
@@ -72,7 +73,7 @@ class _Sent:
 
 
 class StepGuard:
-    """Keep numbers that are not finite out of weights, optimizer and statistics; count and report skipped steps.
+    """Guard that keeps numbers that are not finite out of weights, optimizer and statistics, and counts skipped steps.
 
     Args:
         accelerator (`Accelerator`): Processes, which skip a step together.
@@ -101,11 +102,11 @@ class StepGuard:
         )
         if self.skips_on_device:
             _start_momentum(inner)
-        # sorted by type, so that `_copy` needs one kernel per type instead of one per buffer
+        # sorted by dtype, so that `_copy` needs one kernel per dtype instead of one per buffer
         self.statistics = [sorted(model.buffers(), key=lambda buffer: str(buffer.dtype)) for model in models]
         # two copies, for this step and the one before, whose outcome the host has not read yet
         self._copies = deque([[torch.empty_like(buffer) for buffer in self.statistics[0]] for _ in range(2)])
-        self._sent: deque[_Sent] = deque()
+        self._pending: deque[_PendingFlags] = deque()
         self._begin()
 
     def _begin(self) -> None:
@@ -114,7 +115,7 @@ class StepGuard:
         self._images: list[torch.Tensor] = []
 
     def before_forward(self) -> None:
-        """Copy the statistics of the normalization layers before the first batch of a step."""
+        """Copy the normalization statistics before the first batch of a step, to restore them if it is skipped."""
         if not self._images:
             self._copies.rotate()
             _copy(self._copies[0], self.statistics[0])
@@ -133,48 +134,48 @@ class StepGuard:
             grad_norm (`torch.Tensor`, *optional*): Norm of the whole gradient, if the launcher reports it.
             stop (`bool`): Whether this process was told to stop.
         """
-        flags = torch.zeros(2, device=self.accelerator.device)  # not finite, told to stop
+        flags = torch.zeros(2, device=self.accelerator.device)  # (not finite, told to stop)
         flags[0] = self._not_finite
         if isinstance(grad_norm, torch.Tensor):
             flags[0] += (~grad_norm.detach().isfinite()).float()
         if stop:
             flags[1] = 1.0
         if self.accelerator.num_processes > 1:
-            # one small exchange for both: processes skip, and stop, at the same step or they would wait for each other
+            # one small exchange for both flags: processes must skip and stop at the same step, or they would deadlock
             flags = self.accelerator.reduce(flags, reduction="sum")
         flags = (flags > 0).float()
         self._step_unless(flags[0])
-        self._sent.append(_Sent(step, *_to_host(flags), self._terms, self._images, self._copies[0]))
+        self._pending.append(_PendingFlags(step, *_to_host(flags), self._terms, self._images, self._copies[0]))
         self._begin()
 
     def _step_unless(self, faulty: torch.Tensor) -> None:
         inner = self.optimizer.optimizer
-        if self.accelerator.scaler is not None:  # the scaler of fp16 skips by itself, and lowers its scale
+        if (
+            self.accelerator.scaler is not None
+        ):  # the gradient scaler of fp16 skips the step itself, and lowers its scale
             self.optimizer.step()
         elif self.skips_on_device:
-            inner.grad_scale, inner.found_inf = (
-                None,
-                faulty,
-            )  # the interface through which a scaler tells fused kernels
+            # by these attributes a gradient scaler makes fused kernels skip a step
+            inner.grad_scale, inner.found_inf = None, faulty
             self.optimizer.step()
         elif not faulty.item():
             self.optimizer.step()
 
     def check(self, *, wait: bool) -> Outcome:
-        """Read the outcome of the step before; called after every step.
+        """Read the outcome of the previous step; must be called after every step.
 
         Args:
-            wait (`bool`): Also read the outcome of this step, for which the host has to wait: for log lines and
-                checkpoints, which wait anyway and must include every step.
+            wait (`bool`): Whether to wait for the outcome of this step too: for log lines and checkpoints, which wait
+                for the device anyway and must include every step.
 
         Raises:
             TooManySkippedSteps: If `max_skipped` steps in a row were skipped.
         """
-        verdicts = list(self.verdicts(of_all=wait))
+        verdicts = list(self.verdicts(include_newest=wait))
         if any(verdict.stop or verdict.faulty for verdict in verdicts):
-            # What follows is reported or saved, so it must include all steps so far. The flags are sums over all
-            # processes, so all of them get here after the same step, and none waits for the others in vain.
-            verdicts += self.verdicts(of_all=True)
+            # The report or checkpoint that follows must include all steps so far. The flags are sums over all
+            # processes, so all of them come here after the same step, and none waits for others that do not come.
+            verdicts += self.verdicts(include_newest=True)
         for verdict in verdicts:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if verdict.faulty else 0
             if verdict.faulty and self.report is not None:
@@ -183,21 +184,21 @@ class StepGuard:
                 raise TooManySkippedSteps(verdict, self.skipped_in_a_row)
         return Outcome(stop=any(verdict.stop for verdict in verdicts))
 
-    def verdicts(self, *, of_all: bool) -> Iterator[Verdict]:
-        """Yield outcomes that were not read yet: those before the newest step, or all, for which the host waits."""
-        while len(self._sent) > (0 if of_all else 1):
-            sent = self._sent.popleft()
-            if sent.arrived is not None:
-                sent.arrived.synchronize()
-            faulty, stop = sent.flags.tolist()
-            if faulty:  # restore the models, and the copy of the next step, which was made after the skipped one
-                for buffers in (*self.statistics, *(later.statistics for later in self._sent)):
-                    _copy(buffers, sent.statistics)
-            yield Verdict(sent.step, self._describe(sent) if faulty else None, bool(stop))
+    def verdicts(self, *, include_newest: bool) -> Iterator[Verdict]:
+        """Yield the outcomes of steps that were not read yet; for the newest one, the host must wait."""
+        while len(self._pending) > (0 if include_newest else 1):
+            pending = self._pending.popleft()
+            if pending.arrived is not None:
+                pending.arrived.synchronize()
+            faulty, stop = pending.flags.tolist()
+            if faulty:  # restore the models, and the copy for the next step, which was made after the skipped one
+                for buffers in (*self.statistics, *(later.statistics for later in self._pending)):
+                    _copy(buffers, pending.statistics)
+            yield Verdict(pending.step, self._describe(pending) if faulty else None, bool(stop))
 
-    def _describe(self, sent: _Sent) -> Faulty:
-        terms = [name for name, value in sent.terms.items() if not value.isfinite()]
-        images = [name for part in sent.images for name in image_ids(part)]
+    def _describe(self, pending: _PendingFlags) -> Faulty:
+        terms = [name for name, value in pending.terms.items() if not value.isfinite()]
+        images = [name for part in pending.images for name in image_ids(part)]
         everywhere = gather_object([(terms, images)])
         culprits = [names for broken, names in everywhere if broken] or [names for _, names in everywhere]
         return Faulty(
@@ -227,5 +228,7 @@ def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
             for parameter in group["params"] if group["momentum"] else ():
-                if optimizer.state[parameter].get("momentum_buffer") is None:  # otherwise restored
+                if (
+                    optimizer.state[parameter].get("momentum_buffer") is None
+                ):  # not if it was restored from a checkpoint
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""Running a training from its settings to its results: refuse faulty input, rehearse, or train."""
+"""Training run from its settings to its results, or a dry run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .run_folder import check_output_dir, holds_a_log, holds_a_model, is_empty, 
 from .settings import ModelSettings, TrainingSettings
 from .setup import Setup
 
-REHEARSED_STEPS, REHEARSED_IMAGES = 2, 4
+DRY_RUN_STEPS, DRY_RUN_IMAGES = 2, 4
 
 
 def train(
@@ -39,8 +39,8 @@ def train(
     """Train a network, validate it, and keep the best and the last model.
 
     Args:
-        model_arguments, data_arguments, arguments: Settings of network, data and training.
-        settings (`dict`): Further settings of `MsctrConfig`.
+        model_arguments, data_arguments, arguments: Settings of the initial network, the data and training.
+        settings (`dict`): Settings of `MsctrConfig` by name.
         publish (`Callable`, *optional*): Called by the main process with the folder of every new best model.
         command (`str`, *optional*): Command that starts the same run, for run.json; by default that of this process.
 
@@ -48,15 +48,15 @@ def train(
         `dict`: Results of the best model, as in `results.json`; empty after a dry run.
 
     Raises:
-        UsageError: If the input is faulty, something cannot be written, or another process has ended. A folder that
-            this call made is removed if nothing was logged or saved yet, and a run that was to be replaced is
+        UsageError: If the input is not valid, a file cannot be written, or another process has ended. A folder that
+            this call created is removed if nothing was logged or saved yet, and a run that should be replaced is
             restored if nothing was saved yet; earlier checkpoints stay valid.
-        Interrupted: If the process was told to stop; there is a checkpoint to resume from.
+        Interrupted: If a signal stopped the run after it saved a checkpoint, from which it can be resumed.
     """
     output_dir = Path(arguments.output_dir)
     check_output_dir(output_dir, overwrite=arguments.overwrite_output_dir, resume=arguments.resume is not None)
     if arguments.dry_run:
-        _rehearse(model_arguments, data_arguments, arguments, settings)
+        _dry_run(model_arguments, data_arguments, arguments, settings)
         return {}
     was_empty = is_empty(output_dir)
     try:
@@ -73,11 +73,11 @@ def train(
 
 
 def _clean_up(output_dir: Path, was_empty: bool) -> None:
-    """Restore the run that one which saved nothing was to replace, or remove its folder unless it logged something.
+    """Clean up after a run that saved nothing: restore the run that it should replace, or remove its folder.
 
-    What a run has logged or saved is kept: hours of training may have gone into it.
+    A folder with a log is kept, since hours of training may have gone into it.
     """
-    with suppress(OSError):  # the user should see the error that ended the run, not this one
+    with suppress(OSError):  # the user should see the error that ended the run, and not one of the cleanup
         restored = restore(output_dir)
         if restored is not None:
             print(f"\n{restored}", file=sys.stderr)
@@ -86,23 +86,23 @@ def _clean_up(output_dir: Path, was_empty: bool) -> None:
 
 
 def _lost_another_process(error: BaseException) -> bool:
-    """Whether an error means that another process has ended.
+    """Return whether an error means that another process has ended.
 
     NCCL raises exceptions of its own types. gloo raises a plain RuntimeError, and the remaining processes cannot ask
-    each other who is missing, since each waits in another call; so its messages are recognized by the name in them.
+    each other which one is missing, since each waits in a different call; so errors are recognized by their text.
     """
     return isinstance(error, torch.distributed.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error) and PartialState().num_processes > 1
     )
 
 
-def _rehearse(
+def _dry_run(
     model_arguments: ModelSettings,
     data_arguments: DataSettings,
     arguments: TrainingSettings,
     settings: dict[str, Any],
 ) -> None:
-    """Do two steps of everything in a folder next to `output_dir`, which is removed at the end."""
+    """Train for two steps, with everything that belongs to a run, in a temporary folder next to `output_dir`."""
     output_dir = Path(arguments.output_dir).absolute()
     folder = output_dir.with_name(f".{output_dir.name}.dry_run")
     short = replace(
@@ -110,17 +110,17 @@ def _rehearse(
         output_dir=str(folder),
         overwrite_output_dir=False,
         resume=None,
-        max_steps=REHEARSED_STEPS,
+        max_steps=DRY_RUN_STEPS,
         num_train_epochs=None,
         logging_steps=1,
-        validation_steps=REHEARSED_STEPS,
+        validation_steps=DRY_RUN_STEPS,
         checkpointing_steps=1,
         profile=False,
     )
-    shutil.rmtree(folder, ignore_errors=True)  # left by a dry run that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left behind by a dry run that was killed
     try:
         with StopRequest() as stop:
-            setup = Setup(model_arguments, data_arguments, short, settings, validation_images=REHEARSED_IMAGES)
+            setup = Setup(model_arguments, data_arguments, short, settings, validation_images=DRY_RUN_IMAGES)
             max_steps = plan_duration(arguments, setup.epochs).max_steps
             setup.start()
             TrainingLoop(setup, stop).run()
@@ -131,14 +131,14 @@ def _rehearse(
             print(
                 f"dry run: training, validation, saving and loading work; {last['used_mb']:.0f} MB in use, "
                 f"{last['images_per_second']:.1f} images a second, so {max_steps} steps take about "
-                f"{_in_words(seconds)} without validation"
+                f"{_format_seconds(seconds)} without validation"
             )
     finally:
         if PartialState().is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _in_words(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -146,7 +146,7 @@ def _in_words(seconds: float) -> str:
 
 
 def print_results(results: dict[str, Any], output_dir: str | Path) -> None:
-    """Print the scores of all classes and the folder of the files, on the main process."""
+    """Print the scores of all classes and the output folder, on the main process."""
     if not PartialState().is_main_process:
         return
     print(iou_table(results))

@@ -1,4 +1,4 @@
-"""Batches of the training set of a run: sampling, augmentation, epochs."""
+"""Batches of the training set of a run, with sampling, augmentation and epochs."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def build_loader(
     image_processor: MsctrImageProcessor,
     accelerator: Accelerator,
 ) -> tuple[DataLoader, Epochs | None]:
-    """Build the loader of the training set, and the lengths of its epochs (`None` for a stream).
+    """Build the loader of the training set, and its epochs (`None` for a stream).
 
     Raises:
-        UsageError: If there are too few images, or a setting needs more than a stream can give.
+        UsageError: If there are too few images, or a setting does not work with a stream.
     """
     is_stream = isinstance(train_set, IterableDataset)
     if is_stream and arguments.schedule == "exponential":
@@ -63,27 +63,28 @@ def build_loader(
 
 
 def endless_batches(accelerator: Accelerator, loader: DataLoader, progress: Progress) -> Generator[dict]:
-    """Yield batches from the current position in the data on, epoch after epoch, and count them in the progress.
+    """Yield batches from the current position in the data, epoch after epoch, and count them in `progress`.
 
-    A batch is counted when it is read: when the progress is saved, all batches that were read have been trained on.
+    A batch is counted when it is read. This is exact, because progress is saved only between steps, when all batches
+    that were read have been trained on.
     """
     while True:
         batches: Any = loader
         if progress.batches_in_epoch:
             batches = accelerator.skip_first_batches(loader, progress.batches_in_epoch)
-        batches.set_epoch(progress.epoch)  # a loader that skips batches would start again from epoch 0
-        for batch in without_drawing_at_the_start(batches):
+        batches.set_epoch(progress.epoch)  # otherwise a loader that skips batches would start at epoch 0
+        for batch in without_advancing_random_state(batches):
             progress.batches_in_epoch += 1
             yield batch
         progress.epoch += 1
         progress.batches_in_epoch = 0
 
 
-def without_drawing_at_the_start(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the same batches without drawing from torch's random numbers when the iteration starts.
+def without_advancing_random_state(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Start to iterate over batches without changing the state of torch's random numbers.
 
-    Accelerate's loader of a stream does so. A resumed run starts the iteration of its epoch a second time, and would
-    draw other anchors and dropout than an uninterrupted one from then on.
+    Accelerate's loader of a stream draws random numbers when an iteration starts. A resumed run starts the iteration
+    of its epoch a second time, and would draw other anchors and dropout than an uninterrupted run from then on.
     """
     iterator = iter(batches)
     with torch.random.fork_rng(devices=[]):
@@ -92,12 +93,12 @@ def without_drawing_at_the_start(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def num_images(dataset: Dataset | IterableDataset) -> int | None:
-    """Count the images of a data set; `None` for a stream."""
+    """Count the images of a data set; return `None` for a stream."""
     return None if isinstance(dataset, IterableDataset) else len(dataset)
 
 
 def _repeats(train_set: Dataset, data_arguments: DataSettings, accelerator: Accelerator) -> Any:
-    """Compute how often every image is shown in an epoch; the main process reads the labels for all."""
+    """Compute the repeat factors of all images; the main process reads the labels for all processes."""
     threshold = data_arguments.repeat_factor_threshold
     if threshold is None:
         return None

@@ -1,4 +1,4 @@
-"""Validation during a run: scores of the network, and a few of its predictions as images."""
+"""Validation during a run, with scores of the network and a figure of a few predictions."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ from .training_data import num_images
 IMAGES_SHOWN = 4
 
 
-METRICS = ("mean_iou", "mean_accuracy")  # choices of `metric_for_best_model`, in addition to groups of classes
+METRICS = ("mean_iou", "mean_accuracy")  # choices of `metric_for_best_model` in addition to groups of classes
 
 
 def check_metric(metric: str, spec: DatasetSpec) -> None:
-    """Check that validations on a data set have a score of this name.
+    """Check that a validation on this data set has a score of this name.
 
     Raises:
-        UsageError: If they do not; the message lists the names.
+        UsageError: If it does not; the message lists the names.
     """
     choices = [*METRICS, *(group for group in spec.groups if group not in METRICS)]
     if metric not in choices:
-        of_groups = "" if spec.groups else f" ({spec.name} has no groups of classes)"
+        no_groups = "" if spec.groups else f" ({spec.name} has no groups of classes)"
         raise UsageError(
-            f"`metric_for_best_model` must be one of {', '.join(map(repr, choices))}{of_groups}, got {metric!r}."
+            f"`metric_for_best_model` must be one of {', '.join(map(repr, choices))}{no_groups}, got {metric!r}."
         )
 
 
 class ValidationResult(NamedTuple):
-    """Result of a validation.
+    """Scores and figure of one validation.
 
     Args:
-        results (`dict`): Scores, as results.json holds them.
-        sheet (`Image`, *optional*): A few images with labels and predictions; `None` in a process without images.
+        results (`dict`): Scores, as in results.json.
+        sheet (`Image`, *optional*): Figure of a few images with labels and predictions; `None` in a process without
+            images.
     """
 
     results: dict[str, Any]
@@ -59,23 +60,23 @@ class ValidationResult(NamedTuple):
         return self.score("mean_iou")
 
     def score(self, metric: str) -> float:
-        """Return the score that decides which network is the best; 0 where nothing was measured."""
+        """Return the score that decides which network is the best; 0 if nothing was measured."""
         return self.measured(metric) or 0.0
 
     def measured(self, metric: str) -> float | None:
-        """Return a score of this name; `None` if its classes are in neither labels nor predictions."""
+        """Return a score by its name; `None` if its classes are in neither labels nor predictions."""
         return self.results[metric] if metric in METRICS else self.results["groups"][metric]["mean_iou"]
 
 
 class Validation:
-    """Score a network on all processes, without changing it.
+    """Validation of a network on all processes, which does not change the network.
 
     Args:
         accelerator (`Accelerator`): Processes that share the images.
         dataset (`datasets.Dataset`): Validation images with labels.
         spec (`DatasetSpec`): Classes of the data set.
         image_processor (`MsctrImageProcessor`): Preprocessing of the images.
-        num_workers (`int`): Worker processes of the loader.
+        num_workers (`int`): Number of worker processes of the loader.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Validation:
         self.num_workers = num_workers
 
     def run(self, model: nn.Module, should_stop: Callable[[], bool]) -> ValidationResult | None:
-        """Score the network; `None` if one of the processes was told to stop before the end."""
+        """Score the network; return `None` if a process was told to stop before the end."""
         shown: list[tuple] = []
         results = self._score(model, shown, should_stop)
         if results is None:
@@ -101,7 +102,7 @@ class Validation:
         return ValidationResult(results, contact_sheet(shown, self.spec.palette, self.spec.classes) if shown else None)
 
     def _score(self, model: nn.Module, shown: list[tuple], should_stop: Callable[[], bool]) -> dict[str, Any] | None:
-        # spread over the set, since neighbors are often frames of one video
+        # images from the whole set, since neighbors are often frames of one video
         images = (num_images(self.dataset) or IMAGES_SHOWN) // self.accelerator.num_processes
         every, seen = max(1, images // IMAGES_SHOWN), itertools.count()
 
@@ -123,18 +124,18 @@ class Validation:
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Copy the statistics of normalization layers in the main process to all processes.
+    """Copy the normalization statistics of the main process to all processes.
 
-    Without synchronized normalization every process has its own, but the network is scored and saved with those of the
-    main process. They are copied before the checkpoint of a validated step, since a sharded checkpoint would otherwise
-    hold a mixture.
+    Without synchronized normalization, every process has its own, but the network is scored and saved with those of
+    the main process. They are copied before the checkpoint of a step that is validated, since a sharded checkpoint
+    would otherwise contain a mixture.
     """
     broadcast(list(model.buffers()))
 
 
 @contextmanager
 def _in_full_precision(model: nn.Module) -> Iterator[None]:
-    """Suspend Accelerate's mixed precision, so that validation scores the network as it is saved."""
+    """Suspend the mixed precision of Accelerate, so that validation scores the network as it is saved."""
     mixed_precision_forward = model.__dict__.pop("forward", None)
     try:
         yield

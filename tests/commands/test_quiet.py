@@ -42,7 +42,7 @@ def test_an_unreachable_hub_is_reported_once_and_other_messages_remain():
     http.warning("HTTP Error 503 thrown while requesting GET https://hub/x")
     http.removeHandler(handler)
     assert messages == [
-        "The Hub does not answer; trying again.",
+        "The Hub does not answer; retrying.",
         "HTTP Error 503 thrown while requesting GET https://hub/x",
     ]
 

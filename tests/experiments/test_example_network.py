@@ -25,10 +25,8 @@ def test_weights_are_stored_in_float16_and_loaded_in_float32(run, tmp_path):
     main([str(run), str(tmp_path / "examples")])
     folder = tmp_path / "examples/street_scenes"
     stored = load_file(folder / "model.safetensors")
-    assert {value.dtype for value in stored.values()} == {
-        torch.float16,
-        torch.int64,
-    }  # batch norms count their batches
+    # the integers are the numbers of batches that BatchNorm layers have seen
+    assert {value.dtype for value in stored.values()} == {torch.float16, torch.int64}
     written, original = (AutoModelForSemanticSegmentation.from_pretrained(path) for path in (folder, run))
     assert written.dtype == torch.float32
     for name, value in original.state_dict().items():
@@ -36,7 +34,7 @@ def test_weights_are_stored_in_float16_and_loaded_in_float32(run, tmp_path):
     assert AutoImageProcessor.from_pretrained(folder).size_divisor == 32
 
 
-def test_folder_holds_no_code(run, tmp_path):
+def test_the_folder_holds_no_code(run, tmp_path):
     assert list(run.glob("*.py"))
     write_network(run, tmp_path / "network")
     files = {path.name for path in (tmp_path / "network").iterdir()}

@@ -49,7 +49,7 @@ def test_cross_scale_equals_plain_loops_with_classes_missing_on_either_side(temp
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
-def test_contrast_set_that_holds_the_anchors_equals_plain_loops(temperature):
+def test_a_contrast_set_that_contains_the_anchors_equals_plain_loops(temperature):
     contrast, contrast_labels = random_set(30, 4)
     anchors, labels = contrast[7:19].clone(), contrast_labels[7:19]
     assert_equals_loops(anchors, labels, contrast, contrast_labels, temperature=temperature, self_offset=7)
@@ -178,7 +178,8 @@ def test_low_temperature_and_low_precision_stay_finite_and_close(dtype):
 
 
 def test_a_low_temperature_does_not_underflow():
-    # The cosine of the positive is -0.8, of a negative -0.5: shifted by a constant 1 / temperature both underflow.
+    # The cosine is -0.8 with the positive and -0.5 with the negative: with the shift by 1 / temperature that suits
+    # cosines near 1, both exponentials would underflow.
     anchors = torch.tensor([[1.0, 0.0], [-0.8, 0.6], [-0.5, -(0.75**0.5)]])
     labels = torch.tensor([0, 0, 1])
     expected = info_nce_by_loops(anchors, labels, temperature=0.01)
@@ -238,7 +239,7 @@ def test_memory_kept_for_the_backward_pass_is_linear_in_the_number_of_anchors():
     [
         ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(2)}, "labels"),
         ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "temperature": 0}, "temperature"),
-        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "contrast": torch.zeros(3, 4)}, "both"),
+        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "contrast": torch.zeros(3, 4)}, "together"),
         ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "self_offset": 0}, "contrast"),
         (
             {

@@ -1,4 +1,4 @@
-"""Runs whose length is given in epochs, and runs that end early."""
+"""Runs can be given a length in epochs, choose the best model by other scores, and stop early."""
 
 import json
 from hashlib import sha256
@@ -21,7 +21,7 @@ EPOCHS = {"max_steps": None, "checkpointing_steps": 100}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three batches an epoch."""
+    """Write a data set of three batches per epoch, whose classes form groups."""
     groups = {"ground": ["road"], "rest": ["sky", "car"]}
     description = {"classes": ["sky", "road", "car"], "groups": groups}
     return write_folder(tmp_path / "data", num_train=6, num_validation=3, description=description)
@@ -41,7 +41,7 @@ def assert_same_weights(run, expected):
         assert all(torch.equal(weights[key], reference[key]) for key in reference)
 
 
-def test_a_flag_of_epochs_replaces_the_steps_of_a_recipe(run_script, folder, tmp_path):
+def test_the_flag_num_train_epochs_replaces_the_max_steps_of_a_recipe(run_script, folder, tmp_path):
     run, again, longer = tmp_path / "run", tmp_path / "again", tmp_path / "longer"
     recipe = (ROOT / "configs/quickstart.yaml").read_text().replace("validation_steps: 480\n", "")
     assert "max_steps: 480" in recipe
@@ -82,14 +82,14 @@ def test_two_processes_share_the_steps_of_an_epoch_and_end_early_together(folder
     assert (run / "last/model.safetensors").exists()
 
 
-def test_a_recipe_with_both_is_refused(run_script, folder, tmp_path):
+def test_a_recipe_with_both_steps_and_epochs_is_refused(run_script, folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text("max_steps: 3\nnum_train_epochs: 2\n")
     code, _, error = run_script("train.py", "--config", tmp_path / "recipe.yaml")
     assert code == 2
     assert "recipe.yaml sets both --max_steps and --num_train_epochs." in error
 
 
-def test_a_stream_is_not_trained_for_epochs(run_script, folder, tmp_path):
+def test_a_stream_cannot_be_trained_for_a_number_of_epochs(run_script, folder, tmp_path):
     options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0"]
     assert run_script("prepare_dataset.py", *options, "--output_dir", tmp_path / "copy")[0] == 0
     for further in ({}, {"dry_run": True}):
@@ -107,7 +107,7 @@ def test_a_dry_run_estimates_the_steps_of_all_epochs(run_script, folder, tmp_pat
     assert "so 27 steps take about" in out
 
 
-def test_a_batch_that_the_learning_rate_is_not_meant_for_is_reported(run_script, folder, tmp_path):
+def test_a_global_batch_size_other_than_that_of_the_recipe_is_reported(run_script, folder, tmp_path):
     settings = {"max_steps": 1, "global_batch_size": 16, "gradient_accumulation_steps": 3}
     _, out, _ = run_script("train.py", *flags(folder, tmp_path / "run", **settings))
     assert "a step sees 2 images x 3 batches x 1 process(es) = 6 images, but learning_rate 0.001 is meant for " in out
@@ -146,11 +146,11 @@ def test_the_best_model_is_the_one_with_the_largest_chosen_score(run_script, fol
 
 @pytest.fixture
 def never_better(monkeypatch):
-    """Let every validation score the same."""
+    """Make all validations return the same score."""
     monkeypatch.setattr(ValidationResult, "score", lambda self, metric: 0.25)
 
 
-def test_a_run_ends_early_where_nothing_gets_better_and_stays_ended(run_script, folder, tmp_path, never_better):
+def test_early_stopping_ends_a_run_and_holds_when_it_is_resumed(run_script, folder, tmp_path, never_better):
     run, resumed = tmp_path / "run", tmp_path / "resumed"
     settings = {"max_steps": 9, "checkpointing_steps": 4, "checkpoints_kept": 9, "early_stopping_patience": 2}
     code, out, error = run_script("train.py", *flags(folder, run, **settings))
@@ -169,7 +169,7 @@ def test_a_run_ends_early_where_nothing_gets_better_and_stays_ended(run_script, 
     for name in last:
         assert torch.equal(load_file(resumed / "last/model.safetensors")[name], last[name])
 
-    (run / "last/model.safetensors").unlink()  # as if it was killed before it was saved
+    (run / "last/model.safetensors").unlink()  # as if the run had been killed before it saved this model
     code, out, error = run_script("train.py", *flags(folder, run, **settings, resume="auto"))
     assert code == 0, error
     assert "training ends early" in out
@@ -184,7 +184,7 @@ def test_a_run_ends_early_where_nothing_gets_better_and_stays_ended(run_script, 
     assert last_step(run) == 8
 
 
-def test_checkpoints_of_older_versions_are_resumed(run_script, folder, tmp_path):
+def test_a_checkpoint_of_an_older_version_can_be_resumed(run_script, folder, tmp_path):
     run = tmp_path / "run"
     assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
     checkpoint = run / "checkpoints/step_2"

@@ -17,9 +17,9 @@ def test_the_first_signal_is_recorded_and_the_second_acts_as_usual(number, capfd
     before = signal.signal(number, act)
     try:
         with StopRequest() as stop:
-            assert not stop.came
+            assert not stop.requested
             os.kill(os.getpid(), number)
-            assert stop.came
+            assert stop.requested
             assert f"{number.name}: saving a checkpoint" in capfd.readouterr().err
             with pytest.raises(Usual):
                 os.kill(os.getpid(), number)

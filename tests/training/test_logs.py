@@ -83,7 +83,7 @@ def test_a_full_disk_is_reported_and_other_errors_of_trackers_are_raised(tmp_pat
     log = RunLog(accelerator, tmp_path, {}, step=0)
     accelerator.trackers = [tracker]
     tracker.error = OSError(28, "No space left on device")
-    with pytest.raises(UsageError, match=r"No space left on device\); make room there"):
+    with pytest.raises(UsageError, match=r"No space left on device\); check free space"):
         log.show("predictions", None, 1)
     tracker.error = ConnectionError("refused")
     with pytest.raises(ConnectionError):

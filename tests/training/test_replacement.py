@@ -2,7 +2,7 @@
 
 import pytest
 
-from msctr_hf.training.replacement import forget, put_aside, restore
+from msctr_hf.training.replacement import put_aside, remove_replaced, restore
 from msctr_hf.training.run_folder import check_output_dir
 
 FILES = ("run.json", "results.json", "last/model.safetensors", "checkpoints/step_1/COMPLETE")
@@ -67,7 +67,7 @@ def test_a_run_that_has_saved_a_checkpoint_or_model_replaces_the_old_one(run, sa
     write(run, saved)
     put_aside(run)  # it was killed before it removed the old one, and is now replaced too
     assert content(run.parent) == {f".run.replaced/{saved}": "new"}
-    forget(run)
+    remove_replaced(run)
     assert not content(run.parent)
 
 
@@ -91,7 +91,7 @@ def test_a_symbolic_link_to_the_folder_is_kept(run, tmp_path):
     assert content(link) == content(run) == before
 
 
-def test_the_folder_of_a_run_that_a_killed_start_has_renamed_is_reported(run):
+def test_a_run_that_was_renamed_by_a_start_that_was_killed_is_reported(run):
     put_aside(run)
     with pytest.raises(ValueError, match=r"is in .*\.run\.replaced.* rename it back, or replace it with"):
         check_output_dir(run, overwrite=False, resume=False)
