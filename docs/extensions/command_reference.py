@@ -47,7 +47,7 @@ def _parser_of(command: str) -> CommandLine:
     """Catch the parser that the `main` of a command builds, without running the command."""
     parsers: list[CommandLine] = []
     with mock.patch.object(CommandLine, "run", lambda parser, argv, function: parsers.append(parser)):
-        importlib.import_module(f"msctr_hf.commands.{command}").main([])
+        importlib.import_module(f"msctr_hf.commands.{command}").main(["--help"])
     return parsers[0]
 
 

@@ -32,6 +32,8 @@ def command_line() -> CommandLine:
 
 def main(argv: Sequence[str]) -> None:
     """Run `msctr train` with the arguments that follow it on the command line."""
+    if not argv:  # the defaults alone would train the network of a paper on synthetic scenes, for weeks on a CPU
+        command_line().error("nothing to train: give a recipe, such as --config quickstart, or --dataset NAME.")
     command_line().run(argv, _train_and_print)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,11 @@ def load_predictor(
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise UsageError(
+            f"`model`: {model} cannot be loaded: it has no config.json. A run has a model only after its first "
+            "validation; `msctr train` with its settings and --resume auto continues it."
+        )
     with building_a_network(prefix=f"`model`: {model} cannot be loaded: "):
         network = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
         image_processor = AutoImageProcessor.from_pretrained(model)

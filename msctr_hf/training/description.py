@@ -82,13 +82,17 @@ def without_secrets(value: Any) -> Any:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the code, or `None` if it is not in a git work tree."""
+    """Return the commit of the code, or `None` if the code is not under version control."""
     return _git("rev-parse", "HEAD")
 
 
 def _git(*command: str) -> str | None:
+    this_file = Path(__file__)
+    # an installed package may lie in a virtual environment within the repository of a user, which has other commits
+    is_tracked = ("ls-files", "--error-unmatch", this_file.name)
     try:
-        run = subprocess.run(["git", *command], capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
+        for words in (is_tracked, command):
+            run = subprocess.run(["git", *words], capture_output=True, text=True, cwd=this_file.parent, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return run.stdout.strip()

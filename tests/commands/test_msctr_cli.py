@@ -61,6 +61,13 @@ MISSPELLED = [  # module, words before the flag, misspelled flag, intended flag
 ]
 
 
+def test_training_without_any_setting_asks_for_a_recipe_or_a_data_set(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module("msctr_hf.commands.train").main([])
+    assert stopped.value.code == 2
+    assert "nothing to train: give a recipe, such as --config quickstart" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("module", "words", "written", "meant"), MISSPELLED)
 def test_a_misspelled_flag_gets_one_line_of_usage_and_one_sentence(capsys, module, words, written, meant):
     with pytest.raises(SystemExit) as stop:

@@ -25,7 +25,6 @@ SMALLER = {
     "--config quickstart": "--config quickstart --max_steps 2 --report_to none",
     "resnet50.tv_in1k": "resnet18 --backbone_weights none --hidden_size 8 --auxiliary_hidden_size 8",
     "--crop_size 512 512": "--crop_size 32 32 --num_workers 0 --report_to none",
-    "--max_steps 20000": "--max_steps 2",
     "--num_train_epochs 50": "--max_steps 2",
     "hf auth login": "true",
     "USER/": "someone/",

@@ -165,6 +165,7 @@ NO_MODEL = {
     "an unknown setting": (change_config(contrastive_temprature=0.1), "Did you mean"),
     "an unknown decode head": (change_config(decode_head="linear"), "linear"),
     "broken weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"none"), "cannot be loaded"),
+    "a run without a model yet": (lambda folder: (folder / "config.json").unlink(), "after its first validation"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
 }
 

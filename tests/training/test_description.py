@@ -1,6 +1,9 @@
+import subprocess
+
 from accelerate import Accelerator
 
-from msctr_hf.training.description import describe_run, without_secrets
+from msctr_hf.training import description
+from msctr_hf.training.description import describe_run, git_commit, without_secrets
 from msctr_hf.training.duration import Duration
 
 
@@ -29,3 +32,21 @@ def test_a_description_names_the_settings_that_were_paths_of_this_machine(tmp_pa
     (tmp_path / "data/parquet").mkdir(parents=True)
     settings = {"dataset_name": "data/parquet", "model_name_or_path": "nvidia/mit-b0", "corrections": None, "seed": 0}
     assert describe_run(settings, Accelerator(cpu=True), Duration(4, 2), 0)["paths"] == ["dataset_name"]
+
+
+def test_the_commit_of_the_repository_of_a_user_is_not_taken_for_that_of_the_code(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    installed = tmp_path / ".venv/description.py"
+    installed.parent.mkdir()
+    installed.write_text("")
+    monkeypatch.setattr(description, "__file__", str(installed))
+    git("init")
+    git("commit", "--allow-empty", "-m", "of the user")
+    assert git_commit() is None
+    git("add", str(installed))
+    git("commit", "-m", "with the code")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+    assert git_commit() == head
