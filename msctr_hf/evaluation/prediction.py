@@ -40,7 +40,8 @@ def predict_files(
         predictor (`Predictor`): Network with its image processor.
         sources (`str`, `Path` or a sequence of them): Images; folders, and patterns such as `"day_*/*.png"`, whose
             subfolders are kept in the output. An image that is named twice is labeled once.
-        output_dir (`str` or `Path`): Folder of the output.
+        output_dir (`str` or `Path`): Folder of the output. Where it is below a folder that is searched, images in it
+            are left out: they are the output of an earlier call.
         opacity (`float`): Opacity of the colors in overlays.
         palette (`bool`): Whether to store the colors of the classes in NAME.png, so that viewers show them; its values
             are train ids either way. With more than 256 classes, they are 16-bit gray values.
@@ -55,7 +56,7 @@ def predict_files(
             overwritten (nothing is written then), or images cannot be read (the others are labeled).
     """
     sources = [sources] if isinstance(sources, (str, Path)) else sources
-    targets = _plan_outputs(_find_images(sources), Path(output_dir), submission_for)
+    targets = _plan_outputs(_find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
     names, colors = predictor.class_names, predictor.palette
     raw_values = _raw_values(submission_for, len(names)) if submission_for is not None else None
     unreadable: list[str] = []
@@ -114,8 +115,9 @@ def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
     return np.array([raw_values[label] for label in range(num_labels)], dtype=np.uint8)
 
 
-def _find_images(sources: Sequence[str | Path]) -> dict[Path, Path]:
+def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:
     """Map every image, once, to the path of its output files, relative to the output folder and without suffix."""
+    output_dir = Path(os.path.abspath(output_dir))
     images: dict[Path, Path] = {}
     seen: set[str] = set()
     for source in sources:
@@ -126,6 +128,8 @@ def _find_images(sources: Sequence[str | Path]) -> dict[Path, Path]:
             root, found = path.parent, [path]
         else:
             root, found = _matches(str(source))
+        if Path(os.path.abspath(root)) in output_dir.parents:  # a second call must not label the files of the first
+            found = [image for image in found if output_dir not in Path(os.path.abspath(image)).parents]
         if not found:
             raise UsageError(f"`sources`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
         for image in found:

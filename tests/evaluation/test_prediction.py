@@ -111,6 +111,14 @@ def test_patterns_keep_sub_folders_and_leave_other_files_out(predictor, images, 
     assert files_below(tmp_path / "night") == ["night/0.png", "night/0_overlay.png"]
 
 
+def test_a_second_call_does_not_label_the_files_of_the_first(predictor, images, monkeypatch):
+    monkeypatch.chdir(images)
+    for sources in (".", ".", "**/*.png", images, "../images"):
+        assert predict_files(predictor, sources, "predictions") == 8
+    assert len(files_below(images / "predictions")) == 16
+    assert predict_files(predictor, "predictions/0.png", "again") == 1  # but it may be asked to
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(predictor, tmp_path):
     write_image(tmp_path / "images/a[1].png")
     write_image(tmp_path / "images/a1.png")
