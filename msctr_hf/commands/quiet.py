@@ -52,9 +52,8 @@ def quiet_libraries() -> None:
 
 def _hide_bars_of_datasets() -> None:
     """Hide the progress bars of `datasets`, which garble files too, without importing it needlessly."""
-    os.environ.setdefault(
-        "HF_DATASETS_DISABLE_PROGRESS_BARS", "1"
-    )  # read when `datasets` is imported, here or in a worker process
+    # read when `datasets` is imported, here or in a worker process
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if "datasets" in sys.modules:
         from datasets import disable_progress_bars
 

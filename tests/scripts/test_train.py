@@ -192,7 +192,7 @@ def test_an_image_that_is_not_finite_is_named_and_changes_nothing(run_script, fo
         assert "0" in entry["images"]
         assert len(entry["images"]) == 2
         assert "loss" in entry["not_finite"]
-    assert "was skipped, not finite: " in out
+    assert "was skipped; not finite: " in out
     assert log[-1].get("skipped_steps", log[-2].get("skipped_steps")) == 2
     for saved in ("last", "."):
         state = load_file(tmp_path / "run" / saved / "model.safetensors")
