@@ -1,6 +1,6 @@
 .PHONY: install check test test-slow docs quickstart benchmark
 
-install:      ## package with everything its development needs
+install:      ## the package with everything that its development needs
 	python -m pip install -c .ci/constraints.txt -e ".[dev]"
 
 check:        ## style and types
@@ -11,14 +11,14 @@ check:        ## style and types
 test:         ## the default suite, offline
 	python -m pytest -n 2 -m "not slow"
 
-test-slow:    ## what takes longer
+test-slow:    ## the tests that take longer
 	python -m pytest -n 2 -m slow
 
 docs:         ## guides and reference as HTML in build/docs; a warning is an error
 	python -m sphinx -E -W --keep-going -n -q -b html docs build/docs
 
-quickstart:   ## the whole road once, on the CPU
+quickstart:   ## train a small network from random weights on the CPU
 	python -m msctr_hf train --config quickstart
 
-benchmark:    ## ratios of speed and memory, against their targets
+benchmark:    ## measure speed and memory as ratios, and compare them with their targets
 	for name in loss sampling together projection data upsampling metric; do python scripts/benchmark.py $$name --check || exit 1; done

@@ -1,4 +1,4 @@
-"""Settings of Sphinx for `make docs`: the pages of this folder, and the reference from the docstrings. No network."""
+"""Configure Sphinx for `make docs`, which builds the pages of this folder and the API reference offline."""
 
 import sys
 from pathlib import Path
@@ -27,22 +27,17 @@ html_static_path = ["style.css"]
 html_css_files = ["style.css"]
 html_show_sphinx = False
 html_copy_source = False
-smartquotes = False  # would turn the -- of flags into a dash
+smartquotes = False  # they would turn the -- of flags into a dash
 
-myst_heading_anchors = 4  # [text](page.md#section), as on a Git host
-myst_enable_extensions = [
-    "alert",
-    "dollarmath",
-    "html_image",
-    "strikethrough",
-    "tasklist",
-]  # what Git hosts know as well
+myst_heading_anchors = 4  # so that [text](page.md#section) works, as on a Git host
+# only syntax that Git hosts understand too
+myst_enable_extensions = ["alert", "dollarmath", "html_image", "strikethrough", "tasklist"]
 myst_dmath_allow_digits = False
 myst_dmath_allow_space = False
 
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
-autodoc_inherit_docstrings = False  # those of torch and transformers are theirs
+autodoc_inherit_docstrings = False  # torch and transformers document their own methods
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
@@ -50,4 +45,5 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 nitpicky = True
-nitpick_ignore_regex = [("py:class", ".*")]  # types in signatures; other libraries are not looked up
+# types in signatures belong to other libraries, whose references are not downloaded
+nitpick_ignore_regex = [("py:class", ".*")]

@@ -1,8 +1,8 @@
-"""Print a table of finished runs: network, data, mode, measured mIoU, seeds, device; and their commands.
+"""Print a table of finished runs (network, data, mode, mIoU, seeds, device), and the commands that repeat them.
 
 python scripts/model_zoo.py runs/quickstart runs/hrnet              # folders of runs
 python scripts/model_zoo.py results/quickstart.json runs/sweep/results.json
-python scripts/model_zoo.py runs/quickstart --output results/quickstart.json    # keeps the rows as JSON
+python scripts/model_zoo.py runs/quickstart --output results/quickstart.json    # also writes the rows as JSON
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
 
 
 def _network(settings: dict[str, Any]) -> str:
-    """Name the decode head and backbone, or the model that training started from; of a folder only its name."""
+    """Name the decode head and backbone, or the model that training started from, without the folders above it."""
     start = settings.get("model_name_or_path")
     if start is None:
         return f"{settings['decode_head']}, {settings['backbone']}"
@@ -69,10 +69,10 @@ def _network(settings: dict[str, Any]) -> str:
 
 
 def _command(started_as: str) -> str:
-    """Build the command that repeats a run, without its output folder, flags of a start and folders of a machine."""
+    """Build the command that repeats a run, without the flags of its start and with placeholders for local paths."""
     words, flag = ["python", "scripts/train.py"], ""
     given = shlex.split(started_as)[1:]
-    for word in given[1:] if given[:1] == ["train"] else given:  # `msctr train`, or the script
+    for word in given[1:] if given[:1] == ["train"] else given:  # started by `msctr train`, or by the script
         flag = word if word.startswith("--") else flag
         name = flag.removeprefix("--")
         if name == "output_dir" or purpose(name).launch_only:
@@ -104,7 +104,7 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def zoo_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Format a table with a line for every network, data set, arm and schedule, with mean and deviation over seeds."""
+    """Format a table with a line for every network, data set, arm and length, with mean and deviation over seeds."""
     lines = ["| network | data | mode | steps | mIoU | seeds | device |", "|---|---|---|---|---|---|---|"]
     for (network, dataset, split, arm, steps), runs in _groups(rows).items():
         scores = [100 * run["mean_iou"] for run in runs]
@@ -116,7 +116,7 @@ def zoo_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def zoo_commands(rows: Sequence[dict[str, Any]]) -> str:
-    """List the command of the first seed for every line of the table, for a shell."""
+    """List, for every line of the table, the shell command of its first seed."""
     blocks = []
     for (network, dataset, _, arm, steps), runs in _groups(rows).items():
         words = textwrap.wrap(runs[0]["command"], 110, break_long_words=False, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""Run one recipe with several arms and seeds, every run in a process of its own, from which it can resume."""
+"""Run one recipe with several arms and seeds; every run is a separate process that can be resumed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from msctr_hf.training.settings import add_missing, purpose
 DEFAULT_ARMS = ("ce", "ms", "ms_cs", "budget: ms_cs --contrastive_sampling budget --contrastive_max_anchors 1024")
 _ARM = re.compile(r"(?:(?P<name>\w[\w.+-]*):\s*)?(?P<mode>ce|ms|ms_cs)(?P<flags>\s.*)?")
 _POLL_SECONDS = 0.5
-NEVER_BEFORE_THE_END = 10**9  # steps, for runs whose length is given in epochs
+BEYOND_ANY_RUN = 10**9  # validation_steps of a run in epochs, so that only its last step is validated
 
 
 class Arm(NamedTuple):
-    """One side of a comparison: a contrastive mode, and further flags of `scripts/train.py`."""
+    """One arm of a comparison: a contrastive mode, and further flags of `scripts/train.py`."""
 
     name: str
     flags: tuple[str, ...]
@@ -36,7 +36,7 @@ class Arm(NamedTuple):
         """Parse 'ms_cs', 'NAME: ms_cs' or 'NAME: ms_cs --flag value'.
 
         Raises:
-            UsageError: If the text does not look like this, or the arm has flags and no name.
+            UsageError: If the text has another form, or the arm has flags but no name.
         """
         found = _ARM.fullmatch(text.strip())
         if not found or (found["flags"] and not found["name"]):
@@ -48,7 +48,7 @@ class Arm(NamedTuple):
 
 
 class SweepRun(NamedTuple):
-    """One run of a sweep: its folder, its flags for `scripts/train.py`, and the settings that they give."""
+    """One run of a sweep: its folder, its flags for `scripts/train.py`, and the settings parsed from them."""
 
     arm: str
     seed: int
@@ -58,7 +58,7 @@ class SweepRun(NamedTuple):
 
     @property
     def log(self) -> Path:
-        """File with the output of the run."""
+        """Path of the file with the output of the run."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
@@ -69,7 +69,7 @@ class SweepRun(NamedTuple):
 
 
 def plan_runs(arms: Sequence[Arm], seeds: Sequence[int], output_dir: Path, flags: Sequence[str]) -> list[SweepRun]:
-    """Plan all runs, one seed after the other, so that runs that finish early can be compared in pairs.
+    """Plan all runs, one seed after the other, so that an unfinished sweep already has runs to compare.
 
     Every run is validated only after its last step: the best of several validations would favor arms whose scores
     fluctuate.
@@ -91,7 +91,7 @@ def plan_runs(arms: Sequence[Arm], seeds: Sequence[int], output_dir: Path, flags
         for arm in arms:
             folder = output_dir / arm.name / f"seed_{seed}"
             own = [*flags, *arm.flags, "--seed", str(seed), "--output_dir", str(folder)]
-            last = _settings(own)["max_steps"] or NEVER_BEFORE_THE_END
+            last = _settings(own)["max_steps"] or BEYOND_ANY_RUN
             own += ["--validation_steps", str(last)]
             runs.append(SweepRun(arm.name, seed, folder, own, _settings(own)))
             _check_settings(runs[-1])
@@ -119,7 +119,7 @@ def _check_settings(run: SweepRun) -> None:
 
 
 def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, report: Callable[[str], None]) -> None:
-    """Run what is not finished yet, `parallel` runs at a time; an interrupted run resumes from its checkpoint.
+    """Run all unfinished runs, `parallel` at a time; an interrupted run resumes from its checkpoint.
 
     Args:
         runs (`Sequence[SweepRun]`): All runs, in the order in which they start.
@@ -149,7 +149,7 @@ def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, report: Calla
                 time.sleep(_POLL_SECONDS)
     finally:
         for process in active:
-            process.terminate()  # saves a checkpoint
+            process.terminate()  # SIGTERM, at which a run saves a checkpoint
         for process in active:
             process.wait()
     if stop.requested:

@@ -4,13 +4,13 @@ python scripts/sweep.py --config configs/camvid/upernet_efficientnet_lite0.yaml 
 python scripts/sweep.py --config ... --arms ce "warm: ms_cs --contrastive_temperature 0.2"
 
 Every flag that is not listed here is passed to scripts/train.py. The same command, started again, skips finished runs
-and resumes interrupted ones. Runs are validated only after their last step. A run is one process; for several GPUs
-start this command once for each (CUDA_VISIBLE_DEVICES) with seeds of its own, then once with all seeds for the table.
+and resumes interrupted ones. Runs are validated only after their last step. A run is one process; on several GPUs,
+start this command once per GPU (CUDA_VISIBLE_DEVICES) with different seeds, then once with all seeds for the table.
 
 OUTPUT_DIR/ARM/seed_N/    a run of scripts/train.py; seed_N.log is its output
-OUTPUT_DIR/results.json   every finished run: settings, scores, costs, the command that repeats it
-OUTPUT_DIR/report.md      means, differences to the first arm in pairs of one seed, classes
-OUTPUT_DIR/curves.png     terms of the loss
+OUTPUT_DIR/results.json   settings, scores and costs of every finished run, and the command that repeats it
+OUTPUT_DIR/report.md      means, differences from the first arm paired by seed, IoUs of classes
+OUTPUT_DIR/curves.png     curves of the terms of the loss
 
 Exit codes: 0 all runs are finished; 2 a run failed or the input is faulty; 75 stopped by SIGTERM or Ctrl-C.
 """
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def sweep(options: argparse.Namespace, flags: Sequence[str]) -> None:
-    """Do the runs that are not finished yet, and report all of them."""
+    """Run all unfinished runs, and report all runs."""
     if missing := [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]:
         raise UsageError(f"The report needs {' and '.join(missing)}: pip install '.[figures]'.")
     if options.parallel < 1:
@@ -64,7 +64,7 @@ def sweep(options: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def write_report(runs: list[SweepRun], folder: Path) -> str:
-    """Write rows, tables and curves of the finished runs; returns the tables."""
+    """Write rows, tables and curves of the finished runs, and return the tables."""
     finished = [run for run in runs if run.finished]
     rows = [describe(run.folder, run.arm) for run in finished]
     write_json(folder / "results.json", rows)
@@ -81,7 +81,10 @@ def parser() -> argparse.ArgumentParser:
     whole = SpellingParser("python scripts/sweep.py", __doc__, passed_on=command_line()._option_string_actions)
     whole.add_argument("--output_dir", type=Path, default=Path("runs/sweep"), help="folder of all runs (runs/sweep)")
     whole.add_argument(
-        "--arms", nargs="+", default=DEFAULT_ARMS, help=f"'MODE' or 'NAME: MODE --flag value' {DEFAULT_ARMS}"
+        "--arms",
+        nargs="+",
+        default=DEFAULT_ARMS,
+        help=f"arms, the baseline first: 'MODE' or 'NAME: MODE --flag value' {DEFAULT_ARMS}",
     )
     whole.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of every arm (0 1 2)")
     whole.add_argument("--parallel", type=int, default=1, help="runs at a time; on a CPU they share its cores (1)")

@@ -1,4 +1,4 @@
-"""Report a sweep: differences to the baseline in pairs of one seed, curves of the terms of the loss."""
+"""Report a sweep: differences from the baseline paired by seed, and curves of the terms of the loss."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Comparison(NamedTuple):
     Args:
         arm (`str`): Name of the arm.
         scores (`list[float]`): mIoU of every seed.
-        difference (`float`, *optional*): Mean of the differences to the baseline in pairs of one seed.
+        difference (`float`, *optional*): Mean difference from the baseline, paired by seed.
         interval (`float`, *optional*): Half the width of its 95 % interval (Student's t); needs two pairs.
-        per_class (`dict[str, float]`): IoU of every class for the baseline, differences to it for others; NaN for a
+        per_class (`dict[str, float]`): IoU of every class for the baseline, differences from it for others; NaN for a
             class that no validation image contains.
         time, memory (`float`): Time per image and largest memory, as ratios to the baseline.
     """
@@ -41,8 +41,7 @@ def compare_arms(rows: Sequence[dict[str, Any]], baseline: str) -> list[Comparis
     """Compare every arm with the baseline, seed by seed.
 
     Args:
-        rows (`Sequence[dict]`): Runs as `describe` gives them; a sweep can be compared before
-            all of its runs are finished.
+        rows (`Sequence[dict]`): Runs as `describe` returns them; the runs of a sweep may be finished only in part.
         baseline (`str`): Name of the arm to compare with.
     """
     runs: dict[str, dict[int, dict]] = {}
@@ -77,14 +76,14 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _half_interval(differences: Sequence[float]) -> float:
-    from scipy.stats import t  # of the extra `figures`
+    from scipy.stats import t  # in the optional dependencies `figures`
 
     count = len(differences)
     return float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """Format two tables, the baseline first: arms with differences and costs, classes with differences."""
+    """Format a table of arms with differences and costs, and a table of classes; the baseline comes first in both."""
     first, *others = comparisons
     lines = [
         f"| | seeds | mIoU | difference, 95 % interval | time / {first.arm} | memory / {first.arm} |",

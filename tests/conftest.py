@@ -67,8 +67,9 @@ def run_script(monkeypatch, capsys):
 
     def run(name, *argv):
         monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
-        monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])  # as Python does
-        AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
+        # Python, too, puts the folder of a script first
+        monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+        AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
         GradientState._reset_state()
         code = 0
         try:

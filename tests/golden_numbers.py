@@ -1,4 +1,4 @@
-"""Reading of the numbers recorded in `tests/golden`, and the weights and inputs they belong to."""
+"""Read the numbers recorded in `tests/golden`, and compute the weights and inputs that they belong to."""
 
 import json
 import zlib

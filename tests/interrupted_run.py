@@ -1,4 +1,4 @@
-"""Start training in a process that can be signaled and killed, and compare how two runs ended."""
+"""Start training in a process that can be signaled and killed, and compare the results of two runs."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def log(run):
 
 
 def losses(run):
-    """Return step -> all logged means that do not depend on the clock."""
+    """Map every logged step to its means, except for those that depend on the clock."""
     timed = {"time", "images_per_second", "used_mb"}
     return {
         entry["step"]: {name: value for name, value in entry.items() if name not in timed}
@@ -52,6 +52,7 @@ def wait_for_step(run, step, process=None):
 
 
 def newest(run):
+    """Return the step of the newest complete checkpoint, 0 if there is none."""
     steps = [int(path.parent.name.removeprefix("step_")) for path in run.glob("checkpoints/step_*/COMPLETE")]
     return max(steps, default=0)
 

@@ -1,4 +1,4 @@
-"""The pages of the documentation and the blocks of code in them."""
+"""Read the pages of the documentation and the blocks of code in them."""
 
 import re
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w
 
 
 class Block(NamedTuple):
-    """A fenced block; `reason` says why it is not run, where it is not."""
+    """A fenced block of code; `reason` says why tests do not run it, and is `None` where they do."""
 
     place: str
     language: str
@@ -35,10 +35,11 @@ def blocks(page):
 
 
 def commands(code):
-    """Words of every command in a block of shell, without comments."""
+    """Yield the words of every command in a block of shell code, without comments."""
     import shlex
 
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        start = next((place for place, word in enumerate(words) if word == "&&"), -1)  # of what follows a `cd`
+        # the command itself may follow `pip install ... &&`
+        start = next((place for place, word in enumerate(words) if word == "&&"), -1)
         yield words[start + 1 :]

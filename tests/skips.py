@@ -8,9 +8,8 @@ import os
 import pytest
 
 
-@pytest.hookimpl(
-    wrapper=True, tryfirst=True
-)  # outermost: pytest marks expected failures, which look like skips, inside
+# outermost, since pytest marks expected failures, which look like skips, in an inner hook
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport():
     return fail_if_skipped_unexpectedly((yield))
 

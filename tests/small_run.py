@@ -1,4 +1,4 @@
-"""Flags of a run of scripts/train.py on a few small images."""
+"""Build the flags for a short run of scripts/train.py on a few small images."""
 
 from conftest import ROOT
 
@@ -9,6 +9,7 @@ TORCHRUN = (  # arguments of Python that start two processes, which meet at a fr
 
 
 def flags(folder, output_dir, **changes):
+    """List the flags of a run on a data set folder; `changes` replaces settings, and `None` leaves one out."""
     settings = {
         "config": ROOT / "configs/quickstart.yaml",
         "dataset": "folder",

@@ -1,4 +1,4 @@
-"""CITATION.cff is a file that tools for citing software can read."""
+"""CITATION.cff is valid, so that tools for citing software can read it."""
 
 import json
 import tomllib
@@ -21,7 +21,7 @@ def schema_errors(citation):
     return [error.message for error in validator.iter_errors(citation)]
 
 
-def test_the_file_is_valid_against_the_schema_of_the_citation_file_format(citation):
+def test_the_citation_is_valid_against_the_schema_of_the_citation_file_format(citation):
     assert schema_errors(citation) == []
 
 
@@ -29,7 +29,7 @@ def test_the_file_is_valid_against_the_schema_of_the_citation_file_format(citati
     ({"authors": None}, "'authors' is a required property"), ({"authors": [{"surname": "Pissas"}]}, "not valid"),
     ({"authors": []}, "non-empty"), ({"repository": 7}, "not of type 'string'"), ({"licence": "MIT"}, "unexpected"),
 ])  # fmt: skip
-def test_the_schema_refuses_a_file_that_is_not_valid(citation, change, complaint):
+def test_the_schema_refuses_a_citation_that_is_not_valid(citation, change, complaint):
     changed = {name: value for name, value in {**citation, **change}.items() if value is not None}
     assert any(complaint in message for message in schema_errors(changed)), schema_errors(changed)
 

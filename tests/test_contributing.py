@@ -18,7 +18,7 @@ from small_run import flags
 
 LOAD_WITHOUT_THE_PACKAGE = """
 import sys
-sys.modules["msctr_hf"] = None  # whoever imports it fails
+sys.modules["msctr_hf"] = None  # makes every import of the package fail
 import torch
 from transformers import AutoModelForSemanticSegmentation
 model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
@@ -34,7 +34,7 @@ def insert(file, text, before, where=0):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the repository with the decode head of CONTRIBUTING."""
+    """Copy the repository and add the decode head of CONTRIBUTING."""
     clone = tmp_path_factory.mktemp("clone")
     for name in ("msctr_hf", "configs", "scripts", "tests"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -60,7 +60,7 @@ def run(clone, *command, **environment):
 
 @pytest.fixture(scope="module")
 def trained(clone, tmp_path_factory):
-    """Folder of a run of two steps, and the files that it pushed."""
+    """Train two steps, and return the folder of the run and the files that it pushed."""
     folder = tmp_path_factory.mktemp("linear")
     data = write_folder(folder / "data", num_train=4, num_validation=1)
     hub = LocalHub()
@@ -113,7 +113,7 @@ def test_the_new_head_can_be_exported(clone, trained, tmp_path, format):
 
 
 @pytest.mark.slow
-def test_the_new_row_of_the_tests_tests_the_head(clone):
+def test_the_new_row_in_the_tests_covers_the_new_head(clone):
     out = run(clone, "-m", "pytest", "-q", "tests/models/test_modeling_msctr.py", "-k", "linear")
     assert re.search(r"\b[1-9]\d* passed", out)
 

@@ -1,4 +1,4 @@
-"""A UsageError is one sentence, wherever it was raised."""
+"""A UsageError keeps its sentence, wherever it was raised; other errors keep their traceback."""
 
 import pytest
 from torch.utils.data import DataLoader, Dataset

@@ -41,7 +41,7 @@ def cycles(graph):
     return sorted(name for name in graph if name in reached(name))
 
 
-def test_cycles_are_found():
+def test_the_search_finds_cycles():
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
 
 

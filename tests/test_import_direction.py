@@ -1,4 +1,4 @@
-"""Imports go one way: which folder may import which."""
+"""A folder of the package imports only the folders before it in a fixed order."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Progress in files and pipes is lines, in a terminal a bar."""
+"""Progress is shown as a bar in a terminal, and written as lines to files and pipes."""
 
 import io
 import sys
@@ -19,7 +19,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_long_loop_writes_a_line_every_30_seconds_and_the_last(capsys, clock):
+def test_a_long_loop_writes_a_line_every_30_seconds_and_one_at_the_end(capsys, clock):
     with progress(total=480, title="training", unit="step", keep=True) as bar:
         for _ in range(480):
             clock[0] += 0.5
@@ -60,7 +60,7 @@ def test_entries_come_in_order_with_and_without_a_length(capsys):
 
 
 @pytest.mark.parametrize("variable", [None, "TQDM_DISABLE"])
-def test_other_processes_and_those_who_turn_progress_off_see_nothing(capsys, monkeypatch, variable):
+def test_other_processes_and_users_who_turn_progress_off_see_nothing(capsys, monkeypatch, variable):
     if variable is not None:
         monkeypatch.setenv(variable, "1")
     assert list(progress([1, 2], title="training", unit="step", shown=variable is not None, keep=True)) == [1, 2]
@@ -81,7 +81,7 @@ def test_a_terminal_shows_a_bar_and_lines_above_it(monkeypatch):
         bar.update()
     shown = terminal.getvalue()
     assert "\rtraining: 100%" in shown
-    # the bar is wiped out before the line, which has a line of its own
+    # the bar is erased before the message, which gets a line of its own
     assert "\rstep 1: validation mIoU 50.00 %\n\rtraining: " in shown
 
 
@@ -90,7 +90,7 @@ def test_no_other_module_draws_a_bar():
     assert users == ["progress.py"]  # so that all of them follow the same rule
 
 
-def test_the_log_of_a_run_has_whole_lines_and_nothing_of_libraries(run_script, tmp_path):
+def test_the_log_of_a_run_has_whole_lines_and_no_messages_of_libraries(run_script, tmp_path):
     folder = write_folder(tmp_path / "data", num_train=6, num_validation=3)
     code, out, error = run_script("train.py", *flags(folder, tmp_path / "run", max_steps=4))
     assert code == 0, error

@@ -1,4 +1,4 @@
-"""The code never runs foreign code: checked in the sources."""
+"""The sources contain no calls that could run code from downloaded files."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""Settings are checked when they are created, and describe themselves."""
+"""Settings are checked when they are created, and their fields hold their descriptions."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The hooks of skips.py, in pytest processes of their own."""
+"""The hooks of skips.py fail unexpected skips, tried in separate pytest processes."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def test_a_skip_that_is_not_expected_fails_in_ci(tmp_path, options):
     (tmp_path / "test_some.py").write_text(TESTS)
     code, counts, output = run(tmp_path, *options, CI="true", MSCTR_EXPECTED_SKIPS="something else\n")
     assert code == 1
-    # pytest calls it an error where the mark skips before the test begins
+    # pytest counts a failure before the test begins, as of a skip by a mark, as an error
     assert (counts["passed"], counts["xfailed"], counts["failed"], counts["error"]) == (1, 1, 1, 1)
     assert "skipped" not in counts
     assert "test_marked: Skipped: needs a browser" in output

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Two machines with four GPUs each under Slurm, one process per GPU; requeued when the time is up, and resumed.
-# Not tried under Slurm, only with the variables below and two CPU processes.
+# Two machines with four GPUs each under Slurm, one process per GPU; the job is requeued and resumed when its time is up.
+# Tested with the variables below and two CPU processes, but not under Slurm.
 # sbatch configs/accelerate/slurm.sh --config FILE ...
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
@@ -18,4 +18,4 @@ srun bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SL
               export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
               exec python scripts/train.py --resume auto "$@"' bash "$@"
 
-[ $? -eq 75 ] && scontrol requeue "$SLURM_JOB_ID" # 75: stopped by a signal, with a checkpoint
+[ $? -eq 75 ] && scontrol requeue "$SLURM_JOB_ID" # 75: a signal stopped the run after it saved a checkpoint

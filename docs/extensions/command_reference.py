@@ -1,4 +1,4 @@
-"""The directive `msctr-command`: what `msctr NAME --help` says, from the same parser."""
+"""A Sphinx directive, `msctr-command`, that documents a command from the parser behind `msctr NAME --help`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from msctr_hf.commands.command_line import CommandLine
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directive."""
+    """Register the directive `msctr-command`."""
     app.add_directive("msctr-command", CommandReference)
     return {"parallel_read_safe": True}
 
 
 class CommandReference(SphinxDirective):
-    """Description and flags of one command, a section for every group of flags; in Markdown pages only."""
+    """Document one command: its description, and a section for every group of flags; works in Markdown pages only."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Parse the description and the help of every flag, which are Markdown."""
+        """Build the nodes of the description and of the help of every flag, which are Markdown."""
         command = self.arguments[0]
         parser = _parser_of(command)
         self.parse_text_to_nodes(f"```{{program}} msctr {command}\n```")
@@ -44,6 +44,7 @@ class CommandReference(SphinxDirective):
 
 
 def _parser_of(command: str) -> CommandLine:
+    """Catch the parser that the `main` of a command builds, without running the command."""
     parsers: list[CommandLine] = []
     with mock.patch.object(CommandLine, "run", lambda parser, argv, function: parsers.append(parser)):
         importlib.import_module(f"msctr_hf.commands.{command}").main([])
@@ -51,7 +52,7 @@ def _parser_of(command: str) -> CommandLine:
 
 
 def _describe(description: str) -> str:
-    """The text above the flags, its examples as blocks of code."""
+    """Turn the examples in the description of a command into blocks of code."""
     return "\n\n".join(
         f"```bash\n{paragraph}\n```" if paragraph.startswith(("msctr ", "accelerate ")) else paragraph
         for paragraph in description.strip().split("\n\n")
@@ -59,13 +60,13 @@ def _describe(description: str) -> str:
 
 
 def _flags(group: argparse._ArgumentGroup) -> list[argparse.Action]:
-    """The flags of a group, without --no_NAME, which is --NAME false."""
+    """List the flags of a group, without --no_NAME, which is the same as --NAME false."""
     flags = [each for each in group._group_actions if each.help != argparse.SUPPRESS and each.dest != "help"]
     return [each for each in flags if each.const is not False]
 
 
 def _names(flag: argparse.Action) -> str:
-    """The names of a flag, without the spelling with dashes that every one has."""
+    """List the names of a flag, without the variants with dashes that all flags have."""
     return ", ".join(name for name in flag.option_strings if "-" not in name.lstrip("-"))
 
 

@@ -1,4 +1,4 @@
-"""Turns docstrings in the section style of Hugging Face, which are Markdown, into what Sphinx reads."""
+"""Convert docstrings, Markdown in the section style of Hugging Face, to the reStructuredText that Sphinx reads."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from sphinx.util.typing import stringify_annotation
 import msctr_hf
 from msctr_hf.settings import setting_infos
 
-_LINKED = {name for name in msctr_hf.__all__ if not name.isalpha() or not name.islower()}  # `train` is a split, too
+# not `train`, which is also the name of a split
+_LINKED = {name for name in msctr_hf.__all__ if not name.isalpha() or not name.islower()}
 _TUPLE_FIELD = type(namedtuple("_Example", "field").field)
 _SECTION = re.compile(r"(Args|Returns|Yields|Raises|Example|Examples):$")
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
-_MARKUP = re.compile(r"\*\w[\w ]*\*|[*|]|(?<=\w)_(?!\w)")  # *emphasis* is markup in both
+_MARKUP = re.compile(r"\*\w[\w ]*\*|[*|]|(?<=\w)_(?!\w)")  # *emphasis* is the same in both, so it is kept
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the hooks of autodoc; napoleon comes after them."""
+    """Register the hooks of autodoc, before those of napoleon, which parses the sections."""
     app.connect("autodoc-process-docstring", _process_docstring, priority=100)
     app.connect("autodoc-process-signature", _shorten_signature)
     app.connect("autodoc-skip-member", _skip_member)
@@ -32,8 +33,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def as_rst(line: str) -> str:
-    """Turn `code` into a literal, a public name in backticks into a link; escape what only Sphinx reads as markup."""
-    parts = _CODE.split(line)  # text and code in turn
+    """Turn `code` into a literal, public names in backticks into links, and escape what is markup for Sphinx only."""
+    parts = _CODE.split(line)  # text and code alternate
     parts[::2] = [_MARKUP.sub(_escape, text) for text in parts[::2]]
     parts[1::2] = [f":py:obj:`~msctr_hf.{code}`" if code in _LINKED else f"``{code}``" for code in parts[1::2]]
     return "".join(parts)
@@ -52,7 +53,7 @@ def _process_docstring(app: Sphinx, what: str, name: str, documented: Any, optio
 def _shorten_signature(
     app: Sphinx, what: str, name: str, documented: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """Leave out arguments that are listed below with their help or are those of other libraries, and `<factory>`."""
+    """Leave out arguments that are documented below the signature or by other libraries, and default factories."""
     if signature is None:
         return None
     if what == "class" and (_has_settings(documented) or _is_built_by_others(documented)):
@@ -70,13 +71,13 @@ def _is_ours(one: type) -> bool:
 
 
 def _skip_member(app: Sphinx, what: str, name: str, documented: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out fields of named tuples, and a public name in its module: it is documented as `msctr_hf.NAME`."""
+    """Skip fields of named tuples, and public names in their modules: these are documented as `msctr_hf.NAME`."""
     public = what == "module" and getattr(msctr_hf, name, None) is documented
     return True if public or isinstance(documented, _TUPLE_FIELD) else None
 
 
 def _write_dashes(app: Sphinx, doctree: nodes.document) -> None:
-    """Put a dash between an argument or a type and its text, where Sphinx puts two hyphens."""
+    """Put a dash between an argument or a type and its description, instead of the two hyphens of Sphinx."""
     for text in [text for text in doctree.findall(nodes.Text) if text.startswith(" -- ")]:
         text.parent.replace(text, nodes.Text(text.replace(" -- ", " – ", 1)))
 
@@ -87,7 +88,7 @@ def _has_settings(documented: Any) -> bool:
 
 
 def _describe_settings(documented: type) -> Iterator[str]:
-    """The arguments of a dataclass of settings, from what its fields say of themselves."""
+    """Describe the arguments of a dataclass of settings from the metadata of its fields."""
     for name, about in setting_infos(documented).items():
         field = documented.__dataclass_fields__[name]
         allowed = f" Must be {about.range()}." if about.range() else ""
@@ -102,7 +103,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _with_code_blocks(lines: Sequence[str]) -> Iterator[str]:
-    """Turn fenced blocks, and blocks that are indented outside of sections, into blocks of code; the rest `as_rst`."""
+    """Turn fenced blocks, and indented blocks outside of sections, into code blocks; convert other lines `as_rst`."""
     before, in_section, fence, in_block = "", False, False, False
     for line in lines:
         text = line.lstrip()

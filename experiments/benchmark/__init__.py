@@ -1,1 +1,1 @@
-"""Measurements of `scripts/benchmark.py`: this package and straightforward code, as ratios within one run."""
+"""Benchmarks of `scripts/benchmark.py`: this package compared with straightforward code, as ratios within one run."""

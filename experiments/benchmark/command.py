@@ -1,15 +1,15 @@
 """Compare objective, training data and evaluation with straightforward code, as ratios within one run.
 
-    python scripts/benchmark.py loss                 # info_nce_loss: time and memory, within and across scales
-    python scripts/benchmark.py sampling             # anchors of one stage, with the gradient of its map
-    python scripts/benchmark.py together             # four stages: sampling, six terms, gradients
-    python scripts/benchmark.py projection           # projecting sampled rows instead of whole maps
-    python scripts/benchmark.py data                 # from files to augmented samples
+    python scripts/benchmark.py loss                 # the contrastive loss, within and across scales
+    python scripts/benchmark.py sampling             # sampling the anchors of a stage, with the gradient of its map
+    python scripts/benchmark.py together             # the whole objective: sampling at four stages, six terms
+    python scripts/benchmark.py projection           # projecting sampled pixels instead of whole maps
+    python scripts/benchmark.py data                 # training samples, from files to augmented crops
     python scripts/benchmark.py upsampling           # from logits to classes at the size of the labels
     python scripts/benchmark.py metric               # from classes to mean IoU
     python scripts/benchmark.py step --config configs/cityscapes/hrnet_w48.yaml --batch_size 2
 
-Each prints a table and writes it, with a description of the machine, to benchmark_NAME.json.
+Each command prints a table and writes it, with a description of the machine, to benchmark_NAME.json.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
     common = SpellingParser("", add_help=False)
     common.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     common.add_argument("--threads", type=_positive, default=1, help="threads on the CPU; targets are set for 1 (1)")
-    common.add_argument("--repetitions", type=_positive, help="measured rounds; enough for a median by default")
+    common.add_argument("--repetitions", type=_positive, help="measured rounds; by default enough for a stable median")
     common.add_argument("--output", help="JSON file (benchmark_NAME.json)")
-    common.add_argument("--check", action="store_true", help="exit with 1 where a ratio misses its target")
+    common.add_argument("--check", action="store_true", help="exit with code 1 if a ratio misses its target")
 
     whole = SpellingParser("python scripts/benchmark.py NAME", __doc__)
     names = whole.add_subparsers(dest="what", required=True, metavar="NAME")
@@ -79,42 +79,46 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(measure=measure)
         return one
 
-    loss = add("loss", "InfoNCE over N anchors, and full N x N matrices", lambda o, device: contrast.loss(
+    loss = add("loss", "compare info_nce_loss with full N x N matrices", lambda o, device: contrast.loss(
         o.sizes, o.classes, o.repetitions, device))  # fmt: skip
     sizes = [500, 1000, 2000, 5000, 10_000]
     loss.add_argument("--sizes", type=_positive, nargs="+", default=sizes, help=f"numbers of anchors ({sizes})")
     loss.add_argument("--classes", type=_positive, nargs="+", default=[19, 150], help="numbers of classes (19 150)")
 
-    sampling = add("sampling", "sampler, and one that goes from pair to pair", lambda o, device: contrast.sampling(
+    sampling = add("sampling", "compare sample_anchors with a loop over pairs", lambda o, device: contrast.sampling(
         o.batch_size, o.repetitions, device))  # fmt: skip
-    sampling.add_argument("--batch_size", type=_positive, default=12, help="images (12)")
+    sampling.add_argument("--batch_size", type=_positive, default=12, help="images per batch (12)")
 
-    together = add("together", "the whole objective of one batch", lambda o, device: contrast.together(
+    together = add("together", "compare the whole objective with a dense one", lambda o, device: contrast.together(
         o.batch_sizes, o.repetitions, device))  # fmt: skip
-    together.add_argument("--batch_sizes", type=_positive, nargs="+", default=[2, 6], help="images (2 6)")
+    together.add_argument("--batch_sizes", type=_positive, nargs="+", default=[2, 6], help="images per batch (2 6)")
 
-    projection = add("projection", "projecting rows, and projecting maps", lambda o, device: contrast.projection(
+    projection = add("projection", "compare projecting pixels and maps", lambda o, device: contrast.projection(
         o.batch_size, o.repetitions, device))  # fmt: skip
-    projection.add_argument("--batch_size", type=_positive, default=2, help="images (2)")
+    projection.add_argument("--batch_size", type=_positive, default=2, help="images per batch (2)")
 
-    add("data", "augmentation, and the released code's order of work", lambda o, device: data.data(
+    add("data", "compare augmentation with the released order of work", lambda o, device: data.data(
         o.repetitions, device))  # fmt: skip
 
-    add("upsampling", "upsampling and argmax in strips, and of whole images", lambda o, device: evaluation.upsampling(
+    add("upsampling", "compare upsampling in strips with whole maps", lambda o, device: evaluation.upsampling(
         o.repetitions, device))  # fmt: skip
 
-    add("metric", "mean IoU, and the stock metric of evaluate", lambda o, device: evaluation.metric(
+    add("metric", "compare mean IoU with the stock metric of evaluate", lambda o, device: evaluation.metric(
         o.repetitions, device))  # fmt: skip
 
-    step = add("step", "a training step with and without contrast", lambda o, device: training_step(
+    step = add("step", "measure a training step with and without contrast", lambda o, device: training_step(
         o.config, Setting(o.batch_size, o.crop_size, device, PRECISIONS[o.mixed_precision], o.compile,
                           o.channels_last), o.repetitions))  # fmt: skip
     step.add_argument("--config", required=True, help="YAML file of the network")
-    step.add_argument("--batch_size", type=_positive, default=2, help="images (2)")
-    step.add_argument("--crop_size", type=_positive, nargs=2, default=[512, 1024], help="pixels (512 1024)")
-    step.add_argument("--mixed_precision", choices=PRECISIONS, default="no", help="no, bf16 or fp16 (no)")
-    step.add_argument("--compile", action="store_true", help="torch.compile the network")
-    step.add_argument("--channels_last", action="store_true", help="channels last in memory")
+    step.add_argument("--batch_size", type=_positive, default=2, help="images per batch (2)")
+    step.add_argument(
+        "--crop_size", type=_positive, nargs=2, default=[512, 1024], help="height and width in pixels (512 1024)"
+    )
+    step.add_argument(
+        "--mixed_precision", choices=PRECISIONS, default="no", help="precision of autocast: no, bf16 or fp16 (no)"
+    )
+    step.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    step.add_argument("--channels_last", action="store_true", help="keep the channels last in memory")
     return whole
 
 

@@ -1,7 +1,7 @@
 """Benchmarks of the contrastive objective.
 
-Every function returns rows of a table: time and memory of both ways, their ratio, and the target of the ratio where
-one is set for a single CPU thread.
+Every function returns the rows of a table: time and memory of both implementations, their ratio and, for one CPU
+thread, the target that the ratio should reach.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)
 PAIRS = ((0, 3), (0, 2))
 CROP = (512, 1024)
 NUM_LABELS = 19
-VIEWS = 5  # pixels of an (image, class) pair; nearly always 5 in practice
+VIEWS = 5  # anchors per image and class; nearly always 5 in practice
 
 LOSS_TARGETS = {
     "within": {500: 0.85, 1000: 1.3, 2000: 1.8, 5000: 4.0, 10_000: 5.0},
@@ -38,7 +38,7 @@ PROJECTION_TARGETS = {(48, 4): 3.0, (96, 8): 2.0}
 
 
 def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | None, device: torch.device) -> list[dict]:
-    """Compare `info_nce_loss` with the dense form on the same anchors, forward and backward."""
+    """Compare `info_nce_loss` with `dense_info_nce_loss` on the same anchors, forward and backward."""
     rows = []
     for term in ("within", "across"):
         for size in sizes:
@@ -68,7 +68,7 @@ def loss_step(way: str, term: str, size: int, num_labels: int, device: torch.dev
 
 
 def sampling(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:
-    """Compare `sample_anchors` with the pair-by-pair sampler, including backward passes, stage by stage."""
+    """Compare `sample_anchors` with `sample_pair_by_pair`, including backward passes, stage by stage."""
     rows = []
     labels = blob_labels(batch_size, CROP, device)
     for stride in STRIDES:
@@ -85,7 +85,7 @@ def sampling(batch_size: int, repetitions: int | None, device: torch.device) -> 
 
 
 def together(batch_sizes: Sequence[int], repetitions: int | None, device: torch.device) -> list[dict]:
-    """Compare the whole objective: four stages, four terms within and two across scales, gradients of the maps."""
+    """Compare the whole objective: four terms within and two across scales, and the gradients of the maps."""
     objective = MultiScaleContrastiveLoss(NUM_LABELS, (1, 2, 3, 4), SCALE_WEIGHTS, PAIRS, (1.0, 1.0))
     rows = []
     for batch_size in batch_sizes:
@@ -104,7 +104,7 @@ def together(batch_sizes: Sequence[int], repetitions: int | None, device: torch.
 
 
 def projection(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:
-    """Compare projection head and sampling: the last convolution on sampled rows, and on whole maps."""
+    """Compare applying the last convolution of the projection head to sampled pixels and to whole maps."""
     rows = []
     labels = blob_labels(batch_size, CROP, device)
     for channels, stride in ((48, 4), (96, 8), (192, 16), (384, 32), (512, 4)):
@@ -128,7 +128,7 @@ def projection(batch_size: int, repetitions: int | None, device: torch.device) -
 def blob_labels(
     batch_size: int, size: Sequence[int], device: torch.device, num_labels: int = NUM_LABELS
 ) -> torch.Tensor:
-    """Make labels (B, H, W) of smooth regions of frequent and rare classes, about two thirds of 19 per image."""
+    """Make labels (B, H, W) of smooth regions of frequent and rare classes; about two thirds of 19 are in an image."""
     generator = torch.Generator().manual_seed(0)
     cells = [max(2, side // 64) for side in size]
     scores = torch.randn(batch_size, num_labels, *cells, generator=generator)
@@ -144,5 +144,5 @@ def _map(batch_size: int, channels: int, stride: int, device: torch.device) -> t
 
 
 def _backward(value: torch.Tensor, sides: Sequence[torch.Tensor]) -> None:
-    """Compute gradients without storing them, so that no step adds to those of the step before."""
+    """Compute gradients without storing them, so that repeated steps do not accumulate them."""
     torch.autograd.grad(value, sides)

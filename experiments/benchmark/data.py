@@ -1,4 +1,4 @@
-"""Benchmark of training data: from files on disk to augmented samples, on one core."""
+"""Benchmark loading and augmentation: from files on disk to training samples, on one core."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from msctr_hf.data.synthetic import SYNTHETIC_CLASSES, draw_scene
 from .measuring import add_targets, compare, median_seconds, per_second
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SAMPLES, DRAWS = 4, 12  # images on disk; crops per round, so that scales average out
+SAMPLES, DRAWS = 4, 12  # images on disk; crops per round, enough to average over random scales
 CASES: dict[str, dict[str, Any]] = {
     "PNG as Cityscapes": {
         "size": (1024, 2048), "crop": (512, 1024), "suffix": "png", "options": {}, "target": 1.7, "cache target": 10.0
@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def data(repetitions: int | None, device: torch.device) -> list[dict]:
-    """Compare the augmentation with the released code's order of work, from files and from a pre-decoded copy."""
+    """Compare samples from files and from a pre-decoded copy with the released code's order of work."""
     rows = []
     for name, case in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def data(repetitions: int | None, device: torch.device) -> list[dict]:
 
 
 def seconds_per_crop(folder: Path, crop: Sequence[int], repetitions: int) -> float:
-    """Measure the seconds that one worker needs for a training crop from a PNG of the size and type of Cityscapes."""
+    """Measure the seconds that one worker needs for a training crop from a PNG like those of Cityscapes."""
     case = {**CASES["PNG as Cityscapes"], "crop": tuple(crop)}
     _write_images(folder, case)
     crops = _crops(folder, case)
@@ -71,7 +71,7 @@ def _crops(folder: Path, case: dict[str, Any]) -> Callable[[int], Any]:
 
 
 def _ways(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[int], Any]]:
-    """Build the functions that make the sample of a draw, by the name of the way."""
+    """Map the name of every implementation to its function, which takes a number and makes that random sample."""
     _write_images(folder, case)
     files = load_segmentation_dataset("folder", "train", folder)
     copy = folder / "copy"
@@ -91,7 +91,7 @@ def _write_images(folder: Path, case: dict[str, Any]) -> None:
         (folder / name).mkdir()
     for number in range(SAMPLES):
         image, label = draw_scene((0, number), case["size"])
-        image = image.filter(ImageFilter.GaussianBlur(0.9))  # to the 2.3 MB that an image of Cityscapes takes
+        image = image.filter(ImageFilter.GaussianBlur(0.9))  # so that a PNG takes 2.3 MB, as in Cityscapes
         image.save(folder / f"images/{number}.{case['suffix']}", **case["options"])
         label.save(folder / f"labels/{number}.png")
     description = {
@@ -113,8 +113,8 @@ def _over_draws(sample: Callable[[int], Any]) -> Callable[[], None]:
 def released_order(folder: Path, suffix: str, draw: int, crop: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment in the released code's order of work: everything on the whole image, then the crop.
 
-    Decode, map labels, mirror, resize, pad, crop with OpenCV; jitter, scale and normalize with torchvision on Pillow
-    images. Written for this comparison.
+    It decodes, maps labels, mirrors, resizes, pads and crops with OpenCV, then jitters, scales and normalizes with
+    torchvision on Pillow images. This code was written for the comparison.
     """
     cv2 = _opencv()
     random = np.random.default_rng(draw)

@@ -1,4 +1,4 @@
-"""Benchmarks of evaluation: from logits to classes at the size of the labels, from classes to mean IoU."""
+"""Benchmark evaluation: from logits to classes at the size of the labels, and from classes to mean IoU."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from msctr_hf.models.decode_heads import resize
 from .measuring import Step, add_targets, compare, median_seconds, peak_megabytes
 from .stock_mean_iou import StockMeanIoU
 
-CASES = {  # classes, size of the logits, size of the labels
+CASES = {  # number of classes, size of the logits, size of the labels
     "ADE20K": (150, (128, 128), (512, 512)),
     "Cityscapes": (19, (256, 512), (1024, 2048)),
 }
 SPEED_TARGET = 3.0
 METRIC_SPEED_TARGET = 30.0
-IMAGES = 8  # that the metric gets, in batches of 4
+IMAGES = 8  # number of images for the metric, which gets them in batches of 4
 
 
 def upsampling(repetitions: int | None, device: torch.device) -> list[dict]:
-    """Compare bilinear upsampling and argmax in strips of rows with those of the whole image."""
+    """Compare bilinear upsampling and argmax in strips of rows with upsampling and argmax of whole images."""
     rows = []
     for name, (num_labels, source, target) in CASES.items():
         ways = {way: (way, num_labels, source, target, device) for way in ("whole", "ours")}
@@ -40,7 +40,7 @@ def upsampling(repetitions: int | None, device: torch.device) -> list[dict]:
 def upsampling_step(
     way: str, num_labels: int, source: tuple[int, int], target: tuple[int, int], device: torch.device
 ) -> Step:
-    """Build the step from random logits to the classes of one image."""
+    """Build a step that upsamples random logits of one image and takes the most probable classes."""
     logits = torch.randn(1, num_labels, *source, device=device)
     if way == "ours":
         return lambda: most_probable_classes([logits], target, align_corners=False)
@@ -59,7 +59,7 @@ def metric(repetitions: int | None, device: torch.device) -> list[dict]:
 
 
 def metric_step(way: str, num_labels: int, size: tuple[int, int]) -> Step:
-    """Build the scoring of blocky labels and of predictions that are right at four pixels of five."""
+    """Build a step that scores predictions which are correct at about four of five pixels."""
     random = np.random.default_rng(0)
     blocks = random.integers(0, num_labels, (IMAGES, -(-size[0] // 16), -(-size[1] // 16)), dtype=np.uint8)
     references = blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : size[0], : size[1]].copy()

@@ -1,7 +1,8 @@
-"""Measure time and memory of alternatives in turns; format tables; describe the machine.
+"""Measure time and memory of alternatives in turns, format tables, and describe the machine.
 
-On a CPU, time is that of the process, so that other processes disturb less, and memory is the growth of the peak of a
-fresh process. On a GPU, time runs until the device is done, and memory is the most that PyTorch allocated.
+On a CPU, time is the processor time of this process, which other processes disturb less than the wall clock, and
+memory is the growth of the peak of a fresh process. On a GPU, time runs on the wall clock until the device has
+finished, and memory is the most that PyTorch allocated.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from msctr_hf.training.description import processor_name
 
 Step = Callable[[], Any]
 
-# Measures below these are noise: an allocator serves small requests from pages that an earlier step left, so that
-# the peak need not grow at all, Linux counts the pages of a process in batches, and reading a clock takes time too.
+# Measured values below these are noise: an allocator serves small requests from pages that an earlier step freed, so
+# that the peak need not grow at all, Linux counts the pages of a process in batches, and reading a clock takes time.
 RESOLUTIONS = {"MB": 1.0, "ms": 0.01}
 
 
 def median_seconds(steps: Mapping[str, Step], repetitions: int, device: torch.device) -> dict[str, float]:
-    """Measure the median time of every step; steps take turns, after a first round that does not count."""
+    """Measure the median time of every step; the steps take turns, and the first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     gc.collect()
     gc.disable()  # otherwise a collection is charged to whichever step it interrupts
@@ -49,7 +50,7 @@ def _seconds(step: Step, device: torch.device) -> float:
 
 
 def clock(device: torch.device) -> float:
-    """Read the seconds of this process on a CPU; on a GPU those of the wall clock, when all work is done."""
+    """Read the processor time of this process on a CPU, or the wall clock on a GPU after all queued work is done."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize(device)
@@ -57,12 +58,13 @@ def clock(device: torch.device) -> float:
 
 
 def peak_megabytes(build: Callable[..., Step], arguments: Sequence, warm_up: Sequence, device: torch.device) -> float:
-    """Measure the most memory that a step needs in addition to that of its inputs.
+    """Measure the peak memory that a step needs in addition to its inputs, in MB.
 
     Args:
-        build (`Callable`): Function of a module; `build(*arguments)` makes the inputs and returns the step.
+        build (`Callable`): Function at the top level of a module, which a new process can import; `build(*arguments)`
+            makes the inputs and returns the step.
         arguments (`Sequence`): Arguments of the step to measure.
-        warm_up (`Sequence`): Arguments of a small step that runs before, so that libraries are loaded.
+        warm_up (`Sequence`): Arguments of a small step that runs first, so that libraries are loaded.
         device (`torch.device`): Where the step runs.
     """
     if device.type == "cpu":
@@ -93,7 +95,7 @@ def _peak_of_this_process(build: Callable[..., Step], arguments: Sequence, warm_
 
 
 def _forget_peak() -> None:
-    """Reset the peak where the system is Linux; elsewhere it counts from the start of the process."""
+    """Reset the peak memory of the process on Linux; elsewhere it keeps counting from the start of the process."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -109,7 +111,7 @@ def _peak_kilobytes() -> float:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Describe what the measures depend on: device, threads, versions."""
+    """Describe what measured values depend on: device, threads, versions."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
@@ -119,7 +121,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def compare(seconds: dict[str, float], memory: dict[str, float] | None = None) -> dict[str, Any]:
-    """Make the columns of two ways, ours second: milliseconds, megabytes, and their ratios."""
+    """Make the table columns of two implementations, ours second: milliseconds, megabytes, and their ratios."""
     other, ours = seconds
     times = {f"{way} ms": 1000 * seconds[way] for way in (other, ours)}
     row: dict[str, Any] = times | {"speed-up": ratio(*times.values(), unit="ms")}
@@ -130,17 +132,17 @@ def compare(seconds: dict[str, float], memory: dict[str, float] | None = None) -
 
 
 def ratio(measure: float, base: float, *, unit: str) -> float | None:
-    """Divide two measures of a unit; `None` where one is below the resolution, so that the ratio would be noise."""
+    """Divide two values of a unit; `None` if one is below the resolution, so that the ratio would be noise."""
     return None if min(measure, base) < RESOLUTIONS[unit] else measure / base
 
 
 def per_second(count: float, milliseconds: float) -> float | None:
-    """Divide a count by the measured time; `None` where the time is below the resolution."""
+    """Divide a count by a measured time; `None` if the time is below the resolution."""
     return None if milliseconds < RESOLUTIONS["ms"] else 1000 * count / milliseconds
 
 
 def add_targets(row: dict, device: torch.device, *, speed: float | None, memory: float | None = None) -> None:
-    """Add the targets of the ratios, which are set for one CPU thread."""
+    """Add the targets of the ratios to a row; `None` except on one CPU thread, for which they are set."""
     has_targets = device.type == "cpu" and torch.get_num_threads() == 1
     row["speed-up target"] = speed if has_targets else None
     if "memory ratio" in row:

@@ -1,7 +1,8 @@
-"""Compute the contrastive terms in the straightforward way, for comparison with this package.
+"""Compute the contrastive objective in the straightforward way, for comparison with this package.
 
-The values are the same. But autograd keeps full matrices of masks, exponentials and logarithms, and the sampler goes
-from pair to pair and indexes the whole map each time, so that its backward pass writes the map once per pair.
+The values are the same, at a higher cost: autograd keeps full matrices of masks, exponentials and logarithms, and the
+sampler loops over pairs of image and class and indexes the whole map each time, so that its backward pass writes the
+gradient of the whole map once per pair.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def dense_info_nce_loss(
     contrast_labels: torch.Tensor | None = None,
     temperature: float = 0.1,
 ) -> torch.Tensor:
-    """Compute `info_nce_loss` over full (N, M) matrices."""
+    """Compute the value of `info_nce_loss` with full (N, M) matrices."""
     within = contrast is None
     rows = F.normalize(anchors, dim=1)
     columns = rows if within else F.normalize(contrast, dim=1)
@@ -43,7 +44,7 @@ def dense_info_nce_loss(
 def sample_pair_by_pair(
     features: torch.Tensor, labels: torch.Tensor, num_labels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample like `sample_anchors` with the published rule and default limits: rows (N, C), labels (N,), N >= 0."""
+    """Sample like `sample_anchors` with its defaults, in a loop over pairs: rows (N, C) and labels (N,), N >= 0."""
     stage_labels = resize_labels(labels, features).flatten(1)
     pairs = []
     for image in range(len(features)):
@@ -69,7 +70,7 @@ def dense_multi_scale_loss(
     scale_weights: Sequence[float],
     pairs: Sequence[Sequence[int]],
 ) -> torch.Tensor:
-    """Compute `MultiScaleContrastiveLoss` with pair weights of 1; a stage without anchors has no terms."""
+    """Compute the value of `MultiScaleContrastiveLoss` with pair weights of 1, without the terms of empty stages."""
     anchors = [sample_pair_by_pair(stage, labels, num_labels) for stage in features]
     connected = [0.0 * rows.sum() for rows, _ in anchors]
     within = [
@@ -86,7 +87,7 @@ def dense_multi_scale_loss(
 
 
 class StraightforwardContrast(NamedTuple):
-    """Replaces the `contrastive_loss` of a network: projects whole maps, then computes `dense_multi_scale_loss`."""
+    """Stand-in for the `contrastive_loss` of a network that projects whole maps and calls `dense_multi_scale_loss`."""
 
     objective: MultiScaleContrastiveLoss
     projection_head: ProjectionHead
@@ -94,7 +95,7 @@ class StraightforwardContrast(NamedTuple):
     def contrast(self, hidden: Sequence[torch.Tensor], labels: torch.Tensor, project: object) -> ContrastiveResult:
         """Compute the loss of `MultiScaleContrastiveLoss.contrast`, without terms and diagnostics."""
         objective = self.objective
-        maps = [stage.float() for stage in self.projection_head.project(hidden)]  # projected in the step's precision
+        maps = [stage.float() for stage in self.projection_head.project(hidden)]  # projected under autocast
         with torch.autocast(labels.device.type, enabled=False):
             loss = dense_multi_scale_loss(maps, labels, objective.num_labels, objective.scale_weights, objective.pairs)
         return ContrastiveResult(loss, {}, {})

@@ -1,4 +1,4 @@
-"""Benchmark of a whole training step: the time of its phases, and what the contrast adds."""
+"""Benchmark a whole training step: the time of its phases, and what the contrast adds."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .data import seconds_per_crop
 from .measuring import Step, clock, peak_megabytes, per_second, ratio
 from .reference import StraightforwardContrast
 
-STRAIGHTFORWARD = "ms_cs, straightforward"  # whole projected maps, full matrices
+STRAIGHTFORWARD = "ms_cs, straightforward"  # projects whole maps and computes full matrices
 MODES = ("ce", "ms", "ms_cs", STRAIGHTFORWARD)
 PHASES = ("forward", "loss", "backward", "optimizer")
 
 
 class Setting(NamedTuple):
-    """Size, device and precision of a training step."""
+    """Batch, crop, device and precision of a training step."""
 
     batch_size: int
     crop_size: Sequence[int]
@@ -38,14 +38,15 @@ class Setting(NamedTuple):
 
 
 def training_step(config: str, setting: Setting, repetitions: int | None) -> list[dict]:
-    """Measure the phases of a step without contrast, with ours and with the straightforward one, compared with `ce`.
+    """Measure the phases of a training step in all modes, and compare their totals with the step without contrast.
 
-    `data` is the time in which one worker makes the batch from PNGs of 1024x2048, while the step runs. `loss` is what
-    follows the logits: cross entropy, projection, sampling, contrast; a compiled network counts it as `forward`.
+    `data` is the time in which one worker makes the batch from PNGs of 1024x2048; in training this runs in parallel
+    with the step. `loss` is everything after the logits: cross entropy, projection, sampling, contrast; in a compiled
+    network it is part of `forward`.
 
     Args:
-        config (`str`): YAML file of a network, from random weights.
-        setting (`Setting`): Images, device, precision.
+        config (`str`): YAML file of a network; its backbone starts from random weights.
+        setting (`Setting`): Batch, crop, device and precision.
         repetitions (`int`, *optional*): Number of measured steps; 3 by default.
     """
     recipe = command_line().parse(["--config", config, "--backbone_weights", "none"])
@@ -86,7 +87,7 @@ def _row(
 
 
 class TrainingStep:
-    """One network with its optimizer and a batch of random images."""
+    """A network with its optimizer and a batch of random images, and the time of every phase of its step."""
 
     def __init__(self, recipe: tuple, mode: str, setting: Setting):
         torch.manual_seed(0)
@@ -109,10 +110,10 @@ class TrainingStep:
             self.model = torch.compile(network)
         else:
             self.model = network
-            network.decode_head.register_forward_hook(self._note_the_time)  # the last module before the loss
+            network.decode_head.register_forward_hook(self._record_time)  # the last module before the loss
         self.setting = setting
 
-    def _note_the_time(self, *_: Any) -> None:
+    def _record_time(self, *_: Any) -> None:
         self.logits_at = clock(self.setting.device)
 
     def forward(self) -> torch.Tensor:
@@ -141,7 +142,7 @@ class TrainingStep:
 
 
 def whole_step(recipe: tuple, mode: str, setting: Setting) -> Step:
-    """Build a whole step: forward, backward, update."""
+    """Build a step of forward pass, backward pass and update, to measure its memory."""
     step = TrainingStep(recipe, mode, setting)
 
     def run() -> None:

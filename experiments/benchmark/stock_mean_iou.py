@@ -1,4 +1,4 @@
-"""Rewrite the stock `mean_iou` of `evaluate` for comparison: it stores all maps and computes histograms."""
+"""The algorithm of the metric `mean_iou` of `evaluate`, written again because the original is fetched from the Hub."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 
 class StockMeanIoU(evaluate.Metric):
-    """Sums histograms of intersections and areas over all images, when all images are stored.
+    """Mean IoU from histograms of intersections and areas, which are computed after all images have been stored.
 
-    As in the published metric, `add_batch` stores maps in a table of `datasets`; pixels of the ignored class are
-    removed from both maps; IoU = intersection / (prediction + reference - intersection).
+    As in the published metric, `add_batch` stores label maps in a table of `datasets`, ignored pixels are removed
+    from both maps, and IoU = intersection / (prediction + reference - intersection).
     """
 
     def _info(self) -> evaluate.MetricInfo:

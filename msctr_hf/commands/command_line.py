@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import datetime
 import errno
 import json
 import os
@@ -97,8 +98,9 @@ class CommandLine(HfArgumentParser):
             complement.help = argparse.SUPPRESS  # added by transformers; `--NAME false` does the same
         for name in info.former:  # for older scripts and recipes; `--help` does not show it
             options = {"nargs": action.nargs, "const": action.const, "type": action.type, "choices": action.choices}
+            spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
             parser.add_argument(
-                f"--{name}", dest=field.name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options
+                *spellings, dest=field.name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options
             )
 
     def _add_network_settings(self) -> list[str]:
@@ -183,12 +185,17 @@ class CommandLine(HfArgumentParser):
             self.error(f"{path} cannot be read: {error}")
         if not isinstance(values, dict):
             self.error(f"{path} must contain `key: value` lines.")
-        given = {key: value for key, value in values.items() if value is not None}
-        for name in self.instead_of.keys() & given.keys():
-            if both := given.keys() & {*self.instead_of[name]}:
+        given = {self.setting_of(key) for key, value in values.items() if value is not None}
+        for name in self.instead_of.keys() & given:
+            if both := given & {*self.instead_of[name]}:
                 raise UsageError(f"{path} sets both {' and '.join(f'`{each}`' for each in sorted({name, *both}))}.")
-        used = {key: value for key, value in values.items() if key not in without}
+        used = {key: value for key, value in values.items() if self.setting_of(key) not in without}
         return self.as_flags(used, f"{path}: unknown key")
+
+    def setting_of(self, name: Any) -> str:
+        """Return the setting that a name means: its own, an alias, a former one, or one with dashes."""
+        action = self._option_string_actions.get(f"--{name}")
+        return str(name) if action is None else action.dest
 
     def as_flags(self, values: Mapping[Any, Any], unknown: str) -> list[str]:
         """Convert values by name to flags; a value of `None` means the default and needs no flag.
@@ -203,12 +210,15 @@ class CommandLine(HfArgumentParser):
             if action is None or key in ("config", "help"):
                 self._refuse(str(key), f"{unknown} `{key}`.", "`{}`")
             elif value is not None:
-                flags += [f"--{key}", *_as_arguments(value, many=action.nargs in ("+", "*"))]
+                try:
+                    flags += [f"--{key}", *_as_arguments(value, many=action.nargs in ("+", "*"))]
+                except TypeError as error:
+                    self.error(f"argument --{key}: {error}")
         return flags
 
     def _refuse(self, name: str, sentence: str, quoted: str) -> None:
         """Exit with a message about an unknown name that suggests the one that was probably meant."""
-        names = [action.dest for action in self._actions]
+        names = [action.dest for action in self._actions if action.dest != name]
         if name in self.resembling:
             self.error(f"{sentence} Use {quoted.format(self.resembling[name])} instead.")
         close = closest(name, names)
@@ -273,6 +283,17 @@ def written_to_output_dir(output_dir: str | Path | None) -> Iterator[None]:
 
 
 def _as_arguments(value: Any, many: bool) -> list[str]:
+    if many and hasattr(value, "tolist"):
+        value = value.tolist()
     if many and isinstance(value, (list, tuple)):
-        return [str(entry) for entry in value]
-    return [str(value) if isinstance(value, (str, os.PathLike)) else json.dumps(value)]
+        return [word for entry in value for word in _as_arguments(entry, many=False)]
+    # YAML reads 2026-01-31, which may be the name of a folder, as a date
+    is_text = isinstance(value, (str, os.PathLike, datetime.date))
+    return [str(value) if is_text else json.dumps(value, default=_as_plain)]
+
+
+def _as_plain(value: Any) -> Any:
+    """Convert arrays and numbers of numpy and torch to lists and numbers of Python."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"expected a number, a text, true, false or a list, got a {type(value).__name__}.")
+    return value.tolist()

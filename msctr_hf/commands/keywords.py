@@ -26,7 +26,7 @@ class Keywords(CommandLine):
         """
         recipe = [] if config is None else ["--config", str(config)]
         arguments = [*recipe, *self.as_flags(values, "unknown setting")]
-        defaults = {name for name, value in values.items() if value is None}
+        defaults = {self.setting_of(name) for name, value in values.items() if value is None}
         return self.parse(arguments, without=defaults), arguments
 
     def error(self, message: str) -> NoReturn:

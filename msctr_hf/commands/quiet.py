@@ -8,6 +8,8 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..progress import is_terminal
 
@@ -48,6 +50,20 @@ def quiet_libraries() -> None:
     # a log should show a line when it is written, and in the order of the lines on stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+
+
+@contextmanager
+def without_bars_of_transformers() -> Iterator[None]:
+    """Hide the bars of transformers within a block, for functions in a program that may want them otherwise."""
+    from transformers.utils import logging as of_transformers
+
+    were_shown = of_transformers.is_progress_bar_enabled()
+    of_transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            of_transformers.enable_progress_bar()
 
 
 def _hide_bars_of_datasets() -> None:

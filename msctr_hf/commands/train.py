@@ -20,6 +20,7 @@ from ..hub.settings import HubSettings
 from ..training.settings import ModelSettings, TrainingSettings
 from .command_line import CommandLine
 from .keywords import Keywords
+from .quiet import without_bars_of_transformers
 
 _GROUPS = (ModelSettings, DataSettings, TrainingSettings, HubSettings)
 
@@ -59,7 +60,8 @@ def train(config: str | PathLike | None = None, **settings: Any) -> dict[str, An
     (model, data, training, hub, network), arguments = keywords.parse_keywords(config, settings)
     was_initialized = is_initialized()
     try:
-        return _train(model, data, training, hub, network, shlex.join(["msctr", "train", *arguments]))
+        with without_bars_of_transformers():  # one for every saved model, between the lines of the run
+            return _train(model, data, training, hub, network, shlex.join(["msctr", "train", *arguments]))
     finally:
         if not was_initialized:  # otherwise the next run in this process could not use another precision
             AcceleratorState._reset_state()
@@ -67,11 +69,18 @@ def train(config: str | PathLike | None = None, **settings: Any) -> dict[str, An
 
 
 def _train_and_print(*groups: Any) -> None:
+    from accelerate.state import PartialState, is_initialized
+
     from ..training.train import print_results
 
-    results = _train(*groups)
-    if results:
-        print_results(results, groups[2].output_dir)
+    try:
+        results = _train(*groups)
+        if results:
+            print_results(results, groups[2].output_dir)
+    finally:
+        # not in `train`: a program that calls it may continue to use the group of its processes
+        if is_initialized():
+            PartialState().destroy_process_group()
 
 
 def _train(

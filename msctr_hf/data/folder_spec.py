@@ -28,7 +28,7 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
         raise UsageError(f"`dataset='{FOLDER}'` needs `data_dir`, the folder with {DESCRIPTION}.")
     path = Path(data_dir) / DESCRIPTION
     if not path.is_file():
-        raise UsageError(f"The file {path} does not exist; it must list `classes:` and `splits:` (see README).")
+        raise UsageError(f"The file {path} does not exist; it must list `classes:` and `splits:` (see docs/data.md).")
     try:
         description = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -112,7 +112,11 @@ def _read_palette(description: dict[str, Any], classes: list[str], path: Path) -
 
 def _read_groups(description: dict[str, Any], classes: list[str], path: Path) -> dict[str, list[int]]:
     groups = description.get("groups") or {}
+    if not isinstance(groups, dict):
+        raise UsageError(f"{path}: `groups:` must map names of groups to lists of classes, got {groups!r}.")
     for group, names in groups.items():
+        if not isinstance(group, str) or not isinstance(names, list) or not names:
+            raise UsageError(f"{path}: a group must be a text and its classes a list, got {group!r}: {names!r}.")
         if unknown := sorted(set(names) - set(classes)):
             raise UsageError(f"{path}: the group {group!r} names {unknown}, which `classes:` does not list.")
     return {group: [classes.index(name) for name in names] for group, names in groups.items()}

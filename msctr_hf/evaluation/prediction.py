@@ -87,7 +87,7 @@ def save_labels(labels: np.ndarray, path: Path, palette: Sequence[Sequence[int]]
     if palette is not None and not wide:
         # all 256 entries: with fewer, Pillow stores fewer bits per pixel, which would corrupt values such as 255
         colors = np.zeros((PALETTE_COLORS, 3), np.uint8)
-        colors[: len(palette)] = palette
+        colors[: len(palette)] = palette[:PALETTE_COLORS]
         image.putpalette(colors.tobytes())
     image.save(path)
 

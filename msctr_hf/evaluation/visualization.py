@@ -13,10 +13,10 @@ _SWATCH, _MARGIN, _LINE = 14, 6, 20
 
 def colorize(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
     """Draw a class map (H, W) as an RGB image; values beyond the palette are black."""
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[:] = IGNORED_COLOR
-    table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
-    return Image.fromarray(table[np.asarray(labels, dtype=np.uint8)])
+    labels = np.asarray(labels)
+    table = np.full((max(len(palette), int(labels.max(initial=0)) + 1), 3), IGNORED_COLOR, dtype=np.uint8)
+    table[: len(palette)] = palette
+    return Image.fromarray(table[labels])
 
 
 def overlay(

@@ -32,6 +32,7 @@ _SIGNATURE = (
 _CONTRAST_NAMES = {"ms": "multi-scale", "ms_cs": "multi-scale and cross-scale"}
 _METRIC_NAMES = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "overall_accuracy": "pixel accuracy"}
 _NESTED_FIELDS = {"backbone_config", "palette"}  # too long for a table
+_UNNAMED_DATASET = "custom data set"
 _MAX_WORST_CLASSES, _MAX_CONFUSIONS = 3, 5  # numbers of rows in the section on limitations
 
 
@@ -135,9 +136,10 @@ def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None) -> 
         "objective": _cells(_objective(config, settings)),
         "data": _cells(_data(spec, run)),
         "data_name": _data_name(spec, run),
-        "data_terms": spec.license if spec is not None else None,
+        "data_terms": " ".join(spec.license.split()).rstrip(".") if spec is not None else None,
         "data_is_drawn": spec is not None and isinstance(spec.source, SyntheticSource),
         "training": _cells(_training(config, run)),
+        "validation_was_trained_on": "validation" in settings.get("train_split", "").split("+"),
         "scores": iou_table(results) if results else None,
         "images": results.get("images"),
         "worst": _worst_classes(results),
@@ -173,12 +175,13 @@ def _metadata(config: dict, run: dict, results: dict, spec: DatasetSpec | None, 
 def _eval_results(results: dict, run: dict, spec: DatasetSpec | None) -> list[EvalResult] | None:
     if not results or spec is None:
         return None
-    dataset = _data_name(spec, run) or "custom data set"
+    dataset = _data_name(spec, run) or _UNNAMED_DATASET
     return [
         EvalResult(
             task_type="image-segmentation",
             task_name="Semantic Segmentation",
-            dataset_type=_hub_dataset(run) or _slug(dataset),
+            # a name without Latin letters has no slug, and the Hub refuses an empty type
+            dataset_type=_hub_dataset(run) or _slug(dataset) or _slug(_UNNAMED_DATASET),
             dataset_name=dataset,
             dataset_split="validation",
             metric_type=metric,

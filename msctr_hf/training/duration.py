@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..data.loaders import ShuffledSampler
 from ..errors import UsageError
@@ -44,7 +44,19 @@ class Epochs:
         """Count the optimizer steps of a number of epochs, which may end within an epoch."""
         whole = int(num_epochs)
         part = round((num_epochs - whole) * self.steps(whole), 6)  # 0.1 of 10 steps is 1, not 1.0000000000000009
-        return max(1, sum(map(self.steps, range(whole))) + math.ceil(part))
+        # not a sum where all epochs are as long: a run that ends early may have any number of them
+        of_whole = whole * self.steps() if self.sampler.repeats is None else sum(map(self.steps, range(whole)))
+        return max(1, of_whole + math.ceil(part))
+
+    def epochs_until(self, num_steps: int) -> float:
+        """Number of epochs of so many optimizer steps, the inverse of `steps_until`."""
+        if self.sampler.repeats is None:
+            return num_steps / self.steps()
+        epoch = 0
+        while num_steps > (length := self.steps(epoch)):
+            num_steps -= length
+            epoch += 1
+        return epoch + num_steps / length
 
 
 @dataclass(frozen=True)
@@ -55,16 +67,13 @@ class Duration:
         max_steps (`int`): Total number of steps.
         validation_steps (`int`): Number of steps from one validation to the next.
         steps_per_epoch (`int`, *optional*): Number of steps of the first epoch; `None` for a stream.
+        num_epochs (`float`, *optional*): Number of passes over the training set; `None` for a stream.
     """
 
     max_steps: int
     validation_steps: int
     steps_per_epoch: int | None = None
-
-    @property
-    def num_epochs(self) -> float | None:
-        """Number of passes over the training set; `None` for a stream."""
-        return None if self.steps_per_epoch is None else self.max_steps / self.steps_per_epoch
+    num_epochs: float | None = field(default=None, compare=False)  # follows from the others and the training set
 
 
 def plan_duration(arguments: TrainingSettings, epochs: Epochs | None) -> Duration:
@@ -82,4 +91,5 @@ def plan_duration(arguments: TrainingSettings, epochs: Epochs | None) -> Duratio
             )
         max_steps = epochs.steps_until(arguments.num_train_epochs)
     by_default = min(max(1, steps_per_epoch or 0, max_steps // DEFAULT_VALIDATIONS), MAX_STEPS_WITHOUT_VALIDATION)
-    return Duration(max_steps, arguments.validation_steps or by_default, steps_per_epoch)
+    num_epochs = None if epochs is None else epochs.epochs_until(max_steps)
+    return Duration(max_steps, arguments.validation_steps or by_default, steps_per_epoch, num_epochs)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..errors import UsageError
+from ..evaluation.scoring import percent
 from ..progress import say
 from .description import without_secrets
 from .run_folder import LOG_FILE, replace_file
@@ -134,12 +135,20 @@ class RunLog:
             f"images: {', '.join(faulty.images)}"
         )
 
-    def write_validation(self, result: ValidationResult, step: int) -> None:
-        """Log the scores of a validation and, to trackers that accept images, a few predictions."""
-        self.write({f"{_VALIDATION}{name}": result.results[name] for name in _SCORES}, step)
+    def write_validation(self, result: ValidationResult, step: int, metric: str = "mean_iou") -> None:
+        """Log the scores of a validation and, to trackers that accept images, a few predictions.
+
+        Args:
+            result (`ValidationResult`): Scores and a few predictions.
+            step (`int`): Step of the validated network.
+            metric (`str`): Score that decides which network is the best; it is logged in addition to the usual ones.
+        """
+        scores = {**{name: result.results[name] for name in _SCORES}, metric: result.measured(metric)}
+        self.write({f"{_VALIDATION}{name}": score for name, score in scores.items()}, step)
         if result.sheet is not None:
             self.show(f"{_VALIDATION}predictions", result.sheet, step)
-        self._say(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %")
+        chosen = "" if metric == "mean_iou" else f", {metric} {percent(result.measured(metric))}"
+        self._say(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %{chosen}")
 
     def show(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image to the trackers that accept images."""

@@ -81,7 +81,8 @@ class TrainingLoop:
             raise self.give_up(failure) from failure
         finally:
             self.batches.close()
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         return self.progress.best_results
 
     def train(self) -> None:
@@ -223,8 +224,9 @@ class TrainingLoop:
         equal ones. An upload follows the mark, since a repeated one could lead to a second commit.
         """
         progress = self.progress
-        self.log.write_validation(result, progress.step)
-        score = result.score(self.args.metric_for_best_model)
+        metric = self.args.metric_for_best_model
+        self.log.write_validation(result, progress.step, metric)
+        score = result.score(metric)
         is_best = score > progress.best_score
         progress.validations_without_best = 0 if is_best else progress.validations_without_best + 1
         if is_best:

@@ -156,8 +156,8 @@ class TrainingSettings(Settings):
     )
     validation_steps: int | None = setting(
         None,
-        help="Validate every this many steps, and at the end; by default after every epoch, but at most 20 times in "
-        "total and at least every 5,000 steps.",
+        help="Validate every this many steps, and at the end; by default after every epoch, or about 20 times in a "
+        "run of many epochs, and at least every 5,000 steps.",
         at_least=1,
         resembles=("eval_steps",),
         on_resume="free",

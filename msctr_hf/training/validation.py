@@ -60,9 +60,12 @@ class ValidationResult(NamedTuple):
         return self.score("mean_iou")
 
     def score(self, metric: str) -> float:
-        """Return the score that decides which network is the best; 0 if all pixels are ignored."""
-        scores = self.results if metric in METRICS else self.results["groups"][metric]
-        return scores[metric if metric in METRICS else "mean_iou"] or 0.0
+        """Return the score that decides which network is the best; 0 if nothing was measured."""
+        return self.measured(metric) or 0.0
+
+    def measured(self, metric: str) -> float | None:
+        """Return a score by its name; `None` if its classes are in neither labels nor predictions."""
+        return self.results[metric] if metric in METRICS else self.results["groups"][metric]["mean_iou"]
 
 
 class Validation:

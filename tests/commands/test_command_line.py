@@ -1,4 +1,4 @@
-"""Flags of dataclasses of settings: help, defaults, booleans, aliases, messages."""
+"""Flags that are generated from dataclasses of settings: help, defaults, booleans, aliases, messages."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,7 @@ GROUPS = (ModelSettings, DataSettings, TrainingSettings, HubSettings)
 
 
 def actions():
-    """The action of every setting; `--no_NAME` of transformers' parser follows its `--NAME`."""
+    """Map every setting to its argparse action: `--NAME`, not the `--no_NAME` that transformers adds after it."""
     return {action.dest: action for action in reversed(command_line()._actions)}
 
 
@@ -51,14 +51,14 @@ def test_help_of_training_is_complete_and_shows_true_defaults():
         (["--ema"], True), (["--ema", "true"], True), (["--ema", "false"], False), ([], False),
     ],
 )  # fmt: skip
-def test_booleans_work_bare_and_with_a_value(words, expected):
+def test_boolean_flags_work_with_and_without_a_value(words, expected):
     assert command_line().parse(words)[2].ema is expected
 
 
 @pytest.mark.parametrize(
     ("words", "expected"), [(["--hub_images"], True), (["--hub_images", "false"], False), ([], None)]
 )
-def test_booleans_that_are_unset_by_default_work_bare_too(words, expected):
+def test_boolean_flags_whose_default_is_none_need_no_value_either(words, expected):
     assert command_line().parse(words)[3].hub_images is expected
 
 
@@ -71,7 +71,7 @@ def test_booleans_that_are_unset_by_default_work_bare_too(words, expected):
         ([], {}),
     ],
 )
-def test_booleans_of_the_network_work_in_both_ways_and_only_given_ones_are_passed_on(words, expected):
+def test_boolean_flags_of_the_network_need_no_value_and_only_given_ones_are_returned(words, expected):
     assert command_line().parse(words)[-1] == expected
 
 
@@ -91,7 +91,7 @@ def test_flags_override_the_recipe_which_overrides_defaults(tmp_path):
         ("torch_compile", "compile"),
     ],
 )
-def test_names_of_transformers_with_the_same_meaning_are_accepted(word, ours):
+def test_flags_of_transformers_with_the_same_meaning_are_accepted(word, ours):
     value = "true" if ours in ("hub_private", "compile") else "3"
     groups = command_line().parse([f"--{word}", value])[:4]
     assert as_mapping(*groups)[ours] == (value == "true" or 3)
@@ -101,7 +101,7 @@ def test_names_of_transformers_with_the_same_meaning_are_accepted(word, ours):
     ("word", "ours"),
     [("eval_steps", "validation_steps"), ("save_steps", "checkpointing_steps"), ("resume_from_checkpoint", "resume")],
 )
-def test_names_with_nearly_the_same_meaning_are_refused_and_ours_is_named(capsys, tmp_path, word, ours):
+def test_flags_of_transformers_with_another_meaning_are_refused_and_ours_are_suggested(capsys, tmp_path, word, ours):
     with pytest.raises(SystemExit):
         command_line().parse([f"--{word}", "3"])
     assert f"Use --{ours} instead." in capsys.readouterr().err
@@ -109,6 +109,37 @@ def test_names_with_nearly_the_same_meaning_are_refused_and_ours_is_named(capsys
     with pytest.raises(SystemExit):
         command_line().parse(["--config", str(tmp_path / "recipe.yaml")])
     assert f"unknown key `{word}`. Use `{ours}` instead." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["hub_pictures", "hub-pictures", "hub_images", "hub-images"])
+def test_former_names_of_settings_are_accepted_with_dashes_and_underscores(tmp_path, key):
+    (tmp_path / "recipe.yaml").write_text(f"{key}: true\n")
+    for words in ([f"--{key}"], [f"--{key}", "true"], ["--config", str(tmp_path / "recipe.yaml")]):
+        assert command_line().parse(words)[3].hub_images is True
+
+
+@pytest.mark.parametrize("key", ["max_steps", "max-steps"])
+def test_a_flag_for_epochs_replaces_the_steps_of_a_recipe_with_dashes_and_underscores(tmp_path, key):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{key}: 7\n")
+    training = command_line().parse(["--config", str(recipe), "--num-train-epochs", "3"])[2]
+    assert (training.max_steps, training.num_train_epochs) == (None, 3)
+    recipe.write_text(f"{key}: 7\nnum_train_epochs: 3\n")
+    with pytest.raises(UsageError, match="sets both `max_steps` and `num_train_epochs`"):
+        command_line().parse(["--config", str(recipe)])
+
+
+def test_a_date_in_a_recipe_is_read_as_text(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("output_dir: 2026-01-31\n")
+    assert command_line().parse(["--config", str(tmp_path / "recipe.yaml")])[2].output_dir == "2026-01-31"
+
+
+def test_a_value_of_an_unsupported_yaml_type_is_refused_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("output_dir: !!set {a}\n")
+    with pytest.raises(SystemExit):
+        command_line().parse(["--config", str(tmp_path / "recipe.yaml")])
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].endswith("argument --output_dir: expected a number, a text, true, false or a list, got a set.")
 
 
 def test_messages_name_arguments_as_flags():
@@ -142,7 +173,7 @@ def test_a_bug_keeps_its_traceback():
         raise ValueError("zip() argument 2 is shorter than argument 1")
 
 
-def test_only_errors_of_files_below_the_named_folder_are_attributed_to_it(tmp_path):
+def test_only_errors_of_files_below_output_dir_are_attributed_to_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="`output_dir`"), written_to_output_dir(tmp_path / "file/sub"):
         (tmp_path / "file/sub").mkdir()

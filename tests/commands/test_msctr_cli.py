@@ -27,7 +27,7 @@ def test_help_lists_the_commands_and_loads_neither_torch_nor_transformers():
 
 
 @pytest.mark.parametrize(("words", "sentence"), [(["trian"], "Did you mean 'train'?"), ([], "usage: msctr COMMAND")])
-def test_a_word_that_is_not_a_command_exits_with_2(capsys, words, sentence):
+def test_an_unknown_or_missing_command_exits_with_2(capsys, words, sentence):
     with pytest.raises(SystemExit) as stop:
         msctr_cli.main(words)
     assert stop.value.code == 2
@@ -44,7 +44,7 @@ def test_every_command_has_a_help_of_its_own(capsys, name):
     assert "(default: None)" not in help_text
 
 
-MISSPELLED = [  # module, words before the flag, what is written, what is meant
+MISSPELLED = [  # module, words before the flag, misspelled flag, intended flag
     ("msctr_hf.commands.train", [], "lerning_rate", "learning_rate"),
     ("msctr_hf.commands.evaluate", [], "modl", "model"),
     ("msctr_hf.commands.predict", [], "modl", "model"),
@@ -72,7 +72,7 @@ def test_a_misspelled_flag_gets_one_line_of_usage_and_one_sentence(capsys, modul
     assert sentence.endswith(f"error: unknown argument --{written}. Did you mean --{meant}?")
 
 
-def test_every_command_is_tried_with_a_misspelled_flag():
+def test_every_command_is_in_the_list_of_misspelled_flags():
     assert {f"msctr_hf.commands.{name}" for name in msctr_cli.COMMANDS} <= {module for module, *_ in MISSPELLED}
 
 

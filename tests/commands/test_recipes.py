@@ -1,4 +1,4 @@
-"""Recipes are found by name and by path."""
+"""Recipes of configs/ are found by name and by path."""
 
 import pytest
 from conftest import ROOT
@@ -14,18 +14,18 @@ def test_every_file_of_configs_except_those_of_the_launcher_is_a_recipe():
     assert {"quickstart", "cityscapes/hrnet_w48"} <= names
 
 
-def test_a_name_finds_the_shipped_file(tmp_path, monkeypatch):
+def test_a_recipe_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where no such file exists
     assert find_recipe("quickstart").read_text() == (ROOT / "configs/quickstart.yaml").read_text()
 
 
-def test_a_folder_of_the_name_of_a_recipe_does_not_hide_it(tmp_path, monkeypatch):
+def test_a_folder_with_the_name_of_a_recipe_does_not_hide_the_recipe(tmp_path, monkeypatch):
     (tmp_path / "quickstart").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_recipe("quickstart").is_file()
 
 
-def test_an_existing_file_is_used_whatever_its_name(tmp_path, monkeypatch):
+def test_an_existing_file_takes_precedence_over_a_recipe_of_the_same_name(tmp_path, monkeypatch):
     (tmp_path / "quickstart").write_text("max_steps: 3")
     monkeypatch.chdir(tmp_path)
     assert find_recipe("quickstart").read_text() == "max_steps: 3"

@@ -1,8 +1,9 @@
-"""`msctr_hf.train` is the command `msctr train`: the same checks, files and weights."""
+"""`msctr_hf.train` does what the command `msctr train` does: the same checks, files and weights."""
 
 import json
 import threading
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,9 +11,11 @@ from accelerate.state import AcceleratorState, GradientState
 from layouts import write_folder
 from safetensors.torch import load_file
 from small_run import flags
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 import msctr_hf
 from msctr_hf.commands.keywords import Keywords
+from msctr_hf.data.settings import DataSettings
 from msctr_hf.errors import UsageError
 from msctr_hf.training.settings import TrainingSettings
 
@@ -30,11 +33,11 @@ def folder(tmp_path):
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     GradientState._reset_state()
 
 
-def test_the_function_runs_what_the_command_runs(run_script, folder, tmp_path):
+def test_the_function_and_the_command_train_the_same_network(run_script, folder, tmp_path):
     by_command, by_function = tmp_path / "by_command", tmp_path / "by_function"
     assert run_script("train.py", *flags(folder, by_command))[0] == 0
     AcceleratorState._reset_state()
@@ -52,7 +55,7 @@ def test_the_function_runs_what_the_command_runs(run_script, folder, tmp_path):
     assert "--crop_size 32 32" in command
 
 
-def test_one_process_may_train_several_times_and_outside_the_main_thread(folder, tmp_path):
+def test_one_process_can_train_several_times_and_outside_the_main_thread(folder, tmp_path):
     results = {}
 
     def train(name, **settings):
@@ -69,12 +72,21 @@ def test_one_process_may_train_several_times_and_outside_the_main_thread(folder,
     assert precisions == ["bf16", "no"]
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_bars_of_transformers_are_hidden_during_a_run_and_restored_afterwards(folder, tmp_path, capsys, shown):
+    (enable_progress_bar if shown else disable_progress_bar)()
+    msctr_hf.train("quickstart", **SMALL | {"max_steps": 1}, data_dir=folder, output_dir=tmp_path / "run")
+    assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("training: ")] == []
+    assert is_progress_bar_enabled() == shown
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"max_stepz": 3}, "unknown setting `max_stepz`. Did you mean `max_steps`?"),
         ({"eval_steps": 3}, "unknown setting `eval_steps`. Use `validation_steps` instead."),
-        ({"help": True}, "unknown setting `help`."),
+        ({"help": True}, "unknown setting `help`. See `msctr train --help` for all settings."),
+        ({"crop_size": {32}}, "`crop_size`: expected a number, a text, true, false or a list, got a set."),
         ({"max_steps": "many"}, "`max_steps`: invalid int value: 'many'"),
         ({"optimizer": "lion"}, "`optimizer`: invalid choice: 'lion'"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0."),
@@ -84,14 +96,14 @@ def test_one_process_may_train_several_times_and_outside_the_main_thread(folder,
         ({"push_to_hub": True}, "`push_to_hub` needs `hub_model_id='USER/NAME'`."),
     ],
 )
-def test_a_mistake_raises_one_sentence_and_does_not_exit(tmp_path, settings, sentence):
+def test_a_mistake_of_the_user_raises_a_usage_error_and_does_not_exit(tmp_path, settings, sentence):
     with pytest.raises(UsageError) as raised:
         msctr_hf.train(**{"output_dir": tmp_path / "run", **settings})
     assert sentence in str(raised.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_none_is_the_default_in_place_of_the_value_of_a_recipe(tmp_path):
+def test_none_replaces_the_value_of_a_recipe_by_the_default(tmp_path):
     (tmp_path / "recipe.yaml").write_text("mixed_precision: bf16\nmax_steps: 3\nseed: 1\n")
     keywords = Keywords([TrainingSettings], None, "train")
     given = {"mixed_precision": None, "num_train_epochs": 2}
@@ -102,3 +114,21 @@ def test_none_is_the_default_in_place_of_the_value_of_a_recipe(tmp_path):
         2,
         1,
     )
+
+
+def test_none_replaces_the_value_of_a_recipe_under_all_names_of_a_setting(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("per_device_train_batch_size: 16\n")
+    for name in ("batch_size", "per_device_train_batch_size"):
+        (training,), _ = Keywords([TrainingSettings], None, "train").parse_keywords(
+            tmp_path / "recipe.yaml", {name: None}
+        )
+        assert training.batch_size == TrainingSettings().batch_size
+
+
+@pytest.mark.parametrize("array", [np.array, torch.tensor])
+def test_values_of_numpy_and_torch_are_accepted(array):
+    keywords = Keywords([TrainingSettings, DataSettings], None, "train", with_network_settings=True)
+    given = {"max_steps": array(3), "ema": array(True), "crop_size": array([32, 64]), "class_weights": array([1, 2])}
+    (training, data, network), _ = keywords.parse_keywords(None, {**given, "adam_betas": [array(0.5), 0.75]})
+    assert (training.max_steps, training.ema, training.adam_betas) == (3, True, [0.5, 0.75])
+    assert (data.crop_size, network["class_weights"]) == ([32, 64], [1, 2])

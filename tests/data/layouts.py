@@ -1,4 +1,4 @@
-"""Write small data sets to disk, in the layouts that users have."""
+"""Write small data sets to disk, in the layouts of the official files and of user folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ def write_labels(path, labels, palette=None):
 
 
 def write_folder(root, num_train=4, num_validation=2, size=(40, 56), description=None):
-    """A generic folder with three classes; returns its path."""
+    """Write a folder with a `dataset.yaml` of three classes, and return its path."""
     for split, count in (("train", num_train), ("val", num_validation)):
         for number in range(count):
             write_image(root / split / "images" / f"{number}.jpg", size, seed=number)
@@ -45,7 +45,7 @@ def write_folder(root, num_train=4, num_validation=2, size=(40, 56), description
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set in its official structure: names of files of the training split, {} being a number."""
+    """A data set in its official layout: file names of the training split, in which {} is a number."""
 
     dataset: str
     image: str
@@ -61,7 +61,7 @@ class Layout:
         return Path(root) / self.image.format(number), Path(root) / self.label.format(number)
 
     def write(self, root, count=3, size=(12, 16)):
-        """Images and labels in rows of the raw values; returns the folder."""
+        """Write images, and labels whose rows cycle through the raw values; return the folder."""
         labels = np.resize(np.asarray(self.raw, dtype=np.uint8), (size[1], size[0])).T.copy()
         for number in range(count):
             image, label = self.pair(root, number)
@@ -82,7 +82,8 @@ class Layout:
 
 
 _VOC = "VOCdevkit/VOC2010"
-_VIDEOS = (1, 3, 4, 6, 8, 9, 10, 11, 13, 14, 15, 17, 18, 19, 20, 21, 23, 24, 25)  # of CaDIS, for training
+# videos of the training split of CaDIS
+_VIDEOS = (1, 3, 4, 6, 8, 9, 10, 11, 13, 14, 15, 17, 18, 19, 20, 21, 23, 24, 25)
 _PADDED, _PLAIN = (
     tuple(f"{name.format(number)}/{kind}" for number in _VIDEOS for kind in ("Images", "Labels"))
     for name in ("Video{:02d}", "Video{}")

@@ -20,7 +20,7 @@ def augment(seed=0, pair=None, **settings):
     return pixel_values.permute(1, 2, 0).numpy(), labels.numpy()
 
 
-def test_crop_without_scaling_is_cut_from_the_image_unchanged():
+def test_a_crop_without_scaling_is_cut_from_the_image_unchanged():
     image, labels = sample()
     crop, crop_labels = augment(scale_range=(1, 1), aspect_range=(1, 1))
     pieces = np.lib.stride_tricks.sliding_window_view(np.asarray(labels), (32, 48))
@@ -31,7 +31,7 @@ def test_crop_without_scaling_is_cut_from_the_image_unchanged():
 
 
 def windows(count, size, crop, scales=(0.5, 2.0), seed=0):
-    """Draw random rows and columns of crops."""
+    """Draw the rows and columns of random crops from randomly resized images."""
     random = np.random.default_rng(seed)
     for _ in range(count):
         resized = [max(1, round(side * random.uniform(*scales))) for side in size]
@@ -39,7 +39,7 @@ def windows(count, size, crop, scales=(0.5, 2.0), seed=0):
         yield [_Span(*one, padding=0) for one in zip(size, resized, crop, corners, strict=True)]
 
 
-def test_crop_equals_what_pillow_resizes_from_the_whole_image():
+def test_a_resized_crop_equals_that_of_pillow():
     image, _ = sample()
     augmentation = TrainingAugmentation(**PLAIN, crop_size=(32, 48))
     for rows, columns in windows(200, (60, 90), (32, 48)):
@@ -52,7 +52,7 @@ def test_crop_equals_what_pillow_resizes_from_the_whole_image():
         expected = image.resize((columns.length, rows.length), Image.Resampling.BILINEAR, box=box)
         shown = crop[: rows.length, : columns.length].astype(int)
         difference = np.abs(shown - np.asarray(expected))
-        assert difference.max() <= 2  # gray levels: both round after each of two passes
+        assert difference.max() <= 2  # gray levels: both implementations round after each of two passes
         assert np.mean(difference > 1) < 0.001
 
 
@@ -88,7 +88,7 @@ def test_small_images_are_padded_with_the_mean_color_and_ignored_labels():
     assert (labels != 255).sum() == 18 * 24
     assert np.abs(crop[labels == 255]).max() < 0.003
     corners = {tuple(np.argwhere(augment(seed, sample(18, 24), scale_range=(1, 1))[1] != 255)[0]) for seed in range(8)}
-    assert len(corners) > 3  # random offset
+    assert len(corners) > 3  # the offset of the image in its padding is random
 
 
 def test_small_images_can_be_reflected_and_labels_stay_ignored():
@@ -109,7 +109,7 @@ def test_mirroring_moves_image_and_labels_together():
     assert np.array_equal(mirrored_labels, labels[:, ::-1])
 
 
-def test_scale_and_aspect_have_the_published_ranges():
+def test_scales_and_aspect_ratios_cover_the_published_ranges():
     random = np.random.default_rng(0)
     augmentation = TrainingAugmentation(crop_size=(8, 8), image_mean=[0] * 3, image_std=[1] * 3)
     label = np.asarray(sample(600, 600)[1])
@@ -138,6 +138,6 @@ def test_another_crop_is_drawn_where_one_class_fills_it():
     assert full[1] < full[0] / 5
 
 
-def test_share_counts_valid_pixels_only():
+def test_the_largest_class_share_counts_valid_pixels_only():
     assert largest_class_share(np.array([[1, 1, 2, 255]], dtype=np.uint8)) == pytest.approx(2 / 3)
     assert largest_class_share(np.full((2, 2), 255, dtype=np.uint8)) == 1.0

@@ -13,7 +13,7 @@ def check(root, num_workers=0):
     return check_rows(rows, spec.reader(), 150, num_workers=num_workers, title=""), spec
 
 
-def test_counts_are_those_of_the_labels(tmp_path):
+def test_the_report_counts_the_images_and_pixels_of_every_class(tmp_path):
     LAYOUT.write(tmp_path)
     write_labels(LAYOUT.pair(tmp_path, 1)[1], np.full((12, 16), 3, dtype=np.uint8))
     report, spec = check(tmp_path)
@@ -37,7 +37,7 @@ def test_every_broken_file_is_listed(tmp_path):
         assert "222" in report.broken["ADE_train_00000002"]
 
 
-def test_report_is_unchanged_by_a_round_trip_through_json(tmp_path):
+def test_the_report_is_unchanged_by_a_round_trip_through_json(tmp_path):
     LAYOUT.write(tmp_path)
     report, spec = check(tmp_path)
     assert SplitReport.from_dict(report.as_dict(spec)).as_dict(spec) == report.as_dict(spec)

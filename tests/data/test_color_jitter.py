@@ -11,7 +11,7 @@ from msctr_hf.data.color_jitter import HUE_RANGE, JITTER_RANGE, _hue, jitter_col
 def pixels(seed=0, size=(50, 70)):
     image = np.random.default_rng(seed).integers(0, 256, (3, *size))
     image[:, :5] = image[:1, :5]  # gray
-    image[:, 5:10] = image[:, 5:10] // 128 * 255  # corners of the hexagon
+    image[:, 5:10] = image[:, 5:10] // 128 * 255  # saturated colors: corners of the hexagon of hues
     return torch.from_numpy(image).byte()
 
 
@@ -25,7 +25,7 @@ def with_torchvision(image, random):
 
 
 @pytest.mark.parametrize("turns", [-0.05, -0.01, 0.0, 0.03, 0.05])
-def test_hue_is_shifted_as_in_hsv(turns):
+def test_the_hue_is_shifted_as_in_the_hsv_color_space(turns):
     image = pixels().float()
     turned = image.clone()
     _hue(turns)(turned)
@@ -38,10 +38,10 @@ def test_hue_is_shifted_as_in_hsv(turns):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_jitter_equals_that_of_torchvision(seed):
-    image = pixels(seed, (300, 300))  # more than one strip
+    image = pixels(seed, (300, 300))  # larger than one strip
     jittered = jitter_colors(image, np.random.default_rng(seed))
     expected = 255 * with_torchvision(image / 255, np.random.default_rng(seed))
-    torch.testing.assert_close(jittered, expected, rtol=0, atol=0.2)  # torchvision weighs red by 0.2989, not by 0.299
+    torch.testing.assert_close(jittered, expected, rtol=0, atol=0.2)  # torchvision weights red by 0.2989, not by 0.299
 
 
 def test_jitter_depends_on_the_seed():

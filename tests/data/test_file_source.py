@@ -1,4 +1,4 @@
-"""Every data set is read in its official structure, and every kind of damage gets an error."""
+"""Every data set is read in its official layout, and every kind of damage is refused with an error."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_images_and_labels_are_paired_and_mapped(layout, tmp_path):
 
 
 @every_layout
-def test_error_names_an_image_without_a_label(layout, tmp_path):
+def test_an_image_without_a_label_is_refused_by_name(layout, tmp_path):
     layout.write(tmp_path)
     image, label = layout.pair(tmp_path, 1)
     label.unlink()
@@ -53,7 +53,7 @@ def test_unrelated_files_are_ignored(layout, tmp_path):
 
 @every_layout
 @pytest.mark.parametrize("part", [0, 1], ids=["image", "label"])
-def test_error_names_a_truncated_file(layout, part, tmp_path):
+def test_a_truncated_file_is_refused_by_name(layout, part, tmp_path):
     layout.write(tmp_path, size=(60, 80))
     path = layout.pair(tmp_path)[part]
     path.write_bytes(path.read_bytes()[:-60])
@@ -100,13 +100,13 @@ def test_rotated_images_are_read_upright(layout, tmp_path):
     layout.write(tmp_path)
     image = layout.pair(tmp_path)[0]
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotated right by 90 degrees when it is shown
+    exif[0x0112] = 6  # EXIF orientation: viewers rotate the image right by 90 degrees
     Image.open(image).rotate(90, expand=True).save(image, exif=exif)
     assert load(layout, tmp_path)[0]["image"].size == (16, 12)
 
 
 @every_layout
-def test_error_gives_the_sizes_of_an_image_and_labels_that_differ(layout, tmp_path):
+def test_labels_of_another_size_than_their_image_are_refused_with_both_sizes(layout, tmp_path):
     layout.write(tmp_path)
     write_image(layout.pair(tmp_path)[0], (12, 15))
     with pytest.raises(ValueError, match="16x12.*15x12.*same size"):
@@ -127,7 +127,7 @@ def test_unlisted_label_values_are_ignored_or_refused(layout, tmp_path):
 
 
 @every_layout
-def test_split_without_images_is_refused(layout, tmp_path):
+def test_a_split_without_images_is_refused(layout, tmp_path):
     layout.write(tmp_path)
     for number in range(3):
         layout.pair(tmp_path, number)[0].unlink()
@@ -135,7 +135,7 @@ def test_split_without_images_is_refused(layout, tmp_path):
         load(layout, tmp_path)
 
 
-def test_official_list_chooses_the_images(tmp_path):
+def test_only_the_images_in_the_official_list_are_read(tmp_path):
     layout = LAYOUTS["pascal_context"]
     layout.write(tmp_path)
     (tmp_path / layout.names).write_text("2008_000002\n")
@@ -148,7 +148,7 @@ def test_official_list_chooses_the_images(tmp_path):
 def test_all_videos_of_a_split_are_read_and_none_may_be_missing(tmp_path):
     layout = LAYOUTS["cadis_task1"]
     layout.write(tmp_path)
-    for video in ("Video03", "Video05"):  # the second is of another split
+    for video in ("Video03", "Video05"):  # Video05 belongs to another split
         write_image(tmp_path / video / "Images/f.png", (4, 4))
         write_labels(tmp_path / video / "Labels/f.png", np.zeros((4, 4), np.uint8))
     dataset = load(layout, tmp_path)

@@ -11,7 +11,7 @@ def ids(sample):
     return np.asarray(sample["label"])
 
 
-def test_folder_gives_images_labels_and_ids(tmp_path):
+def test_a_folder_of_the_user_gives_images_labels_and_ids(tmp_path):
     dataset = load_segmentation_dataset("folder", "train", write_folder(tmp_path))
     sample = dataset[1]
     assert len(dataset) == 4
@@ -22,7 +22,7 @@ def test_folder_gives_images_labels_and_ids(tmp_path):
     assert get_dataset_spec("folder", tmp_path).id2label == {0: "sky", 1: "road", 2: "car"}
 
 
-def test_folder_maps_raw_values_and_colors_and_ignores_those_it_lists(tmp_path):
+def test_raw_values_and_colors_are_mapped_to_classes_and_listed_ones_are_ignored(tmp_path):
     raw = np.array([[10, 20], [30, 99]], dtype=np.uint8)
     by_value = {"label_values": {10: "sky", 20: "road", 30: "car"}, "ignored": [99]}
     root = write_folder(tmp_path / "values", 1, 1, (2, 2), by_value)
@@ -61,11 +61,11 @@ def test_palette_indices_and_16_bit_values_are_decoded(tmp_path):
     assert ids(dataset[1]).tolist() == [[0, 2], [1, 2]]
 
 
-def test_image_stored_rotated_fits_labels_drawn_upright(tmp_path):
+def test_an_image_that_is_stored_rotated_fits_labels_that_are_stored_upright(tmp_path):
     root = write_folder(tmp_path, 1, 1, (40, 56))
     turned = Image.open(root / "train/images/0.jpg").rotate(90, expand=True)
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotated right by 90 degrees when it is shown
+    exif[0x0112] = 6  # EXIF orientation: viewers rotate the image right by 90 degrees
     turned.save(root / "train/images/0.jpg", exif=exif)
     assert load_segmentation_dataset("folder", "train", root)[0]["image"].size == (56, 40)
 
@@ -112,7 +112,7 @@ def truncate_image(root):
         (break_mode, "one value per pixel"),
     ],
 )
-def test_error_names_the_damaged_file(tmp_path, damage, message):
+def test_a_damaged_file_is_refused_by_name(tmp_path, damage, message):
     root = write_folder(tmp_path)
     damage(root)
     with pytest.raises(ValueError, match=message):
@@ -130,13 +130,18 @@ def test_error_names_the_damaged_file(tmp_path, damage, message):
         ({"label_values": {"1,2,3": "sky"}}, "integers"),
         ({"ignored": ["red"]}, "color"),
         ({"palette": {"sea": [1, 2, 3]}}, "sea"),
+        ({"groups": ["sky"]}, "`groups:` must map names of groups to lists of classes"),
+        ({"groups": {1: ["sky"]}}, r"a group must be a text and its classes a list, got 1: \['sky'\]"),
+        ({"groups": {"up": "sky"}}, "a group must be a text and its classes a list, got 'up': 'sky'"),
+        ({"groups": {"up": []}}, "a group must be a text and its classes a list"),
+        ({"groups": {"up": ["sea"]}}, r"the group 'up' names \['sea'\]"),
         ({"name": 2024}, "`name:` must be one line of text, got 2024"),
         ({"name": "two\nlines"}, "`name:` must be one line of text"),
         ({"splits": {"training": {}}}, "train, validation or test"),
         ({"splits": {"train": {"images": "../x", "labels": "y"}}}, "inside the folder"),
     ],
 )
-def test_error_says_what_is_wrong_with_a_description(tmp_path, description, message):
+def test_a_faulty_dataset_yaml_is_refused_with_the_reason(tmp_path, description, message):
     with pytest.raises(ValueError, match=message):
         load_segmentation_dataset("folder", "train", write_folder(tmp_path, description=description))
 

@@ -46,7 +46,7 @@ def decoder(request, monkeypatch):
     ],
     ids=["png", "jpeg", "gray", "with alpha", "16 bits", "tiff"],
 )
-def test_arrays_for_crops_hold_what_pillow_decodes(decoder, kind, change):
+def test_arrays_for_crops_equal_the_images_that_pillow_decodes(decoder, kind, change):
     image, labels = sample()
     files = encode(change(image), kind), encode(labels)
     whole, train_ids = read_sample(*files, MAPPING)
@@ -58,7 +58,7 @@ def test_arrays_for_crops_hold_what_pillow_decodes(decoder, kind, change):
 
 
 @pytest.mark.parametrize("chunk", [(b"gAMA", struct.pack(">I", 30_000)), (b"tRNS", struct.pack(">HHH", 1, 2, 3))])
-def test_chunks_about_colors_change_no_pixel(decoder, chunk):
+def test_png_chunks_about_colors_do_not_change_pixels(decoder, chunk):
     image, labels = sample()
     image[:4] = (1, 2, 3)
     file = encode(image)
@@ -79,7 +79,7 @@ def test_rotated_pngs_are_read_upright(decoder):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("cut", [40, 700, -60])
-def test_error_names_a_damaged_image(decoder, kind, cut):
+def test_a_damaged_image_is_refused_by_name(decoder, kind, cut):
     image, labels = sample()
     file = encode(image, kind)
     file["bytes"] = file["bytes"][:cut]
@@ -89,8 +89,8 @@ def test_error_names_a_damaged_image(decoder, kind, cut):
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_gray_labels_of_few_bits_are_values(decoder, bits):
-    """The PNG is written chunk by chunk, because Pillow writes gray images with 8 bits only."""
+def test_gray_labels_of_2_4_and_8_bits_are_read_as_values(decoder, bits):
+    """This test writes the PNG chunk by chunk, because Pillow writes gray images with 8 bits only."""
     image, labels = sample((6, 8))
     labels = labels % 4
     packed = [b"\0" + bytes(int("".join(f"{v:0{bits}b}" for v in row[i : i + 8 // bits]), 2)

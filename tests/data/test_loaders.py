@@ -40,7 +40,7 @@ def test_order_and_augmentation_change_with_the_epoch():
 
 
 @pytest.mark.parametrize("processes", [1, 3, 7])
-def test_shares_of_processes_cover_every_sample_once(processes):
+def test_the_shares_of_all_processes_cover_every_sample_once(processes):
     dataset = load_segmentation_dataset("synthetic_scenes", "validation")
     seen = [
         sample["image_id"]

@@ -36,7 +36,7 @@ def test_corrections_leave_images_out_and_replace_labels(tmp_path):
         ("image_id,label\nVideo3/Video3_frame000000,no.png\n", "no.png"),
     ],
 )
-def test_error_says_what_is_wrong_with_corrections(tmp_path, text, message):
+def test_faulty_corrections_are_refused_with_the_reason(tmp_path, text, message):
     LAYOUTS["cadis_task3"].write(tmp_path)
     (tmp_path / "corrections.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -52,7 +52,7 @@ def test_corrections_of_a_copy_are_refused_rather_than_ignored(tmp_path):
         load_segmentation_dataset("camvid", "train", tmp_path / "copy", corrections=tmp_path / "corrections.csv")
 
 
-def test_other_raw_values_map_to_the_same_classes(tmp_path):
+def test_id_map_and_reduce_zero_label_map_other_raw_values_to_the_classes(tmp_path):
     LAYOUTS["camvid"].write(tmp_path)
     mapped = load_segmentation_dataset("camvid", "train", tmp_path, id_map={10: 3, 11: 0})
     assert set(np.unique(np.asarray(mapped[0]["label"]))) == {255, 3, 0}

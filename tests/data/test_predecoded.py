@@ -18,7 +18,7 @@ LAYOUT = LAYOUTS["camvid"]
 def official(tmp_path):
     LAYOUT.write(tmp_path / "official", count=5)
     image, label = LAYOUT.pair(tmp_path / "official", 4)
-    write_image(image, (20, 9))  # not the size of the others
+    write_image(image, (20, 9))  # another size than the other images
     write_labels(label, np.zeros((20, 9), np.uint8))
     return tmp_path / "official"
 
@@ -41,7 +41,7 @@ def assert_same_samples(folder, official):
         assert np.array_equal(np.asarray(sample["label"]), np.asarray(other["label"]))
 
 
-def test_samples_are_those_of_the_files(official, tmp_path):
+def test_a_pre_decoded_copy_has_the_samples_of_the_files(official, tmp_path):
     write(official, tmp_path / "cache")
     assert_same_samples(tmp_path / "cache", official)
 
@@ -57,7 +57,7 @@ def test_writing_resumes_where_it_stopped(official, tmp_path, count):
     assert_same_samples(tmp_path / "cache", official)
 
 
-def test_training_sees_the_same_crops(official, tmp_path):
+def test_training_gets_the_same_crops_from_files_and_from_a_pre_decoded_copy(official, tmp_path):
     write(official, tmp_path / "cache")
     augmentation = TrainingAugmentation(crop_size=(8, 12), image_mean=[0.5] * 3, image_std=[0.5] * 3)
     batches = []
@@ -68,14 +68,14 @@ def test_training_sees_the_same_crops(official, tmp_path):
     assert all((batches[0][name] == batches[1][name]).all() for name in ("pixel_values", "labels"))
 
 
-def test_crops_are_cut_from_the_mapped_file(official, tmp_path):
+def test_crops_are_cut_from_a_memory_mapped_file(official, tmp_path):
     write(official, tmp_path / "cache")
     sample = rows_for_crops(load_segmentation_dataset("camvid", "train", tmp_path / "cache"))[4]
     assert all(isinstance(sample[name], np.memmap) for name in ("image", "label"))
     assert [sample[name].shape for name in ("image", "label")] == [(20, 9, 3), (20, 9)]
 
 
-def test_copy_of_other_classes_or_splits_is_refused(official, tmp_path):
+def test_a_copy_with_other_classes_or_without_the_split_is_refused(official, tmp_path):
     write(official, tmp_path / "cache")
     with pytest.raises(ValueError, match="pre-decoded for camvid, not for ade20k"):
         load_segmentation_dataset("ade20k", "train", tmp_path / "cache")

@@ -46,14 +46,15 @@ def test_images_are_drawn_as_often_as_their_factors_say():
         sampler = ShuffledSampler(4, seed=0, repeats=factors)
         sampler.set_epoch(epoch)
         keys = list(sampler)
-        assert len(keys) == len(sampler) == len(set(keys))  # a repeated image is augmented anew
+        # a repeated image has another key, so that it is augmented differently
+        assert len(keys) == len(sampler) == len(set(keys))
         of_epoch = Counter(index for _, index, _ in keys)
         assert all(np.floor(factors[i]) <= of_epoch[i] <= np.ceil(factors[i]) for i in range(4))
         counts += of_epoch
     assert np.abs(np.array([counts[i] for i in range(4)]) / 400 - factors).max() < 0.08
 
 
-def test_every_process_sees_the_same_epoch():
+def test_every_process_draws_the_same_epoch():
     orders = []
     for _ in range(2):
         sampler = ShuffledSampler(50, seed=3, repeats=np.linspace(1, 3, 50))
@@ -64,7 +65,7 @@ def test_every_process_sees_the_same_epoch():
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_an_epoch_without_overlap(processes):
-    """Batches are divided as Accelerate divides them; epochs differ in length."""
+    """This divides batches as Accelerate does, over epochs of different lengths."""
     for epoch in range(5):
         seen = []
         for process in range(processes):

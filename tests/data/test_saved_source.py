@@ -1,4 +1,4 @@
-"""Copies that `datasets` opens give the samples of the files that they were made from."""
+"""Copies that the library `datasets` opens give the samples of the files that they were made from."""
 
 import datasets
 import numpy as np
@@ -93,13 +93,13 @@ def test_streamed_jpegs_are_not_encoded_again(tmp_path, extra):
         assert np.array_equal(np.asarray(sample["image"]), np.asarray(other["image"]))
 
 
-def test_data_set_without_splits_is_not_used_for_validation(official, tmp_path):
+def test_a_data_set_without_splits_is_not_used_for_validation(official, tmp_path):
     raw_rows(official).save_to_disk(str(tmp_path / "copy"))
     with pytest.raises(ValueError, match=r"has the splits \['train'\], not 'validation'"):
         load_segmentation_dataset("cityscapes", "validation", tmp_path / "copy")
 
 
-def test_columns_of_other_names_are_read(official, tmp_path):
+def test_columns_with_other_names_are_read(official, tmp_path):
     folder = write_parquet(
         official, tmp_path / "copy", "train.parquet", columns=("photo", "semantic_segmentation", "file_name")
     )
@@ -112,7 +112,7 @@ def test_columns_of_other_names_are_read(official, tmp_path):
         load_segmentation_dataset("cityscapes", "train", folder, image_column="photo")
 
 
-def test_split_is_requested_by_the_name_that_the_hub_id_gives_it(official, monkeypatch):
+def test_a_split_is_requested_by_its_name_in_the_repository_of_the_hub(official, monkeypatch):
     asked = {}
 
     def load(name, **options):
@@ -137,7 +137,7 @@ def test_split_is_requested_by_the_name_that_the_hub_id_gives_it(official, monke
         (ConnectionError("offline"), "cannot be read from the Hub"),
     ],
 )  # fmt: skip
-def test_errors_of_the_hub_become_one_sentence(monkeypatch, error, message):
+def test_errors_of_the_hub_are_reported_in_one_sentence(monkeypatch, error, message):
     def refuse(*args, **kwargs):
         raise error
 
@@ -146,7 +146,7 @@ def test_errors_of_the_hub_become_one_sentence(monkeypatch, error, message):
         load_segmentation_dataset("cityscapes", "train", dataset_name="a/b")
 
 
-def test_stream_trains_and_is_divided_among_processes(official, tmp_path):
+def test_a_stream_can_be_trained_on_and_is_divided_among_processes(official, tmp_path):
     folder = write_parquet(official, tmp_path / "copy", "train-{:05d}.parquet", num_shards=2)
     stream = load_segmentation_dataset("cityscapes", "train", folder, streaming=True)
     augmentation = TrainingAugmentation(crop_size=(8, 8), image_mean=[0.5] * 3, image_std=[0.5] * 3)

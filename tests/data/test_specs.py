@@ -11,7 +11,7 @@ NUM_CLASSES = {
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_facts_of_every_data_set_agree(name):
+def test_classes_colors_and_label_values_of_every_data_set_are_consistent(name):
     spec = DATASETS[name]
     assert len(spec.classes) == len(set(spec.classes)) == len(spec.palette) == NUM_CLASSES[name]
     assert spec.title

@@ -11,7 +11,7 @@ def test_scenes_are_the_same_for_the_same_seed_and_differ_otherwise():
     assert not np.array_equal(first, other)
 
 
-def test_splits_are_different_scenes_with_every_class():
+def test_splits_have_different_scenes_that_together_show_every_class():
     seen = set()
     for split, count in (("train", 400), ("validation", 60)):
         dataset = load_segmentation_dataset("synthetic_scenes", split)
@@ -39,6 +39,6 @@ def test_objects_range_from_a_few_pixels_to_half_the_image():
     assert max(heights) >= 0.4 * 192
 
 
-def test_error_about_an_unknown_split_lists_the_splits():
+def test_an_unknown_split_is_refused_with_a_list_of_the_splits():
     with pytest.raises(ValueError, match="splits"):
         load_segmentation_dataset("synthetic_scenes", "val")

@@ -1,4 +1,4 @@
-"""README and the pages of docs/: sizes, links, and tables that are those of the measured files."""
+"""README and the pages of docs/: length, links, and tables that equal the JSON files of measurements."""
 
 import json
 import re
@@ -21,14 +21,14 @@ def results(name):
     return read_rows([ROOT / f"results/{name}.json"])
 
 
-def test_readme_is_read_in_a_few_minutes():
+def test_the_readme_has_at_most_150_lines_of_at_most_160_characters():
     lines = README.splitlines()
     assert len(lines) <= 150
     assert max(map(len, lines)) <= 160
 
 
 def anchors(page):
-    """Names by which a Git host links to the headings of a page."""
+    """Return the names by which a Git host links to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -65,7 +65,7 @@ def test_make_targets_that_are_named_exist():
                 assert set(words[words.index("make") + 1 :]) <= targets, (page.name, words)
 
 
-def test_test_command_is_what_ci_runs():
+def test_the_test_command_of_the_readme_is_what_ci_runs():
     constraints, command = re.search(r'pip install -c (\S+) "\.\[dev\]" && (pytest .*)`', README).groups()
     ci = (ROOT / ".ci/run").read_text()
     assert f"tested={constraints}\n" in ci
@@ -73,14 +73,14 @@ def test_test_command_is_what_ci_runs():
     assert f"\n{command}\n" in ci
 
 
-def test_table_and_commands_of_runs_are_those_of_the_files():
-    rows = [row for name in ("quickstart", *SWEEPS) for row in results(name)]
+def test_the_table_and_the_commands_of_runs_equal_the_result_files():
+    rows = [row for name in ("quickstart", "example", *SWEEPS) for row in results(name)]
     assert zoo_table(rows) in RESULTS
     assert zoo_commands(rows) in RESULTS
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_table_of_a_sweep_is_that_of_its_file_with_three_seeds_of_every_arm(name):
+def test_the_table_of_a_sweep_equals_its_result_file_which_has_three_seeds_of_every_arm(name):
     rows = results(name)
     assert len({row["max_steps"] for row in rows}) == 1
     seeds = {arm: {row["seed"] for row in rows if row["arm"] == arm} for arm in {row["arm"] for row in rows}}
@@ -90,7 +90,7 @@ def test_table_of_a_sweep_is_that_of_its_file_with_three_seeds_of_every_arm(name
 
 
 @pytest.mark.parametrize("name, arm", [("camvid_2160_steps", "weight_0.03"), ("camvid", "ms_cs")])
-def test_rows_of_the_readme_are_those_of_the_files(name, arm):
+def test_the_result_rows_of_the_readme_equal_the_result_files(name, arm):
     shown = []
     for each in ("ce", arm):
         scores = [100 * row["mean_iou"] for row in results(name) if row["arm"] == each]
@@ -98,7 +98,7 @@ def test_rows_of_the_readme_are_those_of_the_files(name, arm):
     assert f"| {shown[0]} | {shown[1]} |" in README
 
 
-def test_score_of_the_quickstart_in_the_readme_is_that_of_its_file():
+def test_the_quickstart_score_in_the_readme_equals_the_result_file():
     assert f"(mIoU {100 * results('quickstart')[0]['mean_iou']:.1f} %)" in README
 
 
@@ -114,7 +114,7 @@ def ratio(value):
     return f"**{value:.1f}x**" if value < 10 else f"**{value:.0f}x**"
 
 
-def test_benchmark_of_the_loss_is_that_of_its_file():
+def test_the_benchmark_of_the_loss_equals_its_result_file():
     rows = {(row["term"], row["anchors"]): row for row in benchmark("loss") if row["classes"] == 19}
     lines = [line for line in BENCHMARKS.splitlines() if re.match(r"\| [\d,]+ \|", line)]
     assert len(lines) == len(rows) // 2
@@ -128,23 +128,23 @@ def test_benchmark_of_the_loss_is_that_of_its_file():
 
 
 @pytest.mark.parametrize("name", ["sampling", "together", "projection", "upsampling", "metric", "data"])
-def test_benchmark_of_a_part_is_that_of_its_file(name):
+def test_the_benchmark_of_a_part_equals_its_result_file(name):
     lines = [line for line in BENCHMARKS.splitlines() if line.startswith(f"| `{name}`")]
     assert lines
-    for line, row in zip(lines, benchmark(name), strict=name != "projection"):  # without the small channels
+    for line, row in zip(lines, benchmark(name), strict=name != "projection"):  # the page shows only two of its rows
         base = next(value for key, value in row.items() if key.endswith(" ms") and key != "ours ms")
         shown = f"| {figure(base)} ms | {figure(row['ours ms'])} ms | {ratio(row['speed-up'])} |"
         assert line.endswith(shown)
 
 
 @pytest.mark.parametrize("name", ["step", "step_camvid"])
-def test_benchmark_of_a_step_is_that_of_its_file(name):
+def test_the_benchmark_of_a_step_equals_its_result_file(name):
     for row in benchmark(name):
         parts = " | ".join(f"{row[f'{part} ms']:,.0f} ms" for part in ("forward", "loss", "backward", "optimizer"))
         assert f"| {row['mode']} | {parts} |" in BENCHMARKS
 
 
-def test_reproduction_has_both_commands_of_every_published_row_and_keeps_its_batch():
+def test_every_published_row_has_commands_for_1_and_4_gpus_with_its_global_batch_size():
     import yaml
 
     text = (ROOT / "docs/reproduce.md").read_text().replace("\\\n", " ")

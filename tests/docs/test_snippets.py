@@ -1,4 +1,4 @@
-"""Every command and snippet of README and docs/ runs, or says why a test does not run it; all are parsed."""
+"""Every command and snippet of README and docs/ is run, or a comment says why not; all flags are parsed."""
 
 import os
 import re
@@ -16,9 +16,11 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 BLOCKS = [block for page in DOCS for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language == "bash"]
-DOORS = {path.name: re.search(r'run\("(.+)"\)', path.read_text()) for path in (ROOT / "scripts").glob("[!_]*.py")}
+SCRIPT_MODULES = {
+    path.name: re.search(r'run\("(.+)"\)', path.read_text()) for path in (ROOT / "scripts").glob("[!_]*.py")
+}
 
-# what the commands cost on real data, made small, and names that stand for the reader's own
+# replaces settings that take long on real data by small ones, and placeholders by names
 SMALLER = {
     "--config quickstart": "--config quickstart --max_steps 2 --report_to none",
     "resnet50.tv_in1k": "resnet18 --backbone_weights none --hidden_size 8 --auxiliary_hidden_size 8",
@@ -28,8 +30,8 @@ SMALLER = {
     "hf auth login": "true",
     "USER/": "someone/",
 }
-# what a snippet finds in the program around it
-AROUND = {
+# variables that a snippet expects from the program around it
+PREAMBLES = {
     "ContrastiveAdapter": "import torch\npixel_values = torch.randn(2, 3, 64, 64)\n"
     "labels = torch.arange(4).repeat_interleave(16)[None, :, None].expand(2, 64, 64)\n",
     "total = cross_entropy": "import torch\ncross_entropy = torch.tensor(1.0)\n"
@@ -46,19 +48,19 @@ def test_blocks_have_a_language_and_no_command_hides_in_an_indented_block():
 
 
 def program(words):
-    """The module of a command of this project and its arguments; `None` for other programs."""
-    words = [word for word in words if "=" not in word or word.startswith("-")]  # without variables
+    """Return the module and the arguments of a command of this project, or `None` for another program."""
+    words = [word for word in words if "=" not in word or word.startswith("-")]  # drops environment variables
     for place, word in enumerate(words):
         if word == "msctr" or (word == "-m" and words[place + 1] == "msctr_hf"):
             arguments = words[place + (1 if word == "msctr" else 2) :]
             return f"msctr_hf.commands.{arguments[0]}", arguments[1:]
         if word.startswith("scripts/"):
-            return DOORS[Path(word).name][1], words[place + 1 :]
+            return SCRIPT_MODULES[Path(word).name][1], words[place + 1 :]
     return None
 
 
 @pytest.mark.parametrize("block", SHELL, ids=lambda block: block.place)
-def test_commands_of_the_project_take_the_flags_that_are_shown(block, monkeypatch):
+def test_commands_accept_the_flags_that_the_pages_show(block, monkeypatch):
     import importlib
 
     from msctr_hf.commands.command_line import CommandLine
@@ -79,7 +81,7 @@ def test_commands_of_the_project_take_the_flags_that_are_shown(block, monkeypatc
 
 
 def prepare(folder):
-    """What the pages presume: the files of the clone, a folder of the reader's own, a model of the Hub."""
+    """Provide what the pages assume: the files of the clone, and a model of the Hub."""
     for name in ("examples", "scripts", "configs", "msctr_hf"):
         (folder / name).symlink_to(ROOT / name)
     small = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
@@ -87,6 +89,7 @@ def prepare(folder):
 
 
 def own_images(folder, images="images", masks="masks"):
+    """Write the images and masks that a reader has."""
     random = np.random.default_rng(0)
     for name in (images, masks):
         (folder / name).mkdir(parents=True)
@@ -101,7 +104,7 @@ def run(block, folder, environment):
     """Run a block as a reader does, in `folder`."""
     code = block.code
     if block.language == "python":
-        code = next((text for sign, text in AROUND.items() if sign in code), "") + code
+        code = next((text for sign, text in PREAMBLES.items() if sign in code), "") + code
         words = [sys.executable, "-c", code]
     else:
         for costly, cheap in SMALLER.items():

@@ -23,7 +23,7 @@ def blocks(seed, size=(24, 30), num_labels=4, block=6):
 
 
 @pytest.mark.parametrize("distance", [1, 2, 3, 5])
-def test_pixels_near_outlines_are_those_that_loops_find(distance):
+def test_pixels_near_outlines_equal_those_that_plain_loops_find(distance):
     labels = blocks(0)
     assert np.array_equal(near_outline(labels, distance), near_outline_by_loops(labels, distance))
 
@@ -50,7 +50,7 @@ def test_boundary_iou_equals_the_iou_of_sets_of_pixels(distance):
     assert np.isnan(scores[4])
 
 
-def test_a_shift_costs_more_boundary_iou_than_iou():
+def test_a_shift_lowers_boundary_iou_more_than_iou():
     reference = np.zeros((200, 200), dtype=np.uint8)
     reference[50:150, 50:150] = 1
     prediction = np.roll(reference, 6, axis=1)

@@ -42,14 +42,14 @@ def test_a_network_without_projections_still_labels_images(tiny_config, image_pa
     assert segment_image(predictor(tiny_config(contrastive_mode="ce")), image_path).projections == {}
 
 
-def test_areas_add_up_and_names_are_escaped():
+def test_the_table_of_areas_lists_present_classes_by_size_and_escapes_their_names():
     table = area_table(np.array([[0, 2], [2, 2]]), ["sky", "road", "<i>"], [(1, 2, 3)] * 3)
     assert table.index("75.0 %") < table.index("25.0 %")
     assert "&lt;i&gt;" in table
     assert "road" not in table
 
 
-def test_examples_come_from_a_folder_or_are_drawn_for_a_network_of_synthetic_scenes(tiny_config, image_path, tmp_path):
+def test_example_images_come_from_the_given_folder_and_an_empty_folder_is_refused(tiny_config, image_path, tmp_path):
     config = tiny_config()
     assert example_images(image_path.parent, config, tmp_path) == [str(image_path)]
     assert example_images(None, config, tmp_path) == []

@@ -39,13 +39,13 @@ def test_projections_are_unit_vectors_of_every_stage(predictor):
         torch.testing.assert_close(of_stage.norm(dim=0), torch.ones(of_stage.shape[1:]))
 
 
-def test_network_without_projection_head_is_refused(tiny_config):
+def test_a_network_without_a_projection_head_is_refused(tiny_config):
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")), MsctrImageProcessor())
     with pytest.raises(ValueError, match="without contrast"):
         stage_features(predictor, drawn_sample()["image"])
 
 
-def test_stage_features_are_the_maps_of_the_backbone_also_without_a_projection_head(tiny_config):
+def test_stage_features_are_the_maps_of_the_backbone_even_without_a_projection_head(tiny_config):
     model = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")).eval()
     predictor = Predictor(model, MsctrImageProcessor(size_divisor=32))
     image = drawn_sample()["image"]
@@ -55,7 +55,7 @@ def test_stage_features_are_the_maps_of_the_backbone_also_without_a_projection_h
     for of_stage, map_ in zip(features.values(), expected, strict=True):
         torch.testing.assert_close(of_stage * map_[0].norm(dim=0), map_[0])
     maps = similarity_maps(features, (33, 50), (64, 128), across=False)
-    for cosines in maps.values():  # with its own pixel of the same stage
+    for cosines in maps.values():  # each stage is compared with its own pixel
         height, width = cosines.shape
         assert cosines[33 * height // 64, 50 * width // 128] == pytest.approx(1.0, abs=1e-5)
 
@@ -126,7 +126,7 @@ def test_similarity_is_the_cosine_with_the_pixel_of_the_finest_stage(predictor):
         similarity_maps(projections, (64, 0), (64, 128))
 
 
-def test_clusters_stay_apart_in_the_plane():
+def test_separate_clusters_stay_apart_when_mapped_to_the_plane():
     random = np.random.default_rng(0)
     centers = np.eye(8)[[0, 3]]
     features = np.concatenate([center + 0.05 * random.standard_normal((20, 8)) for center in centers])
@@ -138,7 +138,7 @@ def test_clusters_stay_apart_in_the_plane():
     assert np.linalg.norm(means[0] - means[1]) > spread
 
 
-def test_missing_libraries_and_too_few_pixels_get_one_sentence(monkeypatch):
+def test_missing_libraries_and_too_few_pixels_are_reported_in_one_sentence(monkeypatch):
     features = np.eye(6, dtype=np.float32)
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ValueError, match="umap-learn"):
@@ -152,7 +152,7 @@ def test_missing_libraries_and_too_few_pixels_get_one_sentence(monkeypatch):
         to_plane(features, "pca")
 
 
-def test_click_without_a_display_is_refused(monkeypatch):
+def test_choosing_a_pixel_by_click_without_a_display_is_refused(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     import matplotlib
 

@@ -41,7 +41,7 @@ def upsample(maps, size, align_corners=False):
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_whole_image_is_one_interpolation_and_a_softmax(align_corners):
+def test_probabilities_of_a_whole_image_are_the_softmax_of_interpolated_logits(align_corners):
     network, x = Network(align_corners).eval(), torch.randn(2, 3, 32, 48)
     expected = upsample(network(x).logits, (45, 70), align_corners).softmax(1)
     torch.testing.assert_close(predict_probabilities(network, x, output_size=(45, 70)), expected)
@@ -59,7 +59,7 @@ def test_scales_and_mirror_images_are_averaged_after_the_softmax():
     torch.testing.assert_close(result.sum(1), torch.ones(1, 32, 48))
 
 
-def test_windows_average_the_logits_where_they_overlap():
+def test_logits_are_averaged_where_windows_overlap():
     network, x = Network().eval(), torch.randn(2, 3, 40, 56)
     total, count = torch.zeros(2, 4, 40, 56), torch.zeros(40, 56)
     for top in (0, 10, 20, 24):
@@ -79,7 +79,7 @@ def test_windows_of_a_pixelwise_network_equal_the_whole_image(stride):
 
 
 def test_windows_equal_the_whole_image_away_from_their_borders():
-    """A network at stride 4 is equivariant to shifts by 4; only at borders of windows it sees less."""
+    """A network of stride 4 is equivariant to shifts by 4 pixels; it sees less only at the borders of windows."""
     network, x = Network().eval(), torch.randn(1, 3, 64, 96)
     crop, stride = (32, 48), (16, 24)
     whole = predict_probabilities(network, x)
@@ -93,7 +93,7 @@ def test_windows_equal_the_whole_image_away_from_their_borders():
     torch.testing.assert_close(windows[..., ~near], whole[..., ~near])
 
 
-def test_views_of_a_constant_network_are_constant():
+def test_all_views_of_a_constant_network_give_its_constant_prediction():
     class Constant(PixelNetwork):
         def forward(self, pixel_values):
             size = [max(1, side // 4) for side in pixel_values.shape[-2:]]
@@ -116,7 +116,7 @@ def test_mirrored_images_give_mirrored_results(options):
 
 
 def peak_of_tensors(step):
-    """Largest number of bytes in tensors at any time; what the allocator keeps in addition is not counted."""
+    """Return the largest number of bytes in tensors at any time, without what the allocator keeps in addition."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -169,7 +169,7 @@ def test_batch_size_does_not_change_the_result(options):
     ("side", "window", "stride", "expected"),
     [(10, 10, 5, [0]), (8, 10, 5, [0]), (20, 10, 10, [0, 10]), (25, 10, 7, [0, 7, 14, 15]), (21, 10, 10, [0, 10, 11])],
 )
-def test_last_window_is_shifted_inside(side, window, stride, expected):
+def test_the_last_window_is_shifted_to_end_inside_the_image(side, window, stride, expected):
     assert window_starts(side, window, stride) == expected
 
 

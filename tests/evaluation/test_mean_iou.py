@@ -30,7 +30,7 @@ def iou_by_sets(predictions, references, num_labels, ignore_index=255):
     return scores
 
 
-def test_equals_counting_sets_pixel_by_pixel():
+def test_iou_equals_that_of_sets_counted_pixel_by_pixel():
     random = np.random.default_rng(0)
     references = [random.choice([0, 1, 2, 4, 255], (9, 7)) for _ in range(3)]
     predictions = [random.choice([0, 1, 2, 4], (9, 7)) for _ in range(3)]
@@ -54,7 +54,7 @@ def test_scores_equal_those_computed_by_hand():
     assert scores["mean_accuracy"] == pytest.approx(0.75)
 
 
-def test_compute_starts_again_from_zero():
+def test_compute_resets_the_metric():
     metric = MeanIoU(num_labels=2)
     metric.add(prediction=np.array([[0]]), reference=np.array([[1]]))
     assert metric.compute()["mean_iou"] == 0
@@ -79,7 +79,7 @@ def test_counts_beyond_float32_are_exact():
         ([[0, 1]], [[0]], "shape"),
     ],
 )
-def test_values_outside_the_classes_raise(prediction, reference, message):
+def test_values_outside_the_classes_are_refused(prediction, reference, message):
     with pytest.raises(ValueError, match=message):
         MeanIoU(num_labels=3).add_batch(predictions=[np.array(prediction)], references=[np.array(reference)])
 
@@ -90,7 +90,7 @@ def test_a_reference_that_is_ignored_everywhere_gives_nan():
 
 
 def random_maps(num_labels, count=6, seed=0):
-    """Label maps with absent classes and ignored pixels."""
+    """Make label maps in which classes are absent and pixels are ignored."""
     random = np.random.default_rng(seed)
     present = random.choice(num_labels, max(2, num_labels // 2), replace=False)
     references = random.choice([*present, 255], (count, 20, 30)).astype(np.uint8)
@@ -100,7 +100,7 @@ def random_maps(num_labels, count=6, seed=0):
 
 @pytest.mark.parametrize("num_labels", [3, 19, 150])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
-def test_agrees_with_the_stock_algorithm_and_torchmetrics(num_labels, dtype):
+def test_scores_agree_with_the_stock_metric_and_with_torchmetrics(num_labels, dtype):
     predictions, references = random_maps(num_labels)
     metric = MeanIoU(num_labels=num_labels)
     metric.add_batch(predictions=predictions.astype(dtype), references=references.astype(dtype))
@@ -144,7 +144,7 @@ def test_more_than_256_classes_are_counted():
 
 
 def load_metric(name, **environment):
-    """Load with `evaluate` in a process of its own and score two pixels."""
+    """Load the metric with `evaluate` in a new process and score two pixels."""
     program = (
         "import evaluate, numpy, sys\n"
         "metric = evaluate.load(sys.argv[1], num_labels=3)\n"
@@ -172,7 +172,7 @@ def test_evaluate_loads_the_metric_by_path_without_the_package(tmp_path):
 
 
 def test_evaluate_loads_the_metric_by_the_id_of_a_space(tmp_path):
-    """From a server that answers as the Hub does for the files of a Space."""
+    """A local server answers as the Hub does for the files of a Space."""
     served = tmp_path / "www/spaces/someone/mean_iou/resolve/main"
     served.mkdir(parents=True)
     (served / "mean_iou.py").write_text(MODULE.read_text())

@@ -32,7 +32,7 @@ def test_settings_can_be_given_to_the_pipeline_or_to_a_call(saved, image):
     assert not np.array_equal(pipeline("msctr-segmentation", model=saved)(image)["labels"], expected)
 
 
-def test_areas_and_overlay_belong_to_the_labels(saved, image):
+def test_areas_and_overlay_match_the_labels(saved, image):
     result = pipeline("msctr-segmentation", model=saved)(image, opacity=1.0)
     for label in range(5):
         assert result["areas"].get(f"class {label}", 0) == pytest.approx((result["labels"] == label).mean())

@@ -1,9 +1,10 @@
-"""Labels of files: which images, in which files, in which batches."""
+"""Prediction of image files: which images are found, which files are written, how batches are formed."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from layouts import write_image
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
@@ -21,13 +22,14 @@ PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9], [7, 7, 7]]
 
 @pytest.fixture
 def predictor(tiny_config):
-    model = MsctrForSemanticSegmentation(tiny_config(palette=PALETTE)).double().eval()  # float64: batches are exact
+    # in float64 the size of a batch does not change the labels
+    model = MsctrForSemanticSegmentation(tiny_config(palette=PALETTE)).double().eval()
     return Predictor(model, MsctrImageProcessor(size_divisor=32))
 
 
 @pytest.fixture
 def images(tmp_path):
-    """Neighbors of one size, of other sizes, and one below."""
+    """Write images of two sizes in a mixed order, and one image in a sub-folder."""
     folder = tmp_path / "images"
     for number, size in enumerate([(40, 56), (40, 56), (40, 56), (33, 70), (40, 56), (33, 70), (33, 70)]):
         write_image(folder / f"{number}.png", size, seed=number)
@@ -49,10 +51,11 @@ def label_maps(predictor, source, folder, **settings):
     [{}, {"flip": True, "scales": (0.75, 1.0)}, {"window_size": (32, 32)}, {"flip": True, "window_size": (32, 48)}],
     ids=str,
 )
-def test_batches_give_the_files_of_single_images(predictor, images, tmp_path, settings):
+def test_batches_write_the_same_files_as_single_images(predictor, images, tmp_path, settings):
     singles = label_maps(predictor, images, tmp_path / "singles", batch_size=1, **settings)
     assert len(singles) == 16
-    assert len({content for name, content in singles.items() if "overlay" not in name}) == 8  # the maps do differ
+    # no two images have the same labels, so that exchanged files would be noticed
+    assert len({content for name, content in singles.items() if "overlay" not in name}) == 8
     assert label_maps(predictor, images, tmp_path / "batches", batch_size=3, **settings) == singles
 
 
@@ -74,7 +77,7 @@ def test_no_batch_is_larger_than_asked_for_and_no_more_than_one_image_is_read_ah
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_images_that_become_one_size_share_a_batch_and_keep_their_own_sizes(flip):
+def test_images_resized_to_one_size_share_a_batch_and_are_labeled_at_their_own_sizes(flip):
     config = SegformerConfig(
         num_labels=3, depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], num_attention_heads=[1, 1, 1, 1],
         decoder_hidden_size=8,
@@ -127,7 +130,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(predictor, tmp_path
         ([], "name an image, a folder or a pattern"),
     ],
 )
-def test_what_matches_nothing_or_meets_in_one_file_is_refused_before_writing(
+def test_inputs_that_match_nothing_or_share_an_output_file_are_refused_before_writing(
     predictor, images, tmp_path, monkeypatch, sources, sentence
 ):
     write_image(images / "1_overlay.jpg")
@@ -154,13 +157,31 @@ def test_every_value_survives_a_palette_of_any_length(tmp_path, num_colors):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
 
 
+def test_a_palette_may_have_more_colors_than_a_file_can_hold(tmp_path):
+    save_labels(np.array([[0, 255]], np.uint8), tmp_path / "labels.png", [(1, 2, 3)] * 300)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), [[0, 255]])
+
+
+def test_a_network_with_more_than_256_classes_labels_images(images, tmp_path):
+    config = SegformerConfig(
+        num_labels=300, depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8
+    )
+    model = SegformerForSemanticSegmentation(config).eval()
+    torch.nn.init.constant_(model.decode_head.classifier.weight, 0)
+    model.decode_head.classifier.bias.data[299] = 1
+    predictor = Predictor(model, SegformerImageProcessor(size={"height": 64, "width": 64}))
+    predict_files(predictor, images / "0.png", tmp_path / "maps")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "maps/0.png")), np.full((40, 56), 299))
+    assert Image.open(tmp_path / "maps/0_overlay.png").width == 56
+
+
 def test_more_than_256_classes_get_16_bits(tmp_path):
     labels = np.array([[0, 255], [256, 1000]])
     save_labels(labels, tmp_path / "labels.png", [(0, 0, 0)] * 1001)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
 
 
-def test_predicted_files_can_be_labels_of_a_data_set(predictor, images, tmp_path):
+def test_predicted_files_can_be_read_as_labels_of_a_data_set(predictor, images, tmp_path):
     predict_files(predictor, images / "0.png", tmp_path / "maps")
     path = tmp_path / "maps/0.png"
     mapping = LabelMapping({value: value for value in range(len(PALETTE))})

@@ -35,7 +35,7 @@ def write(scores, folder):
     return write_report(folder, results, scores, CLASSES, PALETTE)
 
 
-def test_report_names_classes_groups_confusions_and_images(scores, tmp_path):
+def test_the_report_lists_classes_groups_confusions_and_images(scores, tmp_path):
     assert write(scores, tmp_path) == []
     text = (tmp_path / "report.md").read_text()
     assert "| sky | 66.67 % | 66.67 % |" in text

@@ -10,7 +10,7 @@ from msctr_hf.evaluation.scoring import CONFUSIONS_LISTED, group_scores, iou_tab
 
 
 class Guess:
-    """A predictor that returns what a function makes of the image."""
+    """A predictor that returns what a given function computes from the image."""
 
     class model:
         training = False
@@ -57,7 +57,7 @@ def test_every_image_is_scored_and_the_worst_are_kept(dataset):
     assert np.array_equal(scores.confusion.matrix, total.matrix)
 
 
-def test_results_carry_groups_and_boundaries_by_name(dataset):
+def test_results_list_groups_and_boundary_ious_by_name(dataset):
     scores = score(dataset, with_boundaries=True)
     results = scores.results({0: "sky", 1: "road", 2: "car"}, {"ground": [1], "rest": [0, 2]})
     assert set(results["groups"]) == {"ground", "rest"}

@@ -11,7 +11,13 @@ def test_colors_follow_the_palette_and_ignored_pixels_are_black():
     assert pixels.tolist() == [[[255, 0, 0], [0, 0, 255], [0, 0, 0]]]
 
 
-def test_overlay_blends_colors_and_its_legend_lists_only_present_classes():
+def test_more_than_256_classes_have_different_colors():
+    palette = [(label // 256, label % 256, 7) for label in range(300)]
+    pixels = np.asarray(colorize(np.array([[0, 44, 299, 300]]), palette))
+    assert pixels.tolist() == [[[0, 0, 7], [0, 44, 7], [1, 43, 7], [0, 0, 0]]]
+
+
+def test_an_overlay_blends_colors_and_its_legend_lists_only_present_classes():
     image, labels = Image.new("RGB", (200, 50), "white"), np.zeros((50, 200), dtype=np.uint8)
     plain = overlay(image, labels, PALETTE, opacity=0.5)
     assert plain.size == (200, 50)
@@ -22,7 +28,7 @@ def test_overlay_blends_colors_and_its_legend_lists_only_present_classes():
     assert (0, 255, 0) not in colors
 
 
-def test_legend_wraps_inside_the_image():
+def test_a_legend_wraps_inside_the_image():
     labels = np.arange(60, dtype=np.uint8).reshape(6, 10)
     names = [f"a long class name {label}" for label in range(60)]
     sheet = overlay(Image.new("RGB", (300, 30)).resize((10, 6)), labels, PALETTE * 20, names)
@@ -30,7 +36,7 @@ def test_legend_wraps_inside_the_image():
     assert sheet.height > 60 * 20
 
 
-def test_contact_sheet_has_a_row_for_every_sample():
+def test_a_contact_sheet_has_a_row_for_every_sample():
     row = (Image.new("RGB", (64, 32)), np.zeros((32, 64), dtype=np.uint8), np.ones((32, 64), dtype=np.uint8))
     one, three = (contact_sheet([row] * count, PALETTE, ["a", "b", "c"]) for count in (1, 3))
     assert three.width == one.width

@@ -1,4 +1,4 @@
-"""Rows of the table name no folder of a machine, and their command repeats the run."""
+"""Rows of the table contain no local paths, and their command repeats the run."""
 
 import json
 import shlex
@@ -32,12 +32,12 @@ def write_run(folder, command, **settings):
     return folder
 
 
-def test_row_has_scores_costs_and_the_command_without_folders(tmp_path):
+def test_a_row_has_scores_costs_and_a_command_without_local_paths(tmp_path):
     words = (
         f"/somewhere/scripts/train.py --config c.yaml --data_dir {tmp_path} --backbone_weights none --crop_size 3 4"
     )
-    how_it_began = f"--output_dir {tmp_path}/run --resume auto --overwrite_output_dir"
-    row = describe(write_run(tmp_path / "run", f"{words} {how_it_began} --seed 3"), "an arm")
+    flags_of_this_start = f"--output_dir {tmp_path}/run --resume auto --overwrite_output_dir"
+    row = describe(write_run(tmp_path / "run", f"{words} {flags_of_this_start} --seed 3"), "an arm")
     assert row["command"] == (
         "python scripts/train.py --config c.yaml --data_dir DATA_DIR --backbone_weights none --crop_size 3 4 --seed 3"
     )
@@ -48,7 +48,7 @@ def test_row_has_scores_costs_and_the_command_without_folders(tmp_path):
     assert str(tmp_path) not in json.dumps(row)
 
 
-def test_data_set_keeps_its_name_where_a_folder_has_the_same_name(tmp_path, monkeypatch):
+def test_the_data_set_keeps_its_name_where_a_folder_has_the_same_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "camvid").mkdir()
     row = describe(write_run(tmp_path / "run", "scripts/train.py --dataset camvid --data_dir camvid"))
@@ -56,12 +56,12 @@ def test_data_set_keeps_its_name_where_a_folder_has_the_same_name(tmp_path, monk
 
 
 @pytest.mark.parametrize("start, network", [("nvidia/mit-b0", "nvidia/mit-b0"), ("/home/me/runs/mine", "mine")])
-def test_network_that_started_from_a_model_is_named_after_it(tmp_path, start, network):
+def test_a_network_that_started_from_a_saved_model_is_named_after_that_model(tmp_path, start, network):
     row = describe(write_run(tmp_path / "run", "scripts/train.py", model_name_or_path=start))
     assert row["network"] == network
 
 
-def test_table_joins_seeds_and_keeps_networks_modes_and_schedules_apart():
+def test_the_table_averages_over_seeds_but_not_over_modes_and_schedules():
     row = {
         "network": "fcn, resnet18", "dataset": "camvid", "split": "validation", "arm": "ce",
         "max_steps": 7, "seed": 0, "mean_iou": 0.5, "device": "a CPU", "command": "python scripts/train.py",
@@ -84,7 +84,7 @@ def test_commands_are_listed_once_for_every_line_of_the_table_and_survive_their_
     assert shlex.split(block.replace("\\\n", ""), comments=True) == shlex.split(command)
 
 
-def test_rows_come_from_folders_and_files(tmp_path):
+def test_rows_are_read_from_folders_of_runs_and_from_json_files(tmp_path):
     folder = write_run(tmp_path / "run", "scripts/train.py --seed 3", contrastive_mode="ms")
     (tmp_path / "rows.json").write_text(json.dumps([{"arm": "ce"}]))
     rows = read_rows([tmp_path / "rows.json", folder])

@@ -26,7 +26,7 @@ def finish(run, **changes):
     ("cold: ms_cs --contrastive_temperature 0.05", "cold", "ms_cs", ["--contrastive_temperature", "0.05"]),
     ("wide: ce --class_weights '[1, 2]'", "wide", "ce", ["--class_weights", "[1, 2]"]),
 ])  # fmt: skip
-def test_arm_is_parsed_to_a_mode_and_flags(text, name, mode, further):
+def test_an_arm_is_parsed_into_a_mode_and_flags(text, name, mode, further):
     arm = Arm.parse(text)
     assert arm.name == name
     assert list(arm.flags) == ["--contrastive_mode", mode, *further]
@@ -35,7 +35,7 @@ def test_arm_is_parsed_to_a_mode_and_flags(text, name, mode, further):
 @pytest.mark.parametrize(
     "text", ["", "cs", "ms_cs --contrastive_temperature 0.05", "a/b: ms", "..: ms", ": ms", "--seed 3"]
 )
-def test_arm_without_name_or_mode_is_refused(text):
+def test_an_arm_without_a_mode_or_a_valid_name_is_refused(text):
     with pytest.raises(ValueError, match="--arms: .* must be a mode"):
         Arm.parse(text)
 
@@ -58,7 +58,7 @@ def test_runs_are_ordered_by_seed_and_validated_after_the_last_step_only(tmp_pat
     assert len({run.folder for run in runs}) == 4
 
 
-def test_runs_of_epochs_are_finished_after_the_steps_that_their_data_gave_them(tmp_path):
+def test_runs_given_in_epochs_are_finished_after_the_recorded_number_of_steps(tmp_path):
     flags = [*FLAGS[:2], "--num_train_epochs", "2"]
     run = plan(tmp_path, flags=flags)[0]
     assert run.settings["max_steps"] is None
@@ -70,7 +70,7 @@ def test_runs_of_epochs_are_finished_after_the_steps_that_their_data_gave_them(t
     assert not plan(tmp_path, flags=flags)[1].finished
 
 
-def test_run_is_finished_when_its_last_step_was_validated(tmp_path):
+def test_a_run_is_finished_when_its_last_step_was_validated(tmp_path):
     first, second, third, _ = plan(tmp_path)
     finish(first)
     finish(second, data_dir="elsewhere", num_workers=9)

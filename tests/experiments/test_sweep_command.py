@@ -52,7 +52,7 @@ def test_single_runs_repeat_the_rows_of_a_sweep(folder, tmp_path):
     assert "| budget | 2 |" in (output_dir / "report.md").read_text()
     assert (output_dir / "curves.png").stat().st_size > 0
 
-    # one seed: the same network and the same images for every arm
+    # runs of one seed start with the same weights and see the same images in every arm
     started = {row["arm"]: log(output_dir / row["arm"] / "seed_0")[0]["cross_entropy"] for row in rows}
     assert started["ce"] == started["budget"]
 
@@ -69,7 +69,7 @@ def test_single_runs_repeat_the_rows_of_a_sweep(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_sweep_resumes(folder, tmp_path, number):
+def test_a_stopped_sweep_resumes(folder, tmp_path, number):
     command = sweep(folder, tmp_path / "sweep", seeds=(0,), max_steps=60, checkpointing_steps=60)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
@@ -87,7 +87,7 @@ def test_stopped_sweep_resumes(folder, tmp_path, number):
     assert {row["arm"] for row in json.loads((tmp_path / "sweep/results.json").read_text())} == {"ce", "budget"}
 
 
-def test_failed_run_ends_the_sweep_with_the_error_of_the_run(folder, tmp_path):
+def test_a_failed_run_ends_the_sweep_with_the_error_of_the_run(folder, tmp_path):
     (folder / "dataset.yaml").unlink()
     failed = run(sweep(folder, tmp_path / "sweep", seeds=(0,)))
     assert failed.returncode == 2

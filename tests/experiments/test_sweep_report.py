@@ -1,4 +1,4 @@
-"""Differences are taken in pairs of one seed, with intervals of Student's t."""
+"""Differences between arms are paired by seed, with intervals from Student's t."""
 
 import numpy as np
 import pytest
@@ -24,14 +24,14 @@ def rows(scores=SCORES):
     ]
 
 
-def test_interval_of_paired_differences_is_that_of_scipy():
+def test_the_interval_of_paired_differences_equals_that_of_scipy():
     _, ms = compare_arms(rows(), "ce")
     reference = ttest_rel(SCORES["ms"], SCORES["ce"]).confidence_interval(0.95)
     assert ms.difference - ms.interval == pytest.approx(reference.low, abs=1e-12)
     assert ms.difference + ms.interval == pytest.approx(reference.high, abs=1e-12)
 
 
-def test_costs_are_ratios_to_the_baseline_and_classes_differences():
+def test_costs_are_ratios_to_the_baseline_and_class_ious_are_differences_from_it():
     ce, ms = compare_arms(rows(), "ce")
     assert (ce.time, ce.memory, ms.time, ms.memory) == pytest.approx((1, 1, 1.25, 1.1))
     assert ce.per_class == pytest.approx({"road": np.mean(SCORES["ce"]) + 0.2, "pole": np.mean(SCORES["ce"]) - 0.2})
@@ -45,13 +45,13 @@ def test_seeds_without_a_partner_count_in_the_mean_but_not_in_the_difference():
     assert ms.interval is None
 
 
-def test_order_of_the_seeds_does_not_matter():
+def test_the_order_of_the_seeds_does_not_matter():
     shuffled = [rows()[place] for place in (5, 1, 3, 0, 4, 2)]
     of_ms = next(each for each in compare_arms(shuffled, "ce") if each.arm == "ms")
     assert of_ms.difference == pytest.approx(compare_arms(rows(), "ce")[1].difference)
 
 
-def test_baseline_comes_first_and_absent_classes_have_no_difference():
+def test_the_baseline_comes_first_and_absent_classes_have_no_difference():
     given = rows({"ms": [0.6], "ce": [0.5]})
     for row in given:
         row["per_category_iou"]["cave"] = None
@@ -62,7 +62,7 @@ def test_baseline_comes_first_and_absent_classes_have_no_difference():
     assert ms.per_class["pole"] == pytest.approx(0.1)
 
 
-def test_table_shows_means_differences_and_classes():
+def test_the_table_shows_means_differences_and_classes():
     text = markdown(compare_arms(rows(), "ce"))
     assert "| ce | 3 | 61.67 ± 2.08 |  | 1.00 | 1.00 |" in text
     assert "| ms | 3 | 64.00 ± 1.00 | +2.33 ± 3.79 | 1.25 | 1.10 |" in text

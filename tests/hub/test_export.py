@@ -26,7 +26,7 @@ def test_onnx_computes_the_logits_of_the_network_at_other_batches_and_sizes(tiny
     assert [comparison.size for comparison in comparisons] == [(160, 192), (195, 310)]
     assert all(comparison.difference < 1e-4 for comparison in comparisons)
 
-    session = onnxruntime.InferenceSession(tmp_path / "exported/model.onnx")  # without transformers
+    session = onnxruntime.InferenceSession(tmp_path / "exported/model.onnx")  # runs without transformers
     names = [output.name for output in session.get_outputs()]
     for shape in ((1, 3, 97, 131), (4, 3, 256, 64)):
         pixel_values = torch.randn(shape)
@@ -56,14 +56,14 @@ def test_window_transformers_can_be_exported_for_one_size(tiny_config, tmp_path)
     assert [(comparison.batch, comparison.size) for comparison in comparisons] == [(1, (64, 96)), (3, (64, 96))]
 
 
-def test_an_export_that_differs_is_refused_and_leaves_nothing(tiny_config, tmp_path, monkeypatch):
+def test_an_export_that_differs_from_the_network_is_refused_and_leaves_no_files(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_compare", lambda *arguments: export.Comparison(1, (64, 96), 0.26, 1.0))
     with pytest.raises(ValueError, match=r"differ by 0.26 at size \(64, 96\); try `size_multiple=32`"):
         export_network(network(tiny_config("fcn")), MsctrImageProcessor(), tmp_path / "exported", format="torch")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_cannot_be_exported_is_reported_in_a_sentence(tiny_config, tmp_path, monkeypatch):
+def test_a_network_that_cannot_be_exported_is_reported_in_one_sentence(tiny_config, tmp_path, monkeypatch):
     model = network(tiny_config("fcn"))
     monkeypatch.setattr(model, "_decode", lambda maps: maps[0].untraceable)
     with pytest.raises(ValueError, match="cannot be exported"):

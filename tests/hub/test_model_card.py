@@ -67,7 +67,7 @@ def test_the_python_example_of_the_card_runs(folder):
     subprocess.run([sys.executable, "-c", snippet + check], cwd=folder, check=True)
 
 
-def test_the_metadata_are_those_that_the_hub_reads(run_folder):
+def test_the_metadata_can_be_read_by_the_hub(run_folder):
     card = ModelCard.load(write_model_card(run_folder, get_dataset_spec("cityscapes"), name="someone/network"))
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-segmentation")
@@ -171,8 +171,9 @@ def test_a_relative_folder_that_looks_like_a_hub_id_stays_private(run_folder):
     ({"name": "Streets of Ulm"}, "someone/ulm", " on Streets of Ulm", "Streets of Ulm", "someone/ulm"),
     ({}, "someone/ulm", "", "someone/ulm", "someone/ulm"),
     ({}, None, "", "custom data set", "custom-data-set"),
+    ({"name": "道路"}, None, " on 道路", "道路", "custom-data-set"),
 ])  # fmt: skip
-def test_a_folder_of_the_user_has_the_name_it_gives_itself(
+def test_a_data_set_of_the_user_is_called_by_the_name_in_its_description(
     run_folder, tmp_path, description, hub_id, title, name, kind
 ):
     spec = get_dataset_spec("folder", write_folder(tmp_path / "secret_project", description=description))
@@ -181,6 +182,13 @@ def test_a_folder_of_the_user_has_the_name_it_gives_itself(
     assert {(each.dataset_name, each.dataset_type) for each in card.data.eval_results} == {(name, kind)}
     assert card.data.datasets == ([hub_id] if hub_id else None)
     assert "secret_project" not in card.content
+
+
+def test_terms_of_several_lines_are_one_sentence_of_the_card(run_folder, tmp_path):
+    description = {"license": "CC BY 4.0.\nName us.\n"}
+    spec = get_dataset_spec("folder", write_folder(tmp_path / "data", description=description))
+    text = card_of(run_folder, {"dataset": "folder"}, spec).text
+    assert "Terms of the data: CC BY 4.0. Name us. These terms may bind" in text
 
 
 def test_limitations_are_the_worst_classes_and_largest_confusions_of_the_results(run_folder):
@@ -205,7 +213,19 @@ def test_results_of_older_runs_without_confusions_still_make_a_card(run_folder):
     assert "predicted as" not in text
 
 
-def test_drawn_images_are_called_drawn(run_folder):
+def test_scores_on_images_of_the_training_are_called_so(run_folder):
+    fresh, seen = (
+        "It was validated on the validation split",
+        "It was trained on the images of the validation split too",
+    )
+    texts = {split: card_of(run_folder, {"train_split": split}).text for split in ("train", "train+validation")}
+    assert {split: (fresh in text, seen in text) for split, text in texts.items()} == {
+        "train": (True, False),
+        "train+validation": (False, True),
+    }
+
+
+def test_the_card_states_that_images_were_drawn_by_a_program(run_folder):
     drawn = "A program draws these images"
     assert drawn in card_of(run_folder, spec=get_dataset_spec("synthetic_scenes")).text
     assert drawn not in card_of(run_folder).text
@@ -241,7 +261,7 @@ def test_an_adapted_model_needs_no_code_and_says_how_it_was_trained(tmp_path):
     assert "| contrastive_loss_weight | 0.2 |" in text
 
 
-def test_a_card_that_a_user_took_over_is_kept(run_folder):
+def test_a_card_without_the_line_of_msctr_hf_is_not_overwritten(run_folder):
     card = write_model_card(run_folder)
     assert "on Cityscapes" in write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
     mine = re.sub(r"<!-- Written by msctr_hf.*-->", "", card.read_text()) + "It also works on Mars.\n"

@@ -1,4 +1,4 @@
-"""Conversion of the four networks of the released code: every entry is used, and outputs are the same."""
+"""Checkpoints of the four networks of the released code are converted completely and give the same outputs."""
 
 import json
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def config_of(name, *argv):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_converted_network_computes_the_recorded_outputs(name):
-    """In float64, as the recorded outputs were computed before they were rounded to float32 (6e-8).
+    """Compute in float64, like the recorded outputs, which were rounded to float32 afterwards (6e-8).
 
     Float32 would depend on the processor and the number of threads: with these weights the object regions of OCRNet
     are a softmax over logits of 3,000, which turns rounding errors into differences of 1e-3.
@@ -59,7 +59,7 @@ def test_a_converted_network_computes_the_recorded_outputs(name):
 
 @pytest.mark.parametrize("config", ["cityscapes/ocrnet_resnet101", "cityscapes/upernet_resnet101"])
 def test_renamed_entries_cover_the_whole_network_where_nothing_is_recorded(config):
-    """OCRNet-ResNet and UPerNet-ResNet, whose released names are combined from those of the recorded networks."""
+    """Names of OCRNet-ResNet and UPerNet-ResNet are combined from those of the recorded networks."""
     config = config_of(config)
     expected = set(MsctrForSemanticSegmentation(config).state_dict())
     head = "ocrnet_hrnet_w48_ade20k" if config.decode_head == "ocr" else "upernet_swin_tiny_ade20k"

@@ -61,7 +61,7 @@ def hub():
 
 @pytest.fixture
 def folder(tmp_path, tiny_config):
-    """Save a network of a few kB with results, and its logits for a random input."""
+    """Save a small network with results, and its logits for a random input."""
     folder = tmp_path / "network"
     model = MsctrForSemanticSegmentation(tiny_config("fcn", backbone=SWIN_TINY, num_labels=9)).eval()
     model.save_pretrained(folder)
@@ -76,7 +76,7 @@ def folder(tmp_path, tiny_config):
 
 @pytest.fixture
 def publisher(hub, monkeypatch, tmp_path):
-    """Builds a publisher whose uploads go to the local Hub, with short pauses and time-outs."""
+    """Build a publisher whose uploads go to the local Hub, with short pauses and timeouts."""
 
     def build(token=None, **options):
         environment = (
@@ -130,14 +130,14 @@ def test_a_published_folder_is_complete_and_holds_no_path_of_this_machine(hub, p
 def test_images_of_restricted_data_sets_are_not_published(folder):
     (folder / "predictions.png").write_bytes(b"image")
     for allowed in (None, True):
-        Publisher(get_dataset_spec("cityscapes"))(folder)  # writes a card without the image first
+        Publisher(get_dataset_spec("cityscapes"))(folder)  # writes a card that does not show the image
         publisher = Publisher(get_dataset_spec("cityscapes"), Destination(REPOSITORY, show_images=allowed))
         publisher._start_if_free = lambda: None
         publisher(folder)
         assert (take_snapshot(folder) / "predictions.png").exists() == bool(allowed)
 
 
-def test_private_repositories_are_private(hub, publisher, folder, tmp_path):
+def test_a_private_repository_cannot_be_read_with_another_token(hub, publisher, folder, tmp_path):
     push(publisher(private=True), folder)
     assert hub.repositories[REPOSITORY]["private"]
     hub.repositories["someone/target"] = {"private": False, "files": {}, "messages": []}
@@ -176,7 +176,7 @@ def test_permanent_errors_are_reported_in_one_sentence(hub, publisher, folder, c
     push(publisher(), folder)
     assert capfd.readouterr().err.count("The run is not affected. Push later with `msctr push`.") == 1
     assert hub.attempts >= attempts
-    assert (hub.attempts == 1) == (fault == 403)  # a refusal is permanent
+    assert (hub.attempts == 1) == (fault == 403)  # a refusal is permanent, so it is not retried
     assert "model.safetensors" not in hub.repositories[REPOSITORY]["files"]
 
 
@@ -323,7 +323,7 @@ def test_a_run_stops_at_a_signal_even_if_the_hub_hangs(hub, tmp_path, max_steps,
         assert run.poll() is None, run.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(2.0)  # by now the last save, of a few kB, has ended
+    time.sleep(2.0)  # long enough for the last save, of a small network, to end
     uploads = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(run.pid, number)
     start = time.monotonic()

@@ -9,12 +9,12 @@ def blocks(batch, rows, columns, classes, size=4):
 
 
 def coordinates(batch, height, width):
-    """A map whose features are the image, row and column of every pixel."""
+    """Make a map whose features are the image, row and column of every pixel."""
     axes = torch.meshgrid(*(torch.arange(side).float() for side in (batch, height, width)), indexing="ij")
     return torch.stack(axes, dim=1)
 
 
-def test_every_qualifying_pair_gives_as_many_pixels_as_the_rarest_one():
+def test_every_pair_of_image_and_class_gives_as_many_pixels_as_the_rarest_pair():
     labels = torch.zeros(2, 8, 8, dtype=torch.int64)
     labels[0, :2] = 1  # 16 pixels
     labels[1, 0, :7] = 2  # 7 pixels: the rarest
@@ -57,7 +57,7 @@ def test_labels_are_resized_to_the_real_size_of_the_map(height, width):
     assert torch.equal(labels[image, rows, columns], anchors.labels)
 
 
-def test_the_largest_numbers_of_anchors_are_not_exceeded():
+def test_the_limits_on_the_number_of_anchors_are_not_exceeded():
     labels = blocks(2, 8, 8, 3)
     features = torch.randn(2, 2, 32, 32)
     assert max(sample_anchors(features, labels, 3, max_anchors_per_class=9).class_sizes.values()) <= 2 * 9
@@ -65,7 +65,7 @@ def test_the_largest_numbers_of_anchors_are_not_exceeded():
     assert len(sample_anchors(features, labels, 3, max_anchors=5).labels) == 0  # less than one per pair
 
 
-def test_the_budget_rule_draws_all_of_a_small_pair_and_the_share_of_a_large_one():
+def test_the_budget_rule_draws_all_pixels_of_a_rare_class_and_an_equal_share_of_a_frequent_one():
     labels = torch.zeros(1, 10, 10, dtype=torch.int64)
     labels[0, 0, :6] = 1
     anchors = sample_anchors(torch.randn(1, 2, 10, 10), labels, 2, sampling="budget", max_anchors=40)
@@ -73,7 +73,7 @@ def test_the_budget_rule_draws_all_of_a_small_pair_and_the_share_of_a_large_one(
 
 
 @pytest.mark.parametrize("labels", [torch.full((2, 8, 8), 255), torch.arange(128).view(2, 8, 8)])
-def test_without_a_qualifying_pair_there_are_no_anchors_and_the_gradient_is_zero(labels):
+def test_without_a_class_of_enough_pixels_there_are_no_anchors_and_the_gradient_is_zero(labels):
     features = torch.randn(2, 3, 8, 8, requires_grad=True)
     anchors = sample_anchors(features, labels, 128)
     assert anchors.features.shape == (0, 3)
@@ -82,7 +82,7 @@ def test_without_a_qualifying_pair_there_are_no_anchors_and_the_gradient_is_zero
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_gradient_reaches_exactly_the_sampled_pixels(memory_format):
+def test_the_gradient_reaches_exactly_the_sampled_pixels(memory_format):
     labels = blocks(2, 3, 3, 3)
     features = torch.randn(2, 5, 12, 12).to(memory_format=memory_format).requires_grad_()
     anchors = sample_anchors(features, labels, 3, generator=torch.Generator().manual_seed(1))
@@ -97,9 +97,9 @@ def test_gradient_reaches_exactly_the_sampled_pixels(memory_format):
     torch.testing.assert_close(features.grad, expected)
 
 
-def test_draws_are_uniform_without_replacement():
+def test_pixels_are_drawn_uniformly_and_without_replacement():
     labels = torch.zeros(1, 5, 8, dtype=torch.int64)
-    labels[0, 0, :6] = 1  # so that the other pair gives 6 of its 34
+    labels[0, 0, :6] = 1  # so that class 0 gives 6 of its 34 pixels
     features = coordinates(1, 5, 8)
     generator, draws = torch.Generator().manual_seed(3), 3000
     hits = torch.zeros(5, 8)
@@ -114,7 +114,7 @@ def test_draws_are_uniform_without_replacement():
     assert 0.5 < ((hits - expected) / deviation).var() < 1.6  # neither clumped nor spread too evenly
 
 
-def test_generator_makes_draws_reproducible():
+def test_a_seeded_generator_makes_draws_reproducible():
     labels, features = blocks(2, 4, 4, 3), torch.randn(2, 3, 16, 16)
     first, second = (sample_anchors(features, labels, 3, generator=torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first.features, second.features)

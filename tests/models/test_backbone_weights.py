@@ -10,8 +10,8 @@ from transformers import SwinConfig, SwinForImageClassification
 from msctr_hf import MsctrForSemanticSegmentation, load_backbone_weights
 
 
-def shaken(network):
-    """The state of a network after changing every initial value, statistics of normalization layers included."""
+def perturbed_state(network):
+    """Change every value of a network, statistics of normalization layers included, and return its state dict."""
     for value in network.state_dict().values():
         if value.is_floating_point():
             value.mul_(0.9).add_(0.01 * torch.rand_like(value))
@@ -21,7 +21,7 @@ def shaken(network):
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_classifier_file_of_timm_fills_the_backbone_including_its_statistics(tiny_config, tmp_path, name, suffix):
-    state = shaken(timm.create_model(name))
+    state = perturbed_state(timm.create_model(name))
     path = tmp_path / f"weights{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, path)
     indices = [0, 1, 2, 3] if name == "convnext_atto" else [1, 2, 3, 4]
@@ -39,7 +39,7 @@ def test_a_classifier_file_of_timm_fills_the_backbone_including_its_statistics(t
 
 
 def test_weights_of_a_plain_vision_transformer_of_timm_fill_the_backbone(tiny_config, tmp_path):
-    state = shaken(timm.create_model("vit_tiny_patch16_224"))
+    state = perturbed_state(timm.create_model("vit_tiny_patch16_224"))
     save_file(state, tmp_path / "weights.safetensors")
     backbone = {"model_type": "timm_backbone", "backbone": "vit_tiny_patch16_224", "out_indices": [2, 5, 8, 11]}
     model = MsctrForSemanticSegmentation(tiny_config(backbone=backbone))
@@ -54,7 +54,7 @@ def test_weights_of_a_plain_vision_transformer_of_timm_fill_the_backbone(tiny_co
 
 
 def test_loaded_weights_are_saved_with_the_network(tiny_config, tmp_path):
-    torch.save(shaken(timm.create_model("resnet18")), tmp_path / "weights.pth")
+    torch.save(perturbed_state(timm.create_model("resnet18")), tmp_path / "weights.pth")
     model = MsctrForSemanticSegmentation(tiny_config())
     load_backbone_weights(model, str(tmp_path / "weights.pth"))
     model.save_pretrained(tmp_path / "saved")
@@ -113,7 +113,7 @@ def test_errors_of_an_unreachable_hub_and_of_broken_files_name_the_choices(tiny_
 
 
 @pytest.mark.parametrize("repetitions", [4, 400])
-def test_the_reason_why_the_hub_has_no_weights_is_not_cut_within_a_word(tiny_config, monkeypatch, repetitions):
+def test_a_long_reason_why_weights_cannot_be_loaded_is_cut_between_words(tiny_config, monkeypatch, repetitions):
     model = MsctrForSemanticSegmentation(tiny_config())
 
     def fail(*arguments, **options):

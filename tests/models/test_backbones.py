@@ -27,7 +27,7 @@ BACKBONES = {
 
 @pytest.mark.parametrize("head", ["upernet", "fcn"])
 @pytest.mark.parametrize("model_type", BACKBONES)
-def test_backbones_of_transformers_work_by_configuration_alone(tiny_config, tmp_path, model_type, head):
+def test_backbones_of_transformers_work_from_their_configuration_alone(tiny_config, tmp_path, model_type, head):
     config = tiny_config(head, backbone={"model_type": model_type, **BACKBONES[model_type]})
     model = MsctrForSemanticSegmentation(config).train()
     labels = torch.randint(0, 5, (2, 75, 130))

@@ -42,7 +42,7 @@ def test_wrong_settings_are_named_in_the_error(settings, message):
         MsctrConfig(**settings)
 
 
-def test_the_decode_head_decides_on_the_defaults():
+def test_defaults_depend_on_the_decode_head():
     assert MsctrConfig(decode_head="deeplabv3").projection_stages == [1, 3, 4]
     assert MsctrConfig(decode_head="ocr").use_auxiliary_head
     assert not MsctrConfig(decode_head="fcn").use_auxiliary_head

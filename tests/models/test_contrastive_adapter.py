@@ -27,9 +27,8 @@ PLAIN = {
 
 
 def segformer(**settings):
-    return SegformerForSemanticSegmentation(
-        SegformerConfig(num_labels=5, **settings)
-    )  # the defaults of transformers are those of B0
+    # the default configuration of transformers is that of the smallest SegFormer, B0
+    return SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, **settings))
 
 
 def upernet():

@@ -153,7 +153,7 @@ class _OperatorNames(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_the_host_waits_for_nothing_but_the_class_counts():
+def test_the_loss_does_not_synchronize_with_the_device_except_for_class_counts():
     features, labels = maps(), block_labels()
     head = ProjectionHead([8, 8, 8], 6).train()
     hidden = head.hidden(features)

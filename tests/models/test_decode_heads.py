@@ -48,7 +48,7 @@ def test_heads_that_concatenate_stages_also_accept_the_concatenation(head, featu
     torch.testing.assert_close(logits, expected)
 
 
-def test_auxiliary_logits_matter_only_to_heads_that_declare_it(head, feature_maps):
+def test_auxiliary_logits_affect_only_heads_that_declare_that_they_need_them(head, feature_maps):
     one, other = (head(feature_maps, torch.randn(2, NUM_LABELS, 8, 12))[0] for _ in range(2))
     assert torch.equal(one, other) != head.needs_auxiliary_logits
 

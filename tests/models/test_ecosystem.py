@@ -1,4 +1,4 @@
-"""The network with other libraries: Trainer, PEFT, torch.compile."""
+"""The network works with the Trainer of transformers, with PEFT and with torch.compile."""
 
 import copy
 
@@ -63,9 +63,8 @@ def test_low_rank_adapters_train_and_load_again(tiny_config, tiny_batch, tmp_pat
     base = MsctrForSemanticSegmentation(tiny_config(backbone=backbone))
     for module in base.backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.ones_(
-                module.weight
-            )  # timm initializes the last one of a block to 0, which would stop all gradients
+            # timm initializes the last one of a block to 0, which would stop all gradients
+            torch.nn.init.ones_(module.weight)
             module.momentum = 0.0  # adapters do not save statistics
     model = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=targets, modules_to_save=TRAINED_HEADS))
     model.train()

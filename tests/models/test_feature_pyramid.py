@@ -12,13 +12,13 @@ def test_levels_have_strides_from_a_quarter_to_twice_the_stride_of_the_input(num
     assert [level.shape[1] for level in maps] == pyramid.channels
 
 
-def test_of_four_maps_each_gives_one_level():
+def test_each_of_four_maps_becomes_one_level():
     maps = [torch.randn(1, 16, 4, 4, requires_grad=True) for _ in range(4)]
     for index, level in enumerate(SimpleFeaturePyramid([16] * 4)(maps)):
         gradients = torch.autograd.grad(level.sum(), maps, allow_unused=True)
         assert [gradient is not None for gradient in gradients] == [position == index for position in range(4)]
 
 
-def test_another_number_of_maps_is_refused():
+def test_a_number_of_maps_other_than_one_or_four_is_refused():
     with pytest.raises(ValueError, match="must return 4 maps, or only the last, got 12"):
         SimpleFeaturePyramid([16] * 12)

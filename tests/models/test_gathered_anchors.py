@@ -25,7 +25,7 @@ CASES = {
 
 
 def batch(name):
-    """Maps of four images, two per process, their labels, and one projection shared by all images."""
+    """Make maps of four images, two per process, with labels, and one projection per stage."""
     classes, settings = CASES[name]
     generator = torch.Generator().manual_seed(3)
     maps = [torch.randn(4, 5, *size, dtype=torch.float64, generator=generator) for size in SIZES]
@@ -41,7 +41,7 @@ def batch(name):
 
 
 def contrast(name, images, gather):
-    """Values of loss and terms, and gradients of maps and projections; all pixels of every class are anchors."""
+    """Compute loss, terms, and gradients of maps and projections; all pixels of every class are anchors."""
     maps, labels, weights = batch(name)
     maps = [stage[images].requires_grad_() for stage in maps]
     weights = [weight.requires_grad_() for weight in weights]
@@ -74,7 +74,7 @@ def one_of_two(rank, folder):
 
 
 def gathered_rows(rank):
-    """Rows (rank, position) of classes 0, 2, 2 on the first process and 1, 2 on the second."""
+    """Gather rows (rank, position), of classes 0, 2, 2 on the first process and 1, 2 on the second."""
     labels = torch.tensor([[0, 2, 2], [1, 2]][rank])
     features = torch.tensor([[rank, position] for position in range(len(labels))], dtype=torch.float64)
     sizes = [{0: 1, 2: 2}, {1: 1, 2: 1}][rank]

@@ -67,7 +67,7 @@ AutoImageProcessor.from_pretrained(again, trust_remote_code=True, backend="pil")
 
 @pytest.fixture
 def saved(tmp_path, tiny_config):
-    """Saves a network with its image processor; returns the folder and the network."""
+    """Save a network with its image processor, and return the folder and the network."""
 
     def save(**options):
         model = MsctrForSemanticSegmentation(tiny_config(**options)).eval()
@@ -101,7 +101,7 @@ def run_without_the_package(name, folder, hub_cache):
     "options", [{"backbone": TIMM_TINY}, {"backbone": SWIN_TINY, "decode_head": "ocr"}], ids=["timm", "transformers"]
 )
 @pytest.mark.parametrize("layout", ["folder", "hub cache"])
-def test_loads_predicts_and_trains_without_the_package(saved, tmp_path, options, layout):
+def test_a_saved_folder_loads_predicts_and_trains_without_the_package(saved, tmp_path, options, layout):
     folder, model = saved(**options)
     name, hub_cache = str(folder), tmp_path / "hf"
     if layout == "hub cache":
@@ -117,7 +117,7 @@ def test_loads_predicts_and_trains_without_the_package(saved, tmp_path, options,
     assert {"cross_entropy", "contrastive/stage_1", "contrastive/stage_1_to_stage_4"} <= set(results["terms"])
 
 
-def test_with_the_package_its_own_code_is_used_without_trusting_remote_code(saved):
+def test_where_the_package_is_installed_its_code_is_used_and_remote_code_need_not_be_trusted(saved):
     folder, _ = saved()
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert type(model) is MsctrForSemanticSegmentation

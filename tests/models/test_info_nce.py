@@ -49,7 +49,7 @@ def test_cross_scale_equals_plain_loops_with_classes_missing_on_either_side(temp
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
-def test_contrast_set_that_holds_the_anchors_equals_plain_loops(temperature):
+def test_a_contrast_set_that_contains_the_anchors_equals_plain_loops(temperature):
     contrast, contrast_labels = random_set(30, 4)
     anchors, labels = contrast[7:19].clone(), contrast_labels[7:19]
     assert_equals_loops(anchors, labels, contrast, contrast_labels, temperature=temperature, self_offset=7)
@@ -178,7 +178,8 @@ def test_low_temperature_and_low_precision_stay_finite_and_close(dtype):
 
 
 def test_a_low_temperature_does_not_underflow():
-    # The cosine of the positive is -0.8, of a negative -0.5: shifted by a constant 1 / temperature both underflow.
+    # The cosine is -0.8 with the positive and -0.5 with the negative: with the shift by 1 / temperature that suits
+    # cosines near 1, both exponentials would underflow.
     anchors = torch.tensor([[1.0, 0.0], [-0.8, 0.6], [-0.5, -(0.75**0.5)]])
     labels = torch.tensor([0, 0, 1])
     expected = info_nce_by_loops(anchors, labels, temperature=0.01)

@@ -1,4 +1,4 @@
-"""Wrong input of a run gets one sentence and exit code 2; no file is left behind, changed or lost."""
+"""Wrong input is reported in one sentence with exit code 2; no file is left behind, changed or lost."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ FLAGS = [
     ({"batch_size": 100}, "6 training images do not fill one batch of 100 on 1 process(es); lower --batch_size."),
     ({"max_steps": 0}, "--max_steps must be at least 1, got 0."),
     (
-        {"num_train_epochs": 2},  # and --max_steps 4
+        {"num_train_epochs": 2},  # in addition to --max_steps 4
         "--max_steps and --num_train_epochs both say how long to train, got 4 and 2.0; give one of them.",
     ),
     (
@@ -112,7 +112,7 @@ def refused(run_script, folder, tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [*FLAGS, *NETWORKS, *PLACES], ids=str)
-def test_a_wrong_setting_gets_one_sentence(refused, changes, sentence):
+def test_a_wrong_setting_is_reported_in_one_sentence(refused, changes, sentence):
     assert sentence in refused(**changes)
 
 
@@ -126,7 +126,7 @@ def test_a_wrong_setting_gets_one_sentence(refused, changes, sentence):
         ("max_steps: !!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
 )
-def test_a_wrong_configuration_file_gets_one_sentence(refused, tmp_path, content, sentence):
+def test_a_wrong_configuration_file_is_reported_in_one_sentence(refused, tmp_path, content, sentence):
     (tmp_path / "config.yaml").write_text(content)
     assert sentence in refused(config=tmp_path / "config.yaml")
 
@@ -190,13 +190,13 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_wrong_file_of_the_data_set_gets_one_sentence(refused, folder, case):
+def test_a_wrong_file_of_the_data_set_is_reported_in_one_sentence(refused, folder, case):
     damage, sentence = FILES[case]
     damage(folder)
     assert sentence in refused()
 
 
-def test_a_wrong_file_read_by_a_worker_gets_one_sentence(refused, folder):
+def test_a_wrong_file_read_by_a_worker_is_reported_in_one_sentence(refused, folder):
     FILES["broken image"][0](folder)
     assert refused(num_workers=1).endswith("its format is unknown.")
 
@@ -206,7 +206,7 @@ def test_corrections_outside_the_folder_are_refused(refused, tmp_path):
     assert "../../etc/passwd must be a path below" in refused(corrections=tmp_path / "corrections.csv")
 
 
-def test_paths_in_a_foreign_copy_are_not_followed(refused, folder, tmp_path):
+def test_file_paths_inside_a_parquet_copy_are_not_followed(refused, folder, tmp_path):
     rows = {"image": [], "label": [], "image_id": []}
     for number in range(6):
         rows["image"].append({"bytes": None, "path": str(folder / f"train/images/{number}.jpg")})
@@ -240,7 +240,7 @@ class Foreign:
     ],
     ids=["junk", "other network", "foreign code", "plain pickle", "folder"],
 )
-def test_wrong_weights_get_one_sentence_and_run_no_code(refused, tmp_path, monkeypatch, write, sentence):
+def test_wrong_weights_are_reported_in_one_sentence_and_run_no_code(refused, tmp_path, monkeypatch, write, sentence):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "weights.pth")
     assert sentence in refused(backbone_weights=tmp_path / "weights.pth")
@@ -249,7 +249,7 @@ def test_wrong_weights_get_one_sentence_and_run_no_code(refused, tmp_path, monke
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Folders of a run of four steps and of its data."""
+    """Return the folder of a run of four steps, which the first test makes, and that of its data."""
     root = tmp_path_factory.mktemp("trained")
     return root / "run", write_folder(root / "data", num_train=6, num_validation=3)
 
@@ -284,7 +284,7 @@ CHECKPOINTS = [
 
 
 @pytest.mark.parametrize(("changes", "damaged", "sentence"), CHECKPOINTS, ids=str)
-def test_a_wrong_checkpoint_gets_one_sentence_and_stays_as_it_is(
+def test_a_wrong_checkpoint_is_reported_in_one_sentence_and_not_changed(
     run_script, run_of_four_steps, changes, damaged, sentence
 ):
     run, data = run_of_four_steps

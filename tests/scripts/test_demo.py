@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    """Address of a running demo of a small network."""
+    """Serve the demo of a small network, and yield its address."""
     from conftest import TIMM_TINY
 
     from msctr_hf import MsctrConfig
@@ -109,7 +109,7 @@ def screenshot(page, folder, name):
     return np.asarray(Image.open(target).convert("RGB"))
 
 
-def test_upload_click_and_opacity(page, image, folder):
+def test_an_upload_is_labeled_a_click_shows_similar_pixels_and_a_slider_sets_the_opacity(page, image, folder):
     upload(page, image)
     page.wait_for_selector("#areas td.share")
     shares = [float(text.removesuffix(" %")) for text in page.locator("#areas td.share").all_inner_texts()]
@@ -119,7 +119,7 @@ def test_upload_click_and_opacity(page, image, folder):
     original = np.asarray(Image.open(image))
     colors = (blended - 0.45 * original.astype(float)) / 0.55
     distances = [np.abs(colors - color).max(axis=-1) for color in PALETTE]
-    assert np.min(distances, axis=0).max() < 4  # every pixel is the image under the color of a class
+    assert np.min(distances, axis=0).max() < 4  # every pixel is a blend of the image and the color of a class
     labels = np.argmin(distances, axis=0)
     assert 100 * np.bincount(labels.ravel()).max() / labels.size == pytest.approx(shares[0], abs=0.06)
 
@@ -141,14 +141,14 @@ def test_upload_click_and_opacity(page, image, folder):
         page.wait_for_timeout(200)
 
 
-def test_names_of_classes_are_text(page, image):
+def test_class_names_are_shown_as_text_not_as_html(page, image):
     upload(page, image)
     page.wait_for_selector("#areas td.share")
     assert page.locator("#areas b").count() == 0
 
 
 @pytest.mark.parametrize("name", ["broken.png", "words.png"])
-def test_a_file_that_is_not_an_image_gets_a_message_on_the_page(page, folder, image, name):
+def test_a_file_that_is_not_an_image_is_reported_on_the_page(page, folder, image, name):
     content = image.read_bytes()[:300] if name == "broken.png" else b"no image at all"
     (folder / name).write_bytes(content)
     upload(page, folder / name)

@@ -1,4 +1,4 @@
-"""Runs whose length is given in epochs, and runs that end early."""
+"""Runs can be given a length in epochs, choose the best model by other scores, and stop early."""
 
 import json
 from hashlib import sha256
@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from interrupted_run import finish, start
 from layouts import write_folder
 from safetensors.torch import load_file
-from small_run import flags
+from small_run import TORCHRUN, flags
 
 from msctr_hf.training.checkpointing import find_checkpoint
 from msctr_hf.training.run_folder import read_log
@@ -20,7 +21,7 @@ EPOCHS = {"max_steps": None, "checkpointing_steps": 100}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three batches an epoch."""
+    """Write a data set of three batches per epoch, whose classes form groups."""
     groups = {"ground": ["road"], "rest": ["sky", "car"]}
     description = {"classes": ["sky", "road", "car"], "groups": groups}
     return write_folder(tmp_path / "data", num_train=6, num_validation=3, description=description)
@@ -40,7 +41,7 @@ def assert_same_weights(run, expected):
         assert all(torch.equal(weights[key], reference[key]) for key in reference)
 
 
-def test_a_flag_of_epochs_replaces_the_steps_of_a_recipe(run_script, folder, tmp_path):
+def test_the_flag_num_train_epochs_replaces_the_max_steps_of_a_recipe(run_script, folder, tmp_path):
     run, again, longer = tmp_path / "run", tmp_path / "again", tmp_path / "longer"
     recipe = (ROOT / "configs/quickstart.yaml").read_text().replace("validation_steps: 480\n", "")
     assert "max_steps: 480" in recipe
@@ -51,7 +52,8 @@ def test_a_flag_of_epochs_replaces_the_steps_of_a_recipe(run_script, folder, tmp
     assert "5 steps, 1.7 epochs, validation every 3 steps" in out
     assert (last_step(run), validated(run)) == (5, [3, 5])
     description = json.loads((run / "run.json").read_text())
-    assert description["duration"] == {"max_steps": 5, "validation_steps": 3, "steps_per_epoch": 3}
+    duration = {"max_steps": 5, "validation_steps": 3, "steps_per_epoch": 3, "num_epochs": 5 / 3}
+    assert description["duration"] == duration
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["num_train_epochs"] == 1.5
     assert not {"max_steps", "validation_steps"} & set(config)
@@ -67,14 +69,27 @@ def test_a_flag_of_epochs_replaces_the_steps_of_a_recipe(run_script, folder, tmp
     assert (last_step(run), validated(run)) == (6, [3, 5, 6])
 
 
-def test_a_recipe_with_both_is_refused(run_script, folder, tmp_path):
+@pytest.mark.slow
+def test_two_processes_share_the_steps_of_an_epoch_and_end_early_together(folder, tmp_path):
+    run = tmp_path / "run"
+    settings = {**EPOCHS, "num_train_epochs": 40, "validation_steps": 1, "early_stopping_patience": 2}
+    settings |= {"optimizer": "sgd", "learning_rate": 0}  # scores change with the statistics only, and soon not at all
+    code, output = finish(start(*flags(folder, run, **settings), launcher=TORCHRUN))
+    assert code == 0, output
+    assert "40 steps, 40.0 epochs" in output  # 6 images in batches of 2 x 2
+    assert output.count("validations, so training ends early") == 1
+    assert last_step(run) < 40
+    assert (run / "last/model.safetensors").exists()
+
+
+def test_a_recipe_with_both_steps_and_epochs_is_refused(run_script, folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text("max_steps: 3\nnum_train_epochs: 2\n")
     code, _, error = run_script("train.py", "--config", tmp_path / "recipe.yaml")
     assert code == 2
     assert "recipe.yaml sets both --max_steps and --num_train_epochs." in error
 
 
-def test_a_stream_is_not_trained_for_epochs(run_script, folder, tmp_path):
+def test_a_stream_cannot_be_trained_for_a_number_of_epochs(run_script, folder, tmp_path):
     options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0"]
     assert run_script("prepare_dataset.py", *options, "--output_dir", tmp_path / "copy")[0] == 0
     for further in ({}, {"dry_run": True}):
@@ -92,7 +107,7 @@ def test_a_dry_run_estimates_the_steps_of_all_epochs(run_script, folder, tmp_pat
     assert "so 27 steps take about" in out
 
 
-def test_a_batch_that_the_learning_rate_is_not_meant_for_is_reported(run_script, folder, tmp_path):
+def test_a_global_batch_size_other_than_that_of_the_recipe_is_reported(run_script, folder, tmp_path):
     settings = {"max_steps": 1, "global_batch_size": 16, "gradient_accumulation_steps": 3}
     _, out, _ = run_script("train.py", *flags(folder, tmp_path / "run", **settings))
     assert "a step sees 2 images x 3 batches x 1 process(es) = 6 images, but learning_rate 0.001 is meant for " in out
@@ -106,10 +121,15 @@ def test_a_batch_that_the_learning_rate_is_not_meant_for_is_reported(run_script,
 )
 def test_the_best_model_is_the_one_with_the_largest_chosen_score(run_script, folder, tmp_path, metric, keys):
     run = tmp_path / "run"
-    scores = {}
+    scores, logged = {}, set()
+
+    def write_validation_to_scores(log, result, step, chosen):
+        scores[step] = result.results
+        logged.add(chosen)
+
     write_validation = "msctr_hf.training.logs.RunLog.write_validation"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_validation, lambda self, result, step: scores.update({step: result.results}))
+        patch.setattr(write_validation, write_validation_to_scores)
         settings = {"max_steps": 6, "validation_steps": 1, "metric_for_best_model": metric}
         assert run_script("train.py", *flags(folder, run, **settings))[0] == 0
 
@@ -118,7 +138,7 @@ def test_the_best_model_is_the_one_with_the_largest_chosen_score(run_script, fol
             results = results[key]
         return results or 0.0
 
-    assert len(scores) == 6
+    assert (len(scores), logged) == (6, {metric})
     best = max(scores, key=lambda step: score(scores[step]))  # the first where several are equal
     results = json.loads((run / "results.json").read_text())
     assert results == {"step": best, **scores[best]}
@@ -126,11 +146,11 @@ def test_the_best_model_is_the_one_with_the_largest_chosen_score(run_script, fol
 
 @pytest.fixture
 def never_better(monkeypatch):
-    """Let every validation score the same."""
+    """Make all validations return the same score."""
     monkeypatch.setattr(ValidationResult, "score", lambda self, metric: 0.25)
 
 
-def test_a_run_ends_early_where_nothing_gets_better_and_stays_ended(run_script, folder, tmp_path, never_better):
+def test_early_stopping_ends_a_run_and_holds_when_it_is_resumed(run_script, folder, tmp_path, never_better):
     run, resumed = tmp_path / "run", tmp_path / "resumed"
     settings = {"max_steps": 9, "checkpointing_steps": 4, "checkpoints_kept": 9, "early_stopping_patience": 2}
     code, out, error = run_script("train.py", *flags(folder, run, **settings))
@@ -149,7 +169,7 @@ def test_a_run_ends_early_where_nothing_gets_better_and_stays_ended(run_script, 
     for name in last:
         assert torch.equal(load_file(resumed / "last/model.safetensors")[name], last[name])
 
-    (run / "last/model.safetensors").unlink()  # as if it was killed before it was saved
+    (run / "last/model.safetensors").unlink()  # as if the run had been killed before it saved this model
     code, out, error = run_script("train.py", *flags(folder, run, **settings, resume="auto"))
     assert code == 0, error
     assert "training ends early" in out
@@ -164,7 +184,7 @@ def test_a_run_ends_early_where_nothing_gets_better_and_stays_ended(run_script, 
     assert last_step(run) == 8
 
 
-def test_checkpoints_of_older_versions_are_resumed(run_script, folder, tmp_path):
+def test_a_checkpoint_of_an_older_version_can_be_resumed(run_script, folder, tmp_path):
     run = tmp_path / "run"
     assert run_script("train.py", *flags(folder, run, max_steps=2))[0] == 0
     checkpoint = run / "checkpoints/step_2"

@@ -71,7 +71,7 @@ def test_any_segmentation_model_of_transformers_can_be_scored(run_script, folder
     assert "car" in out
 
 
-def test_prediction_writes_ids_and_overlays_at_the_size_of_the_image(run_script, model, tmp_path):
+def test_prediction_writes_train_ids_and_overlays_at_the_size_of_the_image(run_script, model, tmp_path):
     write_image(tmp_path / "images/street.jpg", (45, 70))
     write_image(tmp_path / "images/below/house.png", (33, 32))
     code, out, _ = run_script(
@@ -118,7 +118,7 @@ def test_prediction_takes_several_inputs_and_writes_gray_files_on_request(run_sc
         ("predict.py", {"model": "/no/model"}, "/no/model"),
     ],
 )
-def test_wrong_input_gets_one_sentence(run_script, model, folder, tmp_path, script, changes, message):
+def test_wrong_input_is_reported_in_one_sentence(run_script, model, folder, tmp_path, script, changes, message):
     settings = {"model": model, "device": "cpu", "output_dir": tmp_path / "out"}
     settings |= (
         {"dataset": "folder", "data_dir": folder} if script == "evaluate.py" else {"input": folder / "val/images"}
@@ -171,7 +171,7 @@ NO_MODEL = {
 
 @pytest.mark.parametrize("case", NO_MODEL)
 @pytest.mark.parametrize("script", ["evaluate.py", "predict.py"])
-def test_a_folder_that_is_not_a_network_gets_one_sentence(run_script, model, folder, script, case):
+def test_a_folder_that_is_not_a_network_is_reported_in_one_sentence(run_script, model, folder, script, case):
     damage, sentence = NO_MODEL[case]
     damage(model)
     data = ["--dataset", "folder", "--data_dir", folder] if script == "evaluate.py" else ["--input", folder]

@@ -34,7 +34,7 @@ def assert_same_samples(folder, official, numbers=range(5), dataset="camvid"):
             assert np.array_equal(np.asarray(copy[position][column]), np.asarray(expected[number][column]))
 
 
-def test_check_alone_writes_nothing(prepare, official):
+def test_checking_a_data_set_writes_nothing(prepare, official):
     before = sorted(official.rglob("*"))
     code, out, _ = prepare()
     assert (code, "train: 5 images, 16x12 (5)" in out) == (0, True)
@@ -42,13 +42,13 @@ def test_check_alone_writes_nothing(prepare, official):
 
 
 @pytest.mark.parametrize("options", [[], ["--predecode"]])
-def test_copy_holds_the_same_samples(prepare, official, tmp_path, options):
+def test_a_copy_holds_the_same_samples(prepare, official, tmp_path, options):
     code, out, error = prepare("--output_dir", tmp_path / "copy", *options)
     assert (code, "5 images" in out) == (0, True), error
     assert_same_samples(tmp_path / "copy", official)
 
 
-def test_card_is_readable_and_names_the_terms(prepare, tmp_path):
+def test_the_data_card_lists_the_files_the_classes_and_the_terms_of_use(prepare, tmp_path):
     prepare("--output_dir", tmp_path / "copy")
     _, head, text = (tmp_path / "copy/README.md").read_text().split("---\n", 2)
     files = yaml.safe_load(head)["configs"][0]["data_files"]
@@ -58,7 +58,7 @@ def test_card_is_readable_and_names_the_terms(prepare, tmp_path):
     assert "| 10 | bicyclist |" in text
 
 
-def test_card_lists_splits_converted_before(run_script, tmp_path):
+def test_the_data_card_also_lists_splits_that_were_converted_before(run_script, tmp_path):
     root = write_folder(tmp_path / "data", num_train=3, num_validation=2)
     options = ["--dataset", "folder", "--data_dir", root, "--num_workers", "0", "--output_dir", tmp_path / "copy"]
     for split in ("validation", "train"):
@@ -79,7 +79,7 @@ def test_all_broken_files_are_listed_and_nothing_is_written(prepare, official, t
         assert f"669{number}" in out
     if options == ["--skip_broken"]:
         assert code == 0
-        LAYOUT.pair(official, 0)[0].unlink()  # which had no label
+        LAYOUT.pair(official, 0)[0].unlink()  # the image whose label is missing
         copy = load_segmentation_dataset("camvid", "train", tmp_path / "copy")
         assert copy.with_format(None)["image_id"][:] == ["0001TP_006691", "0001TP_006694"]
     else:
@@ -88,7 +88,7 @@ def test_all_broken_files_are_listed_and_nothing_is_written(prepare, official, t
         assert not (tmp_path / "copy").exists()
 
 
-def test_conversion_resumes_where_it_stopped(prepare, official, tmp_path, monkeypatch):
+def test_an_interrupted_conversion_resumes_where_it_stopped(prepare, official, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_copy, "SHARD_BYTES", 1500)
     whole = parquet_copy._write_shard
     written = []
@@ -115,7 +115,7 @@ def test_conversion_resumes_where_it_stopped(prepare, official, tmp_path, monkey
     assert_same_samples(tmp_path / "copy", official)
 
 
-def test_report_of_an_older_version_is_read(prepare, official, tmp_path, monkeypatch):
+def test_a_report_of_an_older_version_is_read(prepare, official, tmp_path, monkeypatch):
     prepare("--output_dir", tmp_path / "copy")
     path = tmp_path / "copy/report_train.json"
     report = json.loads(path.read_text())
@@ -142,14 +142,14 @@ def test_folders_with_other_content_are_refused(prepare, official, tmp_path):
     assert (code, "not empty" in error) == (2, True)
 
 
-def test_description_of_a_folder_is_copied(run_script, tmp_path):
+def test_the_dataset_yaml_of_a_folder_is_copied(run_script, tmp_path):
     root = LAYOUTS["folder"].write(tmp_path / "mine")
     options = ["--dataset", "folder", "--data_dir", root, "--splits", "train", "--num_workers", "0"]
     assert run_script("prepare_dataset.py", *options, "--output_dir", tmp_path / "copy")[0] == 0
     assert_same_samples(tmp_path / "copy", root, range(3), dataset="folder")
 
 
-def test_drawn_data_sets_have_nothing_to_prepare(run_script):
+def test_a_data_set_that_is_drawn_on_demand_has_nothing_to_prepare(run_script):
     code, _, error = run_script("prepare_dataset.py", "--dataset", "synthetic_scenes")
     assert (code, "nothing to prepare" in error) == (2, True)
 
@@ -170,7 +170,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_a_copy_that_cannot_be_read_gets_one_sentence_with_the_file(run_script, tmp_path, case):
+def test_a_copy_that_cannot_be_read_is_reported_in_one_sentence_that_names_the_file(run_script, tmp_path, case):
     name, data = UNREADABLE[case]
     source = write_folder(tmp_path / "folder", num_train=2, num_validation=2)
     copy = predecoded(run_script, source, tmp_path / "copy")
@@ -187,7 +187,7 @@ def test_a_copy_that_cannot_be_read_gets_one_sentence_with_the_file(run_script, 
     assert "Traceback" not in error
 
 
-def test_a_saved_data_set_that_cannot_be_read_gets_one_sentence(run_script, tmp_path):
+def test_a_saved_data_set_that_cannot_be_read_is_reported_in_one_sentence(run_script, tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved/dataset_dict.json").write_text('{"splits": ["train"]}')
     options = ["--dataset", "camvid", "--data_dir", tmp_path / "saved", "--splits", "train"]

@@ -1,4 +1,4 @@
-"""Files for test servers, checked with the official evaluation of Cityscapes."""
+"""Files for test servers have the official form, checked with the official evaluation of Cityscapes."""
 
 import json
 import subprocess
@@ -13,12 +13,12 @@ from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.data.specs import DATASETS
 from msctr_hf.data.synthetic import draw_scene
 
-JUDGE = """
+EVALUATION = """
 import json, sys
-import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as judge
-judge.args.evalInstLevelScore = False  # synthetic labels have no instances
-judge.args.quiet = True
-judge.main()
+import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as evaluation
+evaluation.args.evalInstLevelScore = False  # synthetic labels have no instances
+evaluation.args.quiet = True
+evaluation.main()
 """
 
 
@@ -48,7 +48,7 @@ def write_cityscapes(root, count):
 
 
 @pytest.mark.slow
-def test_official_evaluation_of_our_files_gives_the_scores_of_evaluate(run_script, tiny_config, tmp_path):
+def test_the_official_evaluation_of_submitted_files_equals_msctr_evaluate(run_script, tiny_config, tmp_path):
     model = save_model(tmp_path / "model", tiny_config, "cityscapes")
     root = write_cityscapes(tmp_path / "cityscapes", 6)
     code, _, error = run_script(
@@ -62,7 +62,7 @@ def test_official_evaluation_of_our_files_gives_the_scores_of_evaluate(run_scrip
     )  # fmt: skip
     assert code == 0, error
     ours = json.loads((tmp_path / "ours/results.json").read_text())
-    official = judge(root, tmp_path)
+    official = evaluate_officially(root, tmp_path)
     for name, iou in ours["per_category_iou"].items():
         if iou is None:
             assert np.isnan(official["classScores"][name])
@@ -73,8 +73,8 @@ def test_official_evaluation_of_our_files_gives_the_scores_of_evaluate(run_scrip
         assert official["categoryScores"][name] == pytest.approx(scores["merged_iou"], abs=1e-6)
 
 
-def judge(root, folder):
-    """Run `cityscapesscripts` in a separate environment, since it needs an older numpy."""
+def evaluate_officially(root, folder):
+    """Run `cityscapesscripts` in a separate environment, because it needs an older numpy."""
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv/bin/python"
     install = [python, "-m", "pip", "install", "--quiet", "cityscapesscripts==2.3.0", "numpy<2.4"]
@@ -85,7 +85,7 @@ def judge(root, folder):
         "CITYSCAPES_DATASET": str(root), "CITYSCAPES_RESULTS": str(folder / "submission"),
         "CITYSCAPES_EXPORT_DIR": str(folder / "official"), "MPLBACKEND": "agg", "HOME": str(folder),
     }  # fmt: skip
-    done = subprocess.run([python, "-c", JUDGE], env=environment, capture_output=True, text=True, cwd=folder)
+    done = subprocess.run([python, "-c", EVALUATION], env=environment, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "official/resultPixelLevelSemanticLabeling.json").read_text())
 
@@ -97,7 +97,7 @@ def judge(root, folder):
         ("ade20k", "ADE_test_00000001.jpg", "ADE_test_00000001.png"),
     ],
 )
-def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_path, name, file_name, expected):
+def test_submissions_have_official_names_and_raw_values(run_script, tiny_config, tmp_path, name, file_name, expected):
     model = save_model(tmp_path / "model", tiny_config, name)
     write_image(tmp_path / "images" / file_name, (64, 96))
     common = ["--model", model, "--input", tmp_path / "images", "--device", "cpu"]
@@ -125,7 +125,7 @@ def test_files_have_official_names_and_raw_values(run_script, tiny_config, tmp_p
         ("nothing", "a.jpg", "choose from"),
     ],
 )
-def test_images_and_models_that_fit_no_test_server_get_one_sentence(
+def test_images_and_models_that_fit_no_test_server_are_reported_in_one_sentence(
     run_script, tiny_config, tmp_path, name, file_name, message
 ):
     model = save_model(tmp_path / "model", tiny_config, "cityscapes")

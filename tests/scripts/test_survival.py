@@ -98,7 +98,7 @@ def test_a_run_that_is_killed_ten_times_loses_nothing(folder, tmp_path):
         wait_for_step(part, min(reached + 1, 36), process)
         time.sleep(chance.uniform(0, 0.6))  # a step, a validation and a checkpoint take some tenths of a second
         if process.poll() is not None:
-            assert finish(process)[0] == 0  # it has reached the end: repeat from an older checkpoint
+            assert finish(process)[0] == 0  # it reached the end, so it is started again from an older checkpoint
             for name in ("step_40", "step_38"):
                 (part / "checkpoints" / name / "COMPLETE").unlink(missing_ok=True)
             reached = newest(part)
@@ -120,10 +120,8 @@ def test_a_signal_to_every_process_leads_to_a_checkpoint_after_the_current_step(
     settings = {"max_steps": 100_000, "validation_steps": 7, "checkpointing_steps": 100_000, "num_workers": 2}
     process = start(*flags(folder, run, **settings))
     wait_for_step(run, 5, process)
-    for number in (
-        signal.SIGSTOP,
-        signal.SIGTERM,
-    ):  # stopped, so that its log shows the step at which the signal arrives
+    # stopped first, so that its log shows the step at which SIGTERM arrives
+    for number in (signal.SIGSTOP, signal.SIGTERM):
         os.killpg(process.pid, number)
     logged = log(run)[-1]["step"]
     os.killpg(process.pid, signal.SIGCONT)
@@ -143,7 +141,7 @@ def test_all_processes_stop_at_the_same_step_when_one_gets_a_signal(folder, tmp_
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(children.split()[-1]), signal.SIGTERM)  # the second process only
     code, output = finish(process)
-    assert code != 0  # torchrun's own code
+    assert code != 0  # the exit code of torchrun
     stopped = newest(run)
     assert stopped >= 3, output
     assert output.count(f"stopped after step {stopped};") == 2

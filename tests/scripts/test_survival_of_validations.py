@@ -1,4 +1,4 @@
-"""A validation that is killed, interrupted or fails costs no training step, and is logged and pushed once."""
+"""A validation that is killed, is interrupted or fails costs no training step, and is logged and pushed once."""
 
 import hashlib
 import json
@@ -110,7 +110,7 @@ def nth_call(patch, place, name, wrap, number):
 
 @pytest.fixture
 def whole(run_script, folder, tmp_path, hub):
-    """An uninterrupted run, and the commits that it made."""
+    """Train without interruption, and return the folder of the run and its commits."""
     assert run_script("train.py", *flags(folder, tmp_path / "whole", **VALIDATED))[0] == 0
     pushed, hub.commits = hub.commits, []
     return tmp_path / "whole", pushed
@@ -140,7 +140,7 @@ def test_a_kill_around_a_validation_neither_loses_nor_repeats_anything(
     expected, pushed = whole
     part = tmp_path / "part"
     place, name, wrap = KILLS[point]
-    for resume in (None, "auto"):  # kill the repeated validation, or the next one, too
+    for resume in (None, "auto"):  # the second start is killed too, in the repeated or in the next validation
         with monkeypatch.context() as patch:
             nth_call(patch, place, name, wrap, 1)
             with pytest.raises(Killed):
@@ -180,7 +180,7 @@ main(sys.argv[6:])
 def test_sigkill_around_a_validation_neither_loses_nor_repeats_anything(run_script, folder, tmp_path):
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert finish(start(*flags(folder, whole, **VALIDATED)))[0] == 0
-    # every start gets a little farther than the one before
+    # every start gets a little further than the one before
     for place, name, after in (
         ("Validation", "run", False),
         ("Predictor", "__call__", True),
@@ -222,7 +222,7 @@ def test_a_validation_that_fails_costs_no_training_step(
 ):
     expected, pushed = whole
     part = tmp_path / "part"
-    mend = fail(folder, monkeypatch)
+    repair = fail(folder, monkeypatch)
     for resume in (None, "auto"):
         arguments = flags(folder, part, **VALIDATED, resume=resume)
         if error is None:
@@ -234,14 +234,14 @@ def test_a_validation_that_fails_costs_no_training_step(
         assert [entry["step"] for entry in log(part)] == [1, 2]
         assert find_checkpoint(part, "auto").name == "step_2"
         assert (part / "run.json").exists()
-    mend()
+    repair()
     assert run_script("train.py", *flags(folder, part, **VALIDATED, resume="auto"))[0] == 0
     assert_nothing_was_lost_or_repeated(part, expected)
     assert hub.commits == pushed
 
 
 def convert_to_the_layout_of_older_versions(checkpoint):
-    """Move all of the progress to states.pt, without a file of its own."""
+    """Move all of the progress from progress.json, which older versions did not write, to states.pt."""
     states = torch.load(checkpoint / "states.pt", weights_only=True)
     states["progress"] |= json.loads((checkpoint / "progress.json").read_text())["progress"]
     (checkpoint / "progress.json").unlink()

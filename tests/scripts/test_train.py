@@ -1,4 +1,4 @@
-"""Training from start to end on a few small images: the folder of a run, resuming, options, replacing a run."""
+"""Training on a few small images: the files of a run, resuming, options, replacing a run."""
 
 import json
 import os
@@ -96,13 +96,13 @@ def test_training_starts_from_a_saved_model_with_other_classes(run_script, folde
         "repeat factors and two splits",
     ],
 )
-def test_training_works_with_every_option(run_script, folder, tmp_path, changes):
+def test_training_works_with_options_of_precision_optimizer_network_and_data(run_script, folder, tmp_path, changes):
     code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **{"max_steps": 1, **changes}))
     assert code == 0, error
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_trains_and_scores_on_a_parquet_copy(run_script, folder, tmp_path, streaming):
+def test_a_parquet_copy_can_be_trained_and_evaluated_on(run_script, folder, tmp_path, streaming):
     options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0"]
     assert run_script("prepare_dataset.py", *options, "--output_dir", tmp_path / "copy")[0] == 0
     run = tmp_path / "run"
@@ -143,7 +143,7 @@ def test_the_folder_of_another_run_is_replaced_only_on_request(run_script, folde
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_score_as_one(folder, tmp_path):
+def test_two_processes_compute_the_same_scores_as_one_process(folder, tmp_path):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     run = tmp_path / "run"
     torchrun = [sys.executable, *TORCHRUN]
@@ -181,7 +181,7 @@ def first_of(folder):
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_an_image_that_is_not_finite_is_named_and_changes_nothing(run_script, folder, tmp_path, monkeypatch, ema):
+def test_a_step_that_is_not_finite_is_skipped_and_its_images_are_named(run_script, folder, tmp_path, monkeypatch, ema):
     spoil(monkeypatch, first_of(folder))
     code, out, error = run_script("train.py", *flags(folder, tmp_path / "run", max_steps=6, ema=ema))
     assert code == 0, error
@@ -248,9 +248,8 @@ def test_the_average_of_the_weights_is_validated_and_saved(run_script, folder, t
     assert not torch.equal(weights["plain"][key], weights["averaged"][key])
     buffers = [name for name in weights["plain"] if name.endswith("running_mean")]
     assert buffers
-    assert all(
-        torch.equal(weights["plain"][name], weights["averaged"][name]) for name in buffers
-    )  # buffers are copied, not averaged
+    # buffers are copied, not averaged
+    assert all(torch.equal(weights["plain"][name], weights["averaged"][name]) for name in buffers)
 
 
 def test_a_run_describes_itself_and_its_config_starts_it_again(run_script, folder, tmp_path, monkeypatch):
@@ -258,9 +257,8 @@ def test_a_run_describes_itself_and_its_config_starts_it_again(run_script, folde
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     first, second = tmp_path / "first", tmp_path / "second"
     settings = {"max_steps": 2, "contrastive_cross_scale_pairs": "[[0,3]]", "contrastive_cross_scale_weights": "[0.5]"}
-    recipe = (
-        (ROOT / "configs/quickstart.yaml").read_text().replace("no_decay: [norm]\n", "")
-    )  # so that it is an empty list
+    # without the line, no_decay is an empty list, which config.yaml must write too
+    recipe = (ROOT / "configs/quickstart.yaml").read_text().replace("no_decay: [norm]\n", "")
     (tmp_path / "recipe.yaml").write_text(recipe)
     settings["config"] = tmp_path / "recipe.yaml"
     assert run_script("train.py", *flags(folder, first, **settings, dataset_revision="hf_averysecrettoken"))[0] == 0

@@ -45,7 +45,7 @@ def test_figures_are_written(run_script, options, tmp_path, features):
         ({"model": "/no/model"}, "/no/model"),
     ],
 )
-def test_wrong_input_gets_one_sentence(run_script, options, tmp_path, change, message):
+def test_wrong_input_is_reported_in_one_sentence(run_script, options, tmp_path, change, message):
     code, _, error = run_script("visualize_embeddings.py", *words(options | change))
     assert code == 2
     assert message in error.strip().splitlines()[-1]

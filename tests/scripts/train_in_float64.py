@@ -1,4 +1,4 @@
-"""Run `msctr train` in float64 with fixed normalization, so that results can be compared to the last digits."""
+"""Run `msctr train` in float64 with frozen BatchNorm, so that results can be compared to the last digits."""
 
 import sys
 

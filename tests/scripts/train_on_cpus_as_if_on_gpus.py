@@ -1,4 +1,4 @@
-"""Run `msctr train` on CPU processes over gloo with what Accelerate offers for GPUs only (FSDP2, DeepSpeed)."""
+"""Run `msctr train` on CPU processes over gloo with FSDP2 or DeepSpeed, which Accelerate offers for GPUs only."""
 
 import sys
 

@@ -48,7 +48,7 @@ def test_a_model_of_transformers_is_trained_and_evaluated(run_script, adapted_fl
     assert model.config.num_labels == 3
     processor = Processor.from_pretrained(tmp_path / "run")
     assert (list(processor.image_mean), processor.do_reduce_labels) == ([0.1, 0.2, 0.3], False)
-    assert not list((tmp_path / "run").glob("*.py"))  # it can be loaded without this package
+    assert not list((tmp_path / "run").glob("*.py"))  # the model can be loaded without this package
     code, out, err = run_script(
         "evaluate.py", "--model", tmp_path / "run", "--dataset", "folder", "--data_dir", image_folder
     )

@@ -1,4 +1,4 @@
-"""Checkpoints are complete or ignored."""
+"""Incomplete and corrupt checkpoints are skipped, and complete ones restore all states."""
 
 import contextlib
 import json
@@ -36,14 +36,14 @@ def accelerator():
 
 
 class Foreign:
-    """Object whose pickle runs a command when it is loaded."""
+    """An object whose pickle runs a command when it is loaded."""
 
     def __reduce__(self):
         return os.mkdir, ("ran",)
 
 
 @pytest.mark.parametrize("name", ["states.pt", "states_0.pt", "optimizer.bin", "random_states_0.pkl"])
-def test_a_foreign_checkpoint_runs_no_code(accelerator, tmp_path, monkeypatch, name):
+def test_loading_a_checkpoint_of_unknown_origin_runs_no_code(accelerator, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     optimizer = accelerator.prepare(torch.optim.SGD(accelerator.network.parameters()))
     save_checkpoint(accelerator, tmp_path, 3, accelerator.states, SETTINGS, keep=2)
@@ -82,7 +82,7 @@ def test_the_newest_checkpoints_are_kept_and_leftovers_are_removed(accelerator, 
         save_checkpoint(accelerator, tmp_path, step, accelerator.states, SETTINGS, keep=2)
     assert names(tmp_path) == ["step_2", "step_9"]
     (tmp_path / "checkpoints/.step_11.partial").mkdir()
-    (tmp_path / "checkpoints/step_10").mkdir()  # without a marker: never completed
+    (tmp_path / "checkpoints/step_10").mkdir()  # a checkpoint that was never completed has no marker
     save_checkpoint(accelerator, tmp_path, 12, accelerator.states, SETTINGS, keep=2)
     assert names(tmp_path) == ["step_12", "step_9"]
 
@@ -187,7 +187,7 @@ def test_the_result_of_a_validation_is_added_to_the_checkpoint_of_its_step(accel
 
 
 def test_a_validation_does_not_change_the_position_in_the_data(accelerator, tmp_path):
-    """A run may be resumed with other batches than those that the checkpoint counts."""
+    """A resumed run may count its batches differently, since it may split them differently."""
     accelerator.progress.batches_in_epoch = 6
     checkpoint = save(accelerator, tmp_path, 3)
     replace_progress(checkpoint, Progress(step=3, batches_in_epoch=12, validated_step=3))
@@ -229,7 +229,7 @@ def test_a_checkpoint_stays_valid_if_its_progress_cannot_be_written(accelerator,
         (lambda path: path.write_text("{}"), "cannot be read"),
     ],
 )
-def test_a_checkpoint_with_a_corrupt_progress_is_skipped(accelerator, tmp_path, damage, sentence):
+def test_a_checkpoint_whose_progress_file_is_corrupt_is_skipped(accelerator, tmp_path, damage, sentence):
     checkpoints = [save(accelerator, tmp_path, step) for step in (1, 2)]
     replace_progress(checkpoints[1], Progress(step=2, validated_step=2))
     damage(checkpoints[1] / "progress.json")

@@ -1,4 +1,4 @@
-"""Every shipped recipe is parsed, and its network is built at full size and trained for one step on a small input."""
+"""The network of every shipped recipe is built at full size and trained for one step on a small input."""
 
 import gc
 
@@ -67,7 +67,7 @@ def test_an_ablation_needs_one_flag(mode):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
-def test_as_many_processes_as_the_header_says_make_the_global_batch(path):
+def test_the_number_of_processes_in_the_header_gives_the_global_batch_size(path):
     _, _, arguments, *_ = parse(path)
     num_processes = 1 if "(one process)" in path.read_text() else 4
     assert arguments.global_batch_size in (None, num_processes * arguments.batch_size)
@@ -80,7 +80,7 @@ def test_the_header_of_a_recipe_has_its_command(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_accepts_its_configurations(path):
+def test_accelerate_accepts_the_launcher_configurations(path):
     config = load_config_from_file(str(path))  # refuses unknown keys
     launcher = launch_command_parser().parse_args(["--config_file", str(path), "scripts/train.py"])
     arguments, _, _ = _validate_launch_command(launcher)

@@ -1,4 +1,4 @@
-"""Adapting a network to a CPU changes its speed, but not its results."""
+"""Adapting a network to a CPU changes its speed but not its results."""
 
 import copy
 import os
@@ -39,7 +39,7 @@ def test_only_large_and_strided_depthwise_convolutions_are_computed_in_float32(m
     assert output.dtype == torch.bfloat16
 
 
-def test_a_deep_copy_computes_with_its_own_weights():
+def test_a_deep_copy_of_an_adapted_network_computes_with_its_own_weights():
     model = network()
     depthwise_in_float32(model)
     images = torch.randn(2, 3, 16, 16)
@@ -52,7 +52,7 @@ def test_a_deep_copy_computes_with_its_own_weights():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_do_not_change(dtype):
+def test_depthwise_convolutions_in_float32_do_not_change_gradients(dtype):
     model, plain = network(), network()
     plain.load_state_dict(model.state_dict())
     depthwise_in_float32(model)
@@ -82,7 +82,7 @@ print(held, resident() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="concerns glibc only")
 @pytest.mark.parametrize("variables, is_kept", [({}, True), ({"MALLOC_MMAP_MAX_": "65536"}, False)])
-def test_freed_memory_is_kept_unless_the_user_has_configured_the_library(variables, is_kept):
+def test_freed_memory_is_kept_unless_the_user_has_configured_the_allocator(variables, is_kept):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
     run = subprocess.run(
         [sys.executable, "-c", FREED], env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},

@@ -1,4 +1,4 @@
-"""Epochs and steps say the same, and validations come neither too often nor too seldom."""
+"""A number of epochs is converted to steps, and validations are due at sensible intervals by default."""
 
 import numpy as np
 import pytest
@@ -44,11 +44,18 @@ def test_a_part_of_an_epoch_is_rounded_up_to_a_step(num_epochs, steps):
     assert epochs(num_images=20).steps_until(num_epochs) == steps
 
 
-def test_processes_share_an_epoch():
+def test_epochs_of_one_length_are_not_drawn_one_by_one(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ShuffledSampler, "set_epoch", lambda sampler, epoch: drawn.append(epoch))
+    assert epochs(num_images=20).steps_until(1000) == 10_000
+    assert len(drawn) < 5
+
+
+def test_the_batches_of_an_epoch_are_divided_among_processes():
     assert epochs(num_images=17, batch_size=2, num_processes=3).steps() == 2  # 8 batches
 
 
-def test_epochs_with_repeat_factors_have_steps_of_their_own():
+def test_epochs_with_repeat_factors_differ_in_their_number_of_steps():
     repeats = np.linspace(1, 3, 40)
     of_each = epochs(40, 2, repeats=repeats)
     lengths = []
@@ -60,6 +67,9 @@ def test_epochs_with_repeat_factors_have_steps_of_their_own():
     assert [of_each.steps(epoch) for epoch in range(4)] == lengths
     assert of_each.steps_until(4) == sum(lengths)
     assert of_each.sampler.epoch == 0
+    assert plan(of_each, num_train_epochs=3).num_epochs == 3  # not by the length of the first epoch
+    half = lengths[2] // 2
+    assert plan(of_each, max_steps=sum(lengths[:2]) + half).num_epochs == 2 + half / lengths[2]
 
 
 def test_the_number_of_epochs_gives_the_number_of_steps():
@@ -70,7 +80,7 @@ def test_the_number_of_epochs_gives_the_number_of_steps():
     assert plan().max_steps == 40_000
 
 
-def test_a_stream_has_no_epochs_to_count():
+def test_a_number_of_epochs_is_refused_for_a_stream():
     with pytest.raises(UsageError, match=r"`num_train_epochs=2.0` counts passes .* use `max_steps`"):
         plan(num_train_epochs=2.0)
 
@@ -78,8 +88,8 @@ def test_a_stream_has_no_epochs_to_count():
 @pytest.mark.parametrize(
     ("steps_per_epoch", "max_steps", "validation_steps"),
     [
-        (10, 100, 10),  # after every epoch
-        (10, 1000, 50),  # twenty times
+        (10, 100, 10),  # every epoch
+        (10, 1000, 50),  # 20 times in the run
         (10, 200_000, 5_000),
         (9_000, 18_000, 5_000),
         (None, 1000, 50),
@@ -87,7 +97,7 @@ def test_a_stream_has_no_epochs_to_count():
         (None, 200_000, 5_000),
     ],
 )
-def test_validations_are_twenty_at_most_and_no_more_than_one_an_epoch(steps_per_epoch, max_steps, validation_steps):
+def test_the_default_validation_interval_is_an_epoch_within_two_limits(steps_per_epoch, max_steps, validation_steps):
     of = None if steps_per_epoch is None else epochs(num_images=2 * steps_per_epoch)
     assert plan(of, max_steps=max_steps) == Duration(max_steps, validation_steps, steps_per_epoch)
     assert plan(of, max_steps=max_steps, validation_steps=7).validation_steps == 7

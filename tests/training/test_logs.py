@@ -7,9 +7,10 @@ from accelerate import Accelerator
 
 from msctr_hf.errors import UsageError
 from msctr_hf.training.logs import RunLog, RunningMeans
+from msctr_hf.training.validation import ValidationResult
 
 
-def test_means_leave_out_what_was_not_measured_and_what_is_not_finite():
+def test_means_exclude_values_that_are_missing_or_not_finite():
     means, accelerator = RunningMeans(), Accelerator(cpu=True)
     means.update({"loss": torch.tensor(1.0)}, {"anchors": 4.0, "cosine": torch.tensor(0.5), "never": math.nan})
     means.update({"loss": torch.tensor(2.0)}, {"anchors": 6.0, "cosine": math.nan, "never": math.nan})
@@ -18,7 +19,7 @@ def test_means_leave_out_what_was_not_measured_and_what_is_not_finite():
     assert means.report(accelerator) == {}
 
 
-def test_means_go_on_from_their_state(tmp_path):
+def test_means_continue_from_a_saved_state(tmp_path):
     accelerator, whole, first, second = Accelerator(cpu=True), RunningMeans(), RunningMeans(), RunningMeans()
     batches = [({"loss": torch.tensor(float(n))}, {"anchors": float(n * n)}) for n in range(5)]
     for batch in batches:
@@ -32,7 +33,7 @@ def test_means_go_on_from_their_state(tmp_path):
     assert second.report(accelerator) == whole.report(accelerator)
 
 
-def test_log_drops_what_an_interrupted_run_wrote_after_its_checkpoint(tmp_path):
+def test_the_log_drops_what_an_interrupted_run_wrote_after_its_checkpoint(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 6)) + '{"step": 6, "lo')
     RunLog(Accelerator(cpu=True), tmp_path, {}, step=4).write({"loss": 2.0}, 5)
@@ -40,7 +41,7 @@ def test_log_drops_what_an_interrupted_run_wrote_after_its_checkpoint(tmp_path):
     assert [(entry["step"], entry["loss"]) for entry in entries] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]
 
 
-def test_log_drops_a_validation_that_the_checkpoint_does_not_know(tmp_path):
+def test_the_log_drops_a_validation_that_is_not_in_the_checkpoint(tmp_path):
     entries = [(2, "loss"), (2, "validation/mean_iou"), (4, "loss"), (4, "validation/mean_iou")]
     log = tmp_path / "log.jsonl"
     for validated_step, kept in ((2, entries[:3]), (4, entries)):
@@ -50,7 +51,28 @@ def test_log_drops_a_validation_that_the_checkpoint_does_not_know(tmp_path):
         assert [(entry["step"], list(entry)[1]) for entry in left] == kept
 
 
-def test_a_full_disk_is_said_and_other_errors_of_trackers_are_shown(tmp_path):
+@pytest.mark.parametrize(
+    ("metric", "said", "logged"),
+    [
+        ("mean_iou", "step 4: validation mIoU 50.00 %\n", None),
+        ("mean_accuracy", "step 4: validation mIoU 50.00 %, mean_accuracy 60.00 %\n", None),
+        ("vehicles", "step 4: validation mIoU 50.00 %, vehicles 25.00 %\n", 0.25),
+        ("nowhere", "step 4: validation mIoU 50.00 %, nowhere absent\n", None),
+    ],
+)
+def test_the_score_that_decides_which_model_is_the_best_is_logged_and_printed(tmp_path, capsys, metric, said, logged):
+    scores = {"mean_iou": 0.5, "mean_accuracy": 0.6, "overall_accuracy": 0.7}
+    result = ValidationResult(
+        {**scores, "groups": {"vehicles": {"mean_iou": 0.25}, "nowhere": {"mean_iou": None}}}, None
+    )
+    RunLog(Accelerator(cpu=True), tmp_path, {}, step=0).write_validation(result, 4, metric)
+    assert capsys.readouterr().out == said
+    entry = json.loads((tmp_path / "log.jsonl").read_text())
+    assert {name: entry[f"validation/{name}"] for name in scores} == scores
+    assert entry.get(f"validation/{metric}") == scores.get(metric, logged)
+
+
+def test_a_full_disk_is_reported_and_other_errors_of_trackers_are_raised(tmp_path):
     class Tracker:
         name = "other"
 

@@ -32,7 +32,7 @@ def test_synchronized_norms_change_neither_predictions_nor_names(tiny_config, ba
         torch.testing.assert_close(converted(pixel_values).logits, expected)
 
 
-def test_images_are_normalized_as_for_the_training_of_the_backbone():
+def test_images_are_normalized_as_in_the_pretraining_of_the_backbone():
     spec = DATASETS["camvid"]
     for backbone, mean in (("tf_efficientnet_lite0", 0.5), ("resnet18", 0.485)):
         model = build_network(ModelSettings(backbone=backbone, backbone_weights="none"), {"hidden_size": 8}, spec)
@@ -51,7 +51,7 @@ def test_the_configuration_has_the_classes_and_colors_of_the_data_set():
     ("name", "stages"),
     [("hrnet_w18_small.ms_in1k", [1, 2, 3, 4]), ("resnet18", [1, 2, 3, 4]), ("convnext_atto", [0, 1, 2, 3])],
 )
-def test_timm_backbones_are_tapped_at_strides_4_to_32(name, stages):
+def test_maps_of_timm_backbones_are_taken_at_strides_4_to_32(name, stages):
     config = build_config(ModelSettings(backbone=name), {}, DATASETS["camvid"])
     assert config.backbone_config.out_indices == stages
 

@@ -37,7 +37,7 @@ def test_the_exponential_schedule_decays_once_per_epoch():
     assert factors == [1, 1, 0.98, 0.98**2]
 
 
-def test_every_parameter_is_in_one_group_with_its_rate_and_decay():
+def test_every_parameter_is_in_one_group_with_its_learning_rate_and_weight_decay():
     model = Network()
     arguments = TrainingSettings(
         learning_rate=1.0,

@@ -91,7 +91,7 @@ def test_a_symbolic_link_to_the_folder_is_kept(run, tmp_path):
     assert content(link) == content(run) == before
 
 
-def test_the_folder_of_a_run_that_a_killed_start_has_renamed_is_reported(run):
+def test_a_run_that_was_renamed_by_a_start_that_was_killed_is_reported(run):
     put_aside(run)
     with pytest.raises(ValueError, match=r"is in .*\.run\.replaced.* rename it back, or replace it with"):
         check_output_dir(run, overwrite=False, resume=False)

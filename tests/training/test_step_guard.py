@@ -17,7 +17,7 @@ OPTIMIZERS = {
 
 
 class Trained:
-    """Train a small network with BatchNorm on given batches."""
+    """A small network with BatchNorm that was trained on given batches."""
 
     def __init__(self, optimizer, images):
         torch.manual_seed(0)
@@ -51,21 +51,21 @@ def state(module):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("spoilt", [[0], [2], [0, 1], [2, 3, 4]])
-def test_training_with_a_faulty_batch_equals_training_without_it(optimizer, spoilt):
+@pytest.mark.parametrize("spoiled", [[0], [2], [0, 1], [2, 3, 4]])
+def test_training_with_a_faulty_batch_equals_training_without_it(optimizer, spoiled):
     images = [(f"city/{n}", batch(n)) for n in range(6)]
-    for n in spoilt:
+    for n in spoiled:
         images[n][1][0, 0, 0, 0] = float("nan") if n % 2 else float("inf")
     trained = Trained(optimizer, images)
-    without = Trained(optimizer, [image for n, image in enumerate(images) if n not in spoilt])
+    without = Trained(optimizer, [image for n, image in enumerate(images) if n not in spoiled])
     weights = dict(trained.network.named_parameters())
     for name, expected in without.network.named_parameters():
         assert torch.equal(weights[name], expected), name
-    for module in (trained.network, trained.average.module):  # statistics are restored
+    for module in (trained.network, trained.average.module):  # statistics of BatchNorm are restored
         assert all(value.isfinite().all() for value in state(module).values())
     faulty = [verdict for verdict in trained.verdicts if verdict.faulty]
-    assert [verdict.step - 1 for verdict in faulty] == spoilt
-    assert [verdict.faulty.images for verdict in faulty] == [[f"city/{n}"] for n in spoilt]
+    assert [verdict.step - 1 for verdict in faulty] == spoiled
+    assert [verdict.faulty.images for verdict in faulty] == [[f"city/{n}"] for n in spoiled]
     assert all(verdict.faulty.terms == ["loss"] for verdict in faulty)
 
 
@@ -77,7 +77,7 @@ def test_statistics_are_restored_to_those_before_the_faulty_batch():
         assert torch.equal(state(trained.network)[name], expected), name
 
 
-def test_the_outcome_of_every_step_is_read_one_step_later():
+def test_outcomes_are_reported_for_every_step_in_order():
     images = [(str(n), batch(n)) for n in range(4)]
     verdicts = Trained("adamw", images).verdicts
     assert [verdict.step for verdict in verdicts] == [1, 2, 3, 4]
@@ -86,7 +86,7 @@ def test_the_outcome_of_every_step_is_read_one_step_later():
 
 
 def test_a_step_whose_gradient_alone_is_not_finite_is_skipped():
-    class Spoilt(torch.autograd.Function):
+    class Spoiled(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
             return x.clone()
@@ -98,7 +98,7 @@ def test_a_step_whose_gradient_alone_is_not_finite_is_skipped():
     accelerator, layer = Accelerator(cpu=True), nn.Linear(1, 1)
     model, optimizer = accelerator.prepare(layer, OPTIMIZERS["sgd"](layer.parameters()))
     guard, before = StepGuard(accelerator, optimizer, layer), layer.weight.detach().clone()
-    loss = Spoilt.apply(model(torch.ones(1, 1))).square().sum()
+    loss = Spoiled.apply(model(torch.ones(1, 1))).square().sum()
     accelerator.backward(loss)
     guard.add_batch({"loss": loss.detach()}, _encode("a")[None])
     guard.update(1, accelerator.clip_grad_norm_(model.parameters(), 1.0), stop=False)

@@ -1,4 +1,4 @@
-"""The score that decides which model is the best is one that validations of the data set have."""
+"""The metric for the best model must be one that validations on the data set compute."""
 
 import pytest
 
@@ -10,16 +10,16 @@ RESULTS = {"mean_iou": 0.5, "mean_accuracy": 0.6, "groups": {"sky": {"mean_iou":
 
 
 @pytest.mark.parametrize(("metric", "score"), [("mean_iou", 0.5), ("mean_accuracy", 0.6), ("sky", 0.7)])
-def test_a_metric_is_a_mean_or_the_mean_iou_of_a_group(metric, score):
+def test_the_metric_can_be_mean_iou_mean_accuracy_or_the_mean_iou_of_a_group(metric, score):
     check_metric(metric, DATASETS["cityscapes"])
     assert ValidationResult(RESULTS, None).score(metric) == score
 
 
-def test_a_group_that_is_absent_scores_nothing():
+def test_a_group_that_is_absent_scores_zero():
     assert ValidationResult({"groups": {"sky": {"mean_iou": None}}}, None).score("sky") == 0
 
 
-def test_an_unknown_metric_is_refused_with_those_of_the_data_set():
+def test_an_unknown_metric_is_refused_with_a_list_of_the_metrics_of_the_data_set():
     with pytest.raises(UsageError, match="must be one of 'mean_iou', 'mean_accuracy', 'anatomies', .*, got 'sky'"):
         check_metric("sky", DATASETS["cadis_task1"])
     with pytest.raises(UsageError, match=r"\(camvid has no groups of classes\), got 'sky'"):

@@ -22,7 +22,7 @@ def restore_number_of_threads():
         ("metric", ["--repetitions", "1"], 2),
     ],
 )
-def test_table_is_printed_and_written(run_script, tmp_path, name, options, rows):
+def test_a_benchmark_prints_its_table_and_writes_it_as_json(run_script, tmp_path, name, options, rows):
     output = tmp_path / "figures.json"
     code, out, _ = run_script("benchmark.py", name, *options, "--output", output)
     assert code == 0
@@ -37,7 +37,7 @@ def test_table_is_printed_and_written(run_script, tmp_path, name, options, rows)
     assert "speed-up" in out
 
 
-def test_training_step_is_measured_in_all_modes(run_script, tmp_path):
+def test_a_training_step_is_measured_in_all_modes(run_script, tmp_path):
     options = ["--config", ROOT / "configs/quickstart.yaml", "--batch_size", "2", "--crop_size", "64", "64"]
     code, out, _ = run_script("benchmark.py", "step", *options, "--repetitions", "1", "--output", tmp_path / "f.json")
     assert code == 0
@@ -51,7 +51,7 @@ def test_training_step_is_measured_in_all_modes(run_script, tmp_path):
         assert row["data ms"] > 0
 
 
-def test_missing_gpu_and_missing_configuration_are_reported_in_one_sentence(run_script, tmp_path, monkeypatch):
+def test_a_missing_gpu_and_a_missing_configuration_are_reported_in_one_sentence(run_script, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, _, error = run_script("benchmark.py", "loss", "--device", "cuda", "--output", tmp_path / "f.json")
     assert code == 2

@@ -1,4 +1,4 @@
-"""What `make docs` builds: the guides and the reference, without warnings and without a network."""
+"""`make docs` builds the guides and the API reference without warnings and without a network."""
 
 import importlib
 import re
@@ -29,13 +29,13 @@ def build(source, output):
 
 
 def documented_names(output):
-    """All names that Sphinx can link to."""
+    """Read all names that Sphinx can link to."""
     inventory = (output / "objects.inv").read_bytes().split(b"\n", 4)[4]
     return {line.split(" ")[0] for line in zlib.decompress(inventory).decode().splitlines()}
 
 
 @pytest.mark.slow
-def test_the_docs_build_without_warnings_and_name_all_that_is_public(tmp_path):
+def test_the_docs_build_without_warnings_and_document_every_public_name_and_flag(tmp_path):
     built = build(ROOT / "docs", tmp_path)
     assert built.returncode == 0, built.stderr
     names = documented_names(tmp_path)
@@ -48,19 +48,19 @@ def test_the_docs_build_without_warnings_and_name_all_that_is_public(tmp_path):
 def test_a_link_to_a_page_or_folder_outside_docs_becomes_text_and_to_another_file_a_download(tmp_path):
     docs = tmp_path / "docs"
     docs.mkdir()
-    (tmp_path / "README.md").write_text("# Door\n")
+    (tmp_path / "README.md").write_text("# Start\n")
     (tmp_path / "results.json").write_text("{}\n")
     (docs / "conf.py").write_text(
         f"import sys\nsys.path.insert(0, {str(EXTENSIONS)!r})\nextensions = ['myst_parser', 'repository_links']\n"
     )
-    page = "# Page\n\n[door](../README.md#door) [folder](../docs/) [numbers](../results.json)\n"
+    page = "# Page\n\n[start](../README.md#start) [folder](../docs/) [numbers](../results.json)\n"
     (docs / "index.md").write_text(page)
     built = build(docs, tmp_path / "html")
     assert built.returncode == 0, built.stderr
     html = (tmp_path / "html/index.html").read_text()
-    assert re.search(r"<p><span[^>]*>door</span> <span[^>]*>folder</span> <a", html)
+    assert re.search(r"<p><span[^>]*>start</span> <span[^>]*>folder</span> <a", html)
     assert re.search(r'href="_downloads/\w+/results.json"', html)
-    (docs / "index.md").write_text("# Page\n\n[door](../REEDME.md)\n")
+    (docs / "index.md").write_text("# Page\n\n[start](../REEDME.md)\n")
     assert "REEDME.md" in build(docs, tmp_path / "html").stderr
 
 
@@ -74,7 +74,7 @@ def test_a_link_to_a_page_or_folder_outside_docs_becomes_text_and_to_another_fil
         ("(B, *size) of |f_| and a_ij", r"(B, \*size) of \|f\_\| and a_ij"),
     ],
 )
-def test_a_line_of_markdown_means_the_same_to_sphinx(docstrings, markdown, rst):
+def test_a_line_of_markdown_is_converted_to_restructuredtext(docstrings, markdown, rst):
     assert docstrings.as_rst(markdown) == rst
 
 
