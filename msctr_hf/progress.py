@@ -53,7 +53,7 @@ def is_terminal() -> bool:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a text immediately, to stdout by default, above the bars that a terminal shows."""
+    """Print a message immediately, to stdout by default, above the bars that a terminal shows."""
     stream = sys.stdout if file is None else file
     if _draws_bars():
         terminal_bar.write(text, file=stream)  # hides the bars while it prints

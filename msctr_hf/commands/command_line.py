@@ -193,7 +193,7 @@ class CommandLine(HfArgumentParser):
         return self.as_flags(used, f"{path}: unknown key")
 
     def setting_of(self, name: Any) -> str:
-        """Return the setting that a name means: its own, an alias, a former one, or one with dashes."""
+        """Return the setting to which a name, an alias, a former name or a spelling with dashes refers."""
         action = self._option_string_actions.get(f"--{name}")
         return str(name) if action is None else action.dest
 
@@ -295,5 +295,5 @@ def _as_arguments(value: Any, many: bool) -> list[str]:
 def _as_plain(value: Any) -> Any:
     """Convert arrays and numbers of numpy and torch to lists and numbers of Python."""
     if not hasattr(value, "tolist"):
-        raise TypeError(f"expected a number, a text, true, false or a list, got a {type(value).__name__}.")
+        raise TypeError(f"expected a number, a string, true, false or a list, got a {type(value).__name__}.")
     return value.tolist()

@@ -54,23 +54,22 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def without_bars_of_transformers() -> Iterator[None]:
-    """Hide the bars of transformers within a block, for functions in a program that may want them otherwise."""
-    from transformers.utils import logging as of_transformers
+    """Hide the progress bars of transformers within a block, and show them again afterwards if they were shown."""
+    from transformers.utils import logging as transformers_logging
 
-    were_shown = of_transformers.is_progress_bar_enabled()
-    of_transformers.disable_progress_bar()
+    were_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if were_shown:
-            of_transformers.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 def _hide_bars_of_datasets() -> None:
     """Hide the progress bars of `datasets`, which garble files too, without importing it needlessly."""
-    os.environ.setdefault(
-        "HF_DATASETS_DISABLE_PROGRESS_BARS", "1"
-    )  # read when `datasets` is imported, here or in a worker process
+    # read when `datasets` is imported, here or in a worker process
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if "datasets" in sys.modules:
         from datasets import disable_progress_bars
 

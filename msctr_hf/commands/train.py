@@ -62,7 +62,7 @@ def train(config: str | PathLike | None = None, **settings: Any) -> dict[str, An
     (model, data, training, hub, network), arguments = keywords.parse_keywords(config, settings)
     was_initialized = is_initialized()
     try:
-        with without_bars_of_transformers():  # one for every saved model, between the lines of the run
+        with without_bars_of_transformers():  # every saved model would show one between the lines of the run
             return _train(model, data, training, hub, network, shlex.join(["msctr", "train", *arguments]))
     finally:
         if not was_initialized:  # otherwise the next run in this process could not use another precision
@@ -80,7 +80,7 @@ def _train_and_print(*groups: Any) -> None:
         if results:
             print_results(results, groups[2].output_dir)
     finally:
-        # not in `train`: a program that calls it may continue to use the group of its processes
+        # not in `train`, since a program that calls it may continue to use its process group
         if is_initialized():
             PartialState().destroy_process_group()
 

@@ -155,9 +155,8 @@ class _Span:
         self.start = max(0, min(round((self.corner - skipped) * self.scale), last))
         stop = min(self.source, math.ceil(self.start + count * self.scale) + reach)
         self.region = slice(self.start, stop)  # source pixels that are resized
-        self.computed = (
-            count + 1 if count == stop - self.start else count
-        )  # if sizes are equal, torch copies instead of filtering
+        # one pixel more if sizes are equal, since torch would then copy instead of filtering
+        self.computed = count + 1 if count == stop - self.start else count
 
         # source pixel under the center of every pixel, counted from the start of the region
         centers = (np.arange(skipped, count) + 0.5) * self.scale

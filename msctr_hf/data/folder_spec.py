@@ -116,7 +116,9 @@ def _read_groups(description: dict[str, Any], classes: list[str], path: Path) ->
         raise UsageError(f"{path}: `groups:` must map names of groups to lists of classes, got {groups!r}.")
     for group, names in groups.items():
         if not isinstance(group, str) or not isinstance(names, list) or not names:
-            raise UsageError(f"{path}: a group must be a text and its classes a list, got {group!r}: {names!r}.")
+            raise UsageError(
+                f"{path}: the name of a group must be a string and its classes a list, got {group!r}: {names!r}."
+            )
         if unknown := sorted(set(names) - set(classes)):
             raise UsageError(f"{path}: the group {group!r} names {unknown}, which `classes:` does not list.")
     return {group: [classes.index(name) for name in names] for group, names in groups.items()}

@@ -87,7 +87,7 @@ class DatasetSettings(Settings):
 
 
 def _read_id_map(text: str | None) -> dict[int, int] | None:
-    """Parse a text such as '{7: 0, 8: 1}'; return `None` for `None`."""
+    """Parse a string such as '{7: 0, 8: 1}'; return `None` for `None`."""
     if text is None:
         return None
     try:

@@ -257,9 +257,7 @@ class _TiledView:
             place = slice(above - first, below - first)
             for left, logits in zip(self.lefts, self._logits[top].unbind(dim=1), strict=True):
                 strip = _resize_to_rows(_WholeView(logits), rows, self.window, _align_corners(self.model))
-                strip = strip[
-                    ..., : self.size[1] - left
-                ]  # drop the padding of an image that is narrower than the window
+                strip = strip[..., : self.size[1] - left]  # without the padding of an image narrower than the window
                 if total is None:
                     # the classes of a pixel are adjacent in memory, as upsampling writes and argmax reads them
                     total = strip.new_zeros((len(strip), stop - first, self.size[1], strip.shape[1])).permute(

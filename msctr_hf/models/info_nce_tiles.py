@@ -34,8 +34,8 @@ S_i, and a second pass multiplies the same exponentials by dl_i/dS_i. From a_ij 
     dl/df_i = 1 / (N t) * sum_j dl_i/da_ij * g_j,        dl/dg_j = 1 / (N t) * sum_i dl_i/da_ij * f_i
 
 for the loss l = sum_i l_i / N. Where rows are contrasted with each other (g = f), two rows of different classes meet
-twice: as anchor i with negative j, and as anchor j with negative i. Since a_ij = a_ji, f_j has in dl/df_i, and f_i in
-dl/df_j, the coefficient
+twice: as anchor i with negative j, and as anchor j with negative i. Since a_ij = a_ji, the coefficient of f_j in
+dl/df_i is also that of f_i in dl/df_j, up to 1 / (N t):
 
     dl_i/da_ij + dl_j/da_ji = (dl_i/dS_i + dl_j/dS_j) * exp(a_ij)
 """

@@ -141,9 +141,7 @@ def save_checkpoint(
     what = f"The checkpoint of step {step} in {folder.parent}"
 
     def save_state() -> None:
-        partial.mkdir(
-            parents=True, exist_ok=True
-        )  # raises if it fails; Accelerate would only log the error and continue
+        partial.mkdir(parents=True, exist_ok=True)  # raises an error that Accelerate would only log
         accelerator.save_state(str(partial))
         states.save(partial, accelerator)
 

@@ -44,12 +44,12 @@ class Epochs:
         """Count the optimizer steps of a number of epochs, which may end within an epoch."""
         whole = int(num_epochs)
         part = round((num_epochs - whole) * self.steps(whole), 6)  # 0.1 of 10 steps is 1, not 1.0000000000000009
-        # not a sum where all epochs are as long: a run that ends early may have any number of them
-        of_whole = whole * self.steps() if self.sampler.repeats is None else sum(map(self.steps, range(whole)))
-        return max(1, of_whole + math.ceil(part))
+        # a product if all epochs are equally long, since a run that is meant to end early may have very many of them
+        whole_steps = whole * self.steps() if self.sampler.repeats is None else sum(map(self.steps, range(whole)))
+        return max(1, whole_steps + math.ceil(part))
 
     def epochs_until(self, num_steps: int) -> float:
-        """Number of epochs of so many optimizer steps, the inverse of `steps_until`."""
+        """Compute the number of epochs of a number of optimizer steps, the inverse of `steps_until`."""
         if self.sampler.repeats is None:
             return num_steps / self.steps()
         epoch = 0
@@ -73,7 +73,7 @@ class Duration:
     max_steps: int
     validation_steps: int
     steps_per_epoch: int | None = None
-    num_epochs: float | None = field(default=None, compare=False)  # follows from the others and the training set
+    num_epochs: float | None = field(default=None, compare=False)  # determined by the others and the training set
 
 
 def plan_duration(arguments: TrainingSettings, epochs: Epochs | None) -> Duration:

@@ -81,6 +81,7 @@ class TrainingLoop:
             raise self.give_up(failure) from failure
         finally:
             self.batches.close()
+            # not `end_training`, which would also destroy the process group of a program that calls `msctr_hf.train`
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         return self.progress.best_results

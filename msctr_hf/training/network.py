@@ -159,9 +159,7 @@ def _backbone_config(arguments: ModelSettings) -> dict[str, Any]:
         raise UsageError(f"timm has no backbone {arguments.backbone!r}; similar names: {', '.join(close) or 'none'}.")
     options: dict[str, Any] = {"output_stride": arguments.output_stride}
     if arguments.backbone.startswith("hrnet"):
-        options = {
-            "timm_kwargs": {"feature_location": ""}
-        }  # maps of the branches, without the layers for classification
+        options = {"timm_kwargs": {"feature_location": ""}}  # maps before the layers for classification
     if arguments.backbone.startswith("swin"):
         options = {"timm_kwargs": {"strict_img_size": False}}  # accept images of any size
     return {"model_type": "timm_backbone", "backbone": arguments.backbone, **_timm_stages(arguments.backbone, options)}

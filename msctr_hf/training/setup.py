@@ -200,9 +200,7 @@ class Setup:
             self.accelerator.load_state(str(checkpoint))
             self.states.load(checkpoint, self.accelerator, own=same_split)
         except pickle.UnpicklingError as error:
-            raise UsageError(
-                f"`resume`: {checkpoint} contains more than tensors; none of its code was run."
-            ) from error
+            raise UsageError(f"`resume`: {checkpoint} contains more than tensors; no code was run.") from error
         # The states were saved before the validation of their step and are never rewritten, so that a kill during the
         # validation finds them valid; the result of the validation is in a file of its own.
         load_progress(checkpoint, self.progress)

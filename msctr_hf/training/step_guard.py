@@ -150,9 +150,7 @@ class StepGuard:
 
     def _step_unless(self, faulty: torch.Tensor) -> None:
         inner = self.optimizer.optimizer
-        if (
-            self.accelerator.scaler is not None
-        ):  # the gradient scaler of fp16 skips the step itself, and lowers its scale
+        if self.accelerator.scaler is not None:  # the scaler of fp16 skips the step itself, and lowers its scale
             self.optimizer.step()
         elif self.skips_on_device:
             # by these attributes a gradient scaler makes fused kernels skip a step
@@ -228,7 +226,5 @@ def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
     if isinstance(optimizer, torch.optim.SGD):
         for group in optimizer.param_groups:
             for parameter in group["params"] if group["momentum"] else ():
-                if (
-                    optimizer.state[parameter].get("momentum_buffer") is None
-                ):  # not if it was restored from a checkpoint
+                if optimizer.state[parameter].get("momentum_buffer") is None:  # it may have been restored
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

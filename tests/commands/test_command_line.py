@@ -139,7 +139,7 @@ def test_a_value_of_an_unsupported_yaml_type_is_refused_in_one_sentence(tmp_path
     with pytest.raises(SystemExit):
         command_line().parse(["--config", str(tmp_path / "recipe.yaml")])
     error = capsys.readouterr().err.splitlines()
-    assert error[-1].endswith("argument --output_dir: expected a number, a text, true, false or a list, got a set.")
+    assert error[-1].endswith("argument --output_dir: expected a number, a string, true, false or a list, got a set.")
 
 
 def test_messages_name_arguments_as_flags():

@@ -86,7 +86,7 @@ def test_bars_of_transformers_are_hidden_during_a_run_and_restored_afterwards(fo
         ({"max_stepz": 3}, "unknown setting `max_stepz`. Did you mean `max_steps`?"),
         ({"eval_steps": 3}, "unknown setting `eval_steps`. Use `validation_steps` instead."),
         ({"help": True}, "unknown setting `help`. See `msctr train --help` for all settings."),
-        ({"crop_size": {32}}, "`crop_size`: expected a number, a text, true, false or a list, got a set."),
+        ({"crop_size": {32}}, "`crop_size`: expected a number, a string, true, false or a list, got a set."),
         ({"max_steps": "many"}, "`max_steps`: invalid int value: 'many'"),
         ({"optimizer": "lion"}, "`optimizer`: invalid choice: 'lion'"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, got 0."),
