@@ -40,8 +40,8 @@ def predict_files(
         predictor (`Predictor`): Network with its image processor.
         sources (`str`, `Path` or a sequence of them): Images; folders, and patterns such as `"day_*/*.png"`, whose
             subfolders are kept in the output. An image that is named twice is labeled once.
-        output_dir (`str` or `Path`): Folder of the output. Where it is below a folder that is searched, images in it
-            are left out: they are the output of an earlier call.
+        output_dir (`str` or `Path`): Folder of the output. If it is below a folder that is searched, images in it are
+            left out, since they are the output of an earlier call.
         opacity (`float`): Opacity of the colors in overlays.
         palette (`bool`): Whether to store the colors of the classes in NAME.png, so that viewers show them; its values
             are train ids either way. With more than 256 classes, they are 16-bit gray values.

@@ -88,11 +88,11 @@ def git_commit() -> str | None:
 
 def _git(*command: str) -> str | None:
     this_file = Path(__file__)
-    # an installed package may lie in a virtual environment within the repository of a user, which has other commits
+    # an installed package may be in a virtual environment within a repository of the user, which has other commits
     is_tracked = ("ls-files", "--error-unmatch", this_file.name)
     try:
-        for words in (is_tracked, command):
-            run = subprocess.run(["git", *words], capture_output=True, text=True, cwd=this_file.parent, check=True)
+        for arguments in (is_tracked, command):
+            run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=this_file.parent, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return run.stdout.strip()
