@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import (
     ClassLabel,
     Dataset,
@@ -25,6 +26,7 @@ from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..errors import UsageError, as_usage_error, first_line
+from .decoding import is_empty
 
 _ROWS_AT_A_TIME = 1000
 _ROWS_SHOWN = 5
@@ -148,6 +150,7 @@ def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
     name = _own_name(split, list(files), str(folder))
     paths = list(map(str, files[name]))
     with as_usage_error(OSError, ValueError, DatasetGenerationError, prefix=f"{folder} cannot be read: "):
+        _refuse_repeated_columns(files[name][0])
         return load_dataset("parquet", data_files={name: paths}, split=name, streaming=streaming)
 
 
@@ -177,6 +180,12 @@ def _errors_of_hub(saved: SavedDataset) -> Iterator[None]:
         raise UsageError(f"`dataset_name`: {saved.name} cannot be read from the Hub ({reason}).") from error
 
 
+def _refuse_repeated_columns(path: Path) -> None:
+    names = pq.read_schema(path).names
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{path} has several columns with the name {' and '.join(map(repr, repeated))}; rename them.")
+
+
 def _own_name(split: str, names: list[str], where: str) -> str:
     """Find the name that a copy uses for a split."""
     for name in SPLIT_NAMES.get(split, (split,)):
@@ -190,40 +199,45 @@ def _with_our_columns(
 ) -> Dataset | IterableDataset:
     columns = dataset.column_names or []
     if saved.image_column == saved.label_column:
-        raise UsageError(
-            f"`image_column` and `label_column` both name {saved.image_column!r}; the labels are in another."
-        )
+        raise UsageError(f"`image_column` and `label_column` both name {saved.image_column!r}; they must differ.")
     for flag, column in (("image_column", saved.image_column), ("label_column", saved.label_column)):
         if column not in columns:
             raise UsageError(f"`{flag}`: the data set has no column {column!r}, only {', '.join(columns)}.")
         if not _holds_images(kind := dataset.features[column]):
             raise UsageError(
-                f"`{flag}`: the column {column!r} must contain one image in every row, but it holds {_brief(kind)}."
+                f"`{flag}`: the column {column!r} must contain an image in every row, but its type is {_brief(kind)}."
             )
+    if isinstance(dataset, IterableDataset):
+        structs = [
+            name for name in (saved.image_column, saved.label_column) if isinstance(dataset.features[name], dict)
+        ]
+        # before the cast, which raises errors of its own; images that are not structs would be decoded here
+        dataset = (
+            dataset.map(_Rows(split, structs), with_indices=True, features=dataset.features) if structs else dataset
+        )
     for column in (saved.image_column, saved.label_column):
         # before all else: otherwise a stream would decode images and encode them again, with loss
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
     kept = [saved.image_column, saved.label_column, "image_id"]
     dataset = dataset.remove_columns([column for column in columns if column not in kept])
-    renamed = {saved.image_column: "image", saved.label_column: "label"}
     # in two steps, since the names may be exchanged
-    for names in (
-        {old: f"{old} of the copy" for old in renamed},
-        {f"{old} of the copy": renamed[old] for old in renamed},
-    ):
+    renamed = {saved.image_column: "image", saved.label_column: "label"}
+    between = {old: f"{old} of the copy" for old in renamed}
+    for names in (between, {between[old]: new for old, new in renamed.items()}):
         dataset = dataset.rename_columns(names)
-    has_ids = "image_id" in columns and "image_id" not in renamed
-    naming = _Naming(split)
+    return _with_ids(dataset, split, has_ids="image_id" in columns and "image_id" not in renamed)
+
+
+def _with_ids(dataset: Dataset | IterableDataset, split: str, has_ids: bool) -> Dataset | IterableDataset:
+    """Give every row an id of text: its own, or the number of the row where it has none."""
+    rows = _Rows(split, ("image", "label"), with_ids=True)
     if isinstance(dataset, IterableDataset):
-        if has_ids and dataset.features["image_id"] == Value("string"):
-            return dataset
-        return dataset.map(
-            naming, with_indices=True, features=Features({**dataset.features, "image_id": Value("string")})
-        )
+        features = Features({**dataset.features, "image_id": Value("string")})
+        return dataset.map(rows, with_indices=True, features=features)
     ids = dataset.with_format(None)["image_id"][:] if has_ids else [None] * len(dataset)
     if has_ids and all(isinstance(image_id, str) for image_id in ids):
         return dataset
-    named = [naming.name(image_id, number) for number, image_id in enumerate(ids)]
+    named = [rows.name(image_id, number) for number, image_id in enumerate(ids)]
     return (dataset.remove_columns("image_id") if has_ids else dataset).add_column("image_id", named)
 
 
@@ -251,8 +265,8 @@ def _refuse_empty_cells(rows: Dataset, split: str) -> None:
         empty: list[int] = []
         for start, batch in enumerate(rows.select_columns([column]).with_format("arrow").iter(_ROWS_AT_A_TIME)):
             cells = batch[column].combine_chunks()
-            missing = pc.and_(pc.is_null(cells.field("bytes")), pc.is_null(cells.field("path")))
-            missing = pc.or_(pc.is_null(cells), missing)
+            num_bytes = pc.fill_null(pc.binary_length(cells.field("bytes")), 0)
+            missing = pc.or_(cells.is_null(), pc.and_(pc.equal(num_bytes, 0), cells.field("path").is_null()))
             empty += [start * _ROWS_AT_A_TIME + number for number, lacks in enumerate(missing.to_pylist()) if lacks]
         if empty:
             ids = rows.with_format(None)["image_id"]
@@ -262,13 +276,19 @@ def _refuse_empty_cells(rows: Dataset, split: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Naming:
-    """Function that gives rows ids of text: their own, or the number of the row where they have none."""
+class _Rows:
+    """Function that refuses rows of a stream with empty cells in some columns, and gives the others their ids."""
 
     split: str
+    columns: Sequence[str]
+    with_ids: bool = False
 
     def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        return {**row, "image_id": self.name(row.get("image_id"), number)}
+        image_id = self.name(row.get("image_id"), number)
+        for column in self.columns:
+            if is_empty(row[column]):
+                raise UsageError(f"A row of {self.split} has no {column}: row {number} (image id {image_id}).")
+        return {**row, "image_id": image_id} if self.with_ids else row
 
     def name(self, image_id: Any, number: int) -> str:
         return f"{self.split}_{number:06d}" if image_id is None else str(image_id)
