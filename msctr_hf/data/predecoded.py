@@ -24,6 +24,7 @@ from ..errors import UsageError, as_usage_error
 from .label_record import LabelRecord, label_differences
 
 DESCRIPTION = "predecoded.json"
+_SAMPLED_BYTES = 4096
 _OTHER_LABELS = "{} was pre-decoded with other label values"
 
 
@@ -53,6 +54,13 @@ class ReadMapped:
     def labels_only(self) -> ReadMapped:
         """Return a reader that skips images."""
         return replace(self, with_images=False)
+
+    def some_bytes(self, row: dict[str, Any]) -> bytes:
+        """Read bytes at the start, in the middle and at the end of the pixels of an image."""
+        start, size = 3 * row["start"], 3 * row["height"] * row["width"]
+        pixels = _map(f"{self.folder}/{row['split']}.images")[start : start + size]
+        places = (0, size // 2, max(0, size - _SAMPLED_BYTES))
+        return b"".join(pixels[place : place + _SAMPLED_BYTES].tobytes() for place in places)
 
     def _image(self, split: str, kind: str, start: int, shape: tuple[int, ...]) -> Image.Image | np.ndarray:
         values = _map(f"{self.folder}/{split}.{kind}")[start : start + math.prod(shape)].reshape(shape)
