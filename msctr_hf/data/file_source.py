@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset, Features, Value
@@ -27,7 +27,8 @@ class PairedFiles:
     """Folders of images and labels, in which an image and its labels have the same path up to the suffix.
 
     Args:
-        images, labels (`str`): Folders, relative to that of the data set; subfolders are searched too.
+        images, labels (`str`): Folders, relative to that of the data set; subfolders are searched too. Images for
+            which `labels` is `None` have none.
         image_suffixes (`tuple[str, ...]`): Suffixes of image names; other files are skipped.
         label_suffix (`str`, *optional*): Suffix of label names; `None` accepts any lossless image format.
         names (`str`, *optional*): Text file with the names of the split's images, one per line; all
@@ -36,7 +37,7 @@ class PairedFiles:
     """
 
     images: str
-    labels: str
+    labels: str | None
     image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     label_suffix: str | None = None
     names: str | None = None
@@ -86,6 +87,8 @@ class FileSource:
             UsageError: If folders, images or labels are missing; the message names them.
         """
         pairs = self.find(split, data_dir, name=name, where_to_get=where_to_get)
+        if corrections is not None:
+            self.check_corrections(corrections, data_dir, name=name)
         if pairs.without_label:
             shown = ", ".join(map(str, pairs.without_label[:_NAMES_SHOWN]))
             more = ", ..." if len(pairs.without_label) > _NAMES_SHOWN else ""
@@ -94,6 +97,29 @@ class FileSource:
                 f"{count} of {count + len(pairs.complete)} images of {split} have no label: {shown}{more}"
             )
         return self.rows(pairs, data_dir, corrections)
+
+    def check_corrections(self, corrections: Path, data_dir: Path, *, name: str) -> None:
+        """Refuse a CSV file with the id of an image that no split has.
+
+        Raises:
+            UsageError: If the file cannot be read, names an image twice, or names one that does not exist.
+        """
+        unknown = dict.fromkeys(_read_corrections(corrections))
+        known: list[str] = []
+        for split in self.layouts[0]:
+            if self.has_split(split, data_dir):
+                pairs = self.find(split, data_dir, name=name, labels_optional=True)
+                known += [image_id for image_id, _, _ in pairs.complete]
+        for image_id in known:
+            unknown.pop(image_id, None)
+        if unknown:
+            shown = ", ".join(map(repr, [*unknown][:_NAMES_SHOWN])) + (", ..." if len(unknown) > _NAMES_SHOWN else "")
+            raise UsageError(
+                f"`corrections`: {len(unknown)} of the ids in {corrections} are not those of images with labels: "
+                f"{shown}; ids look like {known[0]!r}."
+                if known
+                else f"`corrections`: {data_dir} has no images with labels."
+            )
 
     def rows(self, pairs: Pairs, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
         """Build undecoded rows {image, label, image_id} from the complete pairs."""
@@ -107,8 +133,25 @@ class FileSource:
         }
         return Dataset.from_dict(columns, features=UNDECODED_FEATURES)
 
-    def find(self, split: str, data_dir: Path | None, *, name: str, where_to_get: str = "") -> Pairs:
+    def has_split(self, split: str, data_dir: Path | None) -> bool:
+        """Return whether a folder contains images of a split."""
+        if split not in self.layouts[0] or data_dir is None:
+            return False
+        root, folders = self._choose_layout(split, data_dir)
+        return any((root / files.images).is_dir() for files in folders)
+
+    def find(
+        self,
+        split: str,
+        data_dir: Path | None,
+        *,
+        name: str,
+        where_to_get: str = "",
+        labels_optional: bool = False,
+    ) -> Pairs:
         """Pair the files of one split of the data set `name`; messages end with `where_to_get`.
+
+        With `labels_optional`, the folder of the labels may be missing.
 
         Raises:
             UsageError: If the split is unknown, or a folder is missing or contains no images.
@@ -120,6 +163,10 @@ class FileSource:
         if not data_dir.is_dir():
             raise UsageError(f"`data_dir`: the folder {data_dir} does not exist.{where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
+        if labels_optional:
+            folders = [
+                each if (root / (each.labels or "")).is_dir() else replace(each, labels=None) for each in folders
+            ]
         try:
             found = [_pair_files(root, files) for files in folders]
         except FileNotFoundError as error:
@@ -138,7 +185,9 @@ class FileSource:
 
 def _pair_files(root: Path, files: PairedFiles) -> tuple[list[tuple[str, Path, Path]], list[Path], list[Path]]:
     images = _index_folder(root / files.images, files.image_suffixes)
-    labels = _index_folder(root / files.labels, (files.label_suffix,) if files.label_suffix else LABEL_SUFFIXES)
+    labels = {}
+    if files.labels is not None:
+        labels = _index_folder(root / files.labels, (files.label_suffix,) if files.label_suffix else LABEL_SUFFIXES)
     if files.names is not None:
         names = _read_names(root / files.names)
         if missing := [name for name in names if name not in images]:
@@ -181,19 +230,30 @@ def _below(folder: Path, path: str) -> Path:
     return folder / path
 
 
-def _correct(
-    rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
-) -> Iterator[tuple[str, Path, Path]]:
-    """Leave out images that a CSV file lists without a label, and replace labels by the files that it names."""
+def _read_corrections(corrections: Path) -> dict[str, str]:
+    """Read the label of every corrected image, which is empty for images to leave out."""
     unreadable = (OSError, UnicodeDecodeError, csv.Error)
     with (
         as_usage_error(*unreadable, prefix=f"`corrections`: {corrections} cannot be read: "),
-        open(corrections, newline="") as file,
+        open(corrections, newline="", encoding="utf-8-sig") as file,
     ):
         lines = list(csv.DictReader(file))
     if lines and not {"image_id", "label"} <= set(lines[0]):
         raise UsageError(f"`corrections`: {corrections} must have the columns image_id and label.")
-    label_of = {line["image_id"]: line["label"] for line in lines}
+    label_of: dict[str, str] = {}
+    for line in lines:
+        image_id = line["image_id"].strip()
+        if image_id in label_of:
+            raise UsageError(f"`corrections`: {corrections} names {image_id!r} twice.")
+        label_of[image_id] = (line["label"] or "").strip()
+    return label_of
+
+
+def _correct(
+    rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
+) -> Iterator[tuple[str, Path, Path]]:
+    """Leave out images that a CSV file lists without a label, and replace labels by the files that it names."""
+    label_of = _read_corrections(corrections)
     for image_id, image, label in rows:
         if image_id not in label_of:
             yield image_id, image, label

@@ -40,13 +40,14 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
     if unknown := sorted(set(map(str, description)) - _KEYS):
         raise UsageError(f"{path}: unknown keys {unknown}; choose from {sorted(_KEYS)}.")
     classes = _read_classes(description, path)
+    ignored = frozenset(_raw_value(value, path) for value in description.get("ignored", []))
     return DatasetSpec(
         name=FOLDER,
         classes=classes,
         palette=_read_palette(description, classes, path),
         source=FileSource((_read_splits(description, path),)),
-        label_values=_read_label_values(description, classes, path),
-        ignored=frozenset(_raw_value(value, path) for value in description.get("ignored", [])),
+        label_values=_read_label_values(description, classes, ignored, path),
+        ignored=ignored,
         groups=_read_groups(description, classes, path),
         title=_read_title(description, path),
         license=str(description.get("license") or ""),
@@ -71,11 +72,14 @@ def _read_classes(description: dict[str, Any], path: Path) -> list[str]:
     return classes
 
 
-def _read_label_values(description: dict[str, Any], classes: list[str], path: Path) -> dict[int | Color, int]:
+def _read_label_values(
+    description: dict[str, Any], classes: list[str], ignored: frozenset[int | Color], path: Path
+) -> dict[int | Color, int]:
     if "label_values" in description and "label_colors" in description:
         raise UsageError(f"{path}: give `label_values:` or `label_colors:`, not both.")
     key = "label_colors" if "label_colors" in description else "label_values"
-    mapping = description.get(key, dict(enumerate(classes)))
+    by_position = {value: name for value, name in enumerate(classes) if value not in ignored}
+    mapping = description.get(key, by_position)
     if not isinstance(mapping, dict) or not mapping:
         raise UsageError(f"{path}: `{key}:` must map raw values to class names, got {mapping!r}.")
     for name in mapping.values():
@@ -84,6 +88,10 @@ def _read_label_values(description: dict[str, Any], classes: list[str], path: Pa
     values = {_raw_value(raw, path): classes.index(name) for raw, name in mapping.items()}
     if any(isinstance(value, tuple) != (key == "label_colors") for value in values):
         raise UsageError(f"{path}: keys of `{key}:` must be {'colors' if key == 'label_colors' else 'integers'}.")
+    if both := sorted(set(values) & ignored):
+        raise UsageError(
+            f"{path}: `{key}:` maps {both} to classes, and `ignored:` lists them too; remove them from one."
+        )
     return values
 
 

@@ -17,6 +17,7 @@ from ..models.contrastive_adapter import ContrastiveAdapter
 from ..progress import say
 from ..settings import as_mapping
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
+from .data_checks import check_data
 from .description import RunSummary, describe_run, describe_start, without_secrets
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, optimize_layout
 from .duration import plan_duration
@@ -76,6 +77,7 @@ class Setup:
                 f"{accelerator.num_processes} process(es) = {self.images_per_step} images, but learning_rate "
                 f"{args.learning_rate:g} is meant for global_batch_size {args.global_batch_size}"
             )
+        self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split, accelerator)
 
         set_seed(args.seed)  # so that every process builds the same network
         with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
