@@ -53,6 +53,11 @@ def _evaluate(arguments: ScoringSettings, options: EvaluationSettings) -> None:
         with_boundaries=arguments.boundary_iou,
         keep_worst=arguments.worst if arguments.output_dir is not None else 0,
     )
+    if not scores.images:
+        raise UsageError(
+            f"`split`: the images of {arguments.split} have no labeled pixel, so there is nothing to score; choose "
+            "another split, or check `ignored` in the description of the data set."
+        )
     results = {
         **scores.results(spec.id2label, spec.groups),
         "model": arguments.model,

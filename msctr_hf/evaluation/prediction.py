@@ -16,6 +16,7 @@ from ..data.images import read_image
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
 from ..progress import progress
+from .finite import NotFiniteError
 from .predictor import Predictor
 from .visualization import overlay
 
@@ -54,6 +55,7 @@ def predict_files(
     Raises:
         UsageError: If there is nothing to label, two images would be written to one file or an image would be
             overwritten (nothing is written then), or images cannot be read (the others are labeled).
+        NotFiniteError: If the logits of an image are not finite; the images before it are labeled.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else sources
     targets = _plan_outputs(_find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
@@ -61,7 +63,7 @@ def predict_files(
     raw_values = _raw_values(submission_for, len(names)) if submission_for is not None else None
     unreadable: list[str] = []
     waiting: deque[tuple[Image.Image, Path]] = deque()  # read, but not labeled yet
-    for labels in predictor(_readable(targets, waiting, unreadable)):
+    for labels in _label_maps(predictor, targets, waiting, unreadable):
         image, target = waiting.popleft()
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.with_name(f"{target.name}.png")
@@ -91,6 +93,19 @@ def save_labels(labels: np.ndarray, path: Path, palette: Sequence[Sequence[int]]
         colors[: len(palette)] = palette[:PALETTE_COLORS]
         image.putpalette(colors.tobytes())
     image.save(path)
+
+
+def _label_maps(
+    predictor: Predictor,
+    targets: Mapping[Path, Path],
+    waiting: deque[tuple[Image.Image, Path]],
+    unreadable: list[str],
+) -> Iterator[np.ndarray]:
+    """Yield the class maps of the images that can be read; an error of the network names the image."""
+    try:
+        yield from predictor(_readable(targets, waiting, unreadable))
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{waiting[0][1].name}: {error}") from error
 
 
 def _readable(

@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import voc_palette
 from ..errors import UsageError, building_a_network, first_line
+from .finite import refuse_faulty_weights
 from .inference import predict_label_maps
 from .settings import InferenceSettings
 
@@ -86,7 +87,7 @@ def load_predictor(
         dtype (`str`): Precision of the network: float32, float16 or bfloat16.
 
     Raises:
-        UsageError: If the model cannot be loaded or the device cannot be used.
+        UsageError: If the model cannot be loaded, has weights that are not finite, or the device cannot be used.
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -98,6 +99,7 @@ def load_predictor(
     with building_a_network(prefix=f"`model`: {model} cannot be loaded: "):
         network = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
         image_processor = AutoImageProcessor.from_pretrained(model)
+    refuse_faulty_weights(network, prefix=f"`model`: {model} cannot be used: ")
     try:
         return Predictor(network.to(device).eval(), image_processor, settings or InferenceSettings())
     except (RuntimeError, AssertionError) as error:

@@ -30,6 +30,7 @@ from .run_folder import CHECKPOINTS, MARKER, read_json, replace_file, share_perm
 
 SETTINGS_FILE = "settings.json"
 PROGRESS_FILE = "progress.json"  # written after a validation; it overrides the progress in states.pt
+NO_SCORE = -1.0  # below every score
 _SHARED_FILE = "states.pt"
 _PARTIAL = ".partial"
 _CHANGED_BY_A_VALIDATION = ("validated_step", "best_score", "best_results", "validations_without_best")
@@ -45,7 +46,7 @@ class Progress:
     epoch: int = 0
     batches_in_epoch: int = 0
     validated_step: int = 0
-    best_score: float = -1.0  # best value of `metric_for_best_model`
+    best_score: float = NO_SCORE  # best value of `metric_for_best_model`
     best_results: dict[str, Any] = field(default_factory=dict)
     validations_without_best: int = 0  # number of validations in a row, up to the newest, without a new best model
     skipped_steps: int = 0
