@@ -52,6 +52,7 @@ class TrainingLoop:
         self.guard, self.meter, self.log, self.validation = setup.guard, setup.meter, setup.log, setup.validation
         self.duration = setup.duration
         self.progress, self.states, self.kept_settings = setup.progress, setup.states, setup.kept_settings
+        self.data = setup.data
         self.stop = stop
         self.publish = publish
         self.batches = endless_batches(self.accelerator, setup.loader, self.progress)
@@ -295,6 +296,7 @@ class TrainingLoop:
             self.states,
             self.kept_settings,
             keep=self.args.checkpoints_kept,
+            data=self.data,
             temporary=not self.save_is_due(),
         )
         self.saved_step = self.progress.step
