@@ -36,13 +36,16 @@ class _Split:
     rows: Dataset
     reader: Reader
     without_label: list[Path]
+    broken_links: Sequence[Path] = ()
     fingerprint: str = ""
     report: SplitReport | None = None
 
     @property
     def faults(self) -> list[str]:
         """Sentences about images that cannot be used, one per image."""
-        return [f"{path} has no label." for path in self.without_label] + list(self.report.broken.values())
+        no_label = [f"{path} has no label." for path in self.without_label]
+        no_file = [f"{path} is a link that leads to no file." for path in self.broken_links]
+        return [*no_label, *no_file, *self.report.broken.values()]
 
     def usable_rows(self) -> Dataset:
         """Select the rows that could be read."""
@@ -113,10 +116,10 @@ def _find(
     if is_a_copy(saved, data_dir):
         return _Split(split, *index_split(spec, split, data_dir, saved, corrections), without_label=[])
     pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get)
-    for path in pairs.without_image:
-        print(f"not used: {path} has no image.")
+    for note in pairs.notes(split):
+        print(f"warning: {note}")
     rows = spec.source.rows(pairs, data_dir, corrections)
-    return _Split(split, rows, spec.reader(), pairs.without_label)
+    return _Split(split, rows, spec.reader(), pairs.without_label, pairs.broken_links)
 
 
 def _check_output_dir(output_dir: Path | None) -> None:
