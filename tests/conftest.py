@@ -28,6 +28,16 @@ SWIN_TINY = {
 }
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests marked `long`, unless -m or the name of a test asks for them."""
+    if "long" in config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

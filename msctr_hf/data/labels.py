@@ -16,7 +16,13 @@ MAX_CLASSES = IGNORE_INDEX  # train ids are stored in 8 bits
 Color = tuple[int, int, int]
 
 _RAW_VALUES = 1 << 16
+MAX_RAW_VALUE = _RAW_VALUES - 1
 _UNLISTED_MARK = 256  # marks raw values in tables that are neither a class nor ignored
+
+
+def is_raw_value(value: object) -> bool:
+    """Return whether a value can be one of a label file: an integer of at most 16 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_RAW_VALUE
 
 
 @dataclass(frozen=True)

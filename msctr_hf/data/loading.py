@@ -13,7 +13,7 @@ from .decoding import Reader, ReadSamples, attach
 from .file_source import FileSource
 from .folder_spec import FOLDER, read_folder_spec
 from .label_record import label_record
-from .labels import IGNORE_INDEX, Color
+from .labels import IGNORE_INDEX, MAX_RAW_VALUE, Color, is_raw_value
 from .predecoded import holds_predecoded, index_predecoded
 from .raw_values import refuse_train_ids
 from .saved_source import SavedDataset, index_copy, is_a_copy
@@ -135,6 +135,8 @@ def replace_label_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, re
         values = {label + 1: label for label in range(num_classes)}
         return _relabeled(spec, values, frozenset({0, IGNORE_INDEX}), "reduce_zero_label")
     values = {int(raw): int(label) for raw, label in id_map.items()}
+    if wrong := [raw for raw in values if not is_raw_value(raw)]:
+        raise UsageError(f"`id_map`: raw label values must be from 0 to {MAX_RAW_VALUE}, got {wrong[0]}.")
     if outside := sorted(label for label in values.values() if not 0 <= label < num_classes):
         raise UsageError(f"`id_map`: {outside} are not train ids; {spec.name} has {num_classes} classes.")
     return _relabeled(spec, values, None, "id_map")

@@ -40,6 +40,7 @@ class _Split:
     rows: Dataset
     reader: Reader
     without_label: list[Path]
+    broken_links: Sequence[Path] = ()
     fingerprint: str = ""
     report: SplitReport | None = None
     was_checked: bool = False
@@ -47,12 +48,13 @@ class _Split:
     @property
     def faults(self) -> list[tuple[str, str]]:
         """Names of images that cannot be used, and sentences about them."""
-        missing = [(str(path), f"{path} has no label.") for path in self.without_label]
-        return missing + list(self.report.broken.items())
+        no_label = [(str(path), f"{path} has no label.") for path in self.without_label]
+        no_file = [(str(path), f"{path} is a link that leads to no file.") for path in self.broken_links]
+        return [*no_label, *no_file, *self.report.broken.items()]
 
     @property
     def labels_optional(self) -> bool:
-        """Whether images may lack labels, which those of a test server are secret."""
+        """Whether images may lack labels, as those of a test server do, whose labels are secret."""
         return self.name == "test"
 
     def usable_rows(self) -> Dataset:
@@ -159,14 +161,14 @@ def _find(
         return _Split(split, rows, reader, without_label=[])
     is_test = split == "test"
     pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get, labels_optional=is_test)
-    for path in pairs.without_image:
-        print(f"not used: {path} has no image.")
+    for note in pairs.notes(split):
+        print(f"warning: {note}")
     if corrections is not None:
         spec.source.check_corrections(corrections, data_dir, name=spec.name)
     rows = spec.source.rows(pairs, data_dir, corrections)
     if is_test and pairs.without_label:
         rows = concatenate_datasets([rows, _unlabeled_rows(pairs.without_label, data_dir)])
-    return _Split(split, rows, spec.reader(), [] if is_test else pairs.without_label)
+    return _Split(split, rows, spec.reader(), [] if is_test else pairs.without_label, pairs.broken_links)
 
 
 def _unlabeled_rows(images: Sequence[Path], data_dir: Path) -> Dataset:

@@ -92,7 +92,7 @@ def _read_id_map(text: str | None) -> dict[int, int] | None:
         return None
     try:
         id_map = yaml.safe_load(text)
-        return {int(raw): int(train_id) for raw, train_id in id_map.items()}
+        return {int(str(raw)): int(str(train_id)) for raw, train_id in id_map.items()}  # not 1.5, nor True
     except (yaml.YAMLError, AttributeError, TypeError, ValueError):
         raise UsageError(f"`id_map` must look like '{{7: 0, 8: 1}}', got {text!r}.") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.file_source import IMAGE_SUFFIXES
+from ..data.image_files import IMAGE_SUFFIXES, files_below, is_image, passes_a_circle
 from ..data.images import read_image
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
@@ -141,7 +142,7 @@ def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrP
 
 def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:
     """Map every image, once, to the path of its output files, relative to the output folder and without suffix."""
-    output_dir = Path(os.path.abspath(output_dir))
+    output_dir = output_dir.resolve()
     images: dict[Path, Path] = {}
     seen: set[str] = set()
     for source in sources:
@@ -152,8 +153,8 @@ def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, 
             root, found = path.parent, [path]
         else:
             root, found = _matches(str(source))
-        if Path(os.path.abspath(root)) in output_dir.parents:  # a second call must not label the files of the first
-            found = [image for image in found if output_dir not in Path(os.path.abspath(image)).parents]
+        if not root.resolve().is_relative_to(output_dir):  # a second call must not label the files of the first
+            found = [image for image in found if not _place(image).is_relative_to(output_dir)]
         if not found:
             raise UsageError(f"`sources`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
         for image in found:
@@ -165,21 +166,54 @@ def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, 
     return images
 
 
+def _place(image: Path) -> Path:
+    """Return the real folder of an image, or where a link leads that leads to no file yet."""
+    return image.parent.resolve() if image.exists() else image.resolve()
+
+
 def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Find images in a folder, and links that lead to no file, which are reported as images that cannot be read."""
+    below = files_below(folder)
+    return sorted([*below.images, *below.broken_links])
 
 
 def _matches(pattern: str) -> tuple[Path, list[Path]]:
     """Return the folder above the first wildcard of a pattern, and the images that it, or a folder in it, matches."""
     if not glob.has_magic(pattern):
         raise UsageError(f"`sources`: {pattern} is neither a file nor a folder.")
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    if not matches:
-        raise UsageError(f"`sources`: nothing matches {pattern!r}.")
     parts = Path(pattern).parts
     root = Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))])
-    files = (image for match in matches for image in (_images_below(match) if match.is_dir() else [match]))
-    return root, [path for path in dict.fromkeys(files) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if "**" in parts:
+        files = _recursive_matches(parts[: parts.index("**")], parts[parts.index("**") :])
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(pattern))]
+        files = [image for match in matches for image in (_images_below(match) if match.is_dir() else [match])]
+    if not files:
+        raise UsageError(f"`sources`: nothing matches {pattern!r}.")
+    found = (path for path in dict.fromkeys(files) if is_image(path) or not path.exists())
+    return root, [path for path in found if not passes_a_circle(path, root)]
+
+
+def _recursive_matches(start: Sequence[str], pattern: Sequence[str]) -> list[Path]:
+    """Find images that a pattern with `**` matches; `glob` would follow links that lead back again and again."""
+    top = str(Path(*start))
+    folders = [Path(match) for match in (sorted(glob.glob(top)) if glob.has_magic(top) else [top])]
+    return [
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in _images_below(folder)
+        if _fits(path.relative_to(folder).parts, pattern)
+    ]
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a pattern matches a path or a folder above it."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return any(_fits(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def _plan_outputs(

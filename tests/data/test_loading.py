@@ -9,6 +9,7 @@ from layouts import LAYOUTS, write_folder, write_image, write_labels
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.errors import UsageError
 
 
 def test_splits_joined_by_plus_are_one_data_set(tmp_path):
@@ -64,6 +65,9 @@ def test_id_map_and_reduce_zero_label_map_other_raw_values_to_the_classes(tmp_pa
     assert set(np.unique(np.asarray(reduced[0]["label"]))) == {255, *range(11)}
     with pytest.raises(ValueError, match="not train ids"):
         load_segmentation_dataset("camvid", "train", tmp_path, id_map={1: 11})
+    for raw in (-1, 70000):
+        with pytest.raises(UsageError, match=f"`id_map`: raw label values must be from 0 to 65535, got {raw}"):
+            load_segmentation_dataset("camvid", "train", tmp_path, id_map={raw: 0})
 
 
 def test_errors_about_unknown_names_say_what_to_do(tmp_path):

@@ -119,6 +119,62 @@ def test_a_second_call_does_not_label_the_files_of_the_first(predictor, images, 
     assert predict_files(predictor, "predictions/0.png", "again") == 1  # but it may be asked to
 
 
+def maps_below(folder):
+    return [name for name in files_below(folder) if not name.endswith("_overlay.png")]
+
+
+@pytest.fixture
+def archive(images, tmp_path):
+    """Add a linked folder, links that lead back, hidden files and other formats to the eight images."""
+    images.rename(tmp_path / "elsewhere")
+    images.mkdir()
+    (images / "linked").symlink_to(tmp_path / "elsewhere")
+    (images / "linked/night/back").symlink_to(images)
+    (images / "here").symlink_to(".")
+    write_image(images / "photo.jfif", (40, 56))
+    write_image(images / "linked/photo.jpe", (40, 56))
+    for name in (".ipynb_checkpoints/0.png", "linked/.thumbnails/0.png", "linked/._0.png"):
+        write_image(images / name, (40, 56))
+    return images
+
+
+MAPS = [*(f"linked/{number}.png" for number in range(7)), "linked/night/0.png", "linked/photo.png", "photo.png"]
+
+
+def test_linked_folders_are_searched_once_and_hidden_ones_are_not(predictor, archive, tmp_path):
+    for sources in (archive, str(archive / "**"), str(archive / "**/*"), str(archive / "*")):
+        assert predict_files(predictor, sources, tmp_path / "maps") == 10
+        assert maps_below(tmp_path / "maps") == MAPS
+
+
+def test_a_hidden_folder_that_is_named_is_searched(predictor, archive, tmp_path):
+    assert predict_files(predictor, archive / ".ipynb_checkpoints", tmp_path / "maps") == 1
+    assert predict_files(predictor, str(archive / ".ipynb*/*"), tmp_path / "maps") == 1
+
+
+def test_files_of_an_earlier_call_are_not_labeled_where_a_link_leads_to_them(predictor, archive, tmp_path):
+    (archive / "results").symlink_to(tmp_path / "maps")
+    for _ in range(2):
+        assert predict_files(predictor, archive, tmp_path / "maps") == 10
+
+
+def test_links_that_lead_nowhere_are_reported_and_the_other_images_are_labeled(predictor, archive, tmp_path):
+    (archive / "gone.png").symlink_to(tmp_path / "gone")
+    (archive / "folder").symlink_to(tmp_path / "gone")
+    for sources in (archive, str(archive / "*")):
+        with pytest.raises(UsageError, match="2 of 12 images cannot be read") as error:
+            predict_files(predictor, sources, tmp_path / "maps")
+        assert str(archive / "gone.png") in str(error.value)
+        assert str(archive / "folder") in str(error.value)
+    assert maps_below(tmp_path / "maps") == MAPS
+
+
+def test_a_folder_whose_name_ends_as_that_of_an_image_is_searched(predictor, tmp_path):
+    write_image(tmp_path / "images/video.png/0.png", (40, 56))
+    assert predict_files(predictor, tmp_path / "images", tmp_path / "maps") == 1
+    assert maps_below(tmp_path / "maps") == ["video.png/0.png"]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(predictor, tmp_path):
     write_image(tmp_path / "images/a[1].png")
     write_image(tmp_path / "images/a1.png")
