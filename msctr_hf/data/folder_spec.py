@@ -139,9 +139,10 @@ def _read_splits(description: dict[str, Any], path: Path) -> Layout:
     for split, folders in splits.items():
         if split not in ("train", "validation", "test"):
             raise UsageError(f"{path}: a split is train, validation or test, not {split!r}.")
-        if not isinstance(folders, dict) or set(folders) != {"images", "labels"}:
+        needed = {"images"} if split == "test" else {"images", "labels"}  # labels of a test split may be secret
+        if not isinstance(folders, dict) or not needed <= set(folders) <= {"images", "labels"}:
             raise UsageError(f"{path}: split {split} must have `images:` and `labels:`, got {folders!r}.")
         for folder in folders.values():
             if Path(folder).is_absolute() or ".." in Path(folder).parts:
                 raise UsageError(f"{path}: {folder} must be inside the folder of the data set.")
-    return {split: (PairedFiles(folders["images"], folders["labels"]),) for split, folders in splits.items()}
+    return {split: (PairedFiles(folders["images"], folders.get("labels")),) for split, folders in splits.items()}
