@@ -62,8 +62,11 @@ class _Split:
         broken = set(self.report.broken_rows)
         if not broken and not self.report.unlabeled:
             return self.rows
-        labels = self.rows["label"]
-        return self.rows.select([i for i in range(len(self.rows)) if i not in broken and not is_empty(labels[i])])
+        # one after the other, since the files of a copy are in the rows
+        return self.rows.select([i for i in range(len(self.rows)) if i not in broken and self._has_label(i)])
+
+    def _has_label(self, number: int) -> bool:
+        return not self.labels_optional or not is_empty(self.rows[number]["label"])
 
 
 def prepare(
@@ -124,7 +127,10 @@ def prepare(
         )
     for split in found:
         if not split.report.images and not split.report.unlabeled:
-            raise UsageError(f"No image of {split.name} can be used: {len(split.faults)} are broken.")
+            count = len(split.faults)
+            raise UsageError(
+                f"No image of {split.name} can be used: {count or 'none'} {'are broken' if count else 'is left'}."
+            )
         refuse_unlabeled(split.report, spec, split.name)
     if output_dir is not None:
         _convert(spec, found, data_dir, output_dir, predecode)

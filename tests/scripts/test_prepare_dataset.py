@@ -369,6 +369,11 @@ def test_the_test_split_is_checked_and_copied_too_and_its_images_may_lack_labels
     shutil.rmtree(root / "test/labels")
     code, out, error = run()
     assert (code, "test: 0 images" in out, "3 more have no labels" in out) == (0, True, True), error
+    write_description(root, splits={**splits, "test": {"images": "test/images"}})
+    code, out, error = run()
+    assert (code, "3 more have no labels" in out) == (0, True), error
+    with pytest.raises(ValueError, match="3 of 3 images of test have no label"):
+        load_segmentation_dataset("folder", "test", root)
     (root / "train/labels/0.png").unlink()  # labels of other splits are not optional
     assert run()[0] == 2
 
