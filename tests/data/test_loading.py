@@ -5,8 +5,8 @@ import pytest
 from layouts import LAYOUTS, write_image, write_labels
 
 from msctr_hf import load_segmentation_dataset
-from msctr_hf.errors import UsageError
 from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.errors import UsageError
 
 
 def test_splits_joined_by_plus_are_one_data_set(tmp_path):

@@ -16,10 +16,10 @@ ODD = (
     None, True, False, 0, 1, 2, 255, 256, -1, 65535, 65536, 70000, 10**30, 1.5, float("nan"), "", " ", "sky", "road",
     "7", "1,2,3", " 1, 2, 3", "0,0,0", "256,0,0", "-1,0,0", "1,2", "\u00b2,0,0", "two\nlines", "../up", "/root", "a/b",
     ".", [], [255], [0, 1], [-1], [70000], ["1,2,3"], [[1, 2, 3]], [1, 2, 3], [1, "1,2,3"], [None], [[]], [{}],
-    ["sky"], ["sky", "sky"], ["sky", 1], [300, 0, 0], [1, 2], [1, 2, 3.0], [True, 0, 0], {}, {"sky": [1, 2, 3]}, {0: "sky"},
-    {"1,2,3": "sky", 4: "road"}, {0: None}, {0: ["sky"]}, {None: "sky"}, {True: "sky"}, {"up": []}, {"up": ["sky"]},
-    {"up": None}, {"up": [[]]}, {1: ["sky"]}, {"images": None, "labels": "b"}, {"images": "a", "labels": "a"},
-    datetime.date(2024, 1, 1),
+    ["sky"], ["sky", "sky"], ["sky", 1], [300, 0, 0], [1, 2], [1, 2, 3.0], [True, 0, 0], {}, {"sky": [1, 2, 3]},
+    {0: "sky"}, {"1,2,3": "sky", 4: "road"}, {0: None}, {0: ["sky"]}, {None: "sky"}, {True: "sky"}, {"up": []},
+    {"up": ["sky"]}, {"up": None}, {"up": [[]]}, {1: ["sky"]}, {"images": None, "labels": "b"},
+    {"images": "a", "labels": "a"}, datetime.date(2024, 1, 1),
 )  # fmt: skip
 KEYS = ("classes", "label_values", "label_colors", "ignored", "palette", "groups", "splits", "name", "license")
 BASES = (
