@@ -13,6 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parent / name) 
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from gpu_parts import figures, pytest_collection_modifyitems, pytest_pyfunc_call  # noqa: E402, F401
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402, F401
 
 from msctr_hf import MsctrConfig  # noqa: E402
