@@ -201,5 +201,6 @@ def waiting_place(message):
         return SYNC_BATCH_NORM
     inner = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
     if not inner:
-        return f"{Path(frames[-2].filename).name}: {frames[-2].name}"
+        outside = frames[max(0, len(frames) - 2)]
+        return f"{Path(outside.filename).name}: {outside.name}"
     return f"{Path(inner[-1].filename).relative_to(PACKAGE)}: {inner[-1].name}"
