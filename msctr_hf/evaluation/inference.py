@@ -10,6 +10,8 @@ few rows before the next strip begins, and logits of a whole image are never sto
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -206,7 +208,7 @@ class _WholeView:
         logits = self.logits
         if not self.mirrored:
             return _WholeView(logits[index : index + 1])
-        return _WholeView(logits[[index, index + len(logits) // 2]], mirrored=True)
+        return _WholeView(logits[index :: len(logits) // 2], mirrored=True)
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
         """Return some rows of the logits, (B, L, rows, w)."""
@@ -304,22 +306,39 @@ def _resize_to_rows(
     """
     if view.size == tuple(size):
         return view.rows(rows.start, rows.stop)
-    height = view.size[0]
-    # float64, since the whole part of a position selects a source row, and rounding must not select its neighbor
-    positions = torch.arange(rows.start, rows.stop, dtype=torch.float64)
-    if align_corners:
-        positions = positions * ((height - 1) / max(size[0] - 1, 1))
-    else:
-        positions = ((positions + 0.5) * (height / size[0]) - 0.5).clamp_(0, height - 1)
-    upper = positions.floor().long().clamp_max_(height - 1)
-    lower = (upper + 1).clamp_max_(height - 1)
+    where = (rows.start, rows.stop, view.size[0], size[0], align_corners)
+    upper, lower, weights = _source_rows(*where)
     first, last = int(upper[0]), int(lower[-1])
     source = view.rows(first, last + 1)
-    weights = (positions - upper).to(source.device, source.dtype)[:, None, None]
+    if source.device.type != "cpu":
+        upper, lower, weights = _source_rows_on(source.device, source.dtype, *where)
+    weights = weights.to(source.dtype)[:, None, None]
     source = source.permute(0, 2, 3, 1).contiguous()  # (B, few rows, w, L)
-    upper, lower = (torch.stack([upper, lower]) - first).to(source.device)
-    between = torch.lerp(source[:, upper], source[:, lower], weights).permute(0, 3, 1, 2)  # (B, L, rows, w)
+    between = torch.lerp(source[:, upper - first], source[:, lower - first], weights)
+    between = between.permute(0, 3, 1, 2)  # (B, L, rows, w)
     return resize(between, (between.shape[2], size[1]), align_corners)
+
+
+def _source_rows(
+    start: int, stop: int, height: int, full_height: int, align_corners: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute the upper and the lower source row of some rows of the result, and the weights of the lower ones."""
+    # float64, since the whole part of a position selects a source row, and rounding must not select its neighbor
+    positions = torch.arange(start, stop, dtype=torch.float64)
+    if align_corners:
+        positions = positions * ((height - 1) / max(full_height - 1, 1))
+    else:
+        positions = ((positions + 0.5) * (height / full_height) - 0.5).clamp_(0, height - 1)
+    upper = positions.floor().long().clamp_max_(height - 1)
+    lower = (upper + 1).clamp_max_(height - 1)
+    return upper, lower, positions - upper
+
+
+@lru_cache(maxsize=1024)  # the strips of some sizes of images: for every copy to a GPU, the host waits
+def _source_rows_on(device: torch.device, dtype: torch.dtype, *where: Any) -> tuple[torch.Tensor, ...]:
+    with torch.inference_mode(False):  # a tensor of inference mode could not be used outside of it later
+        upper, lower, weights = _source_rows(*where)
+        return upper.to(device), lower.to(device), weights.to(dtype).to(device)  # not all devices have float64
 
 
 def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> list[_WholeView | _TiledView]:

@@ -56,16 +56,20 @@ class RunningMeans:
                 self._host[name] = (total + float(value), count + 1)
 
     def report(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the means over batches and processes, with one synchronization, and reset them.
+        """Return the means over batches and processes, and reset them; in one process the host waits once.
 
         Scalars that were never measured are left out.
         """
         place = {name: column for column, name in enumerate(self._names)}
-        table = torch.zeros(2, len(place), device=accelerator.device)
-        for names, sums in self._device.items():
-            table[:, [place[name] for name in names]] += sums.to(table)
+        table = torch.zeros(2, len(place))  # on the host, since every write into a GPU at a list of columns would wait
+        if self._device:
+            sums = torch.cat([part.to(accelerator.device) for part in self._device.values()], dim=1).cpu()
+            for names, part in zip(self._device, sums.split([len(key) for key in self._device], dim=1), strict=True):
+                table[:, [place[name] for name in names]] += part
         for name, host_sums in self._host.items():
-            table[:, place[name]] += torch.tensor(host_sums, device=accelerator.device)
+            table[:, place[name]] += torch.tensor(host_sums)
+        if accelerator.num_processes > 1:
+            table = table.to(accelerator.device)
         totals = accelerator.reduce(table, reduction="sum").tolist()
         self.__init__()  # type: ignore[misc]
         return {name: total / count for name, total, count in zip(place, *totals, strict=True) if count}
