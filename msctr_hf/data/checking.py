@@ -13,7 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import UsageError
 from ..progress import progress
-from .decoding import Reader
+from .decoding import Reader, ReadSamples
+from .file_traits import lines_about
 from .labels import IGNORE_INDEX
 from .specs import DatasetSpec
 
@@ -29,6 +30,7 @@ class SplitReport:
         in_images (`np.ndarray` of shape `(num_classes,)`, int64): Number of images in which the class occurs.
         ignored (`int`): Number of ignored pixels.
         broken (`dict[str, str]`): Image id -> sentence that says why the image cannot be used.
+        traits (`Counter`): Number of images with every trait of `file_traits`.
     """
 
     pixels: np.ndarray
@@ -37,6 +39,7 @@ class SplitReport:
     ignored: int = 0
     sizes: Counter = field(default_factory=Counter)
     broken: dict[str, str] = field(default_factory=dict)
+    traits: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self, spec: DatasetSpec) -> dict[str, Any]:
         """Convert to a dict for JSON, with classes by name."""
@@ -47,6 +50,7 @@ class SplitReport:
             "in_images": dict(zip(spec.classes, self.in_images.tolist(), strict=True)),
             "ignored": self.ignored,
             "broken": self.broken,
+            "traits": dict(self.traits),
         }
 
     @classmethod
@@ -56,6 +60,7 @@ class SplitReport:
             pixels=np.array(list(report["pixels"].values())),
             in_images=np.array(list(report["in_images"].values())),
             sizes=Counter(report["sizes"]),
+            traits=Counter(report.get("traits", {})),  # which older versions did not write
             **{name: report[name] for name in ("images", "ignored", "broken")},
         )
 
@@ -72,12 +77,13 @@ def check_rows(rows: Dataset, reader: Reader, num_classes: int, *, num_workers: 
     """
     report = SplitReport(np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64))
     loader = DataLoader(_CheckedRows(rows, reader), batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-    for image_id, size, histogram, fault in progress(loader, title=title, unit="image"):
+    for image_id, size, histogram, fault, traits in progress(loader, title=title, unit="image"):
         if fault:
             report.broken[image_id] = fault
             continue
         report.images += 1
         report.sizes[size] += 1
+        report.traits.update(traits)
         report.pixels += histogram[:num_classes]
         report.in_images += histogram[:num_classes] > 0
         report.ignored += int(histogram[IGNORE_INDEX])
@@ -97,7 +103,7 @@ def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
     ]
     for name, pixels, images in zip(spec.classes, report.pixels, report.in_images, strict=True):
         lines.append(f"  {name:<{width}}  {100 * pixels / labeled:>6.2f} %  {images:>8}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *lines_about(report.traits, split)])
 
 
 def _unchanged(checked: Any) -> Any:
@@ -105,21 +111,23 @@ def _unchanged(checked: Any) -> Any:
 
 
 class _CheckedRows(TorchDataset):
-    """Data set of rows that are decoded when accessed: (image id, size, histogram of train ids, error)."""
+    """Data set of rows that are decoded when accessed: (image id, size, histogram of train ids, error, traits)."""
 
     def __init__(self, rows: Dataset, reader: Reader):
         self.rows = rows
-        self.reader = reader
+        self.reader = reader.for_check() if isinstance(reader, ReadSamples) else reader
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[str, str, np.ndarray, str]:
+    def __getitem__(self, index: int) -> tuple[str, str, np.ndarray, str, tuple[str, ...]]:
         row = self.rows[index]
         image_id = row["image_id"]
         try:
             sample = self.reader({name: [value] for name, value in row.items()})
         except UsageError as error:
-            return image_id, "", np.zeros(256, dtype=np.int64), str(error)
+            return image_id, "", np.zeros(256, dtype=np.int64), str(error), ()
         label = sample["label"][0]
-        return image_id, f"{label.width}x{label.height}", np.asarray(label.histogram(), dtype=np.int64), ""
+        histogram = np.asarray(label.histogram(), dtype=np.int64)
+        traits = sample["traits"][0] if "traits" in sample else ()
+        return image_id, f"{label.width}x{label.height}", histogram, "", traits

@@ -17,6 +17,7 @@ from ..progress import progress
 from .checking import SplitReport, check_rows, report_table
 from .decoding import Reader, attach
 from .file_source import FileSource
+from .file_traits import refuse_mixed_orientations
 from .folder_spec import DESCRIPTION as FOLDER_DESCRIPTION
 from .loading import index_split
 from .parquet_copy import write_card, write_parquet
@@ -99,6 +100,7 @@ def prepare(
             f"{len(faults)} images of {spec.name} cannot be used (listed above); repair them, or leave them out with "
             "`skip_broken`."
         )
+    refuse_mixed_orientations({split.name: split.report.traits for split in found})
     if output_dir is not None:
         _convert(spec, found, data_dir, output_dir, predecode)
 
