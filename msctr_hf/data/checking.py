@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..errors import UsageError
 from ..progress import progress
 from .decoding import Reader, ReadSamples, is_empty
+from .file_traits import lines_about
 from .labels import IGNORE_INDEX
 from .raw_values import counting, identity_map, train_ids_in
 from .specs import DatasetSpec
@@ -40,6 +41,7 @@ class SplitReport:
         broken_rows (`list[int]`): Positions of these images in the split.
         raw_values (`Counter`): Number of pixels of every raw label value; empty for colors.
         digests (`dict[str, str]`): Digest of every image that could be read -> its id.
+        traits (`Counter`): Number of images with every trait of `file_traits`.
     """
 
     pixels: np.ndarray
@@ -52,6 +54,7 @@ class SplitReport:
     broken_rows: list[int] = field(default_factory=list)
     raw_values: Counter[int] = field(default_factory=Counter)
     digests: dict[str, str] = field(default_factory=dict)
+    traits: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self, spec: DatasetSpec) -> dict[str, Any]:
         """Convert to a dict for JSON, with classes by name."""
@@ -66,6 +69,7 @@ class SplitReport:
             "broken_rows": self.broken_rows,
             "raw_values": {str(value): pixels for value, pixels in sorted(self.raw_values.items())},
             "digests": self.digests,
+            "traits": dict(self.traits),
         }
 
     @classmethod
@@ -76,6 +80,7 @@ class SplitReport:
             in_images=np.array(list(report["in_images"].values())),
             sizes=Counter(report["sizes"]),
             raw_values=Counter({int(value): pixels for value, pixels in report.get("raw_values", {}).items()}),
+            traits=Counter(report.get("traits", {})),
             # an older version wrote only the first three of them
             **{
                 name: report[name]
@@ -112,6 +117,7 @@ def check_rows(
             continue
         report.sizes[checked.size] += 1
         report.digests.setdefault(checked.digest, checked.image_id)
+        report.traits.update(checked.traits)
         if checked.histogram is None:
             report.unlabeled += 1
             continue
@@ -138,7 +144,7 @@ def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
     ]
     for name, pixels, images in zip(spec.classes, report.pixels, report.in_images, strict=True):
         lines.append(f"  {name:<{width}}  {100 * pixels / max(1, labeled):>6.2f} %  {images:>8}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *lines_about(report.traits, split)])
 
 
 def refuse_train_ids_in(report: SplitReport, spec: DatasetSpec, split: str) -> None:
@@ -250,6 +256,7 @@ class _Checked:
     digest: str = ""
     histogram: np.ndarray | None = None
     raw_values: dict[int, int] = field(default_factory=dict)
+    traits: tuple[str, ...] = ()
 
 
 class _CheckedRows(TorchDataset):
@@ -261,7 +268,7 @@ class _CheckedRows(TorchDataset):
         self.counts: Counter[int] = Counter()
         self.reader = reader
         if isinstance(reader, ReadSamples):
-            self.reader, self.counts = counting(reader)
+            self.reader, self.counts = counting(reader.for_check())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -277,9 +284,13 @@ class _CheckedRows(TorchDataset):
         except UsageError as error:
             return _Checked(image_id, str(error), raw_values=dict(self.counts))
         image = sample["image"][0]
-        histogram = np.asarray(sample["label"][0].histogram(), dtype=np.int64) if has_label else None
         return _Checked(
-            image_id, "", f"{image.width}x{image.height}", _digest(image), histogram, raw_values=dict(self.counts)
+            image_id,
+            size=f"{image.width}x{image.height}",
+            digest=_digest(image),
+            histogram=np.asarray(sample["label"][0].histogram(), dtype=np.int64) if has_label else None,
+            raw_values=dict(self.counts),
+            traits=sample["traits"][0] if "traits" in sample else (),
         )
 
 

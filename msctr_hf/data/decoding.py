@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 from datasets import Dataset, IterableDataset
 
 from ..errors import UsageError
-from .images import read_image_file, read_labels, read_sample
+from .file_traits import traits_of
+from .images import read_image_file, read_labels, read_pair
 from .labels import LabelMapping
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
@@ -40,6 +41,7 @@ class ReadSamples:
         with_labels (`bool`): Whether to read labels, and not only images.
         embedded (`bool`): Whether to refuse rows that contain the path of a file instead of the file: a copy made by
             someone else must not choose which files of this machine are read.
+        with_traits (`bool`): Whether samples have a column `traits`, which a check of the data set counts.
     """
 
     mapping: LabelMapping
@@ -47,6 +49,7 @@ class ReadSamples:
     with_images: bool = True
     with_labels: bool = True
     embedded: bool = False
+    with_traits: bool = False
 
     def __call__(self, batch: Batch) -> Batch:
         """Decode rows to samples: RGB image, train ids (mode L), image id."""
@@ -57,15 +60,16 @@ class ReadSamples:
         if not self.with_images:
             labels = [read_labels(file, self.mapping) for file in batch["label"]]
             return {"label": labels, "image_id": batch["image_id"]}
-        samples = [
-            read_sample(image, label, self.mapping, as_arrays=self.as_arrays)
+        pairs = [
+            read_pair(image, label, self.mapping, as_arrays=self.as_arrays)
             for image, label in zip(batch["image"], batch["label"], strict=True)
         ]
-        return {
-            "image": [image for image, _ in samples],
-            "label": [label for _, label in samples],
+        samples = {
+            "image": [pair.image for pair in pairs],
+            "label": [pair.label for pair in pairs],
             "image_id": batch["image_id"],
         }
+        return {**samples, "traits": list(map(traits_of, pairs))} if self.with_traits else samples
 
     def for_crops(self) -> ReadSamples:
         """Return a reader that yields arrays, which are faster to crop than images of Pillow."""
@@ -78,6 +82,10 @@ class ReadSamples:
     def images_only(self) -> ReadSamples:
         """Return a reader that skips labels, which may be missing."""
         return replace(self, with_labels=False)
+
+    def for_check(self) -> ReadSamples:
+        """Return a reader whose samples have a column `traits`."""
+        return replace(self, with_traits=True)
 
 
 def is_empty(file: dict[str, Any] | None) -> bool:

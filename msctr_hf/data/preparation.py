@@ -18,6 +18,7 @@ from .checking import SplitReport, check_rows, refuse_train_ids_in, refuse_unlab
 from .decoding import Reader, attach, is_empty
 from .faults import group_faults
 from .file_source import UNDECODED_FEATURES, FileSource
+from .file_traits import refuse_mixed_orientations
 from .folder_spec import DESCRIPTION as FOLDER_DESCRIPTION
 from .folder_spec import FOLDER
 from .label_record import LabelRecord, label_differences, label_record
@@ -132,6 +133,7 @@ def prepare(
                 f"No image of {split.name} can be used: {count or 'none'} {'are broken' if count else 'is left'}."
             )
         refuse_unlabeled(split.report, spec, split.name)
+    refuse_mixed_orientations({name: report.traits for name, report in reports.items()})
     if output_dir is not None:
         _convert(spec, found, data_dir, output_dir, predecode)
 

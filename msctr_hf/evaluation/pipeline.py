@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
+from PIL import Image
 from transformers import Pipeline
-from transformers.image_utils import load_image
 
-from ..errors import UsageError
+from ..data.images import read_image, read_image_file, to_rgb
+from ..errors import UsageError, as_usage_error
 from .finite import refuse_faulty_weights
 from .predictor import Predictor
 from .settings import InferenceSettings
@@ -17,6 +21,7 @@ from .visualization import overlay
 TASK = "msctr-segmentation"
 _INFERENCE = ("scales", "flip", "window_size", "window_stride")
 _OVERLAY = ("opacity", "legend")
+_LONGEST_PATH = 4096  # longer text is an image in base64
 
 
 class SegmentationPipeline(Pipeline):
@@ -55,8 +60,8 @@ class SegmentationPipeline(Pipeline):
         return {}, inference, {name: settings[name] for name in _OVERLAY if name in settings}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """Load an RGB image from an image, a path or a URL."""
-        return {"image": load_image(inputs)}
+        """Load an RGB image, upright, from an image, a path, a URL or text in base64."""
+        return {"image": _load(inputs)}
 
     def _forward(self, model_inputs: dict[str, Any], **inference: Any) -> dict[str, Any]:
         predictor = Predictor(self.model, self.image_processor, InferenceSettings(**inference))
@@ -75,3 +80,24 @@ class SegmentationPipeline(Pipeline):
             "areas": {names[label]: float(count / labels.size) for label, count in zip(present, counts, strict=True)},
             "overlay": overlay(image, labels, palette, names if legend else None, opacity),
         }
+
+
+def _load(inputs: Any) -> Image.Image:
+    """Load an image as `msctr predict` reads files, whatever it comes from."""
+    if isinstance(inputs, Image.Image):
+        return to_rgb(inputs)
+    if not isinstance(inputs, (str, Path)):
+        raise UsageError(
+            f"An image must be a path, a URL, a PIL image or text in base64, got {type(inputs).__name__}."
+        )
+    text = str(inputs)
+    if text.startswith(("http://", "https://")):
+        with as_usage_error(OSError, prefix=f"{text} cannot be loaded: "):
+            # some servers refuse the name that urllib gives itself
+            data = urlopen(Request(text, headers={"User-Agent": "msctr_hf"})).read()
+        return read_image_file({"path": text, "bytes": data})
+    if len(text) <= _LONGEST_PATH and not text.startswith("data:image/"):
+        return read_image(text)
+    with as_usage_error(ValueError, prefix="The text in base64 cannot be decoded: "):
+        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:image/") else text)
+        return read_image_file({"path": "The text in base64", "bytes": data})
