@@ -53,8 +53,7 @@ def match_classes(
     no_names = f"warning: classes have no names, so they were matched by position: {_pairs(predicted, wanted)}."
     if _are_default_names(predicted) or _are_default_names(wanted):
         return ClassOrder(None, no_names)
-    if sorted(ours) == sorted(theirs) and _are_unique(ours):
-        train_ids = tuple(theirs.index(name) for name in ours)
+    if (train_ids := find_order(predicted, wanted)) is not None:
         return ClassOrder(
             train_ids,
             f"the network has the classes of the data set {dataset} in another order, so they were matched by name: "
@@ -66,6 +65,14 @@ def match_classes(
         f"The network has other classes than the data set {dataset}: {_differences(predicted, wanted)}. Use a network "
         "for these classes, or `class_order='position'` if they are the same under other names and in the same order."
     )
+
+
+def find_order(predicted: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
+    """Find the position in `wanted` of every name in `predicted`; return `None` unless they have the same names."""
+    ours, theirs = _comparable(predicted, wanted)
+    if sorted(ours) != sorted(theirs) or not _are_unique(ours):
+        return None
+    return tuple(theirs.index(name) for name in ours)
 
 
 def plain_name(name: str) -> str:
