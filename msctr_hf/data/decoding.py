@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from datasets import Dataset, IterableDataset
 
 from ..errors import UsageError
-from .images import read_labels, read_sample
+from .images import read_image_file, read_labels, read_sample
 from .labels import LabelMapping
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
@@ -36,6 +37,7 @@ class ReadSamples:
         mapping (`LabelMapping`): Mapping from raw label values to train ids.
         as_arrays (`bool`): Whether to return arrays instead of images of Pillow.
         with_images (`bool`): Whether to read images, and not only labels.
+        with_labels (`bool`): Whether to read labels, and not only images.
         embedded (`bool`): Whether to refuse rows that contain the path of a file instead of the file: a copy made by
             someone else must not choose which files of this machine are read.
     """
@@ -43,12 +45,15 @@ class ReadSamples:
     mapping: LabelMapping
     as_arrays: bool = False
     with_images: bool = True
+    with_labels: bool = True
     embedded: bool = False
 
     def __call__(self, batch: Batch) -> Batch:
         """Decode rows to samples: RGB image, train ids (mode L), image id."""
         if self.embedded:
-            _refuse_paths(batch)
+            _refuse_missing(batch, ("image", "label") if self.with_labels else ("image",))
+        if not self.with_labels:
+            return {"image": list(map(read_image_file, batch["image"])), "image_id": batch["image_id"]}
         if not self.with_images:
             labels = [read_labels(file, self.mapping) for file in batch["label"]]
             return {"label": labels, "image_id": batch["image_id"]}
@@ -70,10 +75,21 @@ class ReadSamples:
         """Return a reader that skips images."""
         return replace(self, with_images=False)
 
+    def images_only(self) -> ReadSamples:
+        """Return a reader that skips labels, which may be missing."""
+        return replace(self, with_labels=False)
 
-def _refuse_paths(batch: Batch) -> None:
-    for column in ("image", "label"):
+
+def is_empty(file: dict[str, Any] | None) -> bool:
+    """Return whether the cell of a file contains neither its bytes nor its path."""
+    return not file or not (file.get("bytes") or file.get("path"))
+
+
+def _refuse_missing(batch: Batch, columns: Sequence[str]) -> None:
+    for column in columns:
         for file, image_id in zip(batch[column], batch["image_id"], strict=True):
+            if is_empty(file):
+                raise UsageError(f"The copy does not contain the {column} of {image_id}: its cell is empty.")
             if not file.get("bytes"):
                 raise UsageError(
                     f"The copy does not contain the {column} of {image_id}, only the path {file.get('path')}, which "

@@ -6,7 +6,7 @@ import csv
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 
 from datasets import Dataset, Features, Value
@@ -27,7 +27,8 @@ class PairedFiles:
     """Folders of images and labels, in which an image and its labels have the same path up to the ending.
 
     Args:
-        images, labels (`str`): Folders, relative to that of the data set; subfolders are searched too.
+        images, labels (`str`): Folders, relative to that of the data set; subfolders are searched too. Images for
+            which `labels` is `None` have none.
         image_suffixes (`tuple[str, ...]`): Endings of image names as they are distributed, such as `".jpg"` or
             `"_leftImg8bit.png"`; where no such file exists, other image formats are accepted too.
         label_suffix (`str`, *optional*): Ending of label names, likewise; `None` accepts any lossless format.
@@ -37,7 +38,7 @@ class PairedFiles:
     """
 
     images: str
-    labels: str
+    labels: str | None
     image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     label_suffix: str | None = None
     names: str | None = None
@@ -103,10 +104,35 @@ class FileSource:
                 files that are not images, are reported as a warning.
         """
         pairs = self.find(split, data_dir, name=name, where_to_get=where_to_get)
+        if corrections is not None:
+            self.check_corrections(corrections, data_dir, name=name)
         _refuse_incomplete(pairs, split)
         for note in pairs.notes(split):
             warn_caller(note)
         return self.rows(pairs, data_dir, corrections)
+
+    def check_corrections(self, corrections: Path, data_dir: Path, *, name: str) -> None:
+        """Refuse a CSV file with the id of an image that no split has.
+
+        Raises:
+            UsageError: If the file cannot be read, names an image twice, or names one that does not exist.
+        """
+        unknown = dict.fromkeys(_read_corrections(corrections))
+        known: list[str] = []
+        for split in self.layouts[0]:
+            if self.has_split(split, data_dir):
+                pairs = self.find(split, data_dir, name=name, labels_optional=True)
+                known += [image_id for image_id, _, _ in pairs.complete]
+        for image_id in known:
+            unknown.pop(image_id, None)
+        if unknown:
+            shown = name_some(map(repr, unknown))
+            raise UsageError(
+                f"`corrections`: {len(unknown)} of the ids in {corrections} are not those of images with labels: "
+                f"{shown}; ids look like {known[0]!r}."
+                if known
+                else f"`corrections`: {data_dir} has no images with labels."
+            )
 
     def rows(self, pairs: Pairs, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
         """Build undecoded rows {image, label, image_id} from the complete pairs."""
@@ -120,8 +146,25 @@ class FileSource:
         }
         return Dataset.from_dict(columns, features=UNDECODED_FEATURES)
 
-    def find(self, split: str, data_dir: Path | None, *, name: str, where_to_get: str = "") -> Pairs:
+    def has_split(self, split: str, data_dir: Path | None) -> bool:
+        """Return whether a folder contains images of a split."""
+        if split not in self.layouts[0] or data_dir is None:
+            return False
+        root, folders = self._choose_layout(split, data_dir)
+        return any((root / files.images).is_dir() for files in folders)
+
+    def find(
+        self,
+        split: str,
+        data_dir: Path | None,
+        *,
+        name: str,
+        where_to_get: str = "",
+        labels_optional: bool = False,
+    ) -> Pairs:
         """Pair the files of one split of the data set `name`; messages end with `where_to_get`.
+
+        With `labels_optional`, the folder of the labels may be missing.
 
         Raises:
             UsageError: If the split is unknown, or a folder is missing or contains no images.
@@ -133,6 +176,10 @@ class FileSource:
         if not data_dir.is_dir():
             raise UsageError(f"`data_dir`: the folder {data_dir} does not exist.{where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
+        if labels_optional:
+            folders = [
+                each if (root / (each.labels or "")).is_dir() else replace(each, labels=None) for each in folders
+            ]
         try:
             found = [_pair_files(root, files) for files in folders]
         except FileNotFoundError as error:
@@ -176,9 +223,10 @@ class _Index:
 
 def _pair_files(root: Path, files: PairedFiles) -> Pairs:
     images = _index_folder(root / files.images, files.image_suffixes, IMAGE_SUFFIXES)
-    labels = _index_folder(
-        root / files.labels, (files.label_suffix,) if files.label_suffix else LABEL_SUFFIXES, LABEL_SUFFIXES
-    )
+    labels = _Index({}, {})
+    if files.labels is not None:
+        label_suffixes = (files.label_suffix,) if files.label_suffix else LABEL_SUFFIXES
+        labels = _index_folder(root / files.labels, label_suffixes, LABEL_SUFFIXES)
     listed = None
     if files.names is not None:
         listed = _read_names(root / files.names)
@@ -283,19 +331,30 @@ def _below(folder: Path, path: str) -> Path:
     return folder / path
 
 
-def _correct(
-    rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
-) -> Iterator[tuple[str, Path, Path]]:
-    """Leave out images that a CSV file lists without a label, and replace labels by the files that it names."""
+def _read_corrections(corrections: Path) -> dict[str, str]:
+    """Read the label of every corrected image, which is empty for images to leave out."""
     unreadable = (OSError, UnicodeDecodeError, csv.Error)
     with (
         as_usage_error(*unreadable, prefix=f"`corrections`: {corrections} cannot be read: "),
-        open(corrections, newline="") as file,
+        open(corrections, newline="", encoding="utf-8-sig") as file,
     ):
         lines = list(csv.DictReader(file))
     if lines and not {"image_id", "label"} <= set(lines[0]):
         raise UsageError(f"`corrections`: {corrections} must have the columns image_id and label.")
-    label_of = {line["image_id"]: line["label"] for line in lines}
+    label_of: dict[str, str] = {}
+    for line in lines:
+        image_id = line["image_id"].strip()
+        if image_id in label_of:
+            raise UsageError(f"`corrections`: {corrections} names {image_id!r} twice.")
+        label_of[image_id] = (line["label"] or "").strip()
+    return label_of
+
+
+def _correct(
+    rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
+) -> Iterator[tuple[str, Path, Path]]:
+    """Leave out images that a CSV file lists without a label, and replace labels by the files that it names."""
+    label_of = _read_corrections(corrections)
     for image_id, image, label in rows:
         if image_id not in label_of:
             yield image_id, image, label

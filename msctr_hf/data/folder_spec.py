@@ -189,13 +189,14 @@ def _read_splits(description: dict[str, Any], path: Path) -> Layout:
     for split, folders in splits.items():
         if split not in ("train", "validation", "test"):
             raise UsageError(f"{path}: `splits:`: a split is train, validation or test, not {split!r}.")
-        if not isinstance(folders, dict) or set(folders) != {"images", "labels"}:
+        needed = {"images"} if split == "test" else {"images", "labels"}  # labels of a test split may be secret
+        if not isinstance(folders, dict) or not needed <= set(folders) <= {"images", "labels"}:
             raise UsageError(f"{path}: `splits:`: {split} must have `images:` and `labels:`, got {folders!r}.")
         for key, folder in folders.items():
             _check_folder(folder, f"{path}: `splits:`: `{key}:` of {split}")
-        if Path(folders["images"]) == Path(folders["labels"]):
+        if "labels" in folders and Path(folders["images"]) == Path(folders["labels"]):
             raise UsageError(f"{path}: `splits:`: images and labels of {split} must be in different folders.")
-    return {split: (PairedFiles(folders["images"], folders["labels"]),) for split, folders in splits.items()}
+    return {split: (PairedFiles(folders["images"], folders.get("labels")),) for split, folders in splits.items()}
 
 
 def _check_folder(folder: Any, key: str) -> None:

@@ -85,10 +85,10 @@ def passes_a_circle(path: Path, root: Path) -> bool:
     return False
 
 
-def name_some(paths: Iterable[Path]) -> str:
-    """Join the first paths for a sentence."""
-    paths = list(paths)
-    return ", ".join(map(str, paths[:NAMES_SHOWN])) + (", ..." if len(paths) > NAMES_SHOWN else "")
+def name_some(names: Iterable[Path | str]) -> str:
+    """Join the first names for a sentence."""
+    names = list(names)
+    return ", ".join(map(str, names[:NAMES_SHOWN])) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
 def _real(path: Path) -> Path:

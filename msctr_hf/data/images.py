@@ -92,7 +92,8 @@ def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
     modes = _COLOR_MODES | {"P"} if by_color else _ID_MODES
     if image.mode not in modes:
         wanted = "an RGB image" if by_color else "one value per pixel (8 or 16 bits, or a palette)"
-        raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}.")
+        remedy = "" if by_color else "; for color-coded labels, list the colors in `label_colors` of dataset.yaml"
+        raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}{remedy}.")
     raw = np.asarray(image.convert("RGB") if by_color else image)
     return raw // _GRAY_STEPS[data[24:26]] if _png_kind(data) in _GRAY_STEPS else raw
 
@@ -103,7 +104,16 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         UsageError: If the file cannot be read.
     """
-    return _as_rgb(_upright(_open({"path": str(path)})))
+    return read_image_file({"path": str(path)})
+
+
+def read_image_file(file: Any) -> Image.Image:
+    """Decode an image as RGB, rotated upright, from a dict with `path` and `bytes`.
+
+    Raises:
+        UsageError: If the file cannot be read.
+    """
+    return _as_rgb(_upright(_open(file)))
 
 
 def _read_train_ids(label: Any, mapping: LabelMapping) -> np.ndarray:

@@ -31,7 +31,8 @@ class LabelMapping:
 
     Args:
         values (`Mapping`): Raw value or RGB color -> train id.
-        ignored (`frozenset`, *optional*): Raw values that become 255; `None` ignores every value that is not listed.
+        ignored (`frozenset`, *optional*): Raw values that become 255, also if `values` lists them; `None` ignores
+            every value that is not listed.
     """
 
     values: Mapping[int | Color, int]
@@ -44,7 +45,7 @@ class LabelMapping:
 
     @cached_property
     def _targets(self) -> dict[int | Color, int]:
-        return {**dict.fromkeys(self.ignored or (), IGNORE_INDEX), **self.values}
+        return {**self.values, **dict.fromkeys(self.ignored or (), IGNORE_INDEX)}
 
     @cached_property
     def _table(self) -> np.ndarray:

@@ -155,10 +155,12 @@ class DataSettings(DatasetSettings):
 class PreparationSettings(DatasetSettings):
     """Settings of the check and the copy of a data set."""
 
-    splits: list[str] = setting(["train", "validation"], help="Splits to check and to convert.")
+    splits: list[str] | None = setting(
+        None, help="Splits to check and to convert; by default train, validation, and test if the data set has one."
+    )
     output_dir: str | None = setting(
         None, help="Folder for the copy; by default the data set is only checked.", is_path=True
     )
     predecode: bool = setting(False, help="Write raw pixels, which are memory-mapped, instead of parquet.")
-    skip_broken: bool = setting(False, help="Leave out broken images instead of refusing the data set.")
+    skip_broken: bool = setting(False, help="Leave broken images out of the copy instead of refusing the data set.")
     num_workers: int = setting(2, help="Number of worker processes of the check.", at_least=0)

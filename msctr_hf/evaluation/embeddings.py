@@ -20,6 +20,7 @@ from ..errors import UsageError
 from ..models.anchor_sampling import resize_labels
 from ..models.decode_heads import DECODE_HEADS
 from ..progress import progress
+from .finite import finite_outputs
 from .predictor import Predictor
 
 METHODS = ("tsne", "umap")
@@ -79,7 +80,7 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
             the `"pyramid"` of the decode head (UPerNet).
 
     Raises:
-        UsageError: If the network has no projection head, or its decode head has no pyramid.
+        UsageError: If the network has no projection head, its decode head has no pyramid, or features are not finite.
     """
     model = predictor.model
     if kind == "projections" and getattr(model, "projection_head", None) is None:
@@ -93,7 +94,9 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
     else:
         maps = model(pixel_values=prepared, output_hidden_states=True).hidden_states
         numbers = list(range(1, len(maps) + 1))
-    return {number: F.normalize(stage_map[0].float(), dim=0) for number, stage_map in zip(numbers, maps, strict=True)}
+    dtype = next(model.parameters()).dtype
+    finite = (finite_outputs(stage_map[0].float(), dtype, "features") for stage_map in maps)
+    return {number: F.normalize(stage_map, dim=0) for number, stage_map in zip(numbers, finite, strict=True)}
 
 
 def _pyramid(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..models.decode_heads import resize
 from ..models.image_processing_msctr import pad
+from .finite import finite_outputs
 from .settings import InferenceSettings, Size
 
 CPU_STRIP_ROWS = 4  # few enough for a strip to stay in the cache of a core
@@ -61,6 +62,7 @@ def predict_probabilities(
 
     Raises:
         UsageError: If a size, a stride or a scale is not valid.
+        NotFiniteError: If a logit is NaN or infinite.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
     window_size, window_stride = (None if value is None else _size(value) for value in (crop_size, stride))
@@ -94,6 +96,9 @@ def predict_labels(
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images, not padded.
         settings (`InferenceSettings`, *optional*): Whole images at one scale by default.
         output_size (`Sequence[int]`, *optional*): Size of the result; the size of `pixel_values` by default.
+
+    Raises:
+        NotFiniteError: If a logit is NaN or infinite.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
     views = _views(model, pixel_values, settings or InferenceSettings())
@@ -276,7 +281,7 @@ class _TiledView:
             _forward(self.model, torch.stack([self._crop(image, top, left) for image, left in part]))
             for part in _batches(places, self.settings.batch_size)
         ]
-        return torch.cat(logits).unflatten(0, (num_images, len(self.lefts)))
+        return _checked(self.model, torch.cat(logits)).unflatten(0, (num_images, len(self.lefts)))
 
     def _crop(self, image: int, top: int, left: int) -> torch.Tensor:
         """Crop one window (3, height, width) of an image or a mirror image, padded at the right and the bottom."""
@@ -332,7 +337,7 @@ def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSett
         else:
             images = torch.cat([scaled, scaled.flip(-1)]) if settings.flip else scaled
             logits = torch.cat([_forward(model, part) for part in images.split(settings.batch_size)])
-            views.append(_WholeView(logits, settings.flip))
+            views.append(_WholeView(_checked(model, logits), settings.flip))
     return views
 
 
@@ -350,6 +355,11 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
 def _forward(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     parameter = next(model.parameters())
     return model(pixel_values=pixel_values.to(parameter.device, parameter.dtype)).logits.float()
+
+
+def _checked(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Check the logits of many forward passes at once, since each check waits for the device."""
+    return finite_outputs(logits, next(model.parameters()).dtype)
 
 
 def _batches(entries: list, batch_size: int) -> Iterator[list]:

@@ -9,6 +9,7 @@ from transformers import Pipeline
 from transformers.image_utils import load_image
 
 from ..errors import UsageError
+from .finite import refuse_faulty_weights
 from .predictor import Predictor
 from .settings import InferenceSettings
 from .visualization import overlay
@@ -39,6 +40,10 @@ class SegmentationPipeline(Pipeline):
     _load_image_processor = True
     _load_feature_extractor = False
     _load_tokenizer = False
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        refuse_faulty_weights(self.model)
 
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
         unknown = sorted(set(settings) - {*_INFERENCE, *_OVERLAY})

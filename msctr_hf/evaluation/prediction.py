@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from ..data.image_files import IMAGE_SUFFIXES, files_below, is_image, passes_a_c
 from ..data.images import read_image
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
-from ..progress import progress
+from ..progress import progress, say
+from .class_order import ByNamesOrPosition, match_classes
+from .finite import NotFiniteError
 from .predictor import Predictor
 from .visualization import overlay
 
@@ -31,6 +34,7 @@ def predict_files(
     opacity: float = 0.55,
     palette: bool = True,
     submission_for: DatasetSpec | None = None,
+    class_order: ByNamesOrPosition = "names",
 ) -> int:
     """Label the images that paths, folders and patterns name; write NAME.png (train ids) and NAME_overlay.png.
 
@@ -48,6 +52,8 @@ def predict_files(
             are train ids either way. With more than 256 classes, they are 16-bit gray values.
         submission_for (`DatasetSpec`, *optional*): Data set for whose test server the output is written instead: raw
             label values without a palette, one file per image, in one folder under the official names.
+        class_order (`str`): How the classes of the network are matched with those of `submission_for`: by `"names"` or
+            by `"position"`.
 
     Returns:
         `int`: number of images labeled.
@@ -55,14 +61,15 @@ def predict_files(
     Raises:
         UsageError: If there is nothing to label, two images would be written to one file or an image would be
             overwritten (nothing is written then), or images cannot be read (the others are labeled).
+        NotFiniteError: If the logits of an image are not finite; the images before it are labeled.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else sources
     targets = _plan_outputs(_find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
     names, colors = predictor.class_names, predictor.palette
-    raw_values = _raw_values(submission_for, len(names)) if submission_for is not None else None
+    raw_values = _raw_values(submission_for, names, class_order) if submission_for is not None else None
     unreadable: list[str] = []
     waiting: deque[tuple[Image.Image, Path]] = deque()  # read, but not labeled yet
-    for labels in predictor(_readable(targets, waiting, unreadable)):
+    for labels in _label_maps(predictor, targets, waiting, unreadable):
         image, target = waiting.popleft()
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.with_name(f"{target.name}.png")
@@ -94,6 +101,19 @@ def save_labels(labels: np.ndarray, path: Path, palette: Sequence[Sequence[int]]
     image.save(path)
 
 
+def _label_maps(
+    predictor: Predictor,
+    targets: Mapping[Path, Path],
+    waiting: deque[tuple[Image.Image, Path]],
+    unreadable: list[str],
+) -> Iterator[np.ndarray]:
+    """Yield the class maps of the images that can be read; an error of the network names the image."""
+    try:
+        yield from predictor(_readable(targets, waiting, unreadable))
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{waiting[0][1].name}: {error}") from error
+
+
 def _readable(
     targets: Mapping[Path, Path], waiting: deque[tuple[Image.Image, Path]], unreadable: list[str]
 ) -> Iterator[Image.Image]:
@@ -108,12 +128,16 @@ def _readable(
         yield image
 
 
-def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
-    """Return the raw label value of every train id."""
-    if num_labels != len(spec.classes):
-        raise UsageError(f"`submission_for`: {spec.name} has {len(spec.classes)} classes, the model {num_labels}.")
+def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrPosition) -> np.ndarray:
+    """Return the raw label value of every class of the network."""
+    if len(names) != len(spec.classes):
+        raise UsageError(f"`submission_for`: {spec.name} has {len(spec.classes)} classes, the model {len(names)}.")
+    matched = match_classes(names, spec.classes, spec.name, class_order)
+    if matched.note is not None:
+        say(matched.note, file=sys.stderr)
     raw_values = spec.raw_values()
-    return np.array([raw_values[label] for label in range(num_labels)], dtype=np.uint8)
+    train_ids = matched.train_ids or range(len(names))
+    return np.array([raw_values[label] for label in train_ids], dtype=np.uint8)
 
 
 def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:

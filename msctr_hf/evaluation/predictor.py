@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import voc_palette
 from ..errors import UsageError, building_a_network, first_line
+from .finite import refuse_faulty_weights
 from .inference import predict_label_maps
 from .settings import InferenceSettings
 
@@ -27,22 +28,32 @@ class Predictor:
         model (`PreTrainedModel`): Any semantic segmentation model of transformers.
         image_processor: Image processor, used without padding: the inference functions add and remove it.
         settings (`InferenceSettings`): Scales, mirror images, windows, batch size.
+        train_ids (`Sequence[int]`, *optional*): Train id of every class of the network, for a data set whose classes
+            have another order; by default, the classes of the network are the train ids.
     """
 
     model: Any
     image_processor: Any
     settings: InferenceSettings = InferenceSettings()
+    train_ids: Sequence[int] | None = None
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of the train ids."""
+        """Names of the classes in the order of the train ids; LABEL_0, ... if the network does not name them all."""
         config = self.model.config
-        return [config.id2label[label] for label in range(config.num_labels)]
+        labels = range(config.num_labels)
+        names = config.id2label or {}
+        return self._by_train_id([names[n] if set(labels) <= set(names) else f"LABEL_{n}" for n in labels])
 
     @property
     def palette(self) -> list:
         """RGB colors of the classes, from the configuration or, if it has none, by the rule of PASCAL VOC."""
-        return getattr(self.model.config, "palette", None) or voc_palette(self.model.config.num_labels)
+        palette = getattr(self.model.config, "palette", None) or voc_palette(self.model.config.num_labels)
+        return self._by_train_id(palette)
+
+    def _by_train_id(self, values: list) -> list:
+        """Sort values of the classes of the network by train id."""
+        return values if self.train_ids is None else [values[label] for label in np.argsort(self.train_ids)]
 
     def __call__(self, images: Iterable[Image.Image]) -> Iterator[np.ndarray]:
         """Yield the class map (H, W) of every RGB image at its size, uint8, or int64 with more than 256 classes.
@@ -60,7 +71,10 @@ class Predictor:
             while batch := list(islice(neighbors, self.settings.batch_size)):
                 pixel_values, sizes = zip(*batch, strict=True)
                 for labels in predict_label_maps(self.model, torch.cat(pixel_values), settings, sizes):
-                    yield labels.cpu().numpy()
+                    yield self._as_train_ids(labels.cpu().numpy())
+
+    def _as_train_ids(self, labels: np.ndarray) -> np.ndarray:
+        return labels if self.train_ids is None else np.array(self.train_ids, dtype=labels.dtype)[labels]
 
     def prepare(self, images: list[Image.Image]) -> torch.Tensor:
         """Resize and normalize RGB images of one size to a batch (B, 3, H, W), without padding."""
@@ -86,7 +100,7 @@ def load_predictor(
         dtype (`str`): Precision of the network: float32, float16 or bfloat16.
 
     Raises:
-        UsageError: If the model cannot be loaded or the device cannot be used.
+        UsageError: If the model cannot be loaded, has weights that are not finite, or the device cannot be used.
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -98,6 +112,7 @@ def load_predictor(
     with building_a_network(prefix=f"`model`: {model} cannot be loaded: "):
         network = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
         image_processor = AutoImageProcessor.from_pretrained(model)
+    refuse_faulty_weights(network, prefix=f"`model`: {model} cannot be used: ")
     try:
         return Predictor(network.to(device).eval(), image_processor, settings or InferenceSettings())
     except (RuntimeError, AssertionError) as error:

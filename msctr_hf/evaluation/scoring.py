@@ -17,6 +17,7 @@ from PIL import Image
 from ..data.loaders import evaluation_loader
 from ..progress import progress
 from .boundary_iou import BoundaryIoU
+from .finite import NotFiniteError
 from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
 
@@ -93,6 +94,9 @@ def score_dataset(
 
     Returns:
         `Scores` of all processes; `None` if `should_stop` ended scoring.
+
+    Raises:
+        NotFiniteError: If the logits of an image are not finite, in all processes; the message names the image.
     """
     loader = evaluation_loader(
         dataset,
@@ -106,10 +110,15 @@ def score_dataset(
     predictor.model.eval()
     share = None if isinstance(dataset, IterableDataset) else len(loader.dataset)  # type: ignore[arg-type]
     bar = progress(total=share, title="scoring", unit="image", shown=accelerator.is_main_process)
+    fault = None
     try:
         with bar:
             for samples in loader:
-                predictions = list(predictor([sample["image"] for sample in samples]))
+                try:
+                    predictions = list(predictor([sample["image"] for sample in samples]))
+                except NotFiniteError as error:  # raised below, in all processes: otherwise the others would wait
+                    fault = f"{', '.join(sample['image_id'] for sample in samples)}: {error}"
+                    break
                 for sample, prediction in zip(samples, predictions, strict=True):
                     counts.add(sample, prediction)
                 if on_batch is not None:
@@ -119,8 +128,12 @@ def score_dataset(
                     break
     finally:
         predictor.model.train(was_training)
-    if should_stop is not None and any(gather_object([should_stop()])):
+    stopped = should_stop is not None and should_stop()
+    everywhere = gather_object([(stopped, fault)])
+    if any(stop for stop, _ in everywhere):
         return None
+    if faults := [text for _, text in everywhere if text is not None]:
+        raise NotFiniteError(faults[0])
     return counts.over_all_processes(accelerator)
 
 

@@ -143,12 +143,19 @@ class RunLog:
             step (`int`): Step of the validated network.
             metric (`str`): Score that decides which network is the best; it is logged in addition to the usual ones.
         """
+        if result.not_finite is not None:
+            self.write({f"{_VALIDATION}not_finite": result.not_finite}, step)
+            self._say(f"step {step}: validation has no score. {result.not_finite}")
+            return
         scores = {**{name: result.results[name] for name in _SCORES}, metric: result.measured(metric)}
         self.write({f"{_VALIDATION}{name}": score for name, score in scores.items()}, step)
         if result.sheet is not None:
             self.show(f"{_VALIDATION}predictions", result.sheet, step)
+        if result.results["mean_iou"] is None:
+            self._say(f"step {step}: validation has no score, because its images have no labeled pixel")
+            return
         chosen = "" if metric == "mean_iou" else f", {metric} {percent(result.measured(metric))}"
-        self._say(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %{chosen}")
+        self._say(f"step {step}: validation mIoU {percent(result.results['mean_iou'])}{chosen}")
 
     def show(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image to the trackers that accept images."""

@@ -19,6 +19,7 @@ from ..data.labels import IGNORE_INDEX
 from ..data.settings import DataSettings
 from ..data.specs import DatasetSpec
 from ..errors import UsageError, brief_reason, building_a_network, first_line
+from ..evaluation.finite import refuse_faulty_weights
 from ..models.backbone_weights import load_backbone_weights
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
@@ -57,7 +58,7 @@ def build_network(
     """Build a network with its initial weights: those of a pretrained backbone, or of a saved model.
 
     Raises:
-        UsageError: If settings or weights do not match the network.
+        UsageError: If settings or weights do not match the network, or weights are not finite.
     """
     model: MsctrForSemanticSegmentation | ContrastiveAdapter
     if arguments.contrastive_adapter:
@@ -71,6 +72,7 @@ def build_network(
         with building_a_network():
             model = MsctrForSemanticSegmentation(config)
             load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
+    refuse_faulty_weights(model, prefix="Training cannot start: ")
     if arguments.activation_checkpointing:
         inner = model.model if isinstance(model, ContrastiveAdapter) else model
         enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
