@@ -195,7 +195,7 @@ class FileSource:
     def _choose_layout(self, split: str, data_dir: Path) -> tuple[Path, Sequence[PairedFiles]]:
         """Choose the layout of which most folders exist, or the first if none does, for the error message."""
         choices = [(data_dir / root, layout[split]) for layout in self.layouts for root in ("", *self.roots)]
-        return max(choices, key=lambda choice: sum((choice[0] / files.images).is_dir() for files in choice[1]))
+        return max(choices, key=lambda choice: sum(os.path.isdir(choice[0] / files.images) for files in choice[1]))
 
 
 def _refuse_incomplete(pairs: Pairs, split: str) -> None:
@@ -256,7 +256,7 @@ def _pair_files(root: Path, files: PairedFiles) -> Pairs:
 
 def _index_folder(folder: Path, official: Sequence[str], suffixes: Sequence[str]) -> _Index:
     """Index files that end as the `official` ones do, or otherwise with another of the `suffixes`."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, also for a name that is too long
         raise FileNotFoundError(f"The folder {folder} does not exist.")
     kinds = {ending[: ending.rindex(".")] for ending in official}  # "_leftImg8bit", or nothing
     others = [kind + suffix for kind in kinds for suffix in suffixes if kind + suffix not in official]

@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        return _Loader(path.read_text(encoding="utf-8-sig")).get_single_data()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {first_line(error)}") from error
     # besides its own exceptions, PyYAML raises those of Python: for a 13th month, a wrong tag, nesting without an end

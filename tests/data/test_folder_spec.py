@@ -160,6 +160,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage, message):
         ({"splits": {"train": {"images": "a", "labels": 5}}}, "`splits:`: `labels:` of train must be the name"),
         ({"splits": {"train": {"images": "a", "labels": "./a"}}}, "`splits:`: images and labels of train must be in"),
         ({"license": ["a"]}, "`license:` must be text"),
+        ({"splits": {"train": {"images": 300 * "a", "labels": "b"}}}, "does not exist"),
     ],
 )
 def test_a_faulty_dataset_yaml_is_refused_with_the_reason(tmp_path, description, message):
@@ -176,7 +177,7 @@ def test_a_faulty_dataset_yaml_is_refused_with_the_reason(tmp_path, description,
         ("classes: [sky, road, car]", "not valid YAML: the key 'classes' occurs twice"),
         ("label_values: {0: sky, 1: road, 1: car}", "not valid YAML: the key 1 occurs twice"),
         ("groups: &groups {up: *groups}", "`groups:`: the name of a group must be a string and its classes a list"),
-        ("name: " + 2000 * "[", "not valid YAML"),
+        ("name: " + 500 * "[", "not valid YAML"),
         ("? [1, 2]\n: sky", "not valid YAML"),
     ],
 )

@@ -190,4 +190,4 @@ def test_random_descriptions_are_read_as_written_or_refused_by_the_faulty_key(tm
 def test_many_random_descriptions_are_read_as_written_or_refused_by_the_faulty_key(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check(range(10_000), tmp_path)
+        check(range(5_000), tmp_path)
