@@ -185,8 +185,8 @@ def _read_raw_labels(label: Any, by_color: bool) -> tuple[np.ndarray, int]:
     modes = _COLOR_MODES | {"P"} if by_color else _ID_MODES
     if image.mode not in modes:
         wanted = "an RGB image" if by_color else "one value per pixel (8 or 16 bits, or a palette)"
-        remedy = "" if by_color else "; for color-coded labels, list the colors in `label_colors` of dataset.yaml"
-        raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}{remedy}.")
+        remedy = "" if by_color else " For color-coded labels, list the colors in `label_colors` of dataset.yaml."
+        raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}.{remedy}")
     raw = np.asarray(image.convert("RGB") if by_color else image)
     step = _GRAY_STEPS.get(stored.bits, 1) if image.mode == "L" else 1
     return (raw // step if step > 1 else raw), stored.orientation
