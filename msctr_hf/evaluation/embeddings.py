@@ -22,6 +22,7 @@ from ..models.decode_heads import DECODE_HEADS
 from ..progress import progress
 from .finite import finite_outputs
 from .predictor import Predictor
+from .visualization import MAX_ASPECT
 
 METHODS = ("tsne", "umap")
 _POINT_SIZE, _INCHES = 6, 4.5
@@ -230,7 +231,7 @@ def similarity_maps(
 
 def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:
     """Draw the image with the pixel marked, and a map of cosines per stage, as a matplotlib figure."""
-    figure = _new_figure(len(maps) + 1, image.height / image.width)
+    figure = _new_figure(len(maps) + 1, min(image.height / image.width, MAX_ASPECT))
     axes = figure.subplots(1, len(maps) + 1)
     axes[0].imshow(image)
     axes[0].set(title="image", xticks=[], yticks=[])

@@ -20,6 +20,7 @@ from .boundary_iou import BoundaryIoU
 from .finite import NotFiniteError
 from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
+from .visualization import fitted_size
 
 CONFUSIONS_LISTED = 10
 KEPT_WIDTH = 480  # pixels; the worst images are kept small, since they are only displayed
@@ -179,10 +180,11 @@ def _sum(counts: np.ndarray, accelerator: Accelerator) -> np.ndarray:
 def _small(
     image: Image.Image, reference: np.ndarray, prediction: np.ndarray
 ) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-    size = (KEPT_WIDTH, max(1, round(image.height * KEPT_WIDTH / image.width)))
+    size = fitted_size(image.size, KEPT_WIDTH)
 
     def shrink(labels: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
+        stored = labels if labels.dtype == np.uint8 else labels.astype(np.int32)  # 8 bits do not hold 256 classes
+        return np.asarray(Image.fromarray(stored).resize(size, Image.Resampling.NEAREST))
 
     small = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
     return small, shrink(reference), shrink(prediction)
