@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UsageError
+from . import pixel_limit  # noqa: F401  # a worker process inherits the limit of its parent
 from .labels import LabelMapping
 from .png_checksums import VerifiedPng, verify_png
 
@@ -337,5 +338,9 @@ def _decode_or_name(name: str, decode: Callable[[], Decoded]) -> Decoded:
         raise UsageError(f"The file {name} does not exist.") from None
     except UnidentifiedImageError:
         raise UsageError(f"{name} cannot be read as an image: its format is unknown.") from None
+    except Image.DecompressionBombError as error:
+        raise UsageError(
+            f"{name} cannot be read as an image: {error} If you trust the file, raise `max_image_pixels`."
+        ) from None
     except Exception as error:  # decoders raise many kinds of exceptions for corrupt files
         raise UsageError(f"{name} cannot be read as an image: {error}") from None

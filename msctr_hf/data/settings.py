@@ -9,6 +9,7 @@ import yaml
 
 from ..errors import UsageError
 from ..settings import Settings, setting
+from .pixel_limit import set_max_image_pixels
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -18,7 +19,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class DatasetSettings(Settings):
+class ImageSettings(Settings):
+    """Settings of reading image files."""
+
+    max_image_pixels: int | None = setting(
+        None,
+        help="Width times height of the largest image that is read, against files that would fill the memory; "
+        "178,956,970 by default.",
+        at_least=1,
+        on_resume="free",
+        in_card=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_image_pixels is not None:
+            set_max_image_pixels(self.max_image_pixels)
+
+
+@dataclass(kw_only=True)
+class DatasetSettings(ImageSettings):
     """Settings of the choice and the location of a data set."""
 
     _argument_group_name = "data set"

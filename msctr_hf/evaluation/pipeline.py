@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import Pipeline
 
 from ..data.images import read_image, read_image_file, to_rgb
+from ..data.pixel_limit import set_max_image_pixels
 from ..errors import UsageError, as_usage_error
 from .finite import refuse_faulty_weights
 from .predictor import Predictor
@@ -22,6 +23,7 @@ TASK = "msctr-segmentation"
 _INFERENCE = ("scales", "flip", "window_size", "window_stride")
 _OVERLAY = ("opacity", "legend")
 _LONGEST_PATH = 4096  # longer text is an image in base64
+_READING = ("max_image_pixels",)
 
 
 class SegmentationPipeline(Pipeline):
@@ -34,7 +36,8 @@ class SegmentationPipeline(Pipeline):
     ```
 
     Settings of the pipeline or of a call: `scales`, `flip`, `window_size` and `window_stride` as in
-    `InferenceSettings`; `opacity` of the colors; `legend`, whether the overlay has a legend.
+    `InferenceSettings`; `opacity` of the colors; `legend`, whether the overlay has a legend; `max_image_pixels`, the
+    width times height of the largest image that is read, in this process from then on (178,956,970 by default).
 
     A call takes a path, a URL, a PIL image, or a list of these, and returns a dict for each: `labels` (H, W), uint8
     or, with more than 256 classes, int64; `areas`, the share of the image that every present class covers; `overlay`,
@@ -51,16 +54,18 @@ class SegmentationPipeline(Pipeline):
         refuse_faulty_weights(self.model)
 
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
-        unknown = sorted(set(settings) - {*_INFERENCE, *_OVERLAY})
-        if unknown:
-            raise UsageError(
-                f"`{unknown[0]}` is not a setting of this pipeline; choose from {', '.join((*_INFERENCE, *_OVERLAY))}."
-            )
-        inference = {name: settings[name] for name in _INFERENCE if name in settings}
-        return {}, inference, {name: settings[name] for name in _OVERLAY if name in settings}
+        known = (*_INFERENCE, *_OVERLAY, *_READING)
+        if unknown := sorted(set(settings) - {*known}):
+            raise UsageError(f"`{unknown[0]}` is not a setting of this pipeline; choose from {', '.join(known)}.")
+        reading, inference, overlay_settings = (
+            {name: settings[name] for name in names if name in settings} for names in (_READING, _INFERENCE, _OVERLAY)
+        )
+        return reading, inference, overlay_settings
 
-    def preprocess(self, inputs: Any) -> dict[str, Any]:
+    def preprocess(self, inputs: Any, max_image_pixels: int | None = None) -> dict[str, Any]:
         """Load an RGB image, upright, from an image, a path, a URL or text in base64."""
+        if max_image_pixels is not None:
+            set_max_image_pixels(max_image_pixels)
         return {"image": _load(inputs)}
 
     def _forward(self, model_inputs: dict[str, Any], **inference: Any) -> dict[str, Any]:

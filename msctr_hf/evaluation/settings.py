@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from ..data.settings import DatasetSettings
+from ..data.settings import DatasetSettings, ImageSettings
 from ..errors import UsageError
 from ..settings import Settings, setting
 
@@ -122,7 +122,7 @@ class ScoringSettings(DatasetSettings):
 
 
 @dataclass
-class PredictionSettings(Settings):
+class PredictionSettings(ImageSettings):
     """Settings of a prediction: network, images and output."""
 
     _argument_group_name = "network and images"
@@ -187,7 +187,7 @@ class EmbeddingSettings(DatasetSettings):
 
 
 @dataclass
-class DemoSettings(Settings):
+class DemoSettings(ImageSettings):
     """Settings of the demo: network, example images and port."""
 
     model: str = setting(
