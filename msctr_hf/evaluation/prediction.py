@@ -70,14 +70,18 @@ def predict_files(
     unreadable: list[str] = []
     waiting: deque[tuple[Image.Image, Path]] = deque()  # read, but not labeled yet
     for labels in _label_maps(predictor, targets, waiting, unreadable):
-        image, target = waiting.popleft()
+        target = waiting[0][1]
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.with_name(f"{target.name}.png")
         if raw_values is not None:
             save_labels(raw_values[labels], file)
-            continue
-        save_labels(labels, file, colors if palette else None)
-        overlay(image, labels, colors, names, opacity).save(target.with_name(f"{target.name}_overlay.png"))
+        else:
+            save_labels(labels, file, colors if palette else None)
+            figure = overlay(waiting[0][0], labels, colors, names, opacity)
+            figure.save(target.with_name(f"{target.name}_overlay.png"))
+            del figure
+        waiting.popleft()
+        del labels  # a large image must be freed before the next is read
     if unreadable:
         raise UsageError(f"{len(unreadable)} of {len(targets)} images cannot be read: {'; '.join(unreadable)}")
     return len(targets)
@@ -126,6 +130,7 @@ def _readable(
             continue
         waiting.append((image, target))
         yield image
+        del image
 
 
 def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrPosition) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,12 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import voc_palette
 from ..errors import UsageError, building_a_network, first_line
+from ..models.image_processing_msctr import MsctrImageProcessor, MsctrImageProcessorPil
 from .finite import refuse_faulty_weights
 from .inference import predict_label_maps
-from .settings import InferenceSettings
+from .settings import InferenceSettings, Size
+
+PREPARED_ROWS = 1024  # rows of an image that are normalized at a time
 
 
 @dataclass
@@ -66,18 +68,53 @@ class Predictor:
             size_divisor=getattr(self.image_processor, "size_divisor", None) or 1,
             padding_mode=getattr(self.image_processor, "padding_mode", "constant"),
         )
-        prepared = ((self.prepare([image]), (image.height, image.width)) for image in images)
-        for _, neighbors in groupby(prepared, key=lambda one: one[0].shape):
-            while batch := list(islice(neighbors, self.settings.batch_size)):
-                pixel_values, sizes = zip(*batch, strict=True)
-                for labels in predict_label_maps(self.model, torch.cat(pixel_values), settings, sizes):
-                    yield self._as_train_ids(labels.cpu().numpy())
+        batch: list[tuple[torch.Tensor, Size]] = []
+        for image in images:
+            prepared = self.prepare([image])
+            if batch and batch[0][0].shape != prepared.shape:
+                yield from self._label(batch, settings)
+            batch.append((prepared, (image.height, image.width)))
+            del image, prepared  # a large image takes gigabytes, and must be freed before the next is read
+            if len(batch) == self.settings.batch_size:
+                yield from self._label(batch, settings)
+        yield from self._label(batch, settings)
+
+    def _label(self, batch: list[tuple[torch.Tensor, Size]], settings: InferenceSettings) -> list[np.ndarray]:
+        """Label prepared images of one size, and empty the list."""
+        if not batch:
+            return []
+        tensors, sizes = zip(*batch, strict=True)
+        batch.clear()
+        pixel_values = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        maps = predict_label_maps(self.model, pixel_values, settings, sizes)
+        return [self._as_train_ids(labels.cpu().numpy()) for labels in maps]
 
     def _as_train_ids(self, labels: np.ndarray) -> np.ndarray:
         return labels if self.train_ids is None else np.array(self.train_ids, dtype=labels.dtype)[labels]
 
     def prepare(self, images: list[Image.Image]) -> torch.Tensor:
         """Resize and normalize RGB images of one size to a batch (B, 3, H, W), without padding."""
+        if not self._resizes:
+            size = (len(images), 3, images[0].height, images[0].width)
+            if size[2] > PREPARED_ROWS:
+                return self._prepare_in_strips(images, size)
+        return self._prepare(images)
+
+    @property
+    def _resizes(self) -> bool:
+        ours = isinstance(self.image_processor, (MsctrImageProcessor, MsctrImageProcessorPil))
+        return not ours or bool(self.image_processor.do_resize)
+
+    def _prepare_in_strips(self, images: list[Image.Image], size: Sequence[int]) -> torch.Tensor:
+        """Prepare some rows at a time, since the image processor makes several copies of what it is given."""
+        pixel_values = torch.empty(*size, device=next(self.model.parameters()).device)
+        for top in range(0, size[2], PREPARED_ROWS):
+            bottom = min(top + PREPARED_ROWS, size[2])
+            strips = [image.crop((0, top, size[3], bottom)) for image in images]
+            pixel_values[:, :, top:bottom] = self._prepare(strips)
+        return pixel_values
+
+    def _prepare(self, images: list[Image.Image]) -> torch.Tensor:
         unpadded = {} if getattr(self.image_processor, "size_divisor", None) is None else {"size_divisor": 1}
         prepared = self.image_processor(images=images, return_tensors="pt", **unpadded)
         return prepared["pixel_values"].to(next(self.model.parameters()).device)
