@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import UsageError, first_line
-from .classes import voc_palette
+from .classes import default_palette
 from .file_source import FileSource, Layout, PairedFiles
 from .labels import MAX_CLASSES, MAX_RAW_VALUE, Color, is_raw_value
 from .specs import DatasetSpec
@@ -151,7 +151,7 @@ def _color(value: Any) -> Color | None:
 
 
 def _read_palette(description: dict[str, Any], classes: list[str], path: Path) -> list[Color]:
-    palette = voc_palette(len(classes))
+    palette = default_palette(classes)
     colors = description.get("palette") or {}
     if not isinstance(colors, dict):
         raise UsageError(f"{path}: `palette:` must map class names to colors, got {colors!r}.")

@@ -24,6 +24,7 @@ from .predictor import Predictor
 from .visualization import overlay
 
 PALETTE_COLORS = 256  # the most a PNG can hold
+MAX_VALUES = 1 << 16  # of the widest PNG of one channel
 
 
 def predict_files(
@@ -66,6 +67,8 @@ def predict_files(
     sources = [sources] if isinstance(sources, (str, Path)) else sources
     targets = _plan_outputs(_find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
     names, colors = predictor.class_names, predictor.palette
+    if len(names) > MAX_VALUES:
+        raise UsageError(f"The network has {len(names)} classes, but a PNG stores at most {MAX_VALUES}.")
     raw_values = _raw_values(submission_for, names, class_order) if submission_for is not None else None
     unreadable: list[str] = []
     waiting: deque[tuple[Image.Image, Path]] = deque()  # read, but not labeled yet
@@ -142,7 +145,8 @@ def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrP
         say(matched.note, file=sys.stderr)
     raw_values = spec.raw_values()
     train_ids = matched.train_ids or range(len(names))
-    return np.array([raw_values[label] for label in train_ids], dtype=np.uint8)
+    values = np.array([raw_values[label] for label in train_ids])
+    return values.astype(np.uint8 if values.max() < PALETTE_COLORS else np.uint16)
 
 
 def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from ..data.classes import voc_palette
+from ..data.classes import default_palette
 from ..errors import UsageError, building_a_network, first_line
 from ..models.image_processing_msctr import MsctrImageProcessor, MsctrImageProcessorPil
 from .finite import refuse_faulty_weights
@@ -42,16 +42,20 @@ class Predictor:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes in the order of the train ids; LABEL_0, ... if the network does not name them all."""
+        return self._by_train_id(self._names)
+
+    @property
+    def _names(self) -> list[str]:
         config = self.model.config
-        labels = range(config.num_labels)
-        names = config.id2label or {}
-        return self._by_train_id([names[n] if set(labels) <= set(names) else f"LABEL_{n}" for n in labels])
+        names, labels = config.id2label or {}, range(config.num_labels)
+        is_complete = set(labels) <= set(names)
+        return [names[label] if is_complete else f"LABEL_{label}" for label in labels]
 
     @property
     def palette(self) -> list:
-        """RGB colors of the classes, from the configuration or, if it has none, by the rule of PASCAL VOC."""
-        palette = getattr(self.model.config, "palette", None) or voc_palette(self.model.config.num_labels)
-        return self._by_train_id(palette)
+        """RGB colors of the classes, from the configuration; for those it does not give, as `default_palette`."""
+        given = list(getattr(self.model.config, "palette", None) or [])
+        return self._by_train_id([*given, *default_palette(self._names)[len(given) :]])
 
     def _by_train_id(self, values: list) -> list:
         """Sort values of the classes of the network by train id."""

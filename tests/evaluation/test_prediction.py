@@ -1,5 +1,6 @@
 """Prediction of image files: which images are found, which files are written, how batches are formed."""
 
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.data.images import read_labels
 from msctr_hf.data.labels import LabelMapping
+from msctr_hf.data.specs import DatasetSpec, Submission
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.prediction import predict_files, save_labels
 from msctr_hf.evaluation.predictor import Predictor
@@ -252,3 +254,44 @@ def test_predicted_files_can_be_read_as_labels_of_a_data_set(predictor, images, 
     ids = read_labels({"path": str(path), "bytes": path.read_bytes()}, mapping)
     assert ids.mode == "L"
     assert np.array_equal(np.asarray(ids), np.asarray(Image.open(path)))
+
+
+def test_raw_values_above_255_are_submitted_in_16_bits(images, tmp_path):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, (40, 56), dtype=np.uint8)
+    spec = DatasetSpec("wide", ["a", "b", "c"], PALETTE, None, {300: 0, 7: 1, 65_535: 2}, submission=Submission())
+    predictor = Predictor(types.SimpleNamespace(), None)
+    predictor.__class__ = type(
+        "Known",
+        (Predictor,),
+        {
+            "__call__": lambda self, images: (labels for _ in images),
+            "class_names": ["a", "b", "c"],
+            "palette": PALETTE,
+        },
+    )
+    predict_files(predictor, images / "0.png", tmp_path / "upload", submission_for=spec)
+    written = np.asarray(Image.open(tmp_path / "upload/0.png"))
+    assert np.array_equal(written, np.array([300, 7, 65_535])[labels])
+
+
+def test_more_classes_than_a_png_has_values_are_refused_before_anything_is_written(images, tmp_path):
+    config = types.SimpleNamespace(num_labels=65_537, id2label=None)
+    predictor = Predictor(types.SimpleNamespace(config=config), None)
+    with pytest.raises(UsageError, match="65537 classes, but a PNG stores at most 65536"):
+        predict_files(predictor, images / "0.png", tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+
+
+@pytest.mark.parametrize("name", ["background", "Background", "_background_", "unlabeled", "void"])
+def test_a_first_class_for_the_background_is_black_and_the_others_have_the_colors_of_voc(name):
+    config = types.SimpleNamespace(num_labels=3, id2label={0: name, 1: "road", 2: "car"})
+    palette = Predictor(types.SimpleNamespace(config=config), None).palette
+    assert [tuple(color) for color in palette] == [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
+
+
+def test_colors_that_a_configuration_leaves_out_are_distinct_defaults():
+    config = types.SimpleNamespace(num_labels=300, id2label=None, palette=[[1, 2, 3]])
+    palette = [tuple(color) for color in Predictor(types.SimpleNamespace(config=config), None).palette]
+    assert palette[0] == (1, 2, 3)
+    assert len(set(palette)) == 300
