@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -20,9 +22,9 @@ def find_fault_of_weights(model: nn.Module) -> str | None:
     Of a network that is split over processes, only the part of this process is checked.
     """
     state = model.state_dict()
-    faulty = [f"{name} ({_kinds(tensor)})" for name, tensor in state.items() if not _is_finite(tensor)]
-    if not faulty:
+    if _are_finite(state.values()):
         return None
+    faulty = [f"{name} ({_kinds(tensor)})" for name, tensor in state.items() if not _are_finite([tensor])]
     more = f" and {len(faulty) - _TENSORS_NAMED} more" if len(faulty) > _TENSORS_NAMED else ""
     return (
         f"{len(faulty)} of {len(state)} tensors of the network are not finite: {', '.join(faulty[:_TENSORS_NAMED])}"
@@ -55,7 +57,7 @@ def finite_outputs(outputs: torch.Tensor, dtype: torch.dtype, name: str = "logit
     Raises:
         NotFiniteError: If a value is NaN or infinite.
     """
-    if not _is_finite(outputs):
+    if not _are_finite([outputs]):
         remedy = _remedy(dtype, "its weights are too large or faulty, so use another network")
         raise NotFiniteError(f"The {name} of the network are not finite ({_kinds(outputs)}); {remedy}.")
     return outputs
@@ -67,10 +69,13 @@ def _remedy(dtype: torch.dtype, otherwise: str) -> str:
     return otherwise
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
-    values = _own_part(tensor)
-    # an offloaded tensor on the device "meta" has no values here
-    return not values.is_floating_point() or values.is_meta or bool(values.isfinite().all())
+def _are_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Return whether all values are finite; the host waits once for every device, and not for every tensor."""
+    of_device: dict[torch.device, list[torch.Tensor]] = {}
+    for values in map(_own_part, tensors):
+        if values.is_floating_point() and not values.is_meta:  # an offloaded tensor has no values here
+            of_device.setdefault(values.device, []).append(values.isfinite().all())
+    return all(bool(torch.stack(flags).all()) for flags in of_device.values())
 
 
 def _kinds(tensor: torch.Tensor) -> str:

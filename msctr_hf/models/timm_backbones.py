@@ -37,7 +37,16 @@ class MsctrTimmBackbone(TimmBackbone):
     supports_gradient_checkpointing = True
 
     def __init__(self, config: PreTrainedConfig, **kwargs):
-        super().__init__(config, **{**(getattr(config, "timm_kwargs", None) or {}), **kwargs})
+        settings = {**(getattr(config, "timm_kwargs", None) or {}), **kwargs}
+        try:
+            super().__init__(config, **settings)
+        except RuntimeError:
+            if torch.get_default_device().type != "meta":
+                raise
+            # RegNet of timm before 1.0.30, for example, computes its widths with tensors, which have no values there
+            with torch.device("cpu"):
+                super().__init__(config, **settings)
+            self.to("meta")
         self._channels_last = str(getattr(self._backbone, "output_fmt", "NCHW")).endswith("NHWC")
         self._checkpointing = False
         _interpolate_fuse_layers_bilinearly(self._backbone)

@@ -106,3 +106,20 @@ def test_a_dilated_resnet_computes_the_same_maps_as_in_torchvision():
         ):
             x = layer(x)
             torch.testing.assert_close(stage, x)
+
+
+def test_a_network_of_timm_that_computes_its_widths_with_tensors_is_loaded(tiny_config, tmp_path, monkeypatch):
+    backbone = {"model_type": "timm_backbone", "backbone": "regnetx_002", "out_indices": [1, 2, 3, 4]}
+    model = MsctrForSemanticSegmentation(tiny_config(backbone=backbone)).eval()
+    model.save_pretrained(tmp_path)
+    generate = timm.models.regnet.generate_regnet
+
+    def with_tensors(*args, **kwargs):  # as timm 1.0.29 does, on the device "meta" while weights are loaded
+        widths, stages, groups = generate(*args, **kwargs)
+        return torch.tensor(widths).tolist(), stages, groups
+
+    monkeypatch.setattr(timm.models.regnet, "generate_regnet", with_tensors)
+    loaded = MsctrForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
