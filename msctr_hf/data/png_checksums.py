@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import dropwhile, takewhile
-from typing import Any
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # color type -> channels
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _STORED_BYTES = (1 << 16) - 1  # the most that a block of a zlib stream can hold uncompressed
 _IHDR_BYTES = 13
-_SURPLUS_STEP, _MOST_SURPLUS = 1 << 20, 1 << 24  # bytes after the pixels, which decoders skip
+_SLICE_BYTES = 1 << 15
+_MOST_SURPLUS = 1 << 24  # bytes after the pixels, which decoders skip
 _LONGEST_CHUNK = (1 << 31) - 1
 
 
@@ -90,50 +90,63 @@ def _verified_chunks(data: bytes) -> Iterator[_Chunk]:
 
 def _with_uncompressed_pixels(data: bytes, parts: list[_Chunk], num_bytes: int) -> bytes | None:
     """Replace compressed pixels by the same pixels uncompressed; return `None` if they do not end with the image."""
-    compressed = b"".join([part.content for part in parts])
-    inflate = zlib.decompressobj()
+    pixels = _Pixels(num_bytes)
     try:
-        pixels = inflate.decompress(compressed, num_bytes)
-        surplus = _read_to_checksum(inflate)
+        pixels.read(b"".join([part.content for part in parts]))
     except zlib.error as error:
         raise ValueError(f"its compressed pixels are damaged ({error})") from None
-    if len(pixels) < num_bytes:
-        raise ValueError(f"it holds only {len(pixels)} of {num_bytes} bytes of pixels")
-    if not inflate.eof and parts[-1].end < len(data):
+    if pixels.missing:
+        raise ValueError(f"it holds only {num_bytes - pixels.missing} of {num_bytes} bytes of pixels")
+    if pixels.checksum is None and parts[-1].end < len(data):
         raise ValueError("its compressed pixels are damaged (they do not end with the image)")
-    if surplus or not inflate.eof or num_bytes > _LONGEST_CHUNK // 2:
+    if pixels.surplus or pixels.checksum is None or num_bytes > _LONGEST_CHUNK // 2:
         return None
-    checksum_end = len(compressed) - len(inflate.unused_data)
-    chunk = _chunk(b"IDAT\x78\x01", *_stored_blocks(pixels), compressed[checksum_end - 4 : checksum_end])
+    stream = (b"\x78\x01", *pixels.blocks, pixels.checksum)
+    frame = struct.pack(">I4s", sum(map(len, stream)), b"IDAT")
+    # the chunk needs no checksum: Pillow and libspng read past that of pixels, and it was verified above
     view = memoryview(data)
-    return b"".join([view[: parts[0].start], *chunk, view[parts[-1].end :]])
+    return b"".join([view[: parts[0].start], frame, *stream, bytes(4), view[parts[-1].end :]])
 
 
-def _read_to_checksum(inflate: Any) -> int:
-    """Read on to the end of a zlib stream, where its checksum is compared; return the number of surplus bytes."""
-    surplus = len(inflate.decompress(inflate.unconsumed_tail, 1))
-    while surplus and not inflate.eof and inflate.unconsumed_tail and surplus < _MOST_SURPLUS:
-        surplus += len(inflate.decompress(inflate.unconsumed_tail, _SURPLUS_STEP))
-    return surplus
+class _Pixels:
+    """Pixels as the blocks of a zlib stream that holds them uncompressed (RFC 1951, section 3.2.4).
 
+    Compressed bytes are read in slices, since zlib copies what it has not read yet, and blocks are kept as they come,
+    since joining them would double the time for memory.
+    """
 
-def _chunk(*pieces: bytes | memoryview) -> Sequence[bytes | memoryview]:
-    """Frame the name and the content of a chunk, which are in pieces, by their length and checksum."""
-    length, checksum = -4, 0
-    for piece in pieces:
-        length += len(piece)
-        checksum = zlib.crc32(piece, checksum)
-    return (struct.pack(">I", length), *pieces, struct.pack(">I", checksum))
+    def __init__(self, num_bytes: int):
+        self.blocks: list[bytes] = []
+        self.missing = num_bytes
+        self.surplus = 0
+        self.checksum: bytes | None = None
 
+    def read(self, compressed: bytes) -> None:
+        """Decompress all pixels and compare their checksum; stop early if far more follow than the image has."""
+        inflate = zlib.decompressobj()
+        view = memoryview(compressed)
+        for start in range(0, len(view), _SLICE_BYTES):
+            waiting: bytes | memoryview = view[start : start + _SLICE_BYTES]
+            end = start + len(waiting)
+            while self.surplus <= _MOST_SURPLUS:
+                most = min(self.missing, _STORED_BYTES) or _STORED_BYTES
+                block = inflate.decompress(waiting, most)
+                self._keep(block)
+                waiting = inflate.unconsumed_tail
+                if inflate.eof:
+                    end -= len(inflate.unused_data)
+                    self.checksum = compressed[end - 4 : end]
+                    return
+                if not waiting and len(block) < most:
+                    break
 
-def _stored_blocks(pixels: bytes) -> Iterator[bytes | memoryview]:
-    """Yield the blocks of a zlib stream (RFC 1951, section 3.2.4) that holds the pixels uncompressed."""
-    view = memoryview(pixels)
-    for start in range(0, len(pixels), _STORED_BYTES):
-        block = view[start : start + _STORED_BYTES]
-        is_last = start + _STORED_BYTES >= len(pixels)
-        yield struct.pack("<BHH", is_last, len(block), _STORED_BYTES ^ len(block))
-        yield block
+    def _keep(self, block: bytes) -> None:
+        if self.missing and block:
+            self.missing -= len(block)
+            header = struct.pack("<BHH", not self.missing, len(block), _STORED_BYTES ^ len(block))
+            self.blocks += (header, block)
+        else:
+            self.surplus += len(block)
 
 
 def _num_bytes(header: bytes) -> int:
