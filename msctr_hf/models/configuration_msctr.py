@@ -72,6 +72,14 @@ class MsctrConfig(PreTrainedConfig):
 
     model_type = "msctr"
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
+    # everything but loss and logits: the Trainer passes what is left to `compute_metrics`
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "auxiliary_logits",
+        "projections",
+        "loss_terms",
+        "hidden_states",
+        "diagnostics",
+    ]
 
     backbone_config: dict | PreTrainedConfig | None = _field(
         None,

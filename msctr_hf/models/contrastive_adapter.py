@@ -117,8 +117,9 @@ class ContrastiveAdapter(nn.Module):
     ) -> MsctrSegmenterOutput:
         """Segment a batch, and compute the objective if `labels` are given.
 
-        Arguments and output are those of `MsctrForSemanticSegmentation`; `loss_terms` holds the model's own loss as
-        `segmentation`, and every contrastive term.
+        Arguments and output are those of `MsctrForSemanticSegmentation`. In training mode, `loss_terms` holds the
+        model's own loss as `segmentation`, and every contrastive term; in evaluation mode there are only `loss` and
+        `logits`, and what was requested.
         """
         if output_projections and self.projection_head is None:
             raise ValueError("The adapter has no projection head: it was made with `contrastive_mode='ce'`.")
@@ -132,7 +133,7 @@ class ContrastiveAdapter(nn.Module):
             **kwargs,
         )
         loss, terms, diagnostics, hidden = output.loss, None, None, None
-        if loss is not None:
+        if loss is not None and self.training:
             terms = {"segmentation": loss.detach()}
         if needs_maps:
             hidden = self.projection_head.hidden(self._maps(output.hidden_states, pixel_values.shape[-2:]))
