@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
-from .modeling_msctr import MsctrSegmenterOutput, initialize_convolution
+from .modeling_msctr import MsctrSegmenterOutput, contrast_and_keep_facts, initialize_convolution
 from .projection_head import ProjectionHead
 
 MAX_STAGES = 4
@@ -87,6 +87,7 @@ class ContrastiveAdapter(nn.Module):
             )
         self.projection_head = None
         self.contrastive_loss = None
+        self.contrastive_facts: dict[str, float] = {}
         if self.objective.contrastive_mode != "ce":
             channels = [_channels(shapes[self._layer(stage)]) for stage in self.objective.projection_stages]
             # The random state is restored, so that one seed starts all modes from the same network.
@@ -138,9 +139,9 @@ class ContrastiveAdapter(nn.Module):
         if needs_maps:
             hidden = self.projection_head.hidden(self._maps(output.hidden_states, pixel_values.shape[-2:]))
         if contrasts:
-            contrast = self.contrastive_loss.contrast(hidden, labels, project=self.projection_head.row_projections)
+            contrast = contrast_and_keep_facts(self, hidden, labels)
             loss = loss + self.objective.contrastive_loss_weight * contrast.loss
-            terms, diagnostics = {**terms, **contrast.terms}, contrast.diagnostics
+            terms, diagnostics = {**terms, **contrast.terms}, contrast.cosines
         return MsctrSegmenterOutput(
             loss=loss,
             logits=output.logits,
