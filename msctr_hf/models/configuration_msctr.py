@@ -14,6 +14,7 @@
 """Configuration of a segmentation network trained with multi-scale and cross-scale contrast."""
 
 import difflib
+import logging
 from dataclasses import field, fields
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .decode_heads import DECODE_HEADS, DecodeHead
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
 
@@ -65,7 +68,9 @@ class MsctrConfig(PreTrainedConfig):
     """Configuration of a network and of its training objective.
 
     Stages are counted from 1, the finest: C2 = stage 1 ... C5 = stage 4. A wrong type or an unknown key is an error.
-    `None` is replaced by the default of the decode head.
+    `None` is replaced by the default of the decode head. Where other classes are assigned, as by
+    `from_pretrained(..., num_labels=3)`, `palette` and `class_weights` are reduced to the entries of these classes, or
+    dropped if one of the new classes is not among the former ones.
 
     Source: https://arxiv.org/abs/2203.13409.
     """
@@ -173,6 +178,47 @@ class MsctrConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.id2label is not None and len(self.label2id or {}) != len(self.id2label):
             self.label2id = {name: index for index, name in self.id2label.items()}
+        self.validate_settings()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MsctrConfig":
+        """Build a configuration from a dict and from settings that override it; classes are set before the others."""
+        classes = {name: kwargs.pop(name) for name in ("id2label", "num_labels") if kwargs.get(name) is not None}
+        return super().from_dict(config_dict, **classes, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "id2label" and value is not None:
+            value = {int(label): each for label, each in value.items()}  # JSON has only strings as keys
+            self._fit_to_classes(value)
+        super().__setattr__(name, value)
+
+    def _fit_to_classes(self, id2label: dict[int, str]) -> None:
+        """Reduce palette and class weights to other classes, or drop them if some of these are new."""
+        former = self.__dict__.get("id2label")
+        if former is None or former == id2label:
+            return
+        super().__setattr__("label2id", {name: label for label, name in id2label.items()})
+        position = {former[label]: index for index, label in enumerate(sorted(former))}
+        kept = [position.get(id2label[label]) for label in sorted(id2label)]
+        # settings of another length were assigned for the new classes already
+        settings = {name: self.__dict__.get(name) or () for name in ("palette", "class_weights")}
+        belonging = {name: entries for name, entries in settings.items() if len(entries) == len(former)}
+        for name, entries in belonging.items():
+            super().__setattr__(name, None if None in kept else [entries[index] for index in kept])
+        if belonging:
+            names = " and ".join(f"`{name}`" for name in belonging)
+            logger.warning(
+                f"Dropped {names}, which belonged to other classes."
+                if None in kept
+                else f"Reduced {names} to the new classes, which are among the former ones."
+            )
+
+    def validate_settings(self) -> None:
+        """Check settings that depend on each other, which is also done before a network is built or saved.
+
+        Raises:
+            ValueError: If a configuration with these settings could not be loaded.
+        """
         self._validate_network()
         self._validate_contrast()
 
@@ -195,6 +241,11 @@ class MsctrConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive, got {value}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
+        if self.num_labels < 2:
+            raise ValueError(
+                f"A network needs at least two classes, got {self.num_labels}: the cross entropy of a single class is "
+                "always 0; give the background a class."
+            )
         head = DECODE_HEADS[self.decode_head]
         if head.needs_auxiliary_logits and not self.use_auxiliary_head:
             raise ValueError(

@@ -121,6 +121,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
 
     def __init__(self, config: MsctrConfig):
         super().__init__(config)
+        config.validate_settings()  # some may have been assigned since it was built
         self.backbone = build_backbone(config.backbone_config)
         channels: list[int] = list(self.backbone.channels)  # type: ignore[arg-type]
         self.feature_pyramid = None

@@ -206,16 +206,12 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             "contrastive objective."
         )
     config = MsctrConfig.from_pretrained(path)
-    same_classes = list(config.id2label.values()) == list(spec.classes)
+    config.palette = None  # colors are those of the data set
+    if "class_weights" in settings:
+        config.class_weights = None
+    config.id2label = spec.id2label  # other class weights are fitted to the classes, or dropped, which is reported
     config = MsctrConfig.from_dict(
-        {
-            **config.to_dict(),
-            "id2label": spec.id2label,
-            "label2id": {name: label for label, name in spec.id2label.items()},
-            "palette": [list(color) for color in spec.palette],
-            "class_weights": config.class_weights if same_classes else None,
-            **settings,
-        }
+        {**config.to_dict(), "palette": [list(color) for color in spec.palette], **settings}
     )
     try:
         model, info = MsctrForSemanticSegmentation.from_pretrained(
