@@ -16,14 +16,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
@@ -32,10 +36,13 @@ from .projection_head import ProjectionHead
 
 MAX_STAGES = 4
 _DEFAULT_IMAGE_SIZE = 224
+HEADS_FILE = "projection_head.safetensors"
+_HEADS = "projection_head."
+_MODEL = "model."
 _SETTING_PREFIXES = ("projection_dim", "projection_stages", "contrastive_")
 
 
-class ContrastiveAdapter(nn.Module):
+class ContrastiveAdapter(PreTrainedModel):
     """Wrapper that trains a model with projection heads and contrastive terms; `adapter.model` is an ordinary model.
 
     In training mode with `labels`, `loss` is the model's own loss plus the weighted contrastive loss; in evaluation
@@ -45,8 +52,10 @@ class ContrastiveAdapter(nn.Module):
     model = AutoModelForSemanticSegmentation.from_pretrained("nvidia/mit-b0", num_labels=19)
     adapter = ContrastiveAdapter(model, contrastive_mode="ms_cs")
     adapter(pixel_values=pixel_values, labels=labels).loss.backward()
-    adapter.save_pretrained("segformer")  # what model.save_pretrained writes
+    adapter.save_pretrained("segformer")  # what model.save_pretrained writes, and the projection head beside it
     ```
+
+    The Trainer of transformers trains an adapter, and resumes from its checkpoints.
 
     Args:
         model (`PreTrainedModel`): SegFormer, DPT, BEiT, UPerNet, MobileViT, ...: any model that returns
@@ -60,10 +69,14 @@ class ContrastiveAdapter(nn.Module):
         ValueError: If the model cannot be adapted, or a setting does not belong to the objective.
     """
 
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
     accepts_loss_kwargs = False  # the loss is a mean over this batch: it cannot use the Trainer's num_items_in_batch
 
     def __init__(self, model: PreTrainedModel, *, layers: Sequence[int] | None = None, **settings: Any):
-        super().__init__()
+        # The configuration of the model is attached afterwards, because the constructor of the base class adjusts it.
+        super().__init__(PreTrainedConfig())
         for name in settings:
             if not name.startswith(_SETTING_PREFIXES):
                 raise ValueError(
@@ -71,6 +84,8 @@ class ContrastiveAdapter(nn.Module):
                 )
         _refuse_other_models(model)
         self.model = model
+        self.config = model.config
+        self.name_or_path = model.name_or_path
         size = _image_size(model.config)
         hidden_states = _hidden_states_of_blank_image(model, size)
         shapes = [state.shape for state in hidden_states]
@@ -103,9 +118,9 @@ class ContrastiveAdapter(nn.Module):
             self.contrastive_loss = MultiScaleContrastiveLoss.from_config(self.objective)
 
     @property
-    def config(self) -> Any:
-        """Configuration of the model."""
-        return self.model.config
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the model can recompute activations in the backward pass."""
+        return self.model.supports_gradient_checkpointing
 
     @property
     def backbone(self) -> nn.Module:
@@ -155,20 +170,95 @@ class ContrastiveAdapter(nn.Module):
             diagnostics=diagnostics,
         )
 
+    def get_input_embeddings(self) -> None:
+        """Return `None`: images have no input embeddings, but libraries that shard or adapt models ask for them."""
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie the weights that the model ties."""
+        self.model.tie_weights(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse to load: an adapter is made around a loaded model.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "Load the model with `AutoModelForSemanticSegmentation.from_pretrained`, then wrap it: "
+            "`ContrastiveAdapter(model)`."
+        )
+
     def save_pretrained(
-        self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None, **kwargs: Any
+        self,
+        folder: str | Path,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        *,
+        is_main_process: bool = True,
+        save_heads: bool = True,
+        **kwargs: Any,
     ) -> None:
-        """Save the model alone, as its own `save_pretrained` does.
+        """Save the model as its own `save_pretrained` does, and the projection head in a file beside it.
 
         Args:
             folder (`str` or `Path`): Folder in which the model is saved.
             state_dict (`dict[str, torch.Tensor]`, *optional*): Weights of the adapter, if they are not in the module.
+            is_main_process (`bool`): Whether this process writes.
+            save_heads (`bool`): Whether to write the file of the projection head, from which only training resumes.
             kwargs: Passed to the model's `save_pretrained`.
         """
-        if state_dict is not None:
-            own = "model."
-            state_dict = {key.removeprefix(own): value for key, value in state_dict.items() if key.startswith(own)}
-        self.model.save_pretrained(folder, state_dict=state_dict, **kwargs)
+        own = None if state_dict is None else _part(state_dict, _MODEL)
+        self.model.save_pretrained(folder, state_dict=own, is_main_process=is_main_process, **kwargs)
+        if save_heads and is_main_process:
+            heads = _part(self.state_dict() if state_dict is None else state_dict, _HEADS)
+            heads = {_HEADS + key: value.contiguous() for key, value in heads.items()}
+            save_file(heads, Path(folder) / HEADS_FILE, metadata={"settings": json.dumps(self._settings)})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights of the adapter, or resume from a checkpoint of the Trainer, which holds those of the model.
+
+        Args:
+            state_dict (`Mapping[str, Any]`): Weights of the adapter. From the Trainer those of the plain model, which
+                are read from its checkpoint together with the projection head.
+            strict, assign (`bool`): As in `nn.Module`; a checkpoint of the Trainer is always loaded strictly.
+
+        Raises:
+            ValueError: If a checkpoint of the Trainer has no projection head, or that of other settings.
+            RuntimeError: If weights do not match.
+        """
+        checkpoint = _checkpoint_of_the_trainer()
+        if checkpoint is None:
+            return super().load_state_dict(state_dict, strict, assign)
+        if not state_dict.keys() <= self.state_dict().keys():
+            state_dict = self._read_checkpoint(checkpoint)
+        return super().load_state_dict(state_dict, strict=True, assign=assign)
+
+    def _read_checkpoint(self, folder: Path) -> dict[str, torch.Tensor]:
+        """Read the weights of the adapter from a folder that `save_pretrained` wrote.
+
+        The model is loaded like any model of its class, since transformers saves some weights under other names.
+        """
+        if not (folder / HEADS_FILE).exists():
+            raise ValueError(f"{folder} has no {HEADS_FILE}: it is not a checkpoint of a `ContrastiveAdapter`.")
+        with safe_open(folder / HEADS_FILE, framework="pt") as file:
+            saved = json.loads(file.metadata()["settings"])
+        for name, value in self._settings.items():
+            if value != saved.get(name):
+                raise ValueError(
+                    f"`{name}` was {saved.get(name)!r} where {folder} was saved and is {value!r}; make the adapter "
+                    "with the same settings."
+                )
+        model, info = type(self.model).from_pretrained(folder, output_loading_info=True)
+        if missing := [*info["missing_keys"], *info["unexpected_keys"]]:
+            raise ValueError(f"{folder} is of another model: {', '.join(sorted(missing)[:4])} do not match.")
+        return {**{_MODEL + key: value for key, value in model.state_dict().items()}, **load_file(folder / HEADS_FILE)}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Settings that decide what is trained, as they are in JSON."""
+        names = [each.name for each in fields(MsctrConfig) if each.name.startswith(_SETTING_PREFIXES)]
+        settings = {name: getattr(self.objective, name) for name in names}
+        return json.loads(json.dumps({"layers": self.layers, **settings}))
 
     def _layer(self, stage: int) -> int:
         return self.layers[stage - 1]
@@ -177,6 +267,28 @@ class ContrastiveAdapter(nn.Module):
         """Select the projected stages, as maps (B, C, h, w)."""
         stages = [hidden_states[self._layer(stage)] for stage in self.objective.projection_stages]
         return [stage if stage.ndim == 4 else _map_of_patches(stage, size, self.model) for stage in stages]
+
+
+def _part(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Select the weights of a submodule, under their names in it."""
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def _checkpoint_of_the_trainer() -> Path | None:
+    """Return the checkpoint that the Trainer of transformers is loading, or `None` if it is not loading one.
+
+    The Trainer reads the file of the model itself and calls `load_state_dict` with the weights alone. It tells a model
+    nowhere which folder they are from, so the file beside it can only be found through the calling functions.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "transformers.trainer":
+            if frame.f_code.co_name == "_load_from_checkpoint":
+                return Path(frame.f_locals["resume_from_checkpoint"])
+            if frame.f_code.co_name == "_load_best_model":
+                return Path(frame.f_locals["self"].state.best_model_checkpoint)
+        frame = frame.f_back
+    return None
 
 
 def _refuse_other_models(model: Any) -> None:

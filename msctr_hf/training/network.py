@@ -72,8 +72,7 @@ def build_network(
             model = MsctrForSemanticSegmentation(config)
             load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
     if arguments.activation_checkpointing:
-        inner = model.model if isinstance(model, ContrastiveAdapter) else model
-        enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable()
     if arguments.freeze_backbone:
         freeze(model.backbone)

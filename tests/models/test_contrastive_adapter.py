@@ -261,3 +261,9 @@ def test_tokens_of_a_hierarchical_transformer_are_arranged_as_maps_of_their_stag
     assert [tuple(each.shape[2:]) for each in output.projections] == expected
     maps = model.backbone(torch.zeros(1, 3, *size)).feature_maps
     assert [each.shape[2:] for each in maps][:3] == [each.shape[2:] for each in output.projections][:3]
+
+
+def test_an_adapter_is_not_loaded_but_made_around_a_loaded_model(tmp_path):
+    segformer().save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match=r"then wrap it: `ContrastiveAdapter\(model\)`"):
+        ContrastiveAdapter.from_pretrained(tmp_path)
