@@ -57,8 +57,7 @@ def mean_cosines(
     positive_pairs = same_class - own_pairs
     same_class_sum = (sums * contrast_sums).sum()
     all_sum = (sums.sum(0) * contrast_sums.sum(0)).sum()  # inside autocast `@` would lose digits
-    nothing = same_class_sum.new_full((), math.nan)
     return (
-        (same_class_sum - own_pairs) / positive_pairs if positive_pairs else nothing,
-        (all_sum - same_class_sum) / negative_pairs if negative_pairs else nothing,
+        (same_class_sum - own_pairs) / positive_pairs if positive_pairs else sums.new_full((), math.nan),
+        (all_sum - same_class_sum) / negative_pairs if negative_pairs else sums.new_full((), math.nan),
     )
