@@ -43,6 +43,8 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
     results, run = read_json(folder / RESULTS_FILE), read_json(folder / RUN_FILE)
     if not results or not run:
         raise UsageError(f"{folder} holds no finished run: {RESULTS_FILE} or {RUN_FILE} is missing.")
+    if results["mean_iou"] is None:
+        raise UsageError(f"{folder} has no score, because no pixel of its validation images is labeled.")
     settings = {**_DEFAULTS, **run["settings"]}
     log = [line for line in read_log(folder) if "images_per_second" in line]
     return {

@@ -144,7 +144,7 @@ def run_all(runs: Sequence[SweepRun], script: Path, parallel: int, report: Calla
                 for process in [process for process in active if process.poll() is not None]:
                     run, since = active.pop(process)
                     _check(run, process.returncode)
-                    score, minutes = read_json(run.folder / RESULTS_FILE)["mean_iou"], (time.monotonic() - since) / 60
+                    score, minutes = _score(run), (time.monotonic() - since) / 60
                     report(f"{run.arm}, seed {run.seed}: mIoU {100 * score:.2f} %, {minutes:.1f} minutes")
                 time.sleep(_POLL_SECONDS)
     finally:
@@ -163,6 +163,13 @@ def _start(run: SweepRun, script: Path, environment: dict[str, str]) -> subproce
         # In a session of its own, Ctrl-C reaches the sweep alone, which signals every run once: a run that gets a
         # second signal ends without saving.
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+def _score(run: SweepRun) -> float:
+    score = read_json(run.folder / RESULTS_FILE).get("mean_iou")
+    if score is None:  # no finite network, or no labeled pixel
+        raise UsageError(f"{run.arm}, seed {run.seed} ended without a score (complete output: {run.log}).")
+    return score
 
 
 def _check(run: SweepRun, exit_code: int) -> None:

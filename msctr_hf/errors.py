@@ -1,9 +1,11 @@
-"""The exception for mistakes of the user, and the conversion of errors of other libraries to it."""
+"""The exception for mistakes of the user, the conversion of errors of other libraries to it, and warnings."""
 
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -60,6 +62,18 @@ def building_a_network(prefix: str = "") -> Iterator[None]:
         reason = str(error).strip().splitlines()[-1].split(". Errors:")[0]
         reason = re.sub(r"^\s*\w+: Field '(\w+)'", r"`\1`", reason)
         raise UsageError(f"{prefix}{reason}") from error
+
+
+def warn_caller(sentence: str) -> None:
+    """Warn about the input, at the line outside this package that led here.
+
+    Args:
+        sentence (`str`): What is unusual, and what happens to it.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, stacklevel=level)
 
 
 def first_line(error: Exception) -> str:

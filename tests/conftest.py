@@ -13,6 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parent / name) 
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from gpu_parts import figures, pytest_pyfunc_call, select_gpu_parts  # noqa: E402, F401
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402, F401
 
 from msctr_hf import MsctrConfig  # noqa: E402
@@ -26,6 +27,17 @@ SWIN_TINY = {
     "window_size": 4,
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests on a GPU, and those marked `long`, unless -m or the name of a test asks for them."""
+    select_gpu_parts(config, items)
+    if "long" in config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(autouse=True)

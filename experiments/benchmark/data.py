@@ -22,6 +22,7 @@ from msctr_hf.data.loaders import AugmentedDataset
 from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
 from msctr_hf.data.predecoded import write_predecoded
 from msctr_hf.data.synthetic import SYNTHETIC_CLASSES, draw_scene
+from msctr_hf.errors import UsageError
 
 from .measuring import add_targets, compare, median_seconds, per_second
 
@@ -152,6 +153,8 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise ValueError("The released order of work needs OpenCV: pip install opencv-python-headless.") from None
+        raise UsageError(
+            "The released order of work, with which `data` compares, needs OpenCV: pip install opencv-python-headless."
+        ) from None
     cv2.setNumThreads(torch.get_num_threads())
     return cv2

@@ -41,6 +41,7 @@ def _convert(
 
     from ..data.loading import get_dataset_spec
     from ..errors import as_usage_error
+    from ..evaluation.finite import refuse_faulty_weights
     from ..hub.original_checkpoints import convert_original_checkpoint
     from ..models.backbone_weights import read_state_dict
     from ..training.network import build_config, build_image_processor, image_processor_options
@@ -54,6 +55,7 @@ def _convert(
     with as_usage_error(ValueError):
         state = read_state_dict(conversion.checkpoint)
     model, names = convert_original_checkpoint(state, config)
+    refuse_faulty_weights(model, prefix=f"`checkpoint`: {conversion.checkpoint} cannot be used: ")
     for original, ours in names.items():
         print(f"{original} -> {ours}")
     with written_to_output_dir(output_dir):

@@ -10,8 +10,9 @@ accelerate launch -m msctr_hf evaluate --model runs/hrnet --dataset cityscapes -
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..errors import UsageError
@@ -27,9 +28,11 @@ def main(argv: Sequence[str]) -> None:
 def _evaluate(arguments: ScoringSettings, options: EvaluationSettings) -> None:
     from accelerate import Accelerator
 
+    from ..evaluation.class_order import match_classes
     from ..evaluation.predictor import load_predictor
     from ..evaluation.report import write_report
     from ..evaluation.scoring import iou_table, score_dataset
+    from ..progress import say
     from ..training.description import git_commit
     from ..training.run_folder import write_json
 
@@ -43,6 +46,10 @@ def _evaluate(arguments: ScoringSettings, options: EvaluationSettings) -> None:
             f"{arguments.model} predicts {predictor.model.config.num_labels} classes, but {spec.name} has "
             f"{len(spec.classes)}; evaluate it on the data set it was trained for."
         )
+    matched = match_classes(predictor.class_names, spec.classes, spec.name, arguments.class_order)
+    predictor = replace(predictor, train_ids=matched.train_ids)
+    if matched.note is not None and accelerator.is_main_process:
+        say(matched.note, file=sys.stderr)
     scores = score_dataset(
         predictor,
         dataset,
@@ -53,6 +60,11 @@ def _evaluate(arguments: ScoringSettings, options: EvaluationSettings) -> None:
         with_boundaries=arguments.boundary_iou,
         keep_worst=arguments.worst if arguments.output_dir is not None else 0,
     )
+    if not scores.images:
+        raise UsageError(
+            f"`split`: the images of {arguments.split} have no labeled pixel, so there is nothing to score; choose "
+            "another split, or check `ignored` in the description of the data set."
+        )
     results = {
         **scores.results(spec.id2label, spec.groups),
         "model": arguments.model,
@@ -60,6 +72,7 @@ def _evaluate(arguments: ScoringSettings, options: EvaluationSettings) -> None:
         "split": arguments.split,
         "protocol": asdict(options),
         "git_commit": git_commit(),
+        **({} if matched.note is None else {"class_order": matched.note}),
     }
     if accelerator.is_main_process:
         print(iou_table(results))

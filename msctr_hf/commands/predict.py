@@ -51,5 +51,6 @@ def _predict(arguments: PredictionSettings, options: EvaluationSettings) -> None
             opacity=arguments.opacity,
             palette=arguments.palette,
             submission_for=spec,
+            class_order=arguments.class_order,
         )
     print(f"labeled {written} image(s) in {arguments.output_dir}")

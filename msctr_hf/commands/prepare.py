@@ -4,9 +4,11 @@ msctr prepare --dataset cityscapes --data_dir official                          
 msctr prepare --dataset cityscapes --data_dir official --output_dir parquet
 msctr prepare --dataset cityscapes --data_dir official --predecode --output_dir pixels
 
-The check reads every file and lists broken ones. The copy consists of parquet shards with a data card or, with
---predecode, of raw pixels that are memory-mapped, so that training reads only its crops. An interrupted conversion
-resumes where it stopped. Train with --data_dir OUTPUT_DIR.
+The check reads every file of train, validation and, where there is one, test. It lists broken files by the kind of
+their fault, classes that no split holds, ignored pixels, and images that two splits share. The copy consists of
+parquet shards with a data card or, with --predecode, of raw pixels that are memory-mapped, so that training reads only
+its crops. An interrupted conversion resumes where it stopped; a copy of other files, classes or label values is
+refused. Train with --data_dir OUTPUT_DIR.
 """
 
 from __future__ import annotations

@@ -39,11 +39,14 @@ class _OneLinePerOutage(logging.Filter):
 
 def quiet_libraries() -> None:
     """Turn off progress bars of libraries that would garble the output, and warnings about their internals."""
+    from PIL.Image import DecompressionBombWarning
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # weights load in a moment
     if not is_terminal():
         _hide_bars_of_datasets()
+    # Pillow warns from half the size at which it refuses an image
+    warnings.filterwarnings("ignore", category=DecompressionBombWarning)
     for message, category, module in _UNAVOIDABLE_WARNINGS:
         warnings.filterwarnings("ignore", message, category, module)
     logging.getLogger("huggingface_hub.utils._http").addFilter(_OneLinePerOutage())

@@ -1,5 +1,8 @@
 """Classes of the data sets: names in the order of the train ids, colors, raw label values, groups for reports."""
 
+import re
+from collections.abc import Sequence
+
 CITYSCAPES_CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
@@ -118,6 +121,16 @@ CADIS_VIDEOS = {
     "validation": (5, 7, 16),
     "test": (2, 12, 22),
 }
+
+
+_BACKGROUNDS = {"background", "bg", "unlabeled", "unlabelled", "void"}
+
+
+def default_palette(class_names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Return distinct RGB colors by the rule of PASCAL VOC, in which a first class for the background is black."""
+    if class_names and re.sub(r"[\W_]", "", class_names[0]).lower() in _BACKGROUNDS:
+        return [(0, 0, 0), *voc_palette(len(class_names) - 1)]
+    return voc_palette(len(class_names))
 
 
 def voc_palette(num_classes: int) -> list[tuple[int, int, int]]:

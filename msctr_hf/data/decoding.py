@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from datasets import Dataset, IterableDataset
 
 from ..errors import UsageError
-from .images import read_labels, read_sample
+from .file_traits import traits_of
+from .images import read_image_file, read_labels, read_pair
 from .labels import LabelMapping
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
@@ -36,31 +38,38 @@ class ReadSamples:
         mapping (`LabelMapping`): Mapping from raw label values to train ids.
         as_arrays (`bool`): Whether to return arrays instead of images of Pillow.
         with_images (`bool`): Whether to read images, and not only labels.
+        with_labels (`bool`): Whether to read labels, and not only images.
         embedded (`bool`): Whether to refuse rows that contain the path of a file instead of the file: a copy made by
             someone else must not choose which files of this machine are read.
+        with_traits (`bool`): Whether samples have a column `traits`, which a check of the data set counts.
     """
 
     mapping: LabelMapping
     as_arrays: bool = False
     with_images: bool = True
+    with_labels: bool = True
     embedded: bool = False
+    with_traits: bool = False
 
     def __call__(self, batch: Batch) -> Batch:
         """Decode rows to samples: RGB image, train ids (mode L), image id."""
         if self.embedded:
-            _refuse_paths(batch)
+            _refuse_missing(batch, ("image", "label") if self.with_labels else ("image",))
+        if not self.with_labels:
+            return {"image": list(map(read_image_file, batch["image"])), "image_id": batch["image_id"]}
         if not self.with_images:
             labels = [read_labels(file, self.mapping) for file in batch["label"]]
             return {"label": labels, "image_id": batch["image_id"]}
-        samples = [
-            read_sample(image, label, self.mapping, as_arrays=self.as_arrays)
+        pairs = [
+            read_pair(image, label, self.mapping, as_arrays=self.as_arrays)
             for image, label in zip(batch["image"], batch["label"], strict=True)
         ]
-        return {
-            "image": [image for image, _ in samples],
-            "label": [label for _, label in samples],
+        samples = {
+            "image": [pair.image for pair in pairs],
+            "label": [pair.label for pair in pairs],
             "image_id": batch["image_id"],
         }
+        return {**samples, "traits": list(map(traits_of, pairs))} if self.with_traits else samples
 
     def for_crops(self) -> ReadSamples:
         """Return a reader that yields arrays, which are faster to crop than images of Pillow."""
@@ -70,10 +79,25 @@ class ReadSamples:
         """Return a reader that skips images."""
         return replace(self, with_images=False)
 
+    def images_only(self) -> ReadSamples:
+        """Return a reader that skips labels, which may be missing."""
+        return replace(self, with_labels=False)
 
-def _refuse_paths(batch: Batch) -> None:
-    for column in ("image", "label"):
+    def for_check(self) -> ReadSamples:
+        """Return a reader whose samples have a column `traits`."""
+        return replace(self, with_traits=True)
+
+
+def is_empty(file: dict[str, Any] | None) -> bool:
+    """Return whether the cell of a file contains neither its bytes nor its path."""
+    return not file or not (file.get("bytes") or file.get("path"))
+
+
+def _refuse_missing(batch: Batch, columns: Sequence[str]) -> None:
+    for column in columns:
         for file, image_id in zip(batch[column], batch["image_id"], strict=True):
+            if is_empty(file):
+                raise UsageError(f"The copy does not contain the {column} of {image_id}: its cell is empty.")
             if not file.get("bytes"):
                 raise UsageError(
                     f"The copy does not contain the {column} of {image_id}, only the path {file.get('path')}, which "

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import UsageError
+from . import pixel_limit  # noqa: F401  # a worker process inherits the limit of its parent
 from .labels import LabelMapping
+from .png_checksums import VerifiedPng, verify_png
 
 try:  # optional: they decode faster than Pillow, to the same pixels
     import pyspng
@@ -22,179 +25,322 @@ except ImportError:
 
 _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _COLOR_MODES = {"RGB", "RGBA"}
-_GRAY_STEPS = {b"\x02\x00": 85, b"\x04\x00": 17}  # Pillow stretches gray values of 2 and 4 bits to 8
-_JPEG_SIGNATURE = b"\xff\xd8\xff"
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_IHDR_END = 33
-_8_BIT_GRAY, _8_BIT_RGB = b"\x08\x00", b"\x08\x02"
-_ORIENTATION = 0x0112
+_GRAY_STEPS = {2: 85, 4: 17}  # Pillow stretches gray values of 2 and 4 bits to 8
+_32_BIT_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}
+_LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "WEBP"}
+_LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24"}
+_ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # tags of EXIF and TIFF
+_TURNS = {  # EXIF orientation -> how viewers turn the pixels
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_FIRST_SIDEWAYS = 5  # from here on, width and height change places
+_INVERSE = {6: 8, 8: 6}  # the other orientations are their own inverse
 
 Decoded = TypeVar("Decoded")
+Size = tuple[int, int]  # width, height
 
 
-def read_sample(
-    image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool = False
-) -> tuple[Image.Image, Image.Image] | tuple[np.ndarray, np.ndarray]:
-    """Decode one image and its labels.
+@dataclass(frozen=True)
+class Pair:
+    """Image with its labels, and how their files are stored.
+
+    Args:
+        image (`Image` or `np.ndarray` of shape `(H, W, 3)`): RGB values.
+        label (`Image` or `np.ndarray` of shape `(H, W)`): Train ids, 255 where ignored.
+        bits (`int`): Bits per channel of the image file.
+        tagged (`str`, *optional*): Which files were turned by their EXIF orientation: "both", "label" or "image";
+            "stored" if that of the image was disregarded, because the labels fit only the image as stored; `None` if
+            no orientation matters.
+    """
+
+    image: Image.Image | np.ndarray
+    label: Image.Image | np.ndarray
+    bits: int = 8
+    tagged: str | None = None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Pixels in the order in which a file stores them, and the orientation in which viewers show them."""
+
+    pixels: Image.Image | np.ndarray
+    orientation: int = 1
+    bits: int = 8
+
+    @property
+    def size(self) -> Size:
+        """Width and height of the pixels as stored."""
+        if isinstance(self.pixels, np.ndarray):
+            return self.pixels.shape[1], self.pixels.shape[0]
+        return self.pixels.size
+
+
+def read_pair(image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool = False) -> Pair:
+    """Decode one image and its labels, and turn both as viewers show them.
+
+    Labels without an orientation were drawn on the image as viewers show it, unless their size fits only the image as
+    stored.
 
     Args:
         image, label: Files as `datasets.Image(decode=False)` returns them: dicts with `path` and `bytes`.
         mapping (`LabelMapping`): Mapping from raw label values to train ids.
-        as_arrays (`bool`): Whether to return arrays (H, W, 3) and (H, W), which are faster to crop than images of
-            Pillow.
-
-    Returns:
-        `tuple`: RGB image; train ids (mode L), 255 where ignored.
+        as_arrays (`bool`): Whether to return arrays, which are faster to crop than images of Pillow.
 
     Raises:
         UsageError: If a file cannot be read, sizes differ or a label value is unknown; the message names the file.
     """
-    train_ids = _read_train_ids(label, mapping)
+    train_ids, orientation = _read_train_ids(label, mapping)
     size = (train_ids.shape[1], train_ids.shape[0])
-    if as_arrays:
-        image = _with_bytes(image)
-        if (pixels := _decode_quickly(image, size)) is not None:
-            return pixels, train_ids
-    stored = _open(image)
-    # labels are drawn on the image as viewers show it, unless their size fits only the orientation as stored
-    upright = _upright(stored)
-    shown = stored if upright.size != size == stored.size else upright
-    if shown.size != size:
+    stored = _read(image, "RGB" if as_arrays else None)
+    turns = _matching_turns(stored.size, stored.orientation, size, orientation)
+    if turns is None:
+        width, height = _turned_size(size, orientation)
+        shown = _turned_size(stored.size, stored.orientation)
         raise UsageError(
-            f"{_name(label)} is {size[0]}x{size[1]} pixels but its image {_name(image)} is "
-            f"{shown.width}x{shown.height}; they must have the same size."
+            f"{_name(label)} is {width}x{height} pixels but its image {_name(image)} is {shown[0]}x{shown[1]}; they "
+            "must have the same size."
         )
-    shown = _as_rgb(shown)
-    return (np.asarray(shown), train_ids) if as_arrays else (shown, Image.fromarray(train_ids))
+    pixels = _turned(_as_rgb(stored.pixels, _name(image)), turns[0])
+    labels = _turned(train_ids, turns[1])
+    convert = np.asarray if as_arrays else _as_image
+    return Pair(convert(pixels), convert(labels), stored.bits, _tagged(stored.orientation, turns))
+
+
+def read_sample(image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool = False) -> tuple[Any, Any]:
+    """Decode one image and its labels as `read_pair` does.
+
+    Returns:
+        `tuple`: RGB image; train ids (mode L), 255 where ignored. As arrays: (H, W, 3) and (H, W), uint8.
+
+    Raises:
+        UsageError: If a file cannot be read, sizes differ or a label value is unknown; the message names the file.
+    """
+    pair = read_pair(image, label, mapping, as_arrays=as_arrays)
+    return pair.image, pair.label
 
 
 def read_labels(label: Any, mapping: LabelMapping) -> Image.Image:
-    """Decode labels to train ids (mode L), 255 where ignored.
+    """Decode labels to train ids (mode L), 255 where ignored, turned as viewers show them.
 
     Raises:
         UsageError: If the file cannot be read or has an unknown value; the message names the file.
     """
-    return Image.fromarray(_read_train_ids(label, mapping))
+    return _as_image(_turned(*_read_train_ids(label, mapping)))
 
 
 def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
     """Decode labels to raw values (H, W), of 8 or 16 bits or indices of a palette, or to colors (H, W, 3).
 
     Raises:
-        UsageError: If the file cannot be read or has another mode; the message names the file.
+        UsageError: If the file cannot be read, has another mode or was compressed with loss; the message names the
+            file.
     """
-    label = _with_bytes(label)
-    data = label["bytes"]
-    _refuse_bomb(data, _name(label))
-    if pyspng is not None and not by_color and _png_kind(data) == _8_BIT_GRAY and not _is_interlaced(data):
-        return _decode_or_name(_name(label), lambda: pyspng.load(data))
-    image = _open(label)
-    modes = _COLOR_MODES | {"P"} if by_color else _ID_MODES
-    if image.mode not in modes:
-        wanted = "an RGB image" if by_color else "one value per pixel (8 or 16 bits, or a palette)"
-        raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}.")
-    raw = np.asarray(image.convert("RGB") if by_color else image)
-    return raw // _GRAY_STEPS[data[24:26]] if _png_kind(data) in _GRAY_STEPS else raw
+    return _read_raw_labels(label, by_color)[0]
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read an image as RGB, rotated upright.
+    """Read an image as RGB, turned as viewers show it.
 
     Raises:
-        UsageError: If the file cannot be read.
+        UsageError: If the file cannot be read, or has more than 16 bits per channel.
     """
-    return _as_rgb(_upright(_open({"path": str(path)})))
+    return read_image_file({"path": str(path)})
 
 
-def _read_train_ids(label: Any, mapping: LabelMapping) -> np.ndarray:
-    return mapping(read_raw_labels(label, mapping.by_color), _name(label))
+def read_image_file(file: Any) -> Image.Image:
+    """Decode an image as RGB, turned as viewers show it, from a dict with `path` and `bytes`.
+
+    Raises:
+        UsageError: If the file cannot be read, or has more than 16 bits per channel.
+    """
+    stored = _read(file)
+    return _turned(_as_rgb(stored.pixels, _name(file)), stored.orientation)
 
 
-def _decode_quickly(file: Any, size: tuple[int, int]) -> np.ndarray | None:
-    """Decode an upright RGB JPEG or PNG of this size as Pillow does, but faster; return `None` for other files."""
-    data = file["bytes"]
-    if simplejpeg is None:
-        return None
-    if data.startswith(_JPEG_SIGNATURE):
-        return _decode_or_name(_name(file), lambda: _decode_jpeg(data, size))
-    if _png_kind(data) != _8_BIT_RGB or _is_interlaced(data) or _may_be_rotated(data):
-        return None
-    if struct.unpack(">II", data[16:24]) != size:
-        return None
-    return _decode_or_name(_name(file), lambda: pyspng.load(data, format="RGB"))
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of Pillow to RGB and turn it as viewers show it.
+
+    Raises:
+        UsageError: If it has more than 16 bits per channel.
+    """
+    return _turned(_as_rgb(image, _name({"path": getattr(image, "filename", None)})), _orientation(image))
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray | None:
-    with Image.open(BytesIO(data)) as header:
-        if header.mode != "RGB" or header.size != size or header.getexif().get(_ORIENTATION, 1) != 1:
-            return None
-    return simplejpeg.decode_jpeg(data, "RGB")
+def _read_train_ids(label: Any, mapping: LabelMapping) -> tuple[np.ndarray, int]:
+    """Decode labels to train ids as the file stores them, and read their orientation."""
+    raw, orientation = _read_raw_labels(label, mapping.by_color)
+    return mapping(raw, _name(label)), orientation
 
 
-def _png_kind(data: bytes) -> bytes | None:
-    """Read the bit depth and color type of a PNG; return `None` for other files."""
-    return data[24:26] if data.startswith(_PNG_SIGNATURE) and len(data) > _IHDR_END else None
+def _read_raw_labels(label: Any, by_color: bool) -> tuple[np.ndarray, int]:
+    stored = _read(label, None if by_color else "L", lossless=True)
+    image = stored.pixels
+    if isinstance(image, np.ndarray):
+        return image, stored.orientation
+    modes = _COLOR_MODES | {"P"} if by_color else _ID_MODES
+    if image.mode not in modes:
+        wanted = "an RGB image" if by_color else "one value per pixel (8 or 16 bits, or a palette)"
+        remedy = "" if by_color else " For color-coded labels, list the colors in `label_colors` of dataset.yaml."
+        raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}.{remedy}")
+    raw = np.asarray(image.convert("RGB") if by_color else image)
+    step = _GRAY_STEPS.get(stored.bits, 1) if image.mode == "L" else 1
+    return (raw // step if step > 1 else raw), stored.orientation
 
 
-def _refuse_bomb(data: bytes, name: str) -> None:
-    """Apply the size limit of Pillow, against decompression bombs, to PNGs that other decoders would read."""
-    if _png_kind(data) is not None:
-        width, height = struct.unpack(">II", data[16:24])
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and width * height > 2 * limit:
-            raise UsageError(f"{name} would be {width}x{height} pixels, more than {2 * limit}; it is not decoded.")
+def _read(file: Any, quick_mode: str | None = None, *, lossless: bool = False) -> _Stored:
+    """Decode a file, quickly to an array if it has this mode and its pixels are upright."""
+
+    def decode() -> _Stored:
+        data = file.get("bytes") or Path(file["path"]).read_bytes()
+        with Image.open(BytesIO(data)) as header:
+            if lossless:
+                _refuse_loss(header, data, _name(file))
+            png = verify_png(data) if header.format == "PNG" else None
+            if header.mode == quick_mode and pyspng is not None:
+                pixels = _decode_quickly(header, data, png)
+                if pixels is not None:
+                    return _Stored(pixels)
+        return _decode_with_pillow(data if png is None else png.data)
+
+    return _decode_or_name(_name(file), decode)
 
 
-def _is_interlaced(png: bytes) -> bool:
-    return png[28] != 0
+def _decode_quickly(header: Image.Image, data: bytes, png: VerifiedPng | None) -> np.ndarray | None:
+    """Decode an upright JPEG or PNG of 8 bits as Pillow does, but faster; return `None` where Pillow must decide."""
+    try:
+        if png is not None:
+            is_simple = png.bits == 8 and png.is_complete and not (png.is_interlaced or png.may_be_rotated)
+            return pyspng.load(png.data, format=header.mode) if is_simple else None
+        if header.format == "JPEG" and _orientation(header) == 1:
+            return simplejpeg.decode_jpeg(data, header.mode)
+    except (RuntimeError, ValueError):  # these decoders refuse some files that Pillow reads
+        pass
+    return None
 
 
-def _may_be_rotated(png: bytes) -> bool:
-    """Return whether a PNG has a chunk with its orientation, which may also follow the pixels."""
-    position = len(_PNG_SIGNATURE)
-    while position + 8 <= len(png):
-        if png[position + 4 : position + 8] == b"eXIf":
-            return True
-        position += 12 + int.from_bytes(png[position : position + 4], "big")
-    return False
+def _decode_with_pillow(data: bytes) -> _Stored:
+    with Image.open(BytesIO(data)) as image:
+        bits = _bits(image, data)
+        if image.format != "TIFF":
+            image.load()
+            return _Stored(image, _orientation(image), bits)
+        orientation = _orientation(image)  # before loading, when Pillow turns the pixels
+        image.load()
+        return _Stored(_turned(image, _INVERSE.get(orientation, orientation)), orientation, bits)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Read the bits per channel that a file stores, of which Pillow may keep fewer or more."""
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))  # type: ignore[attr-defined]
+    return 16 if image.mode.startswith("I;16") else 8
+
+
+def _refuse_loss(header: Image.Image, data: bytes, name: str) -> None:
+    """Refuse a file whose compression changes values, whatever its name is."""
+    kind = str(header.format)
+    is_lossless = kind in _LOSSLESS_FORMATS
+    if kind == "TIFF" and (compression := header.info.get("compression")) in _LOSSY_TIFF:
+        kind, is_lossless = f"TIFF with {compression} compression", False
+    if kind == "WEBP" and b"VP8 " in _webp_chunks(data):
+        kind, is_lossless = "lossy WebP", False
+    if not is_lossless:
+        raise UsageError(
+            f"{name}: labels must be stored without loss, but the file is a {kind}, whatever its name is; make them "
+            "again as PNG, from data that were never compressed with loss."
+        )
+
+
+def _webp_chunks(data: bytes) -> Iterable[bytes]:
+    """Yield the kinds of the chunks of a WebP, those of the frames of an animation included."""
+    position = 12
+    while position + 8 <= len(data):
+        kind = data[position : position + 4]
+        yield kind
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 24 if kind == b"ANMF" else 8 + length + length % 2
+
+
+def _as_rgb(image: Image.Image | np.ndarray, name: str) -> Image.Image | np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    if image.mode in _32_BIT_MODES:
+        raise UsageError(
+            f"{name}: images must have 8 or 16 bits per channel, but the file has {_32_BIT_MODES[image.mode]} (mode "
+            f"{image.mode}); scale its values to 0 to 255 or 0 to 65,535 and save them as a PNG of 8 or 16 bits."
+        )
     if image.mode.startswith("I;16"):  # Pillow would clip values at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+def _orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation of a file, 1 if there is none or none that can be read."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises many kinds of exceptions for corrupt EXIF data, which viewers disregard
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _turned(pixels: Any, orientation: int) -> Any:
+    """Turn an image, or an array (H, W) or (H, W, 3), as viewers do for an EXIF orientation."""
+    if orientation == 1:
+        return pixels
+    return _as_image(pixels).transpose(_TURNS[orientation])
+
+
+def _as_image(pixels: Any) -> Image.Image:
+    return Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+
+
+def _turned_size(size: Size, orientation: int) -> Size:
+    return size[::-1] if orientation >= _FIRST_SIDEWAYS else size
+
+
+def _matching_turns(
+    image_size: Size, image_orientation: int, label_size: Size, label_orientation: int
+) -> tuple[int, int] | None:
+    """Choose orientations of image and labels with which their sizes are equal, those of viewers before none."""
+    for turns in itertools.product((image_orientation, 1), (label_orientation, 1)):
+        if _turned_size(image_size, turns[0]) == _turned_size(label_size, turns[1]):
+            return turns
+    return None
+
+
+def _tagged(image_orientation: int, turns: tuple[int, int]) -> str | None:
+    if turns[0] != image_orientation:
+        return "stored"
+    if turns[0] != 1:
+        return "both" if turns[1] != 1 else "image"
+    return "label" if turns[1] != 1 else None
 
 
 def _name(file: Any) -> str:
     return str(file.get("path") or "a file without a name")
 
 
-def _with_bytes(file: Any) -> dict[str, Any]:
-    """Read the file, unless its bytes are already there."""
-    data = file.get("bytes") or _decode_or_name(_name(file), lambda: Path(file["path"]).read_bytes())
-    return {"path": file.get("path"), "bytes": data}
-
-
-def _open(file: Any) -> Image.Image:
-    def load() -> Image.Image:
-        with Image.open(BytesIO(file["bytes"]) if file.get("bytes") else file["path"]) as image:
-            image.load()
-            return image
-
-    return _decode_or_name(_name(file), load)
-
-
 def _decode_or_name(name: str, decode: Callable[[], Decoded]) -> Decoded:
     """Decode, and convert any error to a `UsageError` that names the file."""
     try:
         return decode()
+    except UsageError:
+        raise
     except FileNotFoundError:
         raise UsageError(f"The file {name} does not exist.") from None
     except UnidentifiedImageError:
         raise UsageError(f"{name} cannot be read as an image: its format is unknown.") from None
+    except Image.DecompressionBombError as error:
+        raise UsageError(
+            f"{name} cannot be read as an image: {error} If you trust the file, raise `max_image_pixels`."
+        ) from None
     except Exception as error:  # decoders raise many kinds of exceptions for corrupt files
         raise UsageError(f"{name} cannot be read as an image: {error}") from None

@@ -16,7 +16,13 @@ MAX_CLASSES = IGNORE_INDEX  # train ids are stored in 8 bits
 Color = tuple[int, int, int]
 
 _RAW_VALUES = 1 << 16
+MAX_RAW_VALUE = _RAW_VALUES - 1
 _UNLISTED_MARK = 256  # marks raw values in tables that are neither a class nor ignored
+
+
+def is_raw_value(value: object) -> bool:
+    """Return whether a value can be one of a label file: an integer of at most 16 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_RAW_VALUE
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class LabelMapping:
 
     Args:
         values (`Mapping`): Raw value or RGB color -> train id.
-        ignored (`frozenset`, *optional*): Raw values that become 255; `None` ignores every value that is not listed.
+        ignored (`frozenset`, *optional*): Raw values that become 255, also if `values` lists them; `None` ignores
+            every value that is not listed.
     """
 
     values: Mapping[int | Color, int]
@@ -38,7 +45,7 @@ class LabelMapping:
 
     @cached_property
     def _targets(self) -> dict[int | Color, int]:
-        return {**dict.fromkeys(self.ignored or (), IGNORE_INDEX), **self.values}
+        return {**self.values, **dict.fromkeys(self.ignored or (), IGNORE_INDEX)}
 
     @cached_property
     def _table(self) -> np.ndarray:

@@ -12,8 +12,10 @@ from ..errors import UsageError
 from .decoding import Reader, ReadSamples, attach
 from .file_source import FileSource
 from .folder_spec import FOLDER, read_folder_spec
-from .labels import IGNORE_INDEX, Color
+from .label_record import label_record
+from .labels import IGNORE_INDEX, MAX_RAW_VALUE, Color, is_raw_value
 from .predecoded import holds_predecoded, index_predecoded
+from .raw_values import refuse_train_ids
 from .saved_source import SavedDataset, index_copy, is_a_copy
 from .specs import DATASETS, DatasetSpec
 
@@ -72,21 +74,32 @@ def load_segmentation_dataset(
         ignored) and `image_id`. Files are read, mapped and checked when a row is accessed.
 
     Raises:
-        UsageError: If the data set is unknown or incomplete.
+        UsageError: If the data set is unknown or incomplete, or its files hold train ids instead of its label values.
     """
     spec = replace_label_values(get_dataset_spec(name, data_dir), id_map, reduce_zero_label)
     folder = Path(data_dir) if data_dir is not None else None
     saved = SavedDataset(dataset_name, revision, image_column, label_column, streaming)
     path = Path(corrections) if corrections is not None else None
     parts = [index_split(spec, part.strip(), folder, saved, path) for part in split.split("+")]
+    for rows, reader in parts:
+        if isinstance(reader, ReadSamples):
+            refuse_train_ids(spec, rows, reader, str(dataset_name or data_dir))
     reader = parts[0][1]
     return attach(concatenate_datasets([part for part, _ in parts]) if len(parts) > 1 else parts[0][0], reader)
 
 
 def index_split(
-    spec: DatasetSpec, split: str, data_dir: Path | None, saved: SavedDataset, corrections: Path | None = None
+    spec: DatasetSpec,
+    split: str,
+    data_dir: Path | None,
+    saved: SavedDataset,
+    corrections: Path | None = None,
+    *,
+    with_empty_cells: bool = False,
 ) -> tuple[Dataset | IterableDataset, Reader]:
     """Index one split; return undecoded rows and the reader that decodes them.
+
+    Rows of a copy that lack an image or a label are refused, unless `with_empty_cells`.
 
     Raises:
         UsageError: If the data set is incomplete, or an option does not apply to its source.
@@ -96,9 +109,11 @@ def index_split(
     if corrections is not None and (is_predecoded or from_copy):
         raise UsageError("`corrections` apply to the official files; make the copy with them (`msctr prepare`).")
     if is_predecoded:
-        return index_predecoded(split, data_dir, name=spec.name, classes=spec.classes)
+        labels = label_record(spec)
+        return index_predecoded(split, data_dir, name=spec.name, classes=spec.classes, labels=labels)
     if from_copy:
-        return index_copy(saved, split, data_dir), ReadSamples(spec.mapping, embedded=True)
+        rows = index_copy(saved, split, data_dir, with_empty_cells=with_empty_cells)
+        return rows, ReadSamples(spec.mapping, embedded=True)
     if saved.streaming:
         raise UsageError("`streaming` reads parquet files or a Hub id; it is not needed for images in folders.")
     return spec.index(split, data_dir, corrections), spec.reader()
@@ -118,8 +133,16 @@ def replace_label_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, re
         if id_map is not None:
             raise UsageError("Give `id_map` or `reduce_zero_label`, not both.")
         values = {label + 1: label for label in range(num_classes)}
-        return replace(spec, label_values=values, ignored=frozenset({0, IGNORE_INDEX}))
+        return _relabeled(spec, values, frozenset({0, IGNORE_INDEX}), "reduce_zero_label")
     values = {int(raw): int(label) for raw, label in id_map.items()}
+    if wrong := [raw for raw in values if not is_raw_value(raw)]:
+        raise UsageError(f"`id_map`: raw label values must be from 0 to {MAX_RAW_VALUE}, got {wrong[0]}.")
     if outside := sorted(label for label in values.values() if not 0 <= label < num_classes):
         raise UsageError(f"`id_map`: {outside} are not train ids; {spec.name} has {num_classes} classes.")
-    return replace(spec, label_values=values, ignored=None)
+    return _relabeled(spec, values, None, "id_map")
+
+
+def _relabeled(
+    spec: DatasetSpec, values: Mapping[int | Color, int], ignored: frozenset[int | Color] | None, setting: str
+) -> DatasetSpec:
+    return replace(spec, label_values=values, ignored=ignored, values_from=setting, described=spec)

@@ -40,6 +40,11 @@ def write_parquet(rows: Dataset, split: str, folder: Path) -> None:
             bar.update(len(shard))
 
 
+def parquet_shards(split: str, folder: Path) -> list[Path]:
+    """List the parquet shards of a split, complete or not."""
+    return sorted((folder / "data").glob(f"{split}-*-of-*.p*"))
+
+
 def write_card(spec: DatasetSpec, reports: Mapping[str, SplitReport], folder: Path) -> None:
     """Write the data card, README.md, with source, classes, splits, terms, and the use of the copy."""
     labeled = {split: max(1, int(report.pixels.sum())) for split, report in reports.items()}
@@ -62,7 +67,7 @@ def write_card(spec: DatasetSpec, reports: Mapping[str, SplitReport], folder: Pa
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in reports)
     card = _CARD.format(
         name=spec.name, files=files, splits=splits, table="\n".join(lines), license=spec.license or "not stated",
-        homepage=spec.homepage or "not stated", mapping=_describe_mapping(spec),
+        homepage=spec.homepage or "not stated", mapping=_describe_mapping(spec), flag=_flag_of_mapping(spec),
     )  # fmt: skip
     (folder / "README.md").write_text(card)
 
@@ -97,6 +102,13 @@ def _describe_mapping(spec: DatasetSpec) -> str:
     return "; ".join(f"{label} from {', '.join(raws)}" for label, raws in sorted(by_label.items()))
 
 
+def _flag_of_mapping(spec: DatasetSpec) -> str:
+    """Write the flag that maps the raw values of the shards, if the description of the data set does not."""
+    if spec.values_from == "id_map":
+        return f" --id_map '{dict(spec.label_values)}'"
+    return f" --{spec.values_from}" if spec.values_from else ""
+
+
 _CARD = """---
 pretty_name: {name}
 license: other
@@ -116,7 +128,7 @@ Image and label files of {name}, embedded unchanged, in parquet shards written b
 
 **Terms: {license}.** Source: {homepage}. A copy is for your own machines; publish it only if these terms allow it.
 
-    msctr train --dataset {name} --data_dir THIS_FOLDER
+    msctr train --dataset {name} --data_dir THIS_FOLDER{flag}
 
 Train ids from raw label values: {mapping}.
 

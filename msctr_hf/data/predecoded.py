@@ -1,6 +1,6 @@
 """Copies of data sets as uncompressed, memory-mapped files, of which a crop reads only the part that it shows.
 
-FOLDER/predecoded.json            data set, classes, complete splits
+FOLDER/predecoded.json            data set, classes, label values, complete splits
 FOLDER/SPLIT.images, .labels      RGB values and train ids of 8 bits, image after image
 FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every image
 """
@@ -21,8 +21,11 @@ from datasets import Dataset
 from PIL import Image
 
 from ..errors import UsageError, as_usage_error
+from .label_record import LabelRecord, label_differences
 
 DESCRIPTION = "predecoded.json"
+_SAMPLED_BYTES = 4096
+_OTHER_LABELS = "{} was pre-decoded with other label values"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,13 @@ class ReadMapped:
         """Return a reader that skips images."""
         return replace(self, with_images=False)
 
+    def some_bytes(self, row: dict[str, Any]) -> bytes:
+        """Read bytes at the start, in the middle and at the end of the pixels of an image."""
+        start, size = 3 * row["start"], 3 * row["height"] * row["width"]
+        pixels = _map(f"{self.folder}/{row['split']}.images")[start : start + size]
+        places = (0, size // 2, max(0, size - _SAMPLED_BYTES))
+        return b"".join(pixels[place : place + _SAMPLED_BYTES].tobytes() for place in places)
+
     def _image(self, split: str, kind: str, start: int, shape: tuple[int, ...]) -> Image.Image | np.ndarray:
         values = _map(f"{self.folder}/{split}.{kind}")[start : start + math.prod(shape)].reshape(shape)
         return values if self.as_arrays else Image.fromarray(values)
@@ -67,15 +77,36 @@ def holds_predecoded(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
-def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[str]) -> tuple[Dataset, ReadMapped]:
+def predecoded_splits(folder: Path) -> list[str]:
+    """List the complete splits of a pre-decoded copy."""
+    return _read_description(folder)["splits"]
+
+
+def files_of_split(split: str, folder: Path) -> list[Path]:
+    """List the files that a pre-decoded copy has for a split; they need not exist."""
+    return [folder / f"{split}.{ending}" for ending in ("images", "labels", "index.jsonl")]
+
+
+def index_predecoded(
+    split: str, folder: Path, *, name: str, classes: Sequence[str], labels: LabelRecord | None = None
+) -> tuple[Dataset, ReadMapped]:
     """Index one split of a copy of the data set `name`; return rows and the reader that looks up samples.
 
+    Args:
+        split (`str`): train, validation or test.
+        folder (`Path`): Folder of the copy.
+        name (`str`): Name of the data set.
+        classes (`Sequence[str]`): Class names of the data set.
+        labels (`dict`, *optional*): Label values that the reader expects, as from `label_record`.
+
     Raises:
-        UsageError: If the copy is of another data set, or the split is missing or incomplete.
+        UsageError: If the copy is of another data set or was made with other label values, or the split is missing or
+            incomplete.
     """
     description = _read_description(folder)
     if description["classes"] != list(classes):
         raise UsageError(f"{folder} was pre-decoded for {description['dataset']}, not for {name}.")
+    _refuse_other_labels(description, labels, _OTHER_LABELS.format(folder), "make the copy again")
     if split not in description["splits"]:
         raise UsageError(
             f"{folder} has the splits {description['splits']}, not {split!r}; add it with `msctr prepare`."
@@ -90,7 +121,13 @@ def index_predecoded(split: str, folder: Path, *, name: str, classes: Sequence[s
 
 
 def write_predecoded(
-    dataset: Dataset, split: str, folder: Path, *, name: str, classes: Sequence[str]
+    dataset: Dataset,
+    split: str,
+    folder: Path,
+    *,
+    name: str,
+    classes: Sequence[str],
+    label_records: Sequence[LabelRecord] = (),
 ) -> Iterator[int]:
     """Decode a split into a folder, resuming where an earlier call stopped; yield the number of finished images.
 
@@ -100,12 +137,14 @@ def write_predecoded(
         folder (`Path`): Folder of the copy.
         name (`str`): Name of the data set.
         classes (`Sequence[str]`): Class names of the data set.
+        label_records (`Sequence[dict]`): Label values for which the copy may be read, as from `label_record`: those
+            that were mapped, and those of the description if `id_map` or `reduce_zero_label` replaced them.
 
     Raises:
         UsageError: If the folder contains another data set, or a sample cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    description = _description(name, classes, folder)
+    description = _description(name, classes, label_records, folder)
     index = folder / f"{split}.index.jsonl"
     done = list(_read_index(index)) if index.exists() else []
     start = done[-1]["start"] + done[-1]["height"] * done[-1]["width"] if done else 0
@@ -133,14 +172,24 @@ def write_predecoded(
     (folder / DESCRIPTION).write_text(json.dumps({**description, "splits": splits}, indent=2))
 
 
-def _description(name: str, classes: Sequence[str], folder: Path) -> dict[str, Any]:
+def _description(name: str, classes: Sequence[str], labels: Sequence[LabelRecord], folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.exists():
-        return {"dataset": name, "classes": list(classes), "splits": []}
+        return {"dataset": name, "classes": list(classes), "splits": [], "labels": list(labels)}
     description = _read_description(folder)
     if description["classes"] != list(classes):
         raise UsageError(f"{folder} was pre-decoded for {description['dataset']}; choose another folder.")
+    for record in labels[:1]:
+        _refuse_other_labels(description, record, _OTHER_LABELS.format(folder), "choose another folder")
     return description
+
+
+def _refuse_other_labels(description: dict[str, Any], labels: LabelRecord | None, fault: str, remedy: str) -> None:
+    """Refuse label values with which a copy was not made; copies of older versions do not say theirs."""
+    recorded = description.get("labels", [])
+    differences = [label_differences(record, labels) for record in recorded] if labels is not None else []
+    if differences and all(differences):
+        raise UsageError(f"{fault} ({differences[0]}); {remedy}.")
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

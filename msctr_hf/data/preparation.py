@@ -10,22 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from ..errors import UsageError, as_usage_error
 from ..progress import progress
-from .checking import SplitReport, check_rows, report_table
-from .decoding import Reader, attach
-from .file_source import FileSource
+from .checking import SplitReport, check_rows, refuse_train_ids_in, refuse_unlabeled, report_table, warnings_about
+from .decoding import Reader, attach, is_empty
+from .faults import group_faults
+from .file_source import UNDECODED_FEATURES, FileSource
+from .file_traits import refuse_mixed_orientations
 from .folder_spec import DESCRIPTION as FOLDER_DESCRIPTION
+from .folder_spec import FOLDER
+from .label_record import LabelRecord, label_differences, label_record
 from .loading import index_split
-from .parquet_copy import write_card, write_parquet
-from .predecoded import write_predecoded
-from .saved_source import SPLIT_NAMES, SavedDataset, is_a_copy
+from .parquet_copy import parquet_shards, write_card, write_parquet
+from .predecoded import files_of_split, holds_predecoded, predecoded_splits, write_predecoded
+from .saved_source import SPLIT_NAMES, SavedDataset, is_a_copy, splits_of_copy
 from .specs import DatasetSpec
 
 REPORT_FILE = "report_{split}.json"
 _FORMER_KEYS = {"pictures": "images", "in_pictures": "in_images"}  # keys of reports that older versions wrote
+_COMPARED = ("images", "pixels", "in_images", "ignored", "broken")  # with a report that does not state its labels
 
 
 @dataclass
@@ -36,25 +41,38 @@ class _Split:
     rows: Dataset
     reader: Reader
     without_label: list[Path]
+    broken_links: Sequence[Path] = ()
     fingerprint: str = ""
     report: SplitReport | None = None
+    was_checked: bool = False
 
     @property
-    def faults(self) -> list[str]:
-        """Sentences about images that cannot be used, one per image."""
-        return [f"{path} has no label." for path in self.without_label] + list(self.report.broken.values())
+    def faults(self) -> list[tuple[str, str]]:
+        """Names of images that cannot be used, and sentences about them."""
+        no_label = [(str(path), f"{path} has no label.") for path in self.without_label]
+        no_file = [(str(path), f"{path} is a link that leads to no file.") for path in self.broken_links]
+        return [*no_label, *no_file, *self.report.broken.items()]
+
+    @property
+    def labels_optional(self) -> bool:
+        """Whether images may lack labels, as those of a test server do, whose labels are secret."""
+        return self.name == "test"
 
     def usable_rows(self) -> Dataset:
-        """Select the rows that could be read."""
-        broken = self.report.broken
-        if not broken:
+        """Select the rows that could be read and have labels."""
+        broken = set(self.report.broken_rows)
+        if not broken and not self.report.unlabeled:
             return self.rows
-        return self.rows.select([i for i, image_id in enumerate(self.rows["image_id"]) if image_id not in broken])
+        # one after the other, since the files of a copy are in the rows
+        return self.rows.select([i for i in range(len(self.rows)) if i not in broken and self._has_label(i)])
+
+    def _has_label(self, number: int) -> bool:
+        return not self.labels_optional or not is_empty(self.rows[number]["label"])
 
 
 def prepare(
     spec: DatasetSpec,
-    splits: Sequence[str],
+    splits: Sequence[str] | None,
     data_dir: Path | None,
     saved: SavedDataset,
     *,
@@ -68,7 +86,8 @@ def prepare(
 
     Args:
         spec (`DatasetSpec`): The data set.
-        splits (`Sequence[str]`): Names of splits: train, validation, test.
+        splits (`Sequence[str]`, *optional*): Names of splits: train, validation, test; by default train, validation,
+            and test if the data set has one. Images of test may lack labels; they are checked, but not copied.
         data_dir (`Path`, *optional*): Folder of the data set.
         saved (`SavedDataset`): Location of the copy that is read instead of the official files, if any.
         corrections (`Path`, *optional*): CSV file of images to leave out or to relabel.
@@ -78,29 +97,64 @@ def prepare(
         num_workers (`int`): Number of worker processes of the check.
 
     Raises:
-        UsageError: If the data set cannot be found or has broken images; nothing is written then.
+        UsageError: If the data set cannot be found, has broken images or a split without usable ones, or holds other
+            label values than it should; nothing is written then.
     """
-    _check_output_dir(output_dir)
-    found = [_find(spec, split, data_dir, saved, corrections) for split in splits]
-    for split in found:
-        if output_dir is not None:
-            split.fingerprint = fingerprint(split.rows)
-            split.report = saved_report(split.name, split.fingerprint, output_dir)
-        if split.report is None:
-            split.report = check_rows(
-                split.rows, split.reader, len(spec.classes), num_workers=num_workers, title=f"checking {split.name}"
+    _check_options(output_dir, predecode, skip_broken)
+    found = [
+        _find(spec, split, data_dir, saved, corrections) for split in splits or _existing_splits(spec, data_dir, saved)
+    ]
+    if output_dir is not None:
+        _refuse_other_labels(spec, output_dir)
+        if data_dir is not None and saved.name is None and holds_predecoded(data_dir):
+            raise UsageError(
+                f"`data_dir`: {data_dir} is a pre-decoded copy; make another copy from the original files."
             )
+    for split in found:
+        _check(split, spec, output_dir, num_workers)
         print(report_table(split.report, spec, split.name))
+    reports = {split.name: split.report for split in found}
     faults = [fault for split in found for fault in split.faults]
-    for fault in faults:
-        print(f"broken: {fault}")
+    for sentence in group_faults(faults):
+        print(f"broken: {sentence}")
+    for warning in warnings_about(reports, spec):
+        print(f"warning: {warning}")
+    for name, report in reports.items():
+        refuse_train_ids_in(report, spec, name)
     if faults and not skip_broken:
         raise UsageError(
-            f"{len(faults)} images of {spec.name} cannot be used (listed above); repair them, or leave them out with "
-            "`skip_broken`."
+            f"{len(faults)} images of {spec.name} cannot be used (listed above); repair them, or leave them out of a "
+            "copy with `skip_broken` and `output_dir`."
         )
+    for split in found:
+        if not split.report.images and not split.report.unlabeled:
+            count = len(split.faults)
+            raise UsageError(
+                f"No image of {split.name} can be used: {count or 'none'} {'are broken' if count else 'is left'}."
+            )
+        refuse_unlabeled(split.report, spec, split.name)
+    refuse_mixed_orientations({name: report.traits for name, report in reports.items()})
     if output_dir is not None:
         _convert(spec, found, data_dir, output_dir, predecode)
+
+
+def _check_options(output_dir: Path | None, predecode: bool, skip_broken: bool) -> None:
+    for name, given in (("predecode", predecode), ("skip_broken", skip_broken)):
+        if given and output_dir is None:
+            raise UsageError(f"`{name}` concerns a copy; add `output_dir`, or leave `{name}` out to check only.")
+    _check_output_dir(output_dir)
+
+
+def _existing_splits(spec: DatasetSpec, data_dir: Path | None, saved: SavedDataset) -> list[str]:
+    """List train, validation, and test if the data set has it."""
+    if is_a_copy(saved, data_dir):
+        has_test = "test" in splits_of_copy(saved, data_dir)
+    elif data_dir is not None and holds_predecoded(data_dir):
+        has_test = "test" in predecoded_splits(data_dir)
+    else:
+        has_test = isinstance(spec.source, FileSource) and spec.source.has_split("test", data_dir)
+        has_test |= spec.name == FOLDER and "test" in spec.source.layouts[0]  # whose folder must exist
+    return ["train", "validation", *(["test"] if has_test else [])]
 
 
 def _find(
@@ -110,13 +164,55 @@ def _find(
         raise UsageError(f"{spec.name} is drawn on demand; there is nothing to prepare.")
     if saved.streaming:
         raise UsageError("`streaming`: a copy is made from files on this disk; leave `streaming` out.")
-    if is_a_copy(saved, data_dir):
-        return _Split(split, *index_split(spec, split, data_dir, saved, corrections), without_label=[])
-    pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get)
-    for path in pairs.without_image:
-        print(f"not used: {path} has no image.")
+    if is_a_copy(saved, data_dir) or (data_dir is not None and holds_predecoded(data_dir)):
+        rows, reader = index_split(spec, split, data_dir, saved, corrections, with_empty_cells=True)
+        return _Split(split, rows, reader, without_label=[])
+    is_test = split == "test"
+    pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get, labels_optional=is_test)
+    for note in pairs.notes(split):
+        print(f"warning: {note}")
+    if corrections is not None:
+        spec.source.check_corrections(corrections, data_dir, name=spec.name)
     rows = spec.source.rows(pairs, data_dir, corrections)
-    return _Split(split, rows, spec.reader(), pairs.without_label)
+    if is_test and pairs.without_label:
+        rows = concatenate_datasets([rows, _unlabeled_rows(pairs.without_label, data_dir)])
+    return _Split(split, rows, spec.reader(), [] if is_test else pairs.without_label, pairs.broken_links)
+
+
+def _unlabeled_rows(images: Sequence[Path], data_dir: Path) -> Dataset:
+    columns = {
+        "image": list(map(str, images)),
+        "label": [None] * len(images),
+        "image_id": [path.relative_to(data_dir).with_suffix("").as_posix() for path in images],
+    }
+    return Dataset.from_dict(columns, features=UNDECODED_FEATURES)
+
+
+def _check(split: _Split, spec: DatasetSpec, output_dir: Path | None, num_workers: int) -> None:
+    """Read the report of an earlier check of the same files and labels, or check the split."""
+    former: dict[str, Any] | None = None
+    if output_dir is not None:
+        split.fingerprint = fingerprint(split.rows)
+        former = _report_of_same_files(split.name, split.fingerprint, output_dir)
+    if former is not None and "labels" in former:
+        split.report, split.was_checked = SplitReport.from_dict(former), True
+        return
+    split.report = check_rows(
+        split.rows,
+        split.reader,
+        len(spec.classes),
+        num_workers=num_workers,
+        title=f"checking {split.name}",
+        labels_optional=split.labels_optional,
+    )
+    if former is not None:
+        # a report of an older version does not state its label values, but other values would give other counts
+        now = split.report.as_dict(spec)
+        if any(now[key] != former[key] for key in _COMPARED):
+            raise UsageError(
+                f"`output_dir`: {output_dir} was made with other label values of {split.name}; choose another folder."
+            )
+        split.was_checked = True
 
 
 def _check_output_dir(output_dir: Path | None) -> None:
@@ -135,13 +231,23 @@ def _convert(
     spec: DatasetSpec, splits: Sequence[_Split], data_dir: Path | None, output_dir: Path, predecode: bool
 ) -> None:
     for split in splits:
+        if split.report.unlabeled:
+            print(f"not copied: {split.report.unlabeled} images of {split.name}, which have no labels.")
+    splits = [split for split in splits if split.report.images]
+    for split in splits:
+        if not split.was_checked:
+            _remove_files(split.name, output_dir)  # of other files or label values, whose report someone removed
         save_report(spec, split.report, split.name, split.fingerprint, output_dir)
     copy_description(data_dir, output_dir)
+    # a pre-decoded copy may be read with the setting that replaced the label values, or without it
+    records = [label_record(each) for each in (spec, spec.described) if each is not None]
     for split in splits:
         rows = split.usable_rows()
         if predecode:
             dataset = attach(rows, split.reader)
-            written = write_predecoded(dataset, split.name, output_dir, name=spec.name, classes=spec.classes)
+            written = write_predecoded(
+                dataset, split.name, output_dir, name=spec.name, classes=spec.classes, label_records=records
+            )
             with progress(total=len(rows), title=f"decoding {split.name}", unit="image") as bar:
                 for done in written:
                     bar.update(done - bar.n)
@@ -149,21 +255,40 @@ def _convert(
             write_parquet(rows, split.name, output_dir)
     if not predecode:
         write_card(spec, _all_reports(output_dir), output_dir)
-    print(f"{sum(len(split.usable_rows()) for split in splits)} images are in {output_dir}; use it as `data_dir`.")
+    same = f", with the same `{spec.values_from}`" if spec.values_from and not predecode else ""
+    count = sum(len(split.usable_rows()) for split in splits)
+    print(f"{count} images are in {output_dir}; use it as `data_dir`{same}.")
+
+
+def _remove_files(split: str, output_dir: Path) -> None:
+    """Remove what an earlier conversion wrote for a split."""
+    for path in (*files_of_split(split, output_dir), *parquet_shards(split, output_dir)):
+        path.unlink(missing_ok=True)
 
 
 def fingerprint(rows: Dataset) -> str:
-    """Hash the ids, sizes and modification times of files, so that a resumed conversion recognizes them."""
+    """Hash the ids of images, and the contents of embedded files or the sizes and modification times of others.
+
+    A resumed conversion recognizes the files by it.
+    """
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row["image_id"].encode())
         for file in (row["image"], row["label"]):
-            if file["bytes"]:
-                digest.update(str(len(file["bytes"])).encode())
-            else:
-                status = Path(file["path"]).stat()
-                digest.update(f"{file['path']} {status.st_size} {status.st_mtime_ns}".encode())
+            digest.update(_identity(file))
     return digest.hexdigest()[:16]
+
+
+def _identity(file: dict[str, Any] | None) -> bytes:
+    if is_empty(file):
+        return b"empty"
+    if file["bytes"]:
+        return hashlib.sha256(file["bytes"]).digest()
+    try:
+        status = Path(file["path"]).stat()
+    except OSError:  # the check reports it
+        return f"{file['path']} is missing".encode()
+    return f"{file['path']} {status.st_size} {status.st_mtime_ns}".encode()
 
 
 def copy_description(spec_folder: Path | None, folder: Path) -> None:
@@ -180,13 +305,18 @@ def save_report(spec: DatasetSpec, report: SplitReport, split: str, digest: str,
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_FILE.format(split=split)
-    path.write_text(json.dumps({"fingerprint": digest, **report.as_dict(spec)}, indent=2))
+    entries = {"fingerprint": digest, "labels": label_record(spec), **report.as_dict(spec)}
+    path.write_text(json.dumps(entries, indent=2))
 
 
 def _all_reports(folder: Path) -> dict[str, SplitReport]:
     """Read the reports of all splits in a folder, including those that were converted before."""
+    return {split: SplitReport.from_dict(_read_report(path)) for split, path in _report_files(folder).items()}
+
+
+def _report_files(folder: Path) -> dict[str, Path]:
     paths = {split: folder / REPORT_FILE.format(split=split) for split in SPLIT_NAMES}
-    return {split: SplitReport.from_dict(_read_report(path)) for split, path in paths.items() if path.is_file()}
+    return {split: path for split, path in paths.items() if path.is_file()}
 
 
 def _read_report(path: Path) -> dict[str, Any]:
@@ -195,7 +325,7 @@ def _read_report(path: Path) -> dict[str, Any]:
     return {_FORMER_KEYS.get(key, key): value for key, value in report.items()}
 
 
-def saved_report(split: str, digest: str, folder: Path) -> SplitReport | None:
+def _report_of_same_files(split: str, digest: str, folder: Path) -> dict[str, Any] | None:
     """Read the report of an earlier check of exactly these files; return `None` if there was none.
 
     Raises:
@@ -206,5 +336,23 @@ def saved_report(split: str, digest: str, folder: Path) -> SplitReport | None:
         return None
     report = _read_report(path)
     if report["fingerprint"] != digest:
-        raise UsageError(f"`output_dir`: {folder} was made from other files of {split}; choose another folder.")
-    return SplitReport.from_dict(report)
+        raise UsageError(
+            f"`output_dir`: {folder} was made from other files of {split}, or with other `corrections`; choose "
+            "another folder."
+        )
+    return report
+
+
+def _refuse_other_labels(spec: DatasetSpec, folder: Path) -> None:
+    """Refuse a folder with a split that was converted with other classes or label values.
+
+    Raises:
+        UsageError: The message names the setting.
+    """
+    now = label_record(spec)
+    for path in _report_files(folder).values():
+        before: LabelRecord | None = _read_report(path).get("labels")
+        if before is not None and (differences := label_differences(before, now)):
+            raise UsageError(
+                f"`output_dir`: {folder} was made with other labels: {differences}; choose another folder."
+            )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import (
+    ClassLabel,
     Dataset,
     DatasetDict,
+    Features,
     IterableDataset,
+    List,
+    Value,
     get_dataset_split_names,
     load_dataset,
     load_from_disk,
@@ -19,7 +26,11 @@ from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..errors import UsageError, as_usage_error, first_line
+from .decoding import is_empty
 
+_ROWS_AT_A_TIME = 1000
+_ROWS_SHOWN = 5
+_SHOWN_OF_A_TYPE = 80
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
@@ -48,18 +59,48 @@ def is_a_copy(saved: SavedDataset, data_dir: Path | None) -> bool:
     return data_dir is not None and (_was_saved_to_disk(data_dir) or any(_parquet_files(data_dir)))
 
 
-def index_copy(saved: SavedDataset, split: str, data_dir: Path | None) -> Dataset | IterableDataset:
+def index_copy(
+    saved: SavedDataset, split: str, data_dir: Path | None, *, with_empty_cells: bool = False
+) -> Dataset | IterableDataset:
     """Index one split of a copy as undecoded rows {image, label, image_id}.
 
+    Args:
+        saved (`SavedDataset`): Location of the copy, and the names of its columns.
+        split (`str`): train, validation or test.
+        data_dir (`Path`, *optional*): Folder of the copy, unless `saved` names another.
+        with_empty_cells (`bool`): Whether to keep rows that lack an image or a label instead of refusing the copy.
+
     Raises:
-        UsageError: If the copy cannot be opened, or lacks the split or a column; the message lists what it has.
+        UsageError: If the copy cannot be opened, lacks the split or a column, or has other contents; the message lists
+            what it has.
     """
-    folder = Path(saved.name) if saved.name is not None else data_dir
-    if folder is not None and folder.is_dir():
-        dataset = _open_folder(folder, split, saved.streaming)
+    folder = _folder_of(saved, data_dir)
+    dataset = _open_hub(saved, split) if folder is None else _open_folder(folder, split, saved.streaming)
+    rows = _with_our_columns(dataset, saved, split)
+    if not with_empty_cells and isinstance(rows, Dataset):
+        _refuse_empty_cells(rows, split)
+    return rows
+
+
+def splits_of_copy(saved: SavedDataset, data_dir: Path | None) -> list[str]:
+    """List the splits of a copy by the names that this package uses.
+
+    Raises:
+        UsageError: If the copy cannot be opened.
+    """
+    folder = _folder_of(saved, data_dir)
+    if folder is None:
+        with _errors_of_hub(saved):
+            names = get_dataset_split_names(saved.name, revision=saved.revision)
     else:
-        dataset = _open_hub(saved, split)
-    return _with_our_columns(dataset, saved, split)
+        names = list(_saved_to_disk(folder)) if _was_saved_to_disk(folder) else list(_parquet_by_split(folder))
+    return [split for split, spellings in SPLIT_NAMES.items() if set(spellings) & set(names)]
+
+
+def _folder_of(saved: SavedDataset, data_dir: Path | None) -> Path | None:
+    """Return the folder of a copy, or `None` if it is on the Hub."""
+    folder = Path(saved.name) if saved.name is not None else data_dir
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _was_saved_to_disk(folder: Path) -> bool:
@@ -67,32 +108,63 @@ def _was_saved_to_disk(folder: Path) -> bool:
 
 
 def _parquet_files(folder: Path) -> Iterable[Path]:
-    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("*/*.parquet"))
+    """Find the files of a copy; the Hub's converter writes CONFIGURATION/SPLIT/0000.parquet."""
+    spellings = [name for names in SPLIT_NAMES.values() for name in names]
+    return (
+        sorted(folder.glob("*.parquet"))
+        or sorted(folder.glob("*/*.parquet"))
+        or sorted(path for name in spellings for path in folder.glob(f"[!.]*/{name}/*.parquet"))
+    )
+
+
+def _parquet_by_split(folder: Path) -> dict[str, list[Path]]:
+    """Sort the parquet files of a copy by the names of their splits.
+
+    Raises:
+        UsageError: If several configurations have the split.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in _parquet_files(folder):
+        stem = path.parent.name if path.parent not in (folder, folder / "data") else path.stem.split("-")[0]
+        files.setdefault(stem, []).append(path)
+    for name, paths in files.items():
+        parents = sorted({str(path.parent) for path in paths})
+        if len(parents) > 1:
+            raise UsageError(f"{folder} has several folders of {name}: {', '.join(parents)}; name the one above it.")
+    return files
+
+
+def _saved_to_disk(folder: Path) -> DatasetDict:
+    with as_usage_error(OSError, ValueError, prefix=f"{folder} cannot be read: "):
+        saved = load_from_disk(str(folder))
+    # saved without the name of a split, it counts as train and never as the requested split
+    return saved if isinstance(saved, DatasetDict) else DatasetDict({str(saved.split or "train"): saved})
 
 
 def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
     if _was_saved_to_disk(folder):
-        with as_usage_error(OSError, ValueError, prefix=f"{folder} cannot be read: "):
-            saved = load_from_disk(str(folder))
-        if not isinstance(saved, DatasetDict):
-            # saved without the name of a split, it counts as train and never as the requested split
-            saved = DatasetDict({str(saved.split or "train"): saved})
-        saved = saved[_own_name(split, list(saved), str(folder))]
-        return saved.to_iterable_dataset() if streaming else saved
-    files: dict[str, list[str]] = {}
-    for path in _parquet_files(folder):
-        stem = path.parent.name if path.parent not in (folder, folder / "data") else path.stem.split("-")[0]
-        files.setdefault(stem, []).append(str(path))
+        saved = _saved_to_disk(folder)
+        dataset = saved[_own_name(split, list(saved), str(folder))]
+        return dataset.to_iterable_dataset() if streaming else dataset
+    files = _parquet_by_split(folder)
     name = _own_name(split, list(files), str(folder))
+    paths = list(map(str, files[name]))
     with as_usage_error(OSError, ValueError, DatasetGenerationError, prefix=f"{folder} cannot be read: "):
-        return load_dataset("parquet", data_files={name: files[name]}, split=name, streaming=streaming)
+        _refuse_repeated_columns(files[name][0])
+        return load_dataset("parquet", data_files={name: paths}, split=name, streaming=streaming)
 
 
 def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
-    try:
+    with _errors_of_hub(saved):
         names = get_dataset_split_names(saved.name, revision=saved.revision)
         own = _own_name(split, names, str(saved.name))
         return load_dataset(saved.name, split=own, revision=saved.revision, streaming=saved.streaming)
+
+
+@contextmanager
+def _errors_of_hub(saved: SavedDataset) -> Iterator[None]:
+    try:
+        yield
     except DatasetNotFoundError as error:
         if "gated" in str(error):
             raise UsageError(
@@ -108,6 +180,12 @@ def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
         raise UsageError(f"`dataset_name`: {saved.name} cannot be read from the Hub ({reason}).") from error
 
 
+def _refuse_repeated_columns(path: Path) -> None:
+    names = pq.read_schema(path).names
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{path} has several columns with the name {' and '.join(map(repr, repeated))}; rename them.")
+
+
 def _own_name(split: str, names: list[str], where: str) -> str:
     """Find the name that a copy uses for a split."""
     for name in SPLIT_NAMES.get(split, (split,)):
@@ -120,26 +198,97 @@ def _with_our_columns(
     dataset: Dataset | IterableDataset, saved: SavedDataset, split: str
 ) -> Dataset | IterableDataset:
     columns = dataset.column_names or []
+    if saved.image_column == saved.label_column:
+        raise UsageError(f"`image_column` and `label_column` both name {saved.image_column!r}; they must differ.")
     for flag, column in (("image_column", saved.image_column), ("label_column", saved.label_column)):
         if column not in columns:
             raise UsageError(f"`{flag}`: the data set has no column {column!r}, only {', '.join(columns)}.")
+        if not _holds_images(kind := dataset.features[column]):
+            raise UsageError(
+                f"`{flag}`: the column {column!r} must contain an image in every row, but its type is {_brief(kind)}."
+            )
+    if isinstance(dataset, IterableDataset):
+        structs = [
+            name for name in (saved.image_column, saved.label_column) if isinstance(dataset.features[name], dict)
+        ]
+        # before the cast, which raises errors of its own; images that are not structs would be decoded here
+        dataset = (
+            dataset.map(_Rows(split, structs), with_indices=True, features=dataset.features) if structs else dataset
+        )
     for column in (saved.image_column, saved.label_column):
         # before all else: otherwise a stream would decode images and encode them again, with loss
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
     kept = [saved.image_column, saved.label_column, "image_id"]
     dataset = dataset.remove_columns([column for column in columns if column not in kept])
+    # in two steps, since the names may be exchanged
     renamed = {saved.image_column: "image", saved.label_column: "label"}
-    dataset = dataset.rename_columns({old: new for old, new in renamed.items() if old != new})
-    if "image_id" in columns:
-        return dataset
+    between = {old: f"{old} of the copy" for old in renamed}
+    for names in (between, {between[old]: new for old, new in renamed.items()}):
+        dataset = dataset.rename_columns(names)
+    return _with_ids(dataset, split, has_ids="image_id" in columns and "image_id" not in renamed)
+
+
+def _with_ids(dataset: Dataset | IterableDataset, split: str, has_ids: bool) -> Dataset | IterableDataset:
+    """Give every row an id of text: its own, or the number of the row where it has none."""
+    rows = _Rows(split, ("image", "label"), with_ids=True)
     if isinstance(dataset, IterableDataset):
-        return dataset.map(_Numbering(split), with_indices=True)
-    return dataset.add_column("image_id", [f"{split}_{number:06d}" for number in range(len(dataset))])
+        features = Features({**dataset.features, "image_id": Value("string")})
+        return dataset.map(rows, with_indices=True, features=features)
+    ids = dataset.with_format(None)["image_id"][:] if has_ids else [None] * len(dataset)
+    if has_ids and all(isinstance(image_id, str) for image_id in ids):
+        return dataset
+    named = [rows.name(image_id, number) for number, image_id in enumerate(ids)]
+    return (dataset.remove_columns("image_id") if has_ids else dataset).add_column("image_id", named)
+
+
+def _holds_images(kind: Any) -> bool:
+    """Return whether a column holds images, their files or paths, or arrays of their values."""
+    if isinstance(kind, dict):
+        return {"bytes", "path"} <= set(kind)
+    if isinstance(kind, Value):
+        return kind.dtype in ("binary", "large_binary", "string", "large_string")
+    depth = 0
+    while isinstance(kind, List):
+        depth, kind = depth + 1, kind.feature
+    is_number = isinstance(kind, Value) and not isinstance(kind, ClassLabel) and kind.dtype.startswith(("int", "uint"))
+    return isinstance(kind, ImageFeature) and depth == 0 or is_number and depth in (2, 3)
+
+
+def _brief(kind: Any) -> str:
+    text = repr(kind)
+    return text if len(text) <= _SHOWN_OF_A_TYPE else f"{text[:_SHOWN_OF_A_TYPE]} ..."
+
+
+def _refuse_empty_cells(rows: Dataset, split: str) -> None:
+    """Refuse rows without an image or a label; only the tables of the copy are read, not its files."""
+    for column in ("image", "label"):
+        empty: list[int] = []
+        for start, batch in enumerate(rows.select_columns([column]).with_format("arrow").iter(_ROWS_AT_A_TIME)):
+            cells = batch[column].combine_chunks()
+            num_bytes = pc.fill_null(pc.binary_length(cells.field("bytes")), 0)
+            missing = pc.or_(cells.is_null(), pc.and_(pc.equal(num_bytes, 0), cells.field("path").is_null()))
+            empty += [start * _ROWS_AT_A_TIME + number for number, lacks in enumerate(missing.to_pylist()) if lacks]
+        if empty:
+            ids = rows.with_format(None)["image_id"]
+            shown = ", ".join(f"row {number} (image id {ids[number]})" for number in empty[:_ROWS_SHOWN])
+            more = ", ..." if len(empty) > _ROWS_SHOWN else ""
+            raise UsageError(f"{len(empty)} of {len(rows)} rows of {split} have no {column}: {shown}{more}.")
 
 
 @dataclass(frozen=True)
-class _Numbering:
+class _Rows:
+    """Function that refuses rows of a stream with empty cells in some columns, and gives the others their ids."""
+
     split: str
+    columns: Sequence[str]
+    with_ids: bool = False
 
     def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        return {**row, "image_id": f"{self.split}_{number:06d}"}
+        image_id = self.name(row.get("image_id"), number)
+        for column in self.columns:
+            if is_empty(row[column]):
+                raise UsageError(f"A row of {self.split} has no {column}: row {number} (image id {image_id}).")
+        return {**row, "image_id": image_id} if self.with_ids else row
+
+    def name(self, image_id: Any, number: int) -> str:
+        return f"{self.split}_{number:06d}" if image_id is None else str(image_id)

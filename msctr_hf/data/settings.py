@@ -9,6 +9,7 @@ import yaml
 
 from ..errors import UsageError
 from ..settings import Settings, setting
+from .pixel_limit import set_max_image_pixels
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -18,7 +19,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class DatasetSettings(Settings):
+class ImageSettings(Settings):
+    """Settings of reading image files."""
+
+    max_image_pixels: int | None = setting(
+        None,
+        help="Width times height of the largest image that is read, against files that would fill the memory; "
+        "178,956,970 by default.",
+        at_least=1,
+        on_resume="free",
+        in_card=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_image_pixels is not None:
+            set_max_image_pixels(self.max_image_pixels)
+
+
+@dataclass(kw_only=True)
+class DatasetSettings(ImageSettings):
     """Settings of the choice and the location of a data set."""
 
     _argument_group_name = "data set"
@@ -92,7 +112,7 @@ def _read_id_map(text: str | None) -> dict[int, int] | None:
         return None
     try:
         id_map = yaml.safe_load(text)
-        return {int(raw): int(train_id) for raw, train_id in id_map.items()}
+        return {int(str(raw)): int(str(train_id)) for raw, train_id in id_map.items()}  # not 1.5, nor True
     except (yaml.YAMLError, AttributeError, TypeError, ValueError):
         raise UsageError(f"`id_map` must look like '{{7: 0, 8: 1}}', got {text!r}.") from None
 
@@ -155,10 +175,12 @@ class DataSettings(DatasetSettings):
 class PreparationSettings(DatasetSettings):
     """Settings of the check and the copy of a data set."""
 
-    splits: list[str] = setting(["train", "validation"], help="Splits to check and to convert.")
+    splits: list[str] | None = setting(
+        None, help="Splits to check and to convert; by default train, validation, and test if the data set has one."
+    )
     output_dir: str | None = setting(
         None, help="Folder for the copy; by default the data set is only checked.", is_path=True
     )
     predecode: bool = setting(False, help="Write raw pixels, which are memory-mapped, instead of parquet.")
-    skip_broken: bool = setting(False, help="Leave out broken images instead of refusing the data set.")
+    skip_broken: bool = setting(False, help="Leave broken images out of the copy instead of refusing the data set.")
     num_workers: int = setting(2, help="Number of worker processes of the check.", at_least=0)

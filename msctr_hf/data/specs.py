@@ -48,6 +48,8 @@ class DatasetSpec:
         homepage (`str`): Address from which to download the data set, or at which to register for it.
         license (`str`): Terms of use, as the owners state them.
         shareable (`bool`): Whether the images may be shown to everyone.
+        values_from (`str`): `id_map` or `reduce_zero_label` if that setting replaced the label values, or empty.
+        described (`DatasetSpec`, *optional*): The same data set before that setting replaced its label values.
     """
 
     name: str
@@ -62,6 +64,8 @@ class DatasetSpec:
     homepage: str = ""
     license: str = ""
     shareable: bool = False
+    values_from: str = ""
+    described: DatasetSpec | None = None
 
     @property
     def id2label(self) -> dict[int, str]:

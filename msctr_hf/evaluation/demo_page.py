@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ..data.file_source import IMAGE_SUFFIXES
+from ..data.image_files import IMAGE_SUFFIXES, files_below
 from ..data.images import read_image
 from ..data.loading import load_segmentation_dataset
 from ..data.synthetic import SYNTHETIC_CLASSES
@@ -112,13 +112,15 @@ def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Seque
 
 
 def example_images(source: str | Path | None, config: Any, folder: str | Path) -> list[str]:
-    """List example images: those of a folder or, for a network of synthetic scenes, some that are drawn.
+    """List example images: the first in a folder or, for a network of synthetic scenes, some that are drawn.
 
     Raises:
-        UsageError: If the folder has no images.
+        UsageError: If it is not a folder or has no images.
     """
     if source is not None:
-        paths = sorted(path for path in Path(source).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not Path(source).is_dir():
+            raise UsageError(f"`source`: {source} is not a folder.")
+        paths = files_below(Path(source)).images
         if not paths:
             raise UsageError(f"`source`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
         return [str(path) for path in paths[:MAX_EXAMPLES]]

@@ -20,7 +20,9 @@ from ..errors import UsageError
 from ..models.anchor_sampling import resize_labels
 from ..models.decode_heads import DECODE_HEADS
 from ..progress import progress
+from .finite import finite_outputs
 from .predictor import Predictor
+from .visualization import MAX_ASPECT
 
 METHODS = ("tsne", "umap")
 _POINT_SIZE, _INCHES = 6, 4.5
@@ -79,7 +81,7 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
             the `"pyramid"` of the decode head (UPerNet).
 
     Raises:
-        UsageError: If the network has no projection head, or its decode head has no pyramid.
+        UsageError: If the network has no projection head, its decode head has no pyramid, or features are not finite.
     """
     model = predictor.model
     if kind == "projections" and getattr(model, "projection_head", None) is None:
@@ -93,7 +95,9 @@ def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projec
     else:
         maps = model(pixel_values=prepared, output_hidden_states=True).hidden_states
         numbers = list(range(1, len(maps) + 1))
-    return {number: F.normalize(stage_map[0].float(), dim=0) for number, stage_map in zip(numbers, maps, strict=True)}
+    dtype = next(model.parameters()).dtype
+    finite = (finite_outputs(stage_map[0].float(), dtype, "features") for stage_map in maps)
+    return {number: F.normalize(stage_map, dim=0) for number, stage_map in zip(numbers, finite, strict=True)}
 
 
 def _pyramid(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -227,7 +231,7 @@ def similarity_maps(
 
 def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:
     """Draw the image with the pixel marked, and a map of cosines per stage, as a matplotlib figure."""
-    figure = _new_figure(len(maps) + 1, image.height / image.width)
+    figure = _new_figure(len(maps) + 1, min(image.height / image.width, MAX_ASPECT))
     axes = figure.subplots(1, len(maps) + 1)
     axes[0].imshow(image)
     axes[0].set(title="image", xticks=[], yticks=[])

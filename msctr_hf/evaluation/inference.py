@@ -10,12 +10,15 @@ few rows before the next strip begins, and logits of a whole image are never sto
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..models.decode_heads import resize
 from ..models.image_processing_msctr import pad
+from .finite import finite_outputs
 from .settings import InferenceSettings, Size
 
 CPU_STRIP_ROWS = 4  # few enough for a strip to stay in the cache of a core
@@ -61,6 +64,7 @@ def predict_probabilities(
 
     Raises:
         UsageError: If a size, a stride or a scale is not valid.
+        NotFiniteError: If a logit is NaN or infinite.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
     window_size, window_stride = (None if value is None else _size(value) for value in (crop_size, stride))
@@ -94,6 +98,9 @@ def predict_labels(
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images, not padded.
         settings (`InferenceSettings`, *optional*): Whole images at one scale by default.
         output_size (`Sequence[int]`, *optional*): Size of the result; the size of `pixel_values` by default.
+
+    Raises:
+        NotFiniteError: If a logit is NaN or infinite.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
     views = _views(model, pixel_values, settings or InferenceSettings())
@@ -201,7 +208,7 @@ class _WholeView:
         logits = self.logits
         if not self.mirrored:
             return _WholeView(logits[index : index + 1])
-        return _WholeView(logits[[index, index + len(logits) // 2]], mirrored=True)
+        return _WholeView(logits[index :: len(logits) // 2], mirrored=True)
 
     def rows(self, first: int, stop: int) -> torch.Tensor:
         """Return some rows of the logits, (B, L, rows, w)."""
@@ -276,7 +283,7 @@ class _TiledView:
             _forward(self.model, torch.stack([self._crop(image, top, left) for image, left in part]))
             for part in _batches(places, self.settings.batch_size)
         ]
-        return torch.cat(logits).unflatten(0, (num_images, len(self.lefts)))
+        return _checked(self.model, torch.cat(logits)).unflatten(0, (num_images, len(self.lefts)))
 
     def _crop(self, image: int, top: int, left: int) -> torch.Tensor:
         """Crop one window (3, height, width) of an image or a mirror image, padded at the right and the bottom."""
@@ -299,22 +306,39 @@ def _resize_to_rows(
     """
     if view.size == tuple(size):
         return view.rows(rows.start, rows.stop)
-    height = view.size[0]
-    # float64, since the whole part of a position selects a source row, and rounding must not select its neighbor
-    positions = torch.arange(rows.start, rows.stop, dtype=torch.float64)
-    if align_corners:
-        positions = positions * ((height - 1) / max(size[0] - 1, 1))
-    else:
-        positions = ((positions + 0.5) * (height / size[0]) - 0.5).clamp_(0, height - 1)
-    upper = positions.floor().long().clamp_max_(height - 1)
-    lower = (upper + 1).clamp_max_(height - 1)
+    where = (rows.start, rows.stop, view.size[0], size[0], align_corners)
+    upper, lower, weights = _source_rows(*where)
     first, last = int(upper[0]), int(lower[-1])
     source = view.rows(first, last + 1)
-    weights = (positions - upper).to(source.device, source.dtype)[:, None, None]
+    if source.device.type != "cpu":
+        upper, lower, weights = _source_rows_on(source.device, source.dtype, *where)
+    weights = weights.to(source.dtype)[:, None, None]
     source = source.permute(0, 2, 3, 1).contiguous()  # (B, few rows, w, L)
-    upper, lower = (torch.stack([upper, lower]) - first).to(source.device)
-    between = torch.lerp(source[:, upper], source[:, lower], weights).permute(0, 3, 1, 2)  # (B, L, rows, w)
+    between = torch.lerp(source[:, upper - first], source[:, lower - first], weights)
+    between = between.permute(0, 3, 1, 2)  # (B, L, rows, w)
     return resize(between, (between.shape[2], size[1]), align_corners)
+
+
+def _source_rows(
+    start: int, stop: int, height: int, full_height: int, align_corners: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute the upper and the lower source row of some rows of the result, and the weights of the lower ones."""
+    # float64, since the whole part of a position selects a source row, and rounding must not select its neighbor
+    positions = torch.arange(start, stop, dtype=torch.float64)
+    if align_corners:
+        positions = positions * ((height - 1) / max(full_height - 1, 1))
+    else:
+        positions = ((positions + 0.5) * (height / full_height) - 0.5).clamp_(0, height - 1)
+    upper = positions.floor().long().clamp_max_(height - 1)
+    lower = (upper + 1).clamp_max_(height - 1)
+    return upper, lower, positions - upper
+
+
+@lru_cache(maxsize=1024)  # the strips of some sizes of images: for every copy to a GPU, the host waits
+def _source_rows_on(device: torch.device, dtype: torch.dtype, *where: Any) -> tuple[torch.Tensor, ...]:
+    with torch.inference_mode(False):  # a tensor of inference mode could not be used outside of it later
+        upper, lower, weights = _source_rows(*where)
+        return upper.to(device), lower.to(device), weights.to(dtype).to(device)  # not all devices have float64
 
 
 def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> list[_WholeView | _TiledView]:
@@ -332,7 +356,7 @@ def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSett
         else:
             images = torch.cat([scaled, scaled.flip(-1)]) if settings.flip else scaled
             logits = torch.cat([_forward(model, part) for part in images.split(settings.batch_size)])
-            views.append(_WholeView(logits, settings.flip))
+            views.append(_WholeView(_checked(model, logits), settings.flip))
     return views
 
 
@@ -350,6 +374,11 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
 def _forward(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     parameter = next(model.parameters())
     return model(pixel_values=pixel_values.to(parameter.device, parameter.dtype)).logits.float()
+
+
+def _checked(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Check the logits of many forward passes at once, since each check waits for the device."""
+    return finite_outputs(logits, next(model.parameters()).dtype)
 
 
 def _batches(entries: list, batch_size: int) -> Iterator[list]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
+from PIL import Image
 from transformers import Pipeline
-from transformers.image_utils import load_image
 
-from ..errors import UsageError
+from ..data.images import read_image, read_image_file, to_rgb
+from ..data.pixel_limit import set_max_image_pixels
+from ..errors import UsageError, as_usage_error
+from .finite import refuse_faulty_weights
 from .predictor import Predictor
 from .settings import InferenceSettings
 from .visualization import overlay
@@ -16,6 +22,8 @@ from .visualization import overlay
 TASK = "msctr-segmentation"
 _INFERENCE = ("scales", "flip", "window_size", "window_stride")
 _OVERLAY = ("opacity", "legend")
+_LONGEST_PATH = 4096  # longer text is an image in base64
+_READING = ("max_image_pixels",)
 
 
 class SegmentationPipeline(Pipeline):
@@ -28,7 +36,8 @@ class SegmentationPipeline(Pipeline):
     ```
 
     Settings of the pipeline or of a call: `scales`, `flip`, `window_size` and `window_stride` as in
-    `InferenceSettings`; `opacity` of the colors; `legend`, whether the overlay has a legend.
+    `InferenceSettings`; `opacity` of the colors; `legend`, whether the overlay has a legend; `max_image_pixels`, the
+    width times height of the largest image that is read, in this process from then on (178,956,970 by default).
 
     A call takes a path, a URL, a PIL image, or a list of these, and returns a dict for each: `labels` (H, W), uint8
     or, with more than 256 classes, int64; `areas`, the share of the image that every present class covers; `overlay`,
@@ -40,18 +49,24 @@ class SegmentationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
-        unknown = sorted(set(settings) - {*_INFERENCE, *_OVERLAY})
-        if unknown:
-            raise UsageError(
-                f"`{unknown[0]}` is not a setting of this pipeline; choose from {', '.join((*_INFERENCE, *_OVERLAY))}."
-            )
-        inference = {name: settings[name] for name in _INFERENCE if name in settings}
-        return {}, inference, {name: settings[name] for name in _OVERLAY if name in settings}
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        refuse_faulty_weights(self.model)
 
-    def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """Load an RGB image from an image, a path or a URL."""
-        return {"image": load_image(inputs)}
+    def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
+        known = (*_INFERENCE, *_OVERLAY, *_READING)
+        if unknown := sorted(set(settings) - {*known}):
+            raise UsageError(f"`{unknown[0]}` is not a setting of this pipeline; choose from {', '.join(known)}.")
+        reading, inference, overlay_settings = (
+            {name: settings[name] for name in names if name in settings} for names in (_READING, _INFERENCE, _OVERLAY)
+        )
+        return reading, inference, overlay_settings
+
+    def preprocess(self, inputs: Any, max_image_pixels: int | None = None) -> dict[str, Any]:
+        """Load an RGB image, upright, from an image, a path, a URL or text in base64."""
+        if max_image_pixels is not None:
+            set_max_image_pixels(max_image_pixels)
+        return {"image": _load(inputs)}
 
     def _forward(self, model_inputs: dict[str, Any], **inference: Any) -> dict[str, Any]:
         predictor = Predictor(self.model, self.image_processor, InferenceSettings(**inference))
@@ -70,3 +85,24 @@ class SegmentationPipeline(Pipeline):
             "areas": {names[label]: float(count / labels.size) for label, count in zip(present, counts, strict=True)},
             "overlay": overlay(image, labels, palette, names if legend else None, opacity),
         }
+
+
+def _load(inputs: Any) -> Image.Image:
+    """Load an image as `msctr predict` reads files, whatever it comes from."""
+    if isinstance(inputs, Image.Image):
+        return to_rgb(inputs)
+    if not isinstance(inputs, (str, Path)):
+        raise UsageError(
+            f"An image must be a path, a URL, a PIL image or text in base64, got {type(inputs).__name__}."
+        )
+    text = str(inputs)
+    if text.startswith(("http://", "https://")):
+        with as_usage_error(OSError, prefix=f"{text} cannot be loaded: "):
+            # some servers refuse the name that urllib gives itself
+            data = urlopen(Request(text, headers={"User-Agent": "msctr_hf"})).read()
+        return read_image_file({"path": text, "bytes": data})
+    if len(text) <= _LONGEST_PATH and not text.startswith("data:image/"):
+        return read_image(text)
+    with as_usage_error(ValueError, prefix="The text in base64 cannot be decoded: "):
+        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:image/") else text)
+        return read_image_file({"path": "The text in base64", "bytes": data})

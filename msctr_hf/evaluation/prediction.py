@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,15 +13,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.file_source import IMAGE_SUFFIXES
+from ..data.image_files import IMAGE_SUFFIXES, files_below, is_image, passes_a_circle
 from ..data.images import read_image
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
-from ..progress import progress
+from ..progress import progress, say
+from .class_order import ByNamesOrPosition, match_classes
+from .finite import NotFiniteError
 from .predictor import Predictor
 from .visualization import overlay
 
 PALETTE_COLORS = 256  # the most a PNG can hold
+MAX_VALUES = 1 << 16  # of the widest PNG of one channel
 
 
 def predict_files(
@@ -30,6 +35,7 @@ def predict_files(
     opacity: float = 0.55,
     palette: bool = True,
     submission_for: DatasetSpec | None = None,
+    class_order: ByNamesOrPosition = "names",
 ) -> int:
     """Label the images that paths, folders and patterns name; write NAME.png (train ids) and NAME_overlay.png.
 
@@ -47,6 +53,8 @@ def predict_files(
             are train ids either way. With more than 256 classes, they are 16-bit gray values.
         submission_for (`DatasetSpec`, *optional*): Data set for whose test server the output is written instead: raw
             label values without a palette, one file per image, in one folder under the official names.
+        class_order (`str`): How the classes of the network are matched with those of `submission_for`: by `"names"` or
+            by `"position"`.
 
     Returns:
         `int`: number of images labeled.
@@ -54,22 +62,29 @@ def predict_files(
     Raises:
         UsageError: If there is nothing to label, two images would be written to one file or an image would be
             overwritten (nothing is written then), or images cannot be read (the others are labeled).
+        NotFiniteError: If the logits of an image are not finite; the images before it are labeled.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else sources
     targets = _plan_outputs(_find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
     names, colors = predictor.class_names, predictor.palette
-    raw_values = _raw_values(submission_for, len(names)) if submission_for is not None else None
+    if len(names) > MAX_VALUES:
+        raise UsageError(f"The network has {len(names)} classes, but a PNG stores at most {MAX_VALUES}.")
+    raw_values = _raw_values(submission_for, names, class_order) if submission_for is not None else None
     unreadable: list[str] = []
     waiting: deque[tuple[Image.Image, Path]] = deque()  # read, but not labeled yet
-    for labels in predictor(_readable(targets, waiting, unreadable)):
-        image, target = waiting.popleft()
+    for labels in _label_maps(predictor, targets, waiting, unreadable):
+        target = waiting[0][1]
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.with_name(f"{target.name}.png")
         if raw_values is not None:
             save_labels(raw_values[labels], file)
-            continue
-        save_labels(labels, file, colors if palette else None)
-        overlay(image, labels, colors, names, opacity).save(target.with_name(f"{target.name}_overlay.png"))
+        else:
+            save_labels(labels, file, colors if palette else None)
+            figure = overlay(waiting[0][0], labels, colors, names, opacity)
+            figure.save(target.with_name(f"{target.name}_overlay.png"))
+            del figure
+        waiting.popleft()
+        del labels  # a large image must be freed before the next is read
     if unreadable:
         raise UsageError(f"{len(unreadable)} of {len(targets)} images cannot be read: {'; '.join(unreadable)}")
     return len(targets)
@@ -93,6 +108,19 @@ def save_labels(labels: np.ndarray, path: Path, palette: Sequence[Sequence[int]]
     image.save(path)
 
 
+def _label_maps(
+    predictor: Predictor,
+    targets: Mapping[Path, Path],
+    waiting: deque[tuple[Image.Image, Path]],
+    unreadable: list[str],
+) -> Iterator[np.ndarray]:
+    """Yield the class maps of the images that can be read; an error of the network names the image."""
+    try:
+        yield from predictor(_readable(targets, waiting, unreadable))
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{waiting[0][1].name}: {error}") from error
+
+
 def _readable(
     targets: Mapping[Path, Path], waiting: deque[tuple[Image.Image, Path]], unreadable: list[str]
 ) -> Iterator[Image.Image]:
@@ -105,19 +133,25 @@ def _readable(
             continue
         waiting.append((image, target))
         yield image
+        del image
 
 
-def _raw_values(spec: DatasetSpec, num_labels: int) -> np.ndarray:
-    """Return the raw label value of every train id."""
-    if num_labels != len(spec.classes):
-        raise UsageError(f"`submission_for`: {spec.name} has {len(spec.classes)} classes, the model {num_labels}.")
+def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrPosition) -> np.ndarray:
+    """Return the raw label value of every class of the network."""
+    if len(names) != len(spec.classes):
+        raise UsageError(f"`submission_for`: {spec.name} has {len(spec.classes)} classes, the model {len(names)}.")
+    matched = match_classes(names, spec.classes, spec.name, class_order)
+    if matched.note is not None:
+        say(matched.note, file=sys.stderr)
     raw_values = spec.raw_values()
-    return np.array([raw_values[label] for label in range(num_labels)], dtype=np.uint8)
+    train_ids = matched.train_ids or range(len(names))
+    values = np.array([raw_values[label] for label in train_ids])
+    return values.astype(np.uint8 if values.max() < PALETTE_COLORS else np.uint16)
 
 
 def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:
     """Map every image, once, to the path of its output files, relative to the output folder and without suffix."""
-    output_dir = Path(os.path.abspath(output_dir))
+    output_dir = output_dir.resolve()
     images: dict[Path, Path] = {}
     seen: set[str] = set()
     for source in sources:
@@ -128,8 +162,8 @@ def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, 
             root, found = path.parent, [path]
         else:
             root, found = _matches(str(source))
-        if Path(os.path.abspath(root)) in output_dir.parents:  # a second call must not label the files of the first
-            found = [image for image in found if output_dir not in Path(os.path.abspath(image)).parents]
+        if not root.resolve().is_relative_to(output_dir):  # a second call must not label the files of the first
+            found = [image for image in found if not _place(image).is_relative_to(output_dir)]
         if not found:
             raise UsageError(f"`sources`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
         for image in found:
@@ -141,21 +175,54 @@ def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, 
     return images
 
 
+def _place(image: Path) -> Path:
+    """Return the real folder of an image, or where a link leads that leads to no file yet."""
+    return image.parent.resolve() if image.exists() else image.resolve()
+
+
 def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Find images in a folder, and links that lead to no file, which are reported as images that cannot be read."""
+    below = files_below(folder)
+    return sorted([*below.images, *below.broken_links])
 
 
 def _matches(pattern: str) -> tuple[Path, list[Path]]:
     """Return the folder above the first wildcard of a pattern, and the images that it, or a folder in it, matches."""
     if not glob.has_magic(pattern):
         raise UsageError(f"`sources`: {pattern} is neither a file nor a folder.")
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    if not matches:
-        raise UsageError(f"`sources`: nothing matches {pattern!r}.")
     parts = Path(pattern).parts
     root = Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))])
-    files = (image for match in matches for image in (_images_below(match) if match.is_dir() else [match]))
-    return root, [path for path in dict.fromkeys(files) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if "**" in parts:
+        files = _recursive_matches(parts[: parts.index("**")], parts[parts.index("**") :])
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(pattern))]
+        files = [image for match in matches for image in (_images_below(match) if match.is_dir() else [match])]
+    if not files:
+        raise UsageError(f"`sources`: nothing matches {pattern!r}.")
+    found = (path for path in dict.fromkeys(files) if is_image(path) or not path.exists())
+    return root, [path for path in found if not passes_a_circle(path, root)]
+
+
+def _recursive_matches(start: Sequence[str], pattern: Sequence[str]) -> list[Path]:
+    """Find images that a pattern with `**` matches; `glob` would follow links that lead back again and again."""
+    top = str(Path(*start))
+    folders = [Path(match) for match in (sorted(glob.glob(top)) if glob.has_magic(top) else [top])]
+    return [
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in _images_below(folder)
+        if _fits(path.relative_to(folder).parts, pattern)
+    ]
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether a pattern matches a path or a folder above it."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return any(_fits(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def _plan_outputs(

@@ -48,7 +48,8 @@ def write_report(
 
 def markdown_report(results: dict[str, Any], scores: Scores, figures: Sequence[str]) -> str:
     """Format settings, means, classes, groups, confusions and the worst images as Markdown."""
-    settings = [(key, results[key]) for key in ("model", "dataset", "split", "images", "git_commit") if key in results]
+    facts = ("model", "dataset", "split", "images", "class_order", "git_commit")
+    settings = [(key, results[key]) for key in facts if key in results]
     settings += [(key, value) for key, value in results.get("protocol", {}).items() if value not in (None, False)]
     parts = [
         f"# {results.get('dataset', 'Evaluation')}: mIoU {percent(results['mean_iou'])}",

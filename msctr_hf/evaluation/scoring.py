@@ -17,8 +17,10 @@ from PIL import Image
 from ..data.loaders import evaluation_loader
 from ..progress import progress
 from .boundary_iou import BoundaryIoU
+from .finite import NotFiniteError
 from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
+from .visualization import fitted_size
 
 CONFUSIONS_LISTED = 10
 KEPT_WIDTH = 480  # pixels; the worst images are kept small, since they are only displayed
@@ -93,6 +95,9 @@ def score_dataset(
 
     Returns:
         `Scores` of all processes; `None` if `should_stop` ended scoring.
+
+    Raises:
+        NotFiniteError: If the logits of an image are not finite, in all processes; the message names the image.
     """
     loader = evaluation_loader(
         dataset,
@@ -106,10 +111,15 @@ def score_dataset(
     predictor.model.eval()
     share = None if isinstance(dataset, IterableDataset) else len(loader.dataset)  # type: ignore[arg-type]
     bar = progress(total=share, title="scoring", unit="image", shown=accelerator.is_main_process)
+    fault = None
     try:
         with bar:
             for samples in loader:
-                predictions = list(predictor([sample["image"] for sample in samples]))
+                try:
+                    predictions = list(predictor([sample["image"] for sample in samples]))
+                except NotFiniteError as error:  # raised below, in all processes: otherwise the others would wait
+                    fault = f"{', '.join(sample['image_id'] for sample in samples)}: {error}"
+                    break
                 for sample, prediction in zip(samples, predictions, strict=True):
                     counts.add(sample, prediction)
                 if on_batch is not None:
@@ -119,8 +129,12 @@ def score_dataset(
                     break
     finally:
         predictor.model.train(was_training)
-    if should_stop is not None and any(gather_object([should_stop()])):
+    stopped = should_stop is not None and should_stop()
+    everywhere = gather_object([(stopped, fault)])
+    if any(stop for stop, _ in everywhere):
         return None
+    if faults := [text for _, text in everywhere if text is not None]:
+        raise NotFiniteError(faults[0])
     return counts.over_all_processes(accelerator)
 
 
@@ -166,10 +180,11 @@ def _sum(counts: np.ndarray, accelerator: Accelerator) -> np.ndarray:
 def _small(
     image: Image.Image, reference: np.ndarray, prediction: np.ndarray
 ) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-    size = (KEPT_WIDTH, max(1, round(image.height * KEPT_WIDTH / image.width)))
+    size = fitted_size(image.size, KEPT_WIDTH)
 
     def shrink(labels: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
+        stored = labels if labels.dtype == np.uint8 else labels.astype(np.int32)  # 8 bits do not hold 256 classes
+        return np.asarray(Image.fromarray(stored).resize(size, Image.Resampling.NEAREST))
 
     small = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
     return small, shrink(reference), shrink(prediction)

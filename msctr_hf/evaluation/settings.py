@@ -6,13 +6,17 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from ..data.settings import DatasetSettings
+from ..data.settings import DatasetSettings, ImageSettings
 from ..errors import UsageError
 from ..settings import Settings, setting
 
 Size = tuple[int, int]  # height, width
 
 _ANY_MODEL = "Saved folder or Hub id of any AutoModelForSemanticSegmentation."
+_CLASS_ORDER = (
+    "How the classes of the network are matched with those of the data set: by their names in any order, or by their "
+    "position if the same classes have other names."
+)
 _DEVICE = "cpu, cuda, cuda:1, ...; by default an accelerator, if there is one."
 
 
@@ -106,6 +110,7 @@ class ScoringSettings(DatasetSettings):
 
     model: str = setting(help=_ANY_MODEL)
     split: str = setting("validation", help="train, validation or test.")
+    class_order: Literal["names", "position"] = setting("names", help=_CLASS_ORDER)
     output_dir: str | None = setting(
         None,
         help="Folder for results.json, report.md and figures; by default the scores are only printed.",
@@ -117,7 +122,7 @@ class ScoringSettings(DatasetSettings):
 
 
 @dataclass
-class PredictionSettings(Settings):
+class PredictionSettings(ImageSettings):
     """Settings of a prediction: network, images and output."""
 
     _argument_group_name = "network and images"
@@ -138,6 +143,7 @@ class PredictionSettings(Settings):
         help="Write files for the test server of this data set (cityscapes, ade20k) instead: raw label values, in "
         "gray, under official names.",
     )
+    class_order: Literal["names", "position"] = setting("names", help=f"With submission_for: {_CLASS_ORDER}")
 
     def __post_init__(self):
         super().__post_init__()
@@ -181,7 +187,7 @@ class EmbeddingSettings(DatasetSettings):
 
 
 @dataclass
-class DemoSettings(Settings):
+class DemoSettings(ImageSettings):
     """Settings of the demo: network, example images and port."""
 
     model: str = setting(

@@ -8,15 +8,23 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 IGNORED_COLOR = (0, 0, 0)
+MAX_ASPECT = 3  # height / width of an image in a figure; higher images are shown narrower
+MAX_NAMES = 256  # entries of a legend
 _SWATCH, _MARGIN, _LINE = 14, 6, 20
+_BLENDED_ROWS = 512  # blended at a time, so that an overlay takes little more memory than the image
 
 
 def colorize(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
     """Draw a class map (H, W) as an RGB image; values beyond the palette are black."""
     labels = np.asarray(labels)
-    table = np.full((max(len(palette), int(labels.max(initial=0)) + 1), 3), IGNORED_COLOR, dtype=np.uint8)
+    return Image.fromarray(_color_table(palette, int(labels.max(initial=0)))[labels])
+
+
+def _color_table(palette: Sequence[Sequence[int]], largest: int) -> np.ndarray:
+    """Return the RGB colors of all values up to the largest, (N, 3) uint8."""
+    table = np.full((max(len(palette), largest + 1), 3), IGNORED_COLOR, dtype=np.uint8)
     table[: len(palette)] = palette
-    return Image.fromarray(table[labels])
+    return table
 
 
 def overlay(
@@ -36,19 +44,26 @@ def overlay(
             by default.
         opacity (`float`): Opacity of the colors, in [0, 1].
     """
-    blended = Image.blend(image.convert("RGB"), colorize(labels, palette), opacity)
     if class_names is None:
-        return blended
-    present = [label for label in np.unique(labels) if label < len(class_names)]
-    key = legend([class_names[label] for label in present], [palette[label] for label in present], image.width)
-    sheet = Image.new("RGB", (image.width, image.height + key.height), "white")
-    sheet.paste(blended, (0, 0))
-    sheet.paste(key, (0, image.height))
+        sheet = Image.new("RGB", image.size)
+    else:
+        present = [label for label in np.unique(labels) if label < len(class_names)]
+        key = legend([class_names[label] for label in present], [palette[label] for label in present], image.width)
+        sheet = Image.new("RGB", (image.width, image.height + key.height), "white")
+        sheet.paste(key, (0, image.height))
+    table = _color_table(palette, int(labels.max(initial=0)))
+    for top in range(0, image.height, _BLENDED_ROWS):
+        rows = slice(top, min(top + _BLENDED_ROWS, image.height))
+        shown = image.crop((0, rows.start, image.width, rows.stop)).convert("RGB")
+        sheet.paste(Image.blend(shown, Image.fromarray(table[labels[rows]]), opacity), (0, top))
     return sheet
 
 
 def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: int) -> Image.Image:
-    """Draw a legend of names next to their colors, wrapped to `width` pixels."""
+    """Draw a legend of at most `MAX_NAMES` names next to their colors, wrapped to `width` pixels."""
+    if len(names) > MAX_NAMES:
+        names = [*names[: MAX_NAMES - 1], f"and {len(names) - MAX_NAMES + 1} more"]
+        colors = [*colors[: MAX_NAMES - 1], (255, 255, 255)]
     font = ImageFont.load_default(size=12)
     positions, left, line = [], _MARGIN, 0
     for name in names:
@@ -105,6 +120,14 @@ def legend_titles(titles: Sequence[str], cell_width: int) -> Image.Image:
     return line
 
 
+def fitted_size(size: tuple[int, int], width: int) -> tuple[int, int]:
+    """Return the width and height at which a figure shows an image: `width`, or less if it would be very high."""
+    height = max(1, round(size[1] * width / size[0]))
+    if height <= MAX_ASPECT * width:
+        return width, height
+    return max(1, round(size[0] * MAX_ASPECT * width / size[1])), MAX_ASPECT * width
+
+
 def _fit(image: Image.Image, width: int) -> Image.Image:
-    size = (width, max(1, round(image.height * width / image.width)))
+    size = fitted_size(image.size, width)
     return image.resize(size, Image.Resampling.NEAREST if image.width < width else Image.Resampling.BILINEAR)

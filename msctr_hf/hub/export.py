@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..errors import UsageError, brief_reason
+from ..evaluation.finite import finite_outputs, refuse_faulty_weights
 
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one if that is above 1
 _REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
@@ -75,10 +76,11 @@ def export_network(
         two sizes other than that of the example.
 
     Raises:
-        UsageError: If a package is missing, the network cannot be exported, or the export differs from it; no folder
-            is left behind then.
+        UsageError: If a package is missing, weights or logits are not finite, the network cannot be exported, or the
+            export differs from it; no folder is left behind then.
     """
     output_dir = Path(output_dir)
+    refuse_faulty_weights(model)
     missing = [name for name in _REQUIRED_PACKAGES[format] if importlib.util.find_spec(name) is None]
     if missing or importlib.util.find_spec("transformers.exporters") is None:
         raise UsageError("Exporting needs more packages: pip install 'msctr_hf[export]'.")
@@ -140,7 +142,7 @@ def _export(model: PreTrainedModel, size: Size, format: str, free_sides: dict[in
 def _compare(model: PreTrainedModel, exported: Any, batch: int, size: Size) -> Comparison:
     pixel_values = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected = model(pixel_values=pixel_values).logits
+        expected = finite_outputs(model(pixel_values=pixel_values).logits, model.dtype)
         try:
             logits = torch.as_tensor(exported(pixel_values=pixel_values)["logits"])
         except Exception as error:

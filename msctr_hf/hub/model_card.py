@@ -64,6 +64,8 @@ def write_model_card(
     config, run, results = (read_saved_json(folder / file) for file in ("config.json", RUN_FILE, RESULTS_FILE))
     if not config:
         raise UsageError(f"{folder} does not contain a saved model: config.json is missing.")
+    if results.get("mean_iou") is None:
+        results = {}  # no pixel of the validation images was labeled
     path = folder / CARD_FILE
     with as_usage_error(OSError, prefix=f"{path} cannot be read: "):
         if path.exists() and _SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):

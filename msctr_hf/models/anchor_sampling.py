@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .transfers import to_device
+
 _RANDOM_BITS = 31
 
 
@@ -186,11 +188,11 @@ def draw_anchors(
     ranks = torch.full((len(features) * num_labels + 1,), num_pairs, dtype=torch.int64)
     pair_ids = [image * num_labels + label for label, image in plan.pairs]
     ranks[pair_ids] = torch.arange(num_pairs)
-    pixel_ranks = ranks.to(device, non_blocking=True)[pairs]
+    pixel_ranks = to_device(ranks, device)[pairs]
     random_bits = torch.randint(1 << _RANDOM_BITS, pixel_ranks.shape, generator=generator, device=device)
     order = ((pixel_ranks << _RANDOM_BITS) | random_bits).argsort()
 
-    positions, labels = _positions_and_labels(plan).to(device, non_blocking=True)
+    positions, labels = to_device(_positions_and_labels(plan), device)
     class_sizes: dict[int, int] = {}
     for (label, _), drawn in zip(plan.pairs, plan.draws, strict=True):
         class_sizes[label] = class_sizes.get(label, 0) + drawn

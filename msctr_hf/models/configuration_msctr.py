@@ -68,9 +68,9 @@ class MsctrConfig(PreTrainedConfig):
     """Configuration of a network and of its training objective.
 
     Stages are counted from 1, the finest: C2 = stage 1 ... C5 = stage 4. A wrong type or an unknown key is an error.
-    `None` is replaced by the default of the decode head. Where other classes are assigned, as by
+    `None` is replaced by the default of the decode head. Where other classes are loaded, as by
     `from_pretrained(..., num_labels=3)`, `palette` and `class_weights` are reduced to the entries of these classes, or
-    dropped if one of the new classes is not among the former ones.
+    dropped if one of the new classes is not among the former ones. New names assigned to `id2label` change neither.
 
     Source: https://arxiv.org/abs/2203.13409.
     """
@@ -184,34 +184,21 @@ class MsctrConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MsctrConfig":
         """Build a configuration from a dict and from settings that override it; classes are set before the others."""
         classes = {name: kwargs.pop(name) for name in ("id2label", "num_labels") if kwargs.get(name) is not None}
+        former, new = config_dict.get("id2label"), classes.get("id2label")
+        if former is not None and new is not None and len(former) == len(new):
+            config_dict = {**config_dict, **_fit_to_classes(config_dict, _by_number(former), _by_number(new))}
         return super().from_dict(config_dict, **classes, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "id2label" and value is not None:
-            value = {int(label): each for label, each in value.items()}  # JSON has only strings as keys
-            self._fit_to_classes(value)
+            value = _by_number(value)
+            former = self.__dict__.get("id2label")
+            if former is not None and former != value:
+                super().__setattr__("label2id", {label: number for number, label in value.items()})
+                if len(former) != len(value):  # else the classes of this network get other names
+                    for setting, entries in _fit_to_classes(self.__dict__, former, value).items():
+                        super().__setattr__(setting, entries)
         super().__setattr__(name, value)
-
-    def _fit_to_classes(self, id2label: dict[int, str]) -> None:
-        """Reduce palette and class weights to other classes, or drop them if some of these are new."""
-        former = self.__dict__.get("id2label")
-        if former is None or former == id2label:
-            return
-        super().__setattr__("label2id", {name: label for label, name in id2label.items()})
-        position = {former[label]: index for index, label in enumerate(sorted(former))}
-        kept = [position.get(id2label[label]) for label in sorted(id2label)]
-        # settings of another length were assigned for the new classes already
-        settings = {name: self.__dict__.get(name) or () for name in ("palette", "class_weights")}
-        belonging = {name: entries for name, entries in settings.items() if len(entries) == len(former)}
-        for name, entries in belonging.items():
-            super().__setattr__(name, None if None in kept else [entries[index] for index in kept])
-        if belonging:
-            names = " and ".join(f"`{name}`" for name in belonging)
-            logger.warning(
-                f"Dropped {names}, which belonged to other classes."
-                if None in kept
-                else f"Reduced {names} to the new classes, which are among the former ones."
-            )
 
     def validate_settings(self) -> None:
         """Check settings that depend on each other, which is also done before a network is built or saved.
@@ -280,6 +267,29 @@ class MsctrConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+def _by_number(id2label: dict[Any, str]) -> dict[int, str]:
+    return {int(number): label for number, label in id2label.items()}  # JSON has only strings as keys
+
+
+def _fit_to_classes(settings: dict[str, Any], former: dict[int, str], new: dict[int, str]) -> dict[str, Any]:
+    """Reduce palette and class weights to other classes, or drop them if some of these are new, and report it."""
+    unnamed = all(label == f"LABEL_{number}" for number, label in former.items())
+    if former == new or (unnamed and len(former) == len(new)):
+        return {}
+    position = {former[number]: index for index, number in enumerate(sorted(former))}
+    kept = [position.get(new[number]) for number in sorted(new)]
+    # settings of another length were assigned for the new classes already
+    belonging = [name for name in ("palette", "class_weights") if len(settings.get(name) or ()) == len(former)]
+    if not belonging:
+        return {}
+    names = " and ".join(f"`{name}`" for name in belonging)
+    if None in kept:
+        logger.warning(f"Dropped {names}, which belonged to other classes.")
+        return dict.fromkeys(belonging)
+    logger.warning(f"Reduced {names} to the new classes, which are among the former ones.")
+    return {name: [settings[name][index] for index in kept] for name in belonging}  # type: ignore[index]
 
 
 def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

@@ -28,6 +28,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .info_nce import UnitRows
+from .transfers import to_device
 
 
 class GatheredRows(NamedTuple):
@@ -81,7 +82,7 @@ def _class_sizes_of_all(stages: Sequence[UnitRows], num_labels: int) -> torch.Te
     for stage, rows in zip(sizes, stages, strict=True):
         stage[list(rows.class_sizes)] = torch.tensor(list(rows.class_sizes.values()), dtype=torch.int64)
     gathered = sizes.new_empty(dist.get_world_size() * sizes.numel(), device=stages[0].features.device)
-    dist.all_gather_into_tensor(gathered, sizes.flatten().to(gathered.device))
+    dist.all_gather_into_tensor(gathered, to_device(sizes.flatten(), gathered.device))
     return gathered.view(-1, *sizes.shape).cpu()
 
 
@@ -105,12 +106,12 @@ def _sort_by_class(padded_rows: torch.Tensor, sizes: torch.Tensor) -> GatheredRo
     per_class = sizes.sum(0)
     labels = torch.arange(num_labels).repeat_interleave(per_class)
     device = padded_rows.device
-    order, labels = torch.stack([order, labels]).to(device, non_blocking=True)
+    order, labels = to_device(torch.stack([order, labels]), device)
     rows = UnitRows(
         padded_rows[order], labels, {label: size for label, size in enumerate(per_class.tolist()) if size > 0}
     )
     share = processes * len(own_columns) / max(len(labels), 1)
-    return GatheredRows(rows, own_columns.to(device, non_blocking=True), share)
+    return GatheredRows(rows, to_device(own_columns, device), share)
 
 
 def _expand_runs(starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:

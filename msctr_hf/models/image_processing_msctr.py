@@ -105,12 +105,14 @@ class _PadAndPostProcess:
                 to cut off padding and undo resizing. By default maps keep the size of the logits.
 
         Raises:
-            ValueError: If `target_sizes` does not have one entry per image.
+            ValueError: If `target_sizes` does not have one entry per image, or logits are not finite.
 
         Returns:
             `list[torch.Tensor]`: int64 class maps (height, width).
         """
         logits = outputs.logits
+        if not logits.isfinite().all():  # argmax would take NaN for the most probable class
+            raise ValueError("Logits are NaN or infinite: weights are faulty, or half precision overflows.")
         if target_sizes is None:
             return list(logits.argmax(dim=1))
         if len(target_sizes) != len(logits):

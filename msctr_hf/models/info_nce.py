@@ -29,6 +29,7 @@ from __future__ import annotations
 import torch
 
 from .info_nce_tiles import MAX_UNSHIFTED_LOGIT, UnitRows, across_sets, within_scale
+from .transfers import to_device
 
 _MIN_LENGTH = 1e-12  # the default of F.normalize
 
@@ -76,7 +77,7 @@ def info_nce_loss(
     if self_offset is None:
         return contrast_across(rows, contrast_rows, temperature)
     _check_that_anchors_are_in(contrast_labels, anchor_labels, self_offset)
-    own_columns = contrast_order.argsort()[self_offset + order].to(anchors.device, non_blocking=True)
+    own_columns = to_device(contrast_order.argsort()[self_offset + order], anchors.device)
     return contrast_across(rows, contrast_rows, temperature, own_columns)
 
 
@@ -176,8 +177,8 @@ def _sort_by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[UnitRo
     classes, counts = sorted_labels.unique_consecutive(return_counts=True)
     class_sizes = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     if not torch.equal(order, torch.arange(len(order))):
-        features = features[order.to(features.device, non_blocking=True)]
-    return unit_rows(features, sorted_labels.to(features.device, non_blocking=True), class_sizes), order
+        features = features[to_device(order, features.device)]
+    return unit_rows(features, to_device(sorted_labels, features.device), class_sizes), order
 
 
 def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperature, self_offset) -> None:

@@ -26,13 +26,17 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
 from ..errors import UsageError
+from .data_record import DATA_FILE
 from .run_folder import CHECKPOINTS, MARKER, read_json, replace_file, share_permissions, sync, write_json
 
 SETTINGS_FILE = "settings.json"
 PROGRESS_FILE = "progress.json"  # written after a validation; it overrides the progress in states.pt
+NO_SCORE = -1.0  # below every score
 _SHARED_FILE = "states.pt"
 _PARTIAL = ".partial"
-_CHANGED_BY_A_VALIDATION = ("validated_step", "best_score", "best_results", "validations_without_best")
+_CHANGED_BY_A_VALIDATION = (
+    "validated_step", "best_score", "best_results", "validations_without_best", "measured_on",
+)  # fmt: skip
 _FORMER_NAMES = {"best_mean_iou": "best_score"}  # names in checkpoints of older versions
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # raised by Python, by torch.save and by safetensors
 
@@ -45,9 +49,10 @@ class Progress:
     epoch: int = 0
     batches_in_epoch: int = 0
     validated_step: int = 0
-    best_score: float = -1.0  # best value of `metric_for_best_model`
+    best_score: float = NO_SCORE  # best value of `metric_for_best_model`
     best_results: dict[str, Any] = field(default_factory=dict)
     validations_without_best: int = 0  # number of validations in a row, up to the newest, without a new best model
+    measured_on: dict[str, Any] = field(default_factory=dict)  # validation set and classes of the best score
     skipped_steps: int = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,6 +63,12 @@ class Progress:
         """Restore the values of a checkpoint, even if an older version wrote it."""
         for name, value in state.items():
             setattr(self, _FORMER_NAMES.get(name, name), value)
+
+    def forget_scores(self, measured_on: dict[str, Any]) -> None:
+        """Begin again with the best score, on another validation set, and repeat the validation of this step."""
+        self.best_score, self.best_results, self.validations_without_best = NO_SCORE, {}, 0
+        self.validated_step = min(self.validated_step, self.step - 1)
+        self.measured_on = measured_on
 
 
 class Stateful(Protocol):
@@ -112,6 +123,7 @@ def save_checkpoint(
     *,
     keep: int,
     temporary: bool = False,
+    data: dict[str, Any] | None = None,
 ) -> None:
     """Save model, optimizer, schedule, random numbers and progress; all processes must call it.
 
@@ -127,6 +139,7 @@ def save_checkpoint(
         keep (`int`): Number of checkpoints to keep, not counting temporary ones.
         temporary (`bool`): Whether the next checkpoint removes this one, because it was saved for a validation or an
             interruption and must not displace those that the user asked for.
+        data (`dict`, *optional*): Record of the data of the run, which is compared when it is resumed.
 
     Raises:
         UsageError: If a process cannot write the checkpoint; its files are removed, and older ones stay.
@@ -147,6 +160,8 @@ def save_checkpoint(
 
     def complete() -> None:
         write_json(partial / SETTINGS_FILE, settings)
+        if data is not None:
+            write_json(partial / DATA_FILE, data)
         _complete(partial, folder, {"step": step, **({"temporary": True} if temporary else {})})
 
     try:

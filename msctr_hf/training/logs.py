@@ -56,16 +56,20 @@ class RunningMeans:
                 self._host[name] = (total + float(value), count + 1)
 
     def report(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the means over batches and processes, with one synchronization, and reset them.
+        """Return the means over batches and processes, and reset them; in one process the host waits once.
 
         Scalars that were never measured are left out.
         """
         place = {name: column for column, name in enumerate(self._names)}
-        table = torch.zeros(2, len(place), device=accelerator.device)
-        for names, sums in self._device.items():
-            table[:, [place[name] for name in names]] += sums.to(table)
+        table = torch.zeros(2, len(place))  # on the host, since every write into a GPU at a list of columns would wait
+        if self._device:
+            sums = torch.cat([part.to(accelerator.device) for part in self._device.values()], dim=1).cpu()
+            for names, part in zip(self._device, sums.split([len(key) for key in self._device], dim=1), strict=True):
+                table[:, [place[name] for name in names]] += part
         for name, host_sums in self._host.items():
-            table[:, place[name]] += torch.tensor(host_sums, device=accelerator.device)
+            table[:, place[name]] += torch.tensor(host_sums)
+        if accelerator.num_processes > 1:
+            table = table.to(accelerator.device)
         totals = accelerator.reduce(table, reduction="sum").tolist()
         self.__init__()  # type: ignore[misc]
         return {name: total / count for name, total, count in zip(place, *totals, strict=True) if count}
@@ -143,12 +147,19 @@ class RunLog:
             step (`int`): Step of the validated network.
             metric (`str`): Score that decides which network is the best; it is logged in addition to the usual ones.
         """
+        if result.not_finite is not None:
+            self.write({f"{_VALIDATION}not_finite": result.not_finite}, step)
+            self._say(f"step {step}: validation has no score. {result.not_finite}")
+            return
         scores = {**{name: result.results[name] for name in _SCORES}, metric: result.measured(metric)}
         self.write({f"{_VALIDATION}{name}": score for name, score in scores.items()}, step)
         if result.sheet is not None:
             self.show(f"{_VALIDATION}predictions", result.sheet, step)
+        if result.results["mean_iou"] is None:
+            self._say(f"step {step}: validation has no score, because its images have no labeled pixel")
+            return
         chosen = "" if metric == "mean_iou" else f", {metric} {percent(result.measured(metric))}"
-        self._say(f"step {step}: validation mIoU {100 * result.mean_iou:.2f} %{chosen}")
+        self._say(f"step {step}: validation mIoU {percent(result.results['mean_iou'])}{chosen}")
 
     def show(self, name: str, image: Image.Image, step: int) -> None:
         """Log an image to the trackers that accept images."""

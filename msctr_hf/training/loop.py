@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import UsageError
 from ..progress import say
-from .checkpointing import replace_progress, save_checkpoint, write_on_main
+from .checkpointing import NO_SCORE, replace_progress, save_checkpoint, write_on_main
 from .devices import full_state_dict, traced
 from .interruption import Interrupted, StopRequest
 from .replacement import remove_replaced
@@ -32,6 +32,8 @@ from .step_guard import TooManySkippedSteps
 from .training_data import endless_batches
 from .validation import ValidationResult, share_statistics
 
+WITHOUT_SCORE = "without_score"  # key in results.json: the metric for which no pixel of the validation is labeled
+
 
 class TrainingLoop:
     """Loop that trains a network, validates it, and saves the best and the last one.
@@ -50,6 +52,7 @@ class TrainingLoop:
         self.guard, self.meter, self.log, self.validation = setup.guard, setup.meter, setup.log, setup.validation
         self.duration = setup.duration
         self.progress, self.states, self.kept_settings = setup.progress, setup.states, setup.kept_settings
+        self.data = setup.data
         self.stop = stop
         self.publish = publish
         self.batches = endless_batches(self.accelerator, setup.loader, self.progress)
@@ -84,6 +87,8 @@ class TrainingLoop:
             # not `end_training`, which would also destroy the process group of a program that calls `msctr_hf.train`
             for tracker in self.accelerator.trackers:
                 tracker.finish()
+        if not self.progress.best_results and self.accelerator.is_main_process:
+            say(f"no validated network was finite, so there is no best model; the last is in {self.output_dir / LAST}")
         return self.progress.best_results
 
     def train(self) -> None:
@@ -220,6 +225,9 @@ class TrainingLoop:
     def keep_if_best(self, result: ValidationResult) -> None:
         """Log a validation, save the network if it is the best so far, and mark the validation as done.
 
+        Where nothing is labeled, no network is better than another: the newest is kept, without a score, until a
+        validation has one. A network that is not finite is never kept.
+
         The mark, a file in the checkpoint of this step, is written last: if the run is killed before, the validation
         is repeated with the same weights and the same result, the log drops the first line, and files are replaced by
         equal ones. An upload follows the mark, since a repeated one could lead to a second commit.
@@ -227,17 +235,21 @@ class TrainingLoop:
         progress = self.progress
         metric = self.args.metric_for_best_model
         self.log.write_validation(result, progress.step, metric)
-        score = result.score(metric)
-        is_best = score > progress.best_score
-        progress.validations_without_best = 0 if is_best else progress.validations_without_best + 1
+        has_score = result.measured(metric) is not None
+        is_best = has_score and result.score(metric) > progress.best_score
+        is_newest = not has_score and result.not_finite is None and progress.best_score == NO_SCORE
+        is_kept = is_best or is_newest
+        progress.validations_without_best = 0 if is_kept else progress.validations_without_best + 1
         if is_best:
-            progress.best_score = score
-            progress.best_results = {"step": progress.step, **result.results}
+            progress.best_score = result.score(metric)
+        if is_kept:
+            without = {WITHOUT_SCORE: metric} if is_newest else {}
+            progress.best_results = {"step": progress.step, **result.results, **without}
             self.save_best(result)
         progress.validated_step = progress.step
         what = f"The progress in {self.checkpoint_folder}"
         write_on_main(self.accelerator, lambda: replace_progress(self.checkpoint_folder, progress), what)
-        if is_best:
+        if is_kept:
             self.push()
 
     def save_best(self, result: ValidationResult) -> None:
@@ -284,6 +296,7 @@ class TrainingLoop:
             self.states,
             self.kept_settings,
             keep=self.args.checkpoints_kept,
+            data=self.data,
             temporary=not self.save_is_due(),
         )
         self.saved_step = self.progress.step

@@ -19,9 +19,12 @@ from ..data.labels import IGNORE_INDEX
 from ..data.settings import DataSettings
 from ..data.specs import DatasetSpec
 from ..errors import UsageError, brief_reason, building_a_network, first_line
+from ..evaluation.class_order import find_order
+from ..evaluation.finite import refuse_faulty_weights
 from ..models.backbone_weights import load_backbone_weights
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
+from ..models.decode_heads import Classifier
 from ..models.image_processing_msctr import MsctrImageProcessor
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 from .adapted_network import adapt_saved, image_processor_of_saved, saved_kind
@@ -57,7 +60,7 @@ def build_network(
     """Build a network with its initial weights: those of a pretrained backbone, or of a saved model.
 
     Raises:
-        UsageError: If settings or weights do not match the network.
+        UsageError: If settings or weights do not match the network, or weights are not finite.
     """
     model: MsctrForSemanticSegmentation | ContrastiveAdapter
     if arguments.contrastive_adapter:
@@ -71,6 +74,7 @@ def build_network(
         with building_a_network():
             model = MsctrForSemanticSegmentation(config)
             load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
+    refuse_faulty_weights(model, prefix="Training cannot start: ")
     if arguments.activation_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable()
@@ -197,7 +201,11 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
 
 
 def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> MsctrForSemanticSegmentation:
-    """Load a saved model for the classes of a data set; a classifier for other classes gets new random weights."""
+    """Load a saved model for the classes of a data set.
+
+    The same classes in another order keep their weights. A classifier for another number of classes gets new random
+    weights.
+    """
     kind = saved_kind(path)
     if kind != MsctrConfig.model_type:
         raise UsageError(
@@ -205,10 +213,16 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             "contrastive objective."
         )
     config = MsctrConfig.from_pretrained(path)
+    train_ids = find_order(list(config.id2label.values()), spec.classes)
+    places = None if train_ids is None else [train_ids.index(label) for label in range(len(train_ids))]
+    weights = config.class_weights
     config.palette = None  # colors are those of the data set
-    if "class_weights" in settings:
+    if places is not None or "class_weights" in settings:
         config.class_weights = None
-    config.id2label = spec.id2label  # other class weights are fitted to the classes, or dropped, which is reported
+    # other class weights are fitted to the classes, or dropped, which is reported
+    config = MsctrConfig.from_dict(config.to_dict(), id2label=spec.id2label)
+    if places is not None and weights is not None:
+        config.class_weights = [weights[place] for place in places]
     config = MsctrConfig.from_dict(
         {**config.to_dict(), "palette": [list(color) for color in spec.palette], **settings}
     )
@@ -227,4 +241,14 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             f"`model_name_or_path`: the settings describe another network than {path}: {len(new)} of its tensors do "
             f"not match ({', '.join(sorted(new)[:4])}); leave out settings such as `decode_head`, which it determines."
         )
+    if places is not None:
+        _reorder_classes(model, places)
     return model.float().train()
+
+
+@torch.no_grad()
+def _reorder_classes(model: nn.Module, places: Sequence[int]) -> None:
+    """Give every class the weights that it had at another place."""
+    for classifier in (module for module in model.modules() if isinstance(module, Classifier)):
+        for values in classifier.parameters():
+            values.copy_(values[list(places)].clone())

@@ -17,6 +17,8 @@ from ..models.contrastive_adapter import ContrastiveAdapter
 from ..progress import say
 from ..settings import as_mapping
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
+from .data_checks import check_data
+from .data_record import compare_data, describe_change, describe_data, describe_validation
 from .description import RunSummary, describe_run, describe_start, without_secrets
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, optimize_layout
 from .duration import plan_duration
@@ -69,13 +71,18 @@ class Setup:
         # saved with every checkpoint, to be compared on resume
         self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}
         self.checkpoint = self._find_checkpoint()
-        self.notes = [] if self.checkpoint is None else compare_settings(self.checkpoint, self.kept_settings)
+        self.data = describe_data(self.spec, self.train_set)
+        self.notes = []
+        if self.checkpoint is not None:
+            self.notes += compare_settings(self.checkpoint, self.kept_settings)
+            self.notes += compare_data(self.checkpoint, self.data)
         if args.global_batch_size not in (None, self.images_per_step):
             self.notes.append(
                 f"a step sees {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
                 f"{accelerator.num_processes} process(es) = {self.images_per_step} images, but learning_rate "
                 f"{args.learning_rate:g} is meant for global_batch_size {args.global_batch_size}"
             )
+        self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split, accelerator)
 
         set_seed(args.seed)  # so that every process builds the same network
         with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
@@ -104,7 +111,8 @@ class Setup:
             self.image_processor,
             data_arguments.num_workers,
         )
-        self.progress, self.means = Progress(), RunningMeans()
+        self.measured_on = describe_validation(self.spec, validation_set, args.metric_for_best_model)
+        self.progress, self.means = Progress(measured_on=self.measured_on), RunningMeans()
         averages = {} if self.average is None else {"average": self.average}
         self.states = States(
             shared={"schedule": self.schedule, "progress": self.progress, **averages}, own={"means": self.means}
@@ -204,6 +212,9 @@ class Setup:
         # The states were saved before the validation of their step and are never rewritten, so that a kill during the
         # validation finds them valid; the result of the validation is in a file of its own.
         load_progress(checkpoint, self.progress)
+        if self.progress.measured_on != self.measured_on:
+            self.notes.append(describe_change(self.progress.measured_on, self.measured_on))
+            self.progress.forget_scores(self.measured_on)
         if not same_split:
             # The random states belong to the processes of the old split, and are of no use for a new one. The order of
             # the data depends only on the number of images seen, so it continues.

@@ -19,7 +19,7 @@ from ..evaluation.scoring import iou_table
 from .checkpointing import find_checkpoint
 from .duration import plan_duration
 from .interruption import StopRequest
-from .loop import TrainingLoop
+from .loop import WITHOUT_SCORE, TrainingLoop
 from .replacement import restore
 from .run_folder import check_output_dir, holds_a_log, holds_a_model, is_empty, read_log
 from .settings import ModelSettings, TrainingSettings
@@ -45,7 +45,8 @@ def train(
         command (`str`, *optional*): Command that starts the same run, for run.json; by default that of this process.
 
     Returns:
-        `dict`: Results of the best model, as in `results.json`; empty after a dry run.
+        `dict`: Results of the best model, as in `results.json`; empty after a dry run, or if no validated network was
+            finite.
 
     Raises:
         UsageError: If the input is not valid, a file cannot be written, or another process has ended. A folder that
@@ -149,5 +150,9 @@ def print_results(results: dict[str, Any], output_dir: str | Path) -> None:
     """Print the scores of all classes and the output folder, on the main process."""
     if not PartialState().is_main_process:
         return
-    print(iou_table(results))
-    print(f"best at step {results['step']}; model, results.json and predictions.png are in {output_dir}")
+    if results["mean_iou"] is not None:
+        print(iou_table(results))
+    which, metric = f"best at step {results['step']}", results.get(WITHOUT_SCORE)
+    if metric is not None:
+        which = f"no labeled pixel for {metric}, so the newest model was kept, of step {results['step']}"
+    print(f"{which}; model, results.json and predictions.png are in {output_dir}")

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch import nn
 
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
+from ..evaluation.finite import NotFiniteError, find_fault_of_weights
 from ..evaluation.predictor import Predictor
 from ..evaluation.scoring import score_dataset
 from ..evaluation.visualization import contact_sheet
@@ -46,25 +47,26 @@ class ValidationResult(NamedTuple):
     """Scores and figure of one validation.
 
     Args:
-        results (`dict`): Scores, as in results.json.
+        results (`dict`): Scores, as in results.json; empty if the network is not finite.
         sheet (`Image`, *optional*): Figure of a few images with labels and predictions; `None` in a process without
             images.
+        unlabeled (`frozenset[str]`): Metrics for whose classes no pixel is labeled, so that they are not scores.
+        not_finite (`str`, *optional*): Sentence about weights or logits that are not finite.
     """
 
     results: dict[str, Any]
     sheet: Image.Image | None
-
-    @property
-    def mean_iou(self) -> float:
-        """Mean IoU over all classes; 0 if all pixels are ignored."""
-        return self.score("mean_iou")
+    unlabeled: frozenset[str] = frozenset()
+    not_finite: str | None = None
 
     def score(self, metric: str) -> float:
         """Return the score that decides which network is the best; 0 if nothing was measured."""
         return self.measured(metric) or 0.0
 
     def measured(self, metric: str) -> float | None:
-        """Return a score by its name; `None` if its classes are in neither labels nor predictions."""
+        """Return a score by its name; `None` if none of its classes is labeled, or the network is not finite."""
+        if metric in self.unlabeled or self.not_finite is not None:
+            return None
         return self.results[metric] if metric in METRICS else self.results["groups"][metric]["mean_iou"]
 
 
@@ -94,12 +96,22 @@ class Validation:
         self.num_workers = num_workers
 
     def run(self, model: nn.Module, should_stop: Callable[[], bool]) -> ValidationResult | None:
-        """Score the network; return `None` if a process was told to stop before the end."""
+        """Score the network; return `None` if a process was told to stop before the end.
+
+        A network that is not finite has no scores: argmax would take NaN for the most probable class.
+        """
         shown: list[tuple] = []
-        results = self._score(model, shown, should_stop)
+        faults = gather_object([find_fault_of_weights(model)])  # processes may have different statistics
+        if fault := next((text for text in faults if text is not None), None):
+            return ValidationResult({}, None, not_finite=fault)
+        try:
+            results = self._score(model, shown, should_stop)
+        except NotFiniteError as error:
+            return ValidationResult({}, None, not_finite=str(error))
         if results is None:
             return None
-        return ValidationResult(results, contact_sheet(shown, self.spec.palette, self.spec.classes) if shown else None)
+        sheet = contact_sheet(shown, self.spec.palette, self.spec.classes) if shown else None
+        return ValidationResult(results, sheet, _unlabeled_metrics(results, self.spec))
 
     def _score(self, model: nn.Module, shown: list[tuple], should_stop: Callable[[], bool]) -> dict[str, Any] | None:
         # images from the whole set, since neighbors are often frames of one video
@@ -121,6 +133,14 @@ class Validation:
                 should_stop=should_stop,
             )
         return None if scores is None else scores.results(self.spec.id2label, self.spec.groups)
+
+
+def _unlabeled_metrics(results: dict[str, Any], spec: DatasetSpec) -> frozenset[str]:
+    """List the metrics none of whose classes has a labeled pixel: those of a group are 0 if it is only predicted."""
+    labeled = {name for name, accuracy in results["per_category_accuracy"].items() if accuracy is not None}
+    classes = {group: {spec.classes[label] for label in labels} for group, labels in spec.groups.items()}
+    classes |= dict.fromkeys(METRICS, set(spec.classes))
+    return frozenset(metric for metric, names in classes.items() if not names & labeled)
 
 
 def share_statistics(model: nn.Module) -> None:

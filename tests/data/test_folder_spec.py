@@ -5,6 +5,7 @@ from PIL import Image
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.errors import UsageError
 
 
 def ids(sample):
@@ -139,11 +140,65 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage, message):
         ({"name": "two\nlines"}, "`name:` must be one line of text"),
         ({"splits": {"training": {}}}, "train, validation or test"),
         ({"splits": {"train": {"images": "../x", "labels": "y"}}}, "inside the folder"),
+        ({"ignored": 255}, r"`ignored:` must be a list of raw values, such as \[255\], got 255"),
+        ({"ignored": None}, "`ignored:` must be a list of raw values, .* got None"),
+        ({"ignored": ["1,2,3"]}, "`ignored:`: these raw labels must be integers .*, got '1,2,3'"),
+        ({"ignored": [-1]}, "`ignored:`: these raw labels must be integers from 0 to 65535, got -1"),
+        ({"ignored": [70000]}, "`ignored:`: these raw labels must be integers from 0 to 65535, got 70000"),
+        ({"ignored": [[255]]}, r"`ignored:`: a raw label must be .*, got \[255\]"),
+        ({"label_values": {65536: "sky"}}, "`label_values:`: these raw labels must be integers from 0 to 65535"),
+        ({"label_values": {"1,2,3": "sky", 4: "road"}}, "`label_values:`: these raw labels must be integers"),
+        ({"label_values": {0: "sky", 1: "road"}, "ignored": [0]}, "`ignored:` lists 0, which `label_values:` maps"),
+        ({"label_colors": {"1,2,3": "sky"}, "ignored": [255]}, "`ignored:`: these raw labels must be colors"),
+        ({"label_colors": {"1,2,3": "sky", "1, 2, 3": "road"}}, r"`label_colors:` lists \(1, 2, 3\) twice"),
+        ({"label_colors": {"\u00b2,0,0": "sky"}}, "`label_colors:`: a raw label must be"),
+        ({"palette": [[1, 2, 3]]}, "`palette:` must map class names to colors"),
+        ({"palette": {"sky": [300, 0, 0]}}, r"`palette:`: a color is .*, got \[300, 0, 0\] for 'sky'"),
+        ({"groups": {"up": [["sky"]]}}, "`groups:`: the group 'up' names"),
+        ({"groups": {"up": [1, "sea"]}}, "`groups:`: the group 'up' names"),
+        ({"splits": {"train": {"images": None, "labels": "b"}}}, "`splits:`: `images:` of train must be the name"),
+        ({"splits": {"train": {"images": "a", "labels": 5}}}, "`splits:`: `labels:` of train must be the name"),
+        ({"splits": {"train": {"images": "a", "labels": "./a"}}}, "`splits:`: images and labels of train must be in"),
+        ({"license": ["a"]}, "`license:` must be text"),
+        ({"splits": {"train": {"images": 300 * "a", "labels": "b"}}}, "does not exist"),
     ],
 )
 def test_a_faulty_dataset_yaml_is_refused_with_the_reason(tmp_path, description, message):
     with pytest.raises(ValueError, match=message):
         load_segmentation_dataset("folder", "train", write_folder(tmp_path, description=description))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("name: 2024-13-01", "not valid YAML: month must be in 1..12"),
+        ("name: !!int x", "not valid YAML"),
+        ("name: !!timestamp x", "not valid YAML"),
+        ("classes: [sky, road, car]", "not valid YAML: the key 'classes' occurs twice"),
+        ("label_values: {0: sky, 1: road, 1: car}", "not valid YAML: the key 1 occurs twice"),
+        ("groups: &groups {up: *groups}", "`groups:`: the name of a group must be a string and its classes a list"),
+        ("name: " + 500 * "[", "not valid YAML"),
+        ("? [1, 2]\n: sky", "not valid YAML"),
+    ],
+)
+def test_what_yaml_cannot_read_or_would_drop_is_refused(tmp_path, line, message):
+    root = write_folder(tmp_path)
+    with open(root / "dataset.yaml", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UsageError, match=message):
+        get_dataset_spec("folder", root)
+
+
+def test_an_ignored_value_is_not_trained_where_the_values_are_the_train_ids(tmp_path):
+    root = write_folder(tmp_path, 1, 1, (1, 3), {"ignored": [0]})
+    write_labels(root / "train/labels/0.png", np.array([[0, 1, 2]], np.uint8))
+    assert ids(load_segmentation_dataset("folder", "train", root)[0]).tolist() == [[255, 1, 2]]
+
+
+def test_a_description_may_start_with_a_byte_order_mark_and_hold_any_text(tmp_path):
+    root = write_folder(tmp_path, description={"name": "Straßen é"})
+    (root / "dataset.yaml").write_bytes(b"\xef\xbb\xbf" + (root / "dataset.yaml").read_bytes())
+    assert get_dataset_spec("folder", root).title == "Straßen é"
 
 
 def test_the_name_of_a_data_set_is_read_and_may_be_left_out(tmp_path):

@@ -1,11 +1,15 @@
 import csv
+import re
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, write_image, write_labels
+import yaml
+from datasets.table import embed_table_storage
+from layouts import LAYOUTS, write_folder, write_image, write_labels
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.errors import UsageError
 
 
 def test_splits_joined_by_plus_are_one_data_set(tmp_path):
@@ -61,6 +65,9 @@ def test_id_map_and_reduce_zero_label_map_other_raw_values_to_the_classes(tmp_pa
     assert set(np.unique(np.asarray(reduced[0]["label"]))) == {255, *range(11)}
     with pytest.raises(ValueError, match="not train ids"):
         load_segmentation_dataset("camvid", "train", tmp_path, id_map={1: 11})
+    for raw in (-1, 70000):
+        with pytest.raises(UsageError, match=f"`id_map`: raw label values must be from 0 to 65535, got {raw}"):
+            load_segmentation_dataset("camvid", "train", tmp_path, id_map={raw: 0})
 
 
 def test_errors_about_unknown_names_say_what_to_do(tmp_path):
@@ -79,3 +86,100 @@ def test_errors_about_missing_files_say_where_to_get_them(tmp_path, name):
         with pytest.raises(ValueError, match=r"`data_dir`|The folder .* does not exist") as error:
             load_segmentation_dataset(name, "train", data_dir)
         assert homepage in str(error.value)
+
+
+CITYSCAPES_VALUES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+# data set: values that its files hold after someone mapped them to train ids
+ALREADY_MAPPED = {
+    "cityscapes": (*range(19), 255),
+    "ade20k": (*range(150), 255),
+    "ade20k without ignored pixels": tuple(range(150)),
+    "pascal_context": (*range(59), 255),
+    "pascal_context_voc_order": (*range(59), 255),
+    "cadis_task2": (*range(17), 255),
+    "cityscapes with few classes": (0, 1, 2, 8, 10, 13, 255),
+}
+# data set: raw values of the official files, complete or of a few images
+OFFICIAL = {
+    "cityscapes": tuple(range(34)),
+    "ade20k": tuple(range(151)),
+    "pascal_context": tuple(range(60)),
+    "pascal_context_voc_order": (0, 1, 2, 20, 21, 59),
+    "pascal_context_60_voc_order": tuple(range(60)),
+    "cadis_task1": tuple(range(8)),
+    "cadis_task2": tuple(range(36)),
+    "cadis_task3": tuple(range(25)),
+    "ade20k of a few images": (0, 1, 2, 3, 5, 13, 149),
+    "pascal_context of a few images": (0, 1, 5, 9, 58, 255),
+    "cityscapes of roads": (0, 7, 8),
+    "cadis_task2 of one video": (0, 1, 2, 3, 4, 5, 6, 7, 10),
+}
+
+
+def write_values(root, case, values):
+    name = case.split(" ")[0]
+    layout = LAYOUTS.get(name, LAYOUTS["pascal_context_60"])
+    layout.write(root)
+    for number in range(3):
+        labels = np.resize(np.asarray(values, np.uint8), (12, 16))
+        write_labels(layout.pair(root, number)[1], labels)
+    return name
+
+
+@pytest.mark.parametrize("case", ALREADY_MAPPED)
+@pytest.mark.parametrize("streaming", [None, False, True])
+def test_files_that_already_hold_train_ids_are_refused_and_id_map_reads_them(tmp_path, case, streaming):
+    root, values = tmp_path / "official", ALREADY_MAPPED[case]
+    name = write_values(root, case, values)
+    options = {}
+    if streaming is not None:  # from parquet files
+        rows = get_dataset_spec(name).index("train", root).with_format("arrow")
+        (tmp_path / "copy").mkdir()
+        rows.map(embed_table_storage, batched=True).with_format(None).to_parquet(tmp_path / "copy/train.parquet")
+        root, options = tmp_path / "copy", {"streaming": streaming}
+    with pytest.raises(ValueError, match="hold train ids already.*`id_map`") as error:
+        load_segmentation_dataset(name, "train", root, **options)
+    id_map = yaml.safe_load(re.search(r"\{.*\}", str(error.value))[0])
+    dataset = load_segmentation_dataset(name, "train", root, id_map=id_map, **options)
+    assert np.array_equal(np.asarray(next(iter(dataset))["label"]), np.resize(np.asarray(values, np.uint8), (12, 16)))
+
+
+@pytest.mark.parametrize("case", OFFICIAL)
+def test_official_label_values_are_not_taken_for_train_ids(tmp_path, case):
+    name = write_values(tmp_path, case, OFFICIAL[case])
+    dataset = load_segmentation_dataset(name, "train", tmp_path)
+    values = get_dataset_spec(name).label_values
+    expected = [[values.get(value, 255) for value in row] for row in np.resize(OFFICIAL[case], (12, 16)).tolist()]
+    assert np.asarray(dataset[0]["label"]).tolist() == expected
+
+
+def test_an_id_map_that_the_user_gives_is_believed(tmp_path):
+    write_values(tmp_path, "cityscapes", ALREADY_MAPPED["cityscapes"])
+    official = dict(zip(CITYSCAPES_VALUES, range(19), strict=True))
+    dataset = load_segmentation_dataset("cityscapes", "train", tmp_path, id_map=official)
+    assert set(np.unique(np.asarray(dataset[0]["label"]))) == {0, 1, 2, 3, 4, 5, 255}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("frame9,\nVideo3/Video3_frame000000.png,\n", r"2 of the ids .*frame9.*0000\.png.*Video3/Video3_frame000000'"),
+        ("Video3/Video3_frame000000,\nVideo3/Video3_frame000000,x.png\n", "frame000000' twice"),
+    ],
+)
+def test_corrections_of_images_that_no_split_has_are_refused_with_the_ids(tmp_path, text, message):
+    LAYOUTS["cadis_task3"].write(tmp_path)
+    (tmp_path / "corrections.csv").write_text(f"image_id,label\n{text}")
+    with pytest.raises(ValueError, match=message):
+        load_segmentation_dataset("cadis_task3", "train", tmp_path, corrections=tmp_path / "corrections.csv")
+
+
+def test_corrections_may_name_images_of_other_splits(tmp_path):
+    root = write_folder(tmp_path / "data")
+    for number in (0, 1):  # write_folder gives the images of both splits the same names
+        for kind, suffix in (("images", "jpg"), ("labels", "png")):
+            (root / f"val/{kind}/{number}.{suffix}").rename(root / f"val/{kind}/v{number}.{suffix}")
+    (tmp_path / "corrections.csv").write_text("\ufeffimage_id,label\n0,\nv1,\n", encoding="utf-8")
+    for split, ids in (("train", ["1", "2", "3"]), ("validation", ["v0"])):
+        dataset = load_segmentation_dataset("folder", split, root, corrections=tmp_path / "corrections.csv")
+        assert dataset.with_format(None)["image_id"][:] == ids

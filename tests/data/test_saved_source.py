@@ -1,13 +1,18 @@
 """Copies that the library `datasets` opens give the samples of the files that they were made from."""
 
+import io
+
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, Value
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
 from datasets.table import embed_table_storage
 from layouts import LAYOUTS
+from PIL import Image
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data import saved_source
@@ -15,6 +20,7 @@ from msctr_hf.data.augmentation import TrainingAugmentation
 from msctr_hf.data.loaders import evaluation_loader, training_loader
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.saved_source import SavedDataset
+from msctr_hf.errors import UsageError
 
 LAYOUT = LAYOUTS["cityscapes"]
 
@@ -181,3 +187,124 @@ def test_labels_that_datasets_encoded_itself_are_read(tmp_path):
     expected = np.where(labels[1] == 11, 255, labels[1])
     assert np.array_equal(np.asarray(copy[1]["label"]), expected)
     assert SavedDataset().image_column == "image"
+
+
+def encoded(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def rows_of_camvid(count=3, **columns):
+    """Rows whose labels have the value of their number everywhere; `columns` replaces columns."""
+    images = [encoded(np.full((4, 5, 3), number, np.uint8)) for number in range(count)]
+    labels = [encoded(np.full((4, 5), number, np.uint8)) for number in range(count)]
+    return {"image": images, "label": labels, **columns}
+
+
+def write_table(folder, form, columns, features=None):
+    rows = Dataset.from_dict(columns, features=features)
+    if form == "save_to_disk":
+        DatasetDict({"train": rows}).save_to_disk(str(folder))
+    else:
+        folder.mkdir()
+        rows.to_parquet(folder / "train.parquet")
+
+
+FORMS = ["save_to_disk", "parquet", "stream"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([7, 8, 9], ["7", "8", "9"]),
+        ([7, None, 9], ["7", "train_000001", "9"]),
+        (["a", None, "c"], ["a", "train_000001", "c"]),
+        ([None, None, None], ["train_000000", "train_000001", "train_000002"]),
+        ([1.5, 2.0, 3.25], ["1.5", "2.0", "3.25"]),
+        (["a", "a", "b"], ["a", "a", "b"]),
+    ],
+)
+def test_image_ids_of_a_copy_are_text(tmp_path, form, ids, expected):
+    write_table(tmp_path / "copy", form, rows_of_camvid(image_id=ids))
+    copy = load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=form == "stream")
+    assert [sample["image_id"] for sample in copy] == expected
+    assert [int(np.asarray(sample["label"])[0, 0]) for sample in copy] == [0, 1, 2]
+    augmentation = TrainingAugmentation(crop_size=(4, 4), image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    (batch,) = training_loader(copy, augmentation, batch_size=3, seed=0, num_workers=0)
+    assert batch["pixel_values"].shape == (3, 3, 4, 4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("column", ["image", "label"])
+@pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}])
+def test_an_empty_cell_of_a_copy_is_refused_with_its_row_and_id(tmp_path, form, column, empty):
+    columns = rows_of_camvid(image_id=["a", "b", "c"])
+    columns[column][1] = empty
+    struct = {"bytes": Value("binary"), "path": Value("string")}
+    features = datasets.Features({"image": struct, "label": struct, "image_id": Value("string")})
+    write_table(tmp_path / "copy", form, columns, features)
+    with pytest.raises(UsageError, match=rf"of train ha\w+ no {column}: row 1 \(image id b\)"):
+        list(load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=form == "stream"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["classes", "classes by name", "numbers", "lists of images", "text in lists"])
+def test_a_column_of_something_else_than_images_is_refused_with_its_name_and_type(tmp_path, form, kind):
+    images = rows_of_camvid()["image"]
+    values, feature = {
+        "classes": ([0, 1, 0], ClassLabel(names=["cat", "dog"])),
+        "classes by name": ([[0], [1], [0]], datasets.List(ClassLabel(names=["cat", "dog"]))),
+        "numbers": ([0.5, 1.5, 2.5], Value("float32")),
+        "lists of images": ([[image] for image in images], datasets.List(ImageFeature())),
+        "text in lists": ([["a"]] * 3, datasets.List(Value("string"))),
+    }[kind]
+    features = datasets.Features({"image": ImageFeature(), "label": feature})
+    write_table(tmp_path / "copy", form, {"image": images, "label": values}, features)
+    with pytest.raises(UsageError, match="`label_column`: the column 'label' must contain an image in every row"):
+        load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=form == "stream")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_columns_of_images_and_labels_must_differ_and_may_be_exchanged(tmp_path, form):
+    write_table(tmp_path / "copy", form, rows_of_camvid())
+    options = {"streaming": form == "stream"}
+    with pytest.raises(UsageError, match="`image_column` and `label_column` both name 'image'"):
+        load_segmentation_dataset("camvid", "train", tmp_path / "copy", label_column="image", **options)
+    exchanged = {"image": rows_of_camvid()["label"], "label": rows_of_camvid()["image"]}
+    write_table(tmp_path / "exchanged", form, exchanged)
+    copy = load_segmentation_dataset(
+        "camvid", "train", tmp_path / "exchanged", image_column="label", label_column="image", **options
+    )
+    assert [int(np.asarray(sample["label"])[0, 0]) for sample in copy] == [0, 1, 2]
+
+
+def test_a_parquet_file_with_two_columns_of_the_same_name_is_refused_in_one_sentence(tmp_path):
+    columns = rows_of_camvid()
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    arrays = [pa.array(columns[name], type=kind) for name in ("image", "label", "label")]
+    (tmp_path / "copy").mkdir()
+    pq.write_table(pa.Table.from_arrays(arrays, names=["image", "label", "label"]), tmp_path / "copy/train.parquet")
+    for streaming in (False, True):
+        with pytest.raises(UsageError, match="label"):
+            list(load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=streaming))
+
+
+@pytest.mark.parametrize(
+    "name", ["data/train/{:04d}.parquet", "default/train/{:04d}.parquet", "default/training/{}.parquet"]
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_as_the_converter_of_the_hub_names_them_are_found(official, tmp_path, name, streaming):
+    folder = write_parquet(official, tmp_path / "copy", name, num_shards=2)
+    assert_same_samples(load_segmentation_dataset("cityscapes", "train", folder, streaming=streaming), official)
+    with pytest.raises(UsageError, match=r"has the splits \['train.*'\], not 'validation'"):
+        load_segmentation_dataset("cityscapes", "validation", folder)
+
+
+def test_configurations_of_the_hub_are_not_mixed(official, tmp_path):
+    for name in ("small/train/0000.parquet", "large/train/0000.parquet"):
+        folder = write_parquet(official, tmp_path / "copy", name)
+    with pytest.raises(UsageError, match=r"several folders of train: .*large/train, .*small/train"):
+        load_segmentation_dataset("cityscapes", "train", folder)
+    assert_same_samples(load_segmentation_dataset("cityscapes", "train", folder / "small"), official)

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 from pages import DOCS, PAGES
 
+from experiments.benchmark.gpu_report import gpu_section
 from experiments.model_zoo import read_rows, zoo_commands, zoo_table
 from experiments.sweep_report import compare_arms, markdown
 
@@ -142,6 +143,11 @@ def test_the_benchmark_of_a_step_equals_its_result_file(name):
     for row in benchmark(name):
         parts = " | ".join(f"{row[f'{part} ms']:,.0f} ms" for part in ("forward", "loss", "backward", "optimizer"))
         assert f"| {row['mode']} | {parts} |" in BENCHMARKS
+
+
+def test_the_section_about_gpus_equals_what_was_measured_on_them():
+    section = gpu_section(sorted((ROOT / "results").glob("gpu_*.json")))
+    assert BENCHMARKS.split("\n```\n")[-1].strip() == section, "python scripts/gpu_report.py prints the section"
 
 
 def test_every_published_row_has_commands_for_1_and_4_gpus_with_its_global_batch_size():

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.demo_page import (
     area_table,
     build_page,
@@ -56,6 +57,20 @@ def test_example_images_come_from_the_given_folder_and_an_empty_folder_is_refuse
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no images"):
         example_images(tmp_path / "empty", config, tmp_path)
+
+
+def test_example_images_come_from_linked_folders_but_not_from_hidden_ones(tiny_config, image_path, tmp_path):
+    folder = tmp_path / "examples"
+    (folder / ".thumbnails").mkdir(parents=True)
+    for name in (".thumbnails/0.png", "._1.png", "2.jfif"):
+        (folder / name).write_bytes(image_path.read_bytes())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / image_path.name).write_bytes(image_path.read_bytes())
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    found = example_images(folder, tiny_config(), tmp_path)
+    assert found == [str(folder / "2.jfif"), str(folder / "linked" / image_path.name)]
+    with pytest.raises(UsageError, match="is not a folder"):
+        example_images(tmp_path / "gone", tiny_config(), tmp_path)
 
 
 def test_a_network_that_fails_leaves_the_page_usable_and_its_traceback_in_the_log(

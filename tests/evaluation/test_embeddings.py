@@ -10,6 +10,7 @@ from msctr_hf.evaluation.embeddings import (
     StageEmbeddings,
     ask_for_pixel,
     collect_embeddings,
+    similarity_figure,
     similarity_maps,
     stage_features,
     to_plane,
@@ -159,3 +160,8 @@ def test_choosing_a_pixel_by_click_without_a_display_is_refused(monkeypatch):
     matplotlib.use("agg")
     with pytest.raises(ValueError, match="`pixel`"):
         ask_for_pixel(Image.new("RGB", (4, 4)))
+
+
+def test_the_figure_of_a_very_high_image_is_bounded():
+    figure = similarity_figure(Image.new("RGB", (8, 4000)), (0, 0), {1: np.zeros((4, 4))})
+    assert max(figure.get_size_inches()) <= 15

@@ -8,7 +8,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from msctr_hf import predict_probabilities
-from msctr_hf.evaluation.inference import most_probable_classes, predict_labels, window_starts
+from msctr_hf.evaluation.inference import (
+    _source_rows,
+    _source_rows_on,
+    most_probable_classes,
+    predict_labels,
+    window_starts,
+)
 from msctr_hf.evaluation.settings import InferenceSettings
 
 
@@ -206,3 +212,14 @@ def test_labels_are_the_most_probable_classes(settings):
     probabilities = predict_probabilities(model, pixel_values, output_size=(60, 81), **options)
     chosen = probabilities.gather(1, labels[:, None].long())[:, 0]
     assert (probabilities.amax(1) - chosen).max() < 1e-6  # equal except for ties
+
+
+def test_source_rows_that_are_kept_on_a_device_equal_those_of_the_host_and_serve_outside_of_inference_mode():
+    where = (4, 12, 16, 45, False)
+    with torch.inference_mode():
+        kept = _source_rows_on(torch.device("cpu"), torch.float32, *where)
+    upper, lower, weights = _source_rows(*where)
+    assert torch.equal(kept[0], upper)
+    assert torch.equal(kept[1], lower)
+    assert torch.equal(kept[2], weights.float())
+    assert not any(each.is_inference() for each in kept)

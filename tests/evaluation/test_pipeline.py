@@ -1,9 +1,15 @@
+import base64
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import numpy as np
 import pytest
 from PIL import Image
 from transformers import pipeline
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.predictor import load_predictor
 from msctr_hf.evaluation.settings import InferenceSettings
 
@@ -45,6 +51,45 @@ def test_paths_and_lists_are_accepted(saved, image, tmp_path):
     segment = pipeline("msctr-segmentation", model=saved)
     results = segment([str(tmp_path / "image.png"), image])
     assert np.array_equal(results[0]["labels"], results[1]["labels"])
+
+
+def test_files_are_read_as_for_prediction(saved, image, tmp_path):
+    """Pillow alone would clip 16-bit values at 255, read floats as black, and accept pixels with a wrong checksum."""
+    segment = pipeline("msctr-segmentation", model=saved)
+    deep = np.asarray(image)[..., 0].astype(np.uint16) * 256
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    expected = segment(Image.fromarray((deep >> 8).astype(np.uint8)))["labels"]
+    data = (tmp_path / "deep.png").read_bytes()
+    inputs = {
+        "text": str(tmp_path / "deep.png"),
+        "path": tmp_path / "deep.png",
+        "image": Image.open(tmp_path / "deep.png"),
+        "address of data": "data:image/png;base64," + base64.b64encode(data).decode(),
+        "base64": base64.b64encode(data).decode(),
+    }
+    same = {name: np.array_equal(segment(given)["labels"], expected) for name, given in inputs.items()}
+    assert same == dict.fromkeys(inputs, True)
+    Image.fromarray(deep / np.float32(65535)).save(tmp_path / "floats.tif")
+    for given in (str(tmp_path / "floats.tif"), Image.open(tmp_path / "floats.tif")):
+        with pytest.raises(UsageError, match=r"floats\.tif: images must have 8 or 16 bits"):
+            segment(given)
+    image.save(tmp_path / "damaged.png")
+    damaged = bytearray((tmp_path / "damaged.png").read_bytes())
+    damaged[-16] ^= 1  # the last byte but three of the checksum of the pixels' chunk
+    (tmp_path / "damaged.png").write_bytes(damaged)
+    with pytest.raises(UsageError, match=r"damaged\.png cannot be read as an image: the checksum"):
+        segment(str(tmp_path / "damaged.png"))
+
+
+def test_images_are_loaded_from_addresses(saved, image, tmp_path):
+    image.save(tmp_path / "image.png")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        segment = pipeline("msctr-segmentation", model=saved)
+        result = segment(f"http://127.0.0.1:{server.server_port}/image.png")
+        server.shutdown()
+    assert np.array_equal(result["labels"], segment(image)["labels"])
 
 
 def test_an_unknown_setting_is_refused(saved):

@@ -1,5 +1,6 @@
 """Prediction of image files: which images are found, which files are written, how batches are formed."""
 
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.data.images import read_labels
 from msctr_hf.data.labels import LabelMapping
+from msctr_hf.data.specs import DatasetSpec, Submission
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.prediction import predict_files, save_labels
 from msctr_hf.evaluation.predictor import Predictor
@@ -119,6 +121,62 @@ def test_a_second_call_does_not_label_the_files_of_the_first(predictor, images, 
     assert predict_files(predictor, "predictions/0.png", "again") == 1  # but it may be asked to
 
 
+def maps_below(folder):
+    return [name for name in files_below(folder) if not name.endswith("_overlay.png")]
+
+
+@pytest.fixture
+def archive(images, tmp_path):
+    """Add a linked folder, links that lead back, hidden files and other formats to the eight images."""
+    images.rename(tmp_path / "elsewhere")
+    images.mkdir()
+    (images / "linked").symlink_to(tmp_path / "elsewhere")
+    (images / "linked/night/back").symlink_to(images)
+    (images / "here").symlink_to(".")
+    write_image(images / "photo.jfif", (40, 56))
+    write_image(images / "linked/photo.jpe", (40, 56))
+    for name in (".ipynb_checkpoints/0.png", "linked/.thumbnails/0.png", "linked/._0.png"):
+        write_image(images / name, (40, 56))
+    return images
+
+
+MAPS = [*(f"linked/{number}.png" for number in range(7)), "linked/night/0.png", "linked/photo.png", "photo.png"]
+
+
+def test_linked_folders_are_searched_once_and_hidden_ones_are_not(predictor, archive, tmp_path):
+    for sources in (archive, str(archive / "**"), str(archive / "**/*"), str(archive / "*")):
+        assert predict_files(predictor, sources, tmp_path / "maps") == 10
+        assert maps_below(tmp_path / "maps") == MAPS
+
+
+def test_a_hidden_folder_that_is_named_is_searched(predictor, archive, tmp_path):
+    assert predict_files(predictor, archive / ".ipynb_checkpoints", tmp_path / "maps") == 1
+    assert predict_files(predictor, str(archive / ".ipynb*/*"), tmp_path / "maps") == 1
+
+
+def test_files_of_an_earlier_call_are_not_labeled_where_a_link_leads_to_them(predictor, archive, tmp_path):
+    (archive / "results").symlink_to(tmp_path / "maps")
+    for _ in range(2):
+        assert predict_files(predictor, archive, tmp_path / "maps") == 10
+
+
+def test_links_that_lead_nowhere_are_reported_and_the_other_images_are_labeled(predictor, archive, tmp_path):
+    (archive / "gone.png").symlink_to(tmp_path / "gone")
+    (archive / "folder").symlink_to(tmp_path / "gone")
+    for sources in (archive, str(archive / "*")):
+        with pytest.raises(UsageError, match="2 of 12 images cannot be read") as error:
+            predict_files(predictor, sources, tmp_path / "maps")
+        assert str(archive / "gone.png") in str(error.value)
+        assert str(archive / "folder") in str(error.value)
+    assert maps_below(tmp_path / "maps") == MAPS
+
+
+def test_a_folder_whose_name_ends_as_that_of_an_image_is_searched(predictor, tmp_path):
+    write_image(tmp_path / "images/video.png/0.png", (40, 56))
+    assert predict_files(predictor, tmp_path / "images", tmp_path / "maps") == 1
+    assert maps_below(tmp_path / "maps") == ["video.png/0.png"]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(predictor, tmp_path):
     write_image(tmp_path / "images/a[1].png")
     write_image(tmp_path / "images/a1.png")
@@ -196,3 +254,44 @@ def test_predicted_files_can_be_read_as_labels_of_a_data_set(predictor, images, 
     ids = read_labels({"path": str(path), "bytes": path.read_bytes()}, mapping)
     assert ids.mode == "L"
     assert np.array_equal(np.asarray(ids), np.asarray(Image.open(path)))
+
+
+def test_raw_values_above_255_are_submitted_in_16_bits(images, tmp_path):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, (40, 56), dtype=np.uint8)
+    spec = DatasetSpec("wide", ["a", "b", "c"], PALETTE, None, {300: 0, 7: 1, 65_535: 2}, submission=Submission())
+    predictor = Predictor(types.SimpleNamespace(), None)
+    predictor.__class__ = type(
+        "Known",
+        (Predictor,),
+        {
+            "__call__": lambda self, images: (labels for _ in images),
+            "class_names": ["a", "b", "c"],
+            "palette": PALETTE,
+        },
+    )
+    predict_files(predictor, images / "0.png", tmp_path / "upload", submission_for=spec)
+    written = np.asarray(Image.open(tmp_path / "upload/0.png"))
+    assert np.array_equal(written, np.array([300, 7, 65_535])[labels])
+
+
+def test_more_classes_than_a_png_has_values_are_refused_before_anything_is_written(images, tmp_path):
+    config = types.SimpleNamespace(num_labels=65_537, id2label=None)
+    predictor = Predictor(types.SimpleNamespace(config=config), None)
+    with pytest.raises(UsageError, match="65537 classes, but a PNG stores at most 65536"):
+        predict_files(predictor, images / "0.png", tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+
+
+@pytest.mark.parametrize("name", ["background", "Background", "_background_", "unlabeled", "void"])
+def test_a_first_class_for_the_background_is_black_and_the_others_have_the_colors_of_voc(name):
+    config = types.SimpleNamespace(num_labels=3, id2label={0: name, 1: "road", 2: "car"})
+    palette = Predictor(types.SimpleNamespace(config=config), None).palette
+    assert [tuple(color) for color in palette] == [(0, 0, 0), (128, 0, 0), (0, 128, 0)]
+
+
+def test_colors_that_a_configuration_leaves_out_are_distinct_defaults():
+    config = types.SimpleNamespace(num_labels=300, id2label=None, palette=[[1, 2, 3]])
+    palette = [tuple(color) for color in Predictor(types.SimpleNamespace(config=config), None).palette]
+    assert palette[0] == (1, 2, 3)
+    assert len(set(palette)) == 300

@@ -6,7 +6,14 @@ from PIL import Image
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.evaluation.mean_iou import ConfusionMatrix
-from msctr_hf.evaluation.scoring import CONFUSIONS_LISTED, group_scores, iou_table, largest_confusions, score_dataset
+from msctr_hf.evaluation.scoring import (
+    CONFUSIONS_LISTED,
+    _small,
+    group_scores,
+    iou_table,
+    largest_confusions,
+    score_dataset,
+)
 
 
 class Guess:
@@ -105,3 +112,12 @@ def test_groups_have_the_mean_iou_of_their_classes_and_the_iou_of_the_merged_cla
     assert scores["pair"]["merged_iou"] == pytest.approx((merged[0] & merged[1]).sum() / (merged[0] | merged[1]).sum())
     assert scores["with absent"]["mean_iou"] == pytest.approx(iou[0])
     assert scores["absent"] == {"mean_iou": None, "merged_iou": None}
+
+
+def test_the_small_copies_of_a_very_high_image_and_of_many_classes_are_bounded_and_keep_their_values():
+    labels = np.arange(4000).repeat(8).reshape(4000, 8) // 10
+    small, reference, prediction = _small(Image.new("RGB", (8, 4000)), np.zeros((4000, 8), np.uint8), labels)
+    assert small.size == (3, 1440)
+    assert reference.shape == prediction.shape == (1440, 3)
+    assert prediction[-1].tolist() == [399] * 3
+    assert prediction[720].tolist() == [200] * 3

@@ -1,7 +1,8 @@
 import numpy as np
 from PIL import Image
 
-from msctr_hf.evaluation.visualization import colorize, contact_sheet, overlay
+from msctr_hf.evaluation import visualization
+from msctr_hf.evaluation.visualization import colorize, contact_sheet, legend, overlay
 
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
@@ -41,3 +42,35 @@ def test_a_contact_sheet_has_a_row_for_every_sample():
     one, three = (contact_sheet([row] * count, PALETTE, ["a", "b", "c"]) for count in (1, 3))
     assert three.width == one.width
     assert three.height - one.height == 2 * (160 + 6)
+
+
+def test_a_very_high_image_makes_a_contact_sheet_of_bounded_size_with_its_aspect():
+    labels = np.zeros((4000, 8), dtype=np.uint8)
+    labels[2000:] = 1
+    sheet = contact_sheet([(Image.new("RGB", (8, 4000)), labels, labels)], PALETTE, ["a", "b", "c"])
+    assert sheet.width == 3 * 320 + 12
+    assert sheet.height < 1100
+    column = np.asarray(sheet)[22 : 22 + 960, 326]  # labels, at a width of two pixels
+    assert column[[0, 470]].tolist() == [[255, 0, 0]] * 2
+    assert column[[490, 959]].tolist() == [[0, 255, 0]] * 2
+
+
+def test_a_legend_of_very_many_classes_is_bounded_and_says_how_many_are_left_out(monkeypatch):
+    written = []
+    draw = visualization.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        visualization.ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, text, **kw: written.append(text) or draw(self, at, text, **kw),
+    )
+    key = legend([f"class {label}" for label in range(5000)], [(label % 256, 0, 0) for label in range(5000)], 10)
+    assert key.height <= 256 * 20 + 12
+    assert written[254:] == ["class 254", "and 4745 more"]
+
+
+def test_an_overlay_blends_every_row_of_a_high_image():
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (1100, 3, 3), dtype=np.uint8)
+    labels = random.integers(0, 3, (1100, 3))
+    expected = 0.25 * np.asarray(PALETTE)[labels] + 0.75 * pixels
+    assert np.abs(np.asarray(overlay(Image.fromarray(pixels), labels, PALETTE, opacity=0.25)) - expected).max() <= 1

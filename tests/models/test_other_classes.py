@@ -87,16 +87,29 @@ def test_settings_for_the_new_classes_are_kept_and_the_same_classes_change_nothi
     assert (same.palette, same.class_weights, caplog.records) == (PALETTE, WEIGHTS, [])
 
 
-def test_classes_assigned_to_a_configuration_or_a_model_drop_what_belongs_to_the_old_ones(tiny_config, tmp_path):
+def test_other_classes_assigned_to_a_configuration_drop_what_belongs_to_the_former_ones(tiny_config):
     config = tiny_config(palette=PALETTE, class_weights=WEIGHTS)
     config.num_labels = 4
     assert (config.palette, config.class_weights) == (None, None)
-    config = tiny_config(palette=PALETTE, class_weights=WEIGHTS)
-    model = MsctrForSemanticSegmentation(config)
+
+
+def test_names_for_the_classes_of_a_network_keep_their_colors_and_weights(tiny_config, tmp_path):
+    model = MsctrForSemanticSegmentation(tiny_config(palette=PALETTE, class_weights=WEIGHTS))
     model.config.id2label = {label: f"renamed {label}" for label in range(5)}
-    model.config.palette = PALETTE
     model.save_pretrained(tmp_path)
-    assert MsctrForSemanticSegmentation.from_pretrained(tmp_path).config.label2id["renamed 4"] == 4
+    config = MsctrForSemanticSegmentation.from_pretrained(tmp_path).config
+    assert (config.palette, config.class_weights) == (PALETTE, WEIGHTS)
+    assert config.label2id["renamed 4"] == 4
+    config.id2label = {label: f"LABEL_{label}" for label in range(5)}
+    config.save_pretrained(tmp_path)
+    named = MsctrConfig.from_pretrained(tmp_path, id2label={label: f"class {label}" for label in range(5)})
+    assert (named.palette, named.class_weights) == (PALETTE, WEIGHTS)
+
+
+def test_as_many_other_classes_drop_what_belongs_to_the_former_ones(saved):
+    config = MsctrConfig.from_pretrained(saved, id2label={label: f"other {label}" for label in range(5)})
+    assert (config.palette, config.class_weights) == (None, None)
+    assert config.id2label[0] == "other 0"
 
 
 def test_settings_that_could_not_be_loaded_are_neither_built_nor_saved(tiny_config, tmp_path):

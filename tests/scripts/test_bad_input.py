@@ -173,7 +173,7 @@ FILES = {
     ),
     "empty image": (for_all("train/images/*", lambda path: path.write_bytes(b"")), "cannot be read as an image"),
     "huge label": (
-        for_all("train/labels/*", lambda path: png_header_of(path, 100_000, 100_000)), "100000x100000 pixels, more"
+        for_all("train/labels/*", lambda path: png_header_of(path, 100_000, 100_000)), "raise --max_image_pixels"
     ),
     "huge image": (
         for_all("train/images/*", lambda path: png_header_of(path, 100_000, 100_000)), "exceeds limit of"
@@ -185,7 +185,7 @@ FILES = {
     "unknown key": (describe(klasses=["a", "b"]), "unknown keys ['klasses']"),
     "one class": (describe(classes=["a"]), "must list the names of two classes or more"),
     "values of no class": (describe(label_values={0: "sky", 1: "sea"}), "names the class 'sea'"),
-    "path leaves the folder": (describe(splits=OUTSIDE), "../elsewhere must be inside the folder of the data set."),
+    "path leaves the folder": (describe(splits=OUTSIDE), "inside the folder of the data set, got '../elsewhere'."),
 }  # fmt: skip
 
 

@@ -1,12 +1,19 @@
+import io
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset, DatasetDict
+from datasets.table import embed_table_storage
 from layouts import LAYOUTS, write_folder, write_image, write_labels
+from PIL import Image
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data import parquet_copy, preparation
+from msctr_hf.data.loading import get_dataset_spec
 
 LAYOUT = LAYOUTS["camvid"]
 
@@ -195,3 +202,323 @@ def test_a_saved_data_set_that_cannot_be_read_is_reported_in_one_sentence(run_sc
     assert code == 2, error
     assert error.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in error
+
+
+def write_description(root, **changes):
+    """Write a `dataset.yaml` of three classes, with keys replaced or added; `None` removes one."""
+    description = {
+        "classes": ["sky", "road", "car"],
+        "label_values": {0: "sky", 1: "road", 2: "car"},
+        "splits": {
+            "train": {"images": "train/images", "labels": "train/labels"},
+            "validation": {"images": "val/images", "labels": "val/labels"},
+        },
+        **changes,
+    }
+    (root / "dataset.yaml").write_text(yaml.safe_dump({k: v for k, v in description.items() if v is not None}))
+
+
+@pytest.fixture
+def prepare_folder(run_script, tmp_path):
+    """Run the script on a folder of four training and two validation images with the values 0, 1 and 2."""
+    root = write_folder(tmp_path / "mine")
+    write_description(root)
+
+    def run(*options):
+        common = ["--dataset", "folder", "--data_dir", root, "--num_workers", "0"]
+        return run_script("prepare_dataset.py", *common, *options)
+
+    return root, run
+
+
+SWAPPED = {0: "sky", 2: "road", 1: "car"}
+OTHER_LABELS = {
+    "swapped label values": ({"label_values": SWAPPED}, [], "label_values"),
+    "swapped classes": ({"classes": ["sky", "car", "road"]}, [], "classes"),
+    "renamed class": (
+        {"classes": ["sky", "street", "car"], "label_values": {0: "sky", 1: "street", 2: "car"}}, [], "classes",
+    ),
+    "another ignored value": ({"label_values": {0: "sky", 1: "road"}, "ignored": [2]}, [], "label_values"),
+    "other ignored values only": ({"ignored": [7]}, [], "ignored"),
+    "an id map": ({}, ["--id_map", "{0: 0, 1: 2, 2: 1}"], "--id_map"),
+    "values from 1": ({"label_values": None, "ignored": [0]}, ["--reduce_zero_label", "true"], "--reduce_zero_label"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_LABELS)
+@pytest.mark.parametrize("form", [[], ["--predecode"]])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_copy_that_was_made_with_other_labels_is_refused_with_the_setting_and_stays_as_it_is(
+    prepare_folder, tmp_path, case, form, split
+):
+    root, run = prepare_folder
+    changes, options, setting = OTHER_LABELS[case]
+    copy = tmp_path / "copy"
+    assert run("--output_dir", copy, "--splits", "train", *form)[0] == 0
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    write_description(root, **changes)
+    code, _, error = run("--output_dir", copy, "--splits", split, *form, *options)
+    assert code == 2, error
+    assert re.search(setting, error.splitlines()[-1])
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("form", [[], ["--predecode"]])
+def test_a_copy_with_another_id_map_is_refused_and_the_same_resumes(prepare_folder, tmp_path, form):
+    _, run = prepare_folder
+    options = ["--output_dir", tmp_path / "copy", *form]
+    assert run(*options, "--id_map", "{0: 0, 1: 2, 2: 1}")[0] == 0
+    assert run(*options, "--id_map", "{0: 0, 1: 2, 2: 1}")[0] == 0
+    code, _, error = run(*options, "--id_map", "{0: 0, 1: 1, 2: 2}")
+    assert (code, "--id_map changed: 1 was 'car' and is now 'road'" in error) == (2, True), error
+
+
+def test_a_pre_decoded_copy_is_read_only_with_the_labels_that_it_was_made_with(prepare_folder, tmp_path):
+    root, run = prepare_folder
+    copy = tmp_path / "copy"
+    swap = {0: 0, 1: 2, 2: 1}
+    assert run("--output_dir", copy, "--predecode", "--id_map", str(swap))[0] == 0
+    raw = np.asarray(Image.open(root / "train/labels/0.png"))
+    expected = np.choose(raw, [swap[value] for value in range(3)])
+    for id_map in (None, swap):
+        dataset = load_segmentation_dataset("folder", "train", copy, id_map=id_map)
+        assert np.array_equal(np.asarray(dataset[0]["label"]), expected)
+    with pytest.raises(ValueError, match="pre-decoded with other label values .*1 was 'car' and is now not listed"):
+        load_segmentation_dataset("folder", "train", copy, id_map={0: 0, 2: 1})
+    write_description(copy, label_values=SWAPPED)
+    with pytest.raises(ValueError, match="pre-decoded with other label values"):
+        load_segmentation_dataset("folder", "train", copy)
+
+
+def test_the_data_card_of_a_parquet_copy_names_the_id_map_with_which_it_must_be_read(prepare_folder, tmp_path):
+    _, run = prepare_folder
+    code, out, _ = run("--output_dir", tmp_path / "copy", "--id_map", "{0: 0, 1: 2, 2: 1}")
+    assert (code, "with the same `id_map`" in out or "with the same --id_map" in out) == (0, True)
+    assert "--data_dir THIS_FOLDER --id_map '{0: 0, 1: 2, 2: 1}'" in (tmp_path / "copy/README.md").read_text()
+
+
+@pytest.mark.parametrize("form", [[], ["--predecode"]])
+def test_a_report_that_does_not_state_its_labels_is_compared_with_a_new_check(prepare_folder, tmp_path, form):
+    root, run = prepare_folder
+    options = ["--output_dir", tmp_path / "copy", *form]
+    assert run(*options)[0] == 0
+    for path in (tmp_path / "copy").glob("report_*.json"):
+        report = json.loads(path.read_text())
+        for key in ("labels", "unlabeled", "broken_rows", "raw_values", "digests"):
+            report.pop(key, None)
+        path.write_text(json.dumps(report))
+    write_description(root, label_values=SWAPPED)
+    code, _, error = run(*options)
+    assert (code, "other label values" in error) == (2, True), error
+    write_description(root)
+    assert run(*options)[0] == 0
+
+
+def test_a_copy_of_embedded_files_with_other_contents_of_the_same_size_is_refused(run_script, tmp_path):
+    root, size = tmp_path / "saved", (12, 16)
+    for value in (0, 1):
+        shutil.rmtree(root, ignore_errors=True)
+        files = [io.BytesIO(), io.BytesIO()]
+        Image.fromarray(np.full((*size, 3), value, np.uint8)).save(files[0], "BMP")
+        Image.fromarray(np.full(size, value, np.uint8)).save(files[1], "BMP")
+        cells = [[{"bytes": file.getvalue(), "path": None}] for file in files]
+        Dataset.from_dict({"image": cells[0], "label": cells[1], "image_id": ["a"]}).save_to_disk(str(root))
+        options = ["--dataset", "camvid", "--data_dir", root, "--splits", "train", "--num_workers", "0"]
+        code, _, error = run_script("prepare_dataset.py", *options, "--output_dir", tmp_path / "copy")
+        assert code == (2 if value else 0), error
+    assert "made from other files" in error
+
+
+def test_the_files_of_a_copy_without_a_report_are_written_again(prepare_folder, tmp_path):
+    root, run = prepare_folder
+    for form in (["--predecode"], []):
+        copy = tmp_path / f"copy{len(form)}"
+        assert run("--output_dir", copy, *form)[0] == 0
+        (copy / "report_train.json").unlink()
+        write_labels(root / "train/labels/0.png", np.full((40, 56), 2, np.uint8))
+        assert run("--output_dir", copy, *form)[0] == 0
+        dataset = load_segmentation_dataset("folder", "train", copy)
+        assert np.unique(np.asarray(dataset[0]["label"])).tolist() == [2]
+        write_labels(root / "train/labels/0.png", np.zeros((40, 56), np.uint8))
+
+
+# --- splits
+
+
+def test_the_test_split_is_checked_and_copied_too_and_its_images_may_lack_labels(prepare_folder, tmp_path):
+    root, run = prepare_folder
+    splits = {
+        split: {"images": f"{folder}/images", "labels": f"{folder}/labels"}
+        for split, folder in (("train", "train"), ("validation", "val"), ("test", "test"))
+    }
+    write_description(root, splits=splits)
+    for number in range(3):
+        write_image(root / f"test/images/{number}.png", (8, 9), seed=50 + number)
+    for number in range(2):
+        write_labels(root / f"test/labels/{number}.png", np.full((8, 9), number, np.uint8))
+    code, out, error = run("--output_dir", tmp_path / "copy")
+    assert code == 0, error
+    assert "test: 2 images, 9x8 (3)" in out
+    assert "1 more have no labels" in out
+    assert "not copied: 1 images of test" in out
+    assert len(load_segmentation_dataset("folder", "test", tmp_path / "copy")) == 2
+    (root / "test/images/2.png").write_bytes(b"no image")
+    code, out, _ = run()
+    assert (code, "test/images/2.png cannot be read" in out) == (2, True)
+    write_image(root / "test/images/2.png", (8, 9), seed=9)
+    shutil.rmtree(root / "test/labels")
+    code, out, error = run()
+    assert (code, "test: 0 images" in out, "3 more have no labels" in out) == (0, True, True), error
+    write_description(root, splits={**splits, "test": {"images": "test/images"}})
+    code, out, error = run()
+    assert (code, "3 more have no labels" in out) == (0, True), error
+    with pytest.raises(ValueError, match="3 of 3 images of test have no label"):
+        load_segmentation_dataset("folder", "test", root)
+    (root / "train/labels/0.png").unlink()  # labels of other splits are not optional
+    assert run()[0] == 2
+
+
+def test_a_test_split_of_a_copy_is_checked_too(run_script, tmp_path):
+    root = LAYOUTS["folder"].write(tmp_path / "mine")
+    rows = get_dataset_spec("folder", root).index("train", root)
+    embedded = rows.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
+    saved = {"train": embedded, "validation": embedded.select([1]), "test": embedded.select([0])}
+    DatasetDict(saved).save_to_disk(str(tmp_path / "saved"))
+    shutil.copy(root / "dataset.yaml", tmp_path / "saved")
+    options = ["--dataset", "folder", "--data_dir", tmp_path / "saved", "--num_workers", "0"]
+    code, out, error = run_script("prepare_dataset.py", *options)
+    assert (code, "\ntest: 1 images" in out) == (0, True), error
+    assert "1 of 1 images of validation are in train too" in out
+    assert "1 of 1 images of test are in train too" in out
+
+
+@pytest.mark.parametrize("same", ["folder", "content under another name", "pixels in another format"])
+def test_images_of_two_splits_are_reported(prepare_folder, same):
+    root, run = prepare_folder
+    for number in range(2):
+        write_image(root / f"val/images/{number}.jpg", (40, 56), seed=10 + number)
+    assert "are in train too" not in run()[1]
+    if same == "folder":
+        folders = {"images": "train/images", "labels": "train/labels"}
+        write_description(root, splits={"train": folders, "validation": folders})
+    elif same == "content under another name":
+        shutil.copy(root / "train/images/3.jpg", root / "val/images/1.jpg")
+    else:
+        (root / "val/images/1.jpg").unlink()
+        Image.open(root / "train/images/3.jpg").convert("RGB").save(root / "val/images/1.png")
+    code, out, error = run()
+    shared = "4 of 4" if same == "folder" else "1 of 2"
+    assert (code, f"warning: {shared} images of validation are in train too" in out) == (0, True), out + error
+
+
+@pytest.mark.parametrize("form", [[], ["--predecode"]])
+def test_a_split_without_a_usable_image_is_refused(prepare_folder, tmp_path, form):
+    root, run = prepare_folder
+    for number in range(2):
+        (root / f"val/images/{number}.jpg").write_bytes(b"no image")
+    code, _, error = run("--output_dir", tmp_path / "copy", "--skip_broken", *form)
+    assert (code, "No image of validation can be used: 2 are broken" in error) == (2, True), error
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("flag", ["--skip_broken", "--predecode"])
+def test_flags_of_a_copy_are_refused_without_a_folder_for_it(prepare_folder, flag):
+    code, _, error = prepare_folder[1](flag)
+    assert (code, flag in error, "--output_dir" in error) == (2, True, True)
+
+
+# --- labels
+
+
+def test_a_value_that_is_ignored_is_no_class_although_its_position_names_one(prepare_folder):
+    root, run = prepare_folder
+    write_description(root, label_values=None, ignored=[0])
+    raw = np.asarray(Image.open(root / "train/labels/0.png"))
+    dataset = load_segmentation_dataset("folder", "train", root)
+    assert np.array_equal(np.asarray(dataset[0]["label"]), np.where(raw == 0, 255, raw))
+    code, out, _ = run()
+    assert (code, "warning: no image of train and validation has a pixel of sky" in out) == (0, True)
+    write_description(root, ignored=[0])
+    code, _, error = run()
+    assert (code, "`ignored:` lists 0" in error) == (2, True), error
+
+
+def test_classes_without_pixels_and_ignored_pixels_are_reported(prepare_folder):
+    root, run = prepare_folder
+    write_description(root, classes=["background", "object"], label_values=None, ignored=[255])
+    for split, count in (("train", 4), ("val", 2)):
+        for number in range(count):
+            labels = np.zeros((40, 56), np.uint8)
+            labels[:, 42:] = 255
+            write_labels(root / split / f"labels/{number}.png", labels)
+    code, out, error = run()
+    assert code == 0, error
+    ignored = 4 * 40 * 14
+    assert f"25.0 % of pixels ignored ({ignored:,} of {4 * ignored:,}, value 255)" in out
+    assert "warning: no image of train and validation has a pixel of object." in out
+    assert "255" in out.split("pixel of object.")[1].splitlines()[0]
+
+
+def test_a_class_that_only_the_validation_split_holds_is_reported(prepare_folder):
+    root, run = prepare_folder
+    for number in range(4):
+        write_labels(root / f"train/labels/{number}.png", np.zeros((40, 56), np.uint8) + number % 2)
+    code, out, _ = run()
+    assert (code, "warning: no image of train has a pixel of car, but validation has." in out) == (0, True)
+
+
+def test_a_split_of_ignored_pixels_only_is_refused(prepare_folder, tmp_path):
+    root, run = prepare_folder
+    write_description(root, ignored=[255])
+    for number in range(4):
+        write_labels(root / f"train/labels/{number}.png", np.full((40, 56), 255, np.uint8))
+    code, _, error = run("--output_dir", tmp_path / "copy")
+    assert (code, "no pixel of 4 images has a class" in error) == (2, True), error
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("case", ["cityscapes", "ade20k", "pascal_context", "cadis_task2"])
+def test_the_check_refuses_files_that_already_hold_train_ids(run_script, tmp_path, case):
+    layout = LAYOUTS[case]
+    root, classes = layout.write(tmp_path), len(get_dataset_spec(case).classes)
+    for number in range(3):
+        write_labels(layout.pair(root, number)[1], np.resize(np.array([*range(classes), 255], np.uint8), (12, 16)))
+    options = ["--dataset", case, "--data_dir", root, "--splits", "train", "--num_workers", "0"]
+    code, _, error = run_script("prepare_dataset.py", *options)
+    assert (code, "hold train ids already" in error, "--id_map" in error) == (2, True, True), error
+    code, _, error = run_script(
+        "prepare_dataset.py", *options, "--id_map", str({label: label for label in range(classes)})
+    )
+    assert code == 0, error
+
+
+# --- messages
+
+
+def test_one_systematic_mistake_is_one_line_with_its_count_and_the_first_files(run_script, tmp_path):
+    root = write_folder(tmp_path / "mine", num_train=14, num_validation=2)
+    for number in range(14):
+        labels = np.zeros((40, 56), np.uint8)
+        labels[0, :2] = 254 + number % 2, 9
+        write_labels(root / f"train/labels/{number}.png", labels)
+    (root / "val/labels/0.png").unlink()
+    (root / "val/labels/1.png").unlink()
+    code, out, error = run_script(
+        "prepare_dataset.py", "--dataset", "folder", "--data_dir", root, "--num_workers", "0"
+    )
+    lines = [line for line in out.splitlines() if line.startswith("broken: ")]
+    assert (code, len(lines)) == (2, 2), out
+    assert lines[0].startswith("broken: 2 images: ") or lines[1].startswith("broken: 2 images: ")
+    unlisted = next(line for line in lines if "not listed" in line)
+    assert unlisted.startswith("broken: 14 images: ")
+    assert "and 9 more" in unlisted
+    assert "[9, 254, 255]" in unlisted
+    assert "16 images of folder cannot be used" in error
+
+
+def test_a_mask_saved_as_rgb_names_label_colors_as_the_way_out(prepare_folder):
+    root, run = prepare_folder
+    write_image(root / "train/labels/0.png", (40, 56))
+    code, out, _ = run()
+    line = next(line for line in out.splitlines() if line.startswith("broken: "))
+    assert (code, "label_colors" in line, "train/labels/0.png" in line) == (2, True, True)

@@ -103,9 +103,11 @@ def test_sharded_training_gives_the_weights_of_unsharded_training_and_resumes(fo
 
 
 TWO_RUNS = """
-import json, sys
+import atexit, json, sys
+import torch
 import msctr_hf
 
+atexit.register(lambda: print("process group left:", not torch.distributed.is_initialized(), flush=True))
 first, second = json.loads(sys.argv[1])
 results = msctr_hf.train("quickstart", **first)
 assert results == msctr_hf.train("quickstart", **second)
@@ -113,7 +115,7 @@ assert results == msctr_hf.train("quickstart", **second)
 
 
 @pytest.mark.slow
-def test_two_processes_can_train_several_times_from_python(folder, tmp_path):
+def test_two_processes_can_train_several_times_from_python_and_leave_their_group_at_exit(folder, tmp_path):
     settings = {
         "dataset": "folder", "data_dir": str(folder), "crop_size": [64, 64], "class_weights": [1, 1], "batch_size": 2,
         "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8, "max_steps": 2, "validation_steps": 2,
@@ -122,7 +124,9 @@ def test_two_processes_can_train_several_times_from_python(folder, tmp_path):
     runs = [{**settings, "output_dir": str(tmp_path / name)} for name in ("first", "second")]
     (tmp_path / "runs.py").write_text(TWO_RUNS)
     command = [sys.executable, *TORCHRUN, str(tmp_path / "runs.py"), json.dumps(runs)]
-    subprocess.run(command, env={**os.environ, **CPU, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    environment = {**os.environ, **CPU, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, check=True, timeout=300, stdout=subprocess.PIPE, text=True)
+    assert run.stdout.count("process group left: True") == 2
     weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("second", "first"))
     for name in expected:
         torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=1e-7)

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,3 +139,17 @@ def test_a_single_value_per_channel_is_refused_exactly_where_torch_refuses_it():
             else:
                 torch.testing.assert_close(checked(images), pooled(images))
         assert refused_by_torch is False
+
+
+def test_the_same_classes_in_another_order_keep_their_weights(tiny_config, tmp_path):
+    network = MsctrForSemanticSegmentation(tiny_config("ocr", num_labels=3, class_weights=[1.0, 2.0, 3.0]))
+    network.config.id2label = {0: "Sky", 1: "road", 2: "car"}
+    network.eval().save_pretrained(tmp_path)
+    spec = replace(DATASETS["camvid"], classes=["car", "sky", "road"], palette=[(0, 0, 0)] * 3, groups={})
+    started = build_network(ModelSettings(model_name_or_path=str(tmp_path)), {}, spec).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        logits, expected = (each(pixel_values=pixel_values).logits for each in (started, network))
+    torch.testing.assert_close(logits, expected[:, [2, 0, 1]])
+    assert started.config.class_weights == [3.0, 1.0, 2.0]
+    assert list(started.config.id2label.values()) == ["car", "sky", "road"]

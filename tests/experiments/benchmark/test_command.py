@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -62,3 +63,10 @@ def test_a_missing_gpu_and_a_missing_configuration_are_reported_in_one_sentence(
     assert code == 2
     assert "none.yaml" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_missing_opencv_is_reported_in_one_sentence(run_script, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    code, _, error = run_script("benchmark.py", "data", "--repetitions", "1", "--output", tmp_path / "f.json")
+    assert code == 2
+    assert "needs OpenCV: pip install opencv-python-headless" in error

@@ -1,0 +1,62 @@
+"""Traits of image and label files that the check of a data set counts: EXIF orientations and 16-bit images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..errors import UsageError
+from .images import Pair
+
+SIXTEEN_BITS = "16 bits"
+BRIGHT = "16 bits, 4096 or more"
+_DARK = 4096 >> 8  # 12 bits, after the division by 256
+_TAGGED = {  # value of `Pair.tagged` -> what a report says about such images
+    "both": "images and their labels are turned alike",
+    "image": "images are turned, their labels have no orientation",
+    "stored": "images are not turned, because their labels fit them only as stored",
+    "label": "labels are turned, their images have no orientation",
+}
+
+
+def traits_of(pair: Pair) -> tuple[str, ...]:
+    """Name the traits of a decoded image with its labels."""
+    traits = [f"orientation of {pair.tagged}"] if pair.tagged is not None else []
+    if pair.bits > 8:
+        traits.append(SIXTEEN_BITS)
+        if np.asarray(pair.image).max() >= _DARK:
+            traits.append(BRIGHT)
+    return tuple(traits)
+
+
+def lines_about(traits: Counter[str], split: str) -> list[str]:
+    """Write lines of a report about EXIF orientations, and a warning about 16-bit images that are nearly black."""
+    counts = {said: traits[f"orientation of {kind}"] for kind, said in _TAGGED.items()}
+    lines = [f"  EXIF orientation: {count} {said}" for said, count in counts.items() if count]
+    if traits[SIXTEEN_BITS] and not traits[BRIGHT]:
+        lines.append(
+            f"  warning: the {traits[SIXTEEN_BITS]} images of {split} with 16 bits per channel have only values below "
+            "4,096. They are read as value / 256 and are therefore nearly black; stretch all by one factor to 0 to "
+            "65,535, or save them with 8 bits."
+        )
+    return lines
+
+
+def refuse_mixed_orientations(splits: Mapping[str, Counter[str]]) -> None:
+    """Refuse a data set in which EXIF orientations of images and of labels are related in more than one way.
+
+    One of the ways is wrong then, and labels whose size fits either way would be read misaligned.
+
+    Raises:
+        UsageError: If there are two ways; the message counts both.
+    """
+    total = sum(splits.values(), Counter())
+    found = {said: total[f"orientation of {kind}"] for kind, said in _TAGGED.items()}
+    ways = [f"{count} {said}" for said, count in found.items() if count]
+    if len(ways) > 1:
+        raise UsageError(
+            f"EXIF orientations are used inconsistently: {'; '.join(ways)}. Save images and labels again with turned "
+            "pixels and without an orientation."
+        )

@@ -1,0 +1,93 @@
+"""Checks of the training data before the first step, where they are cheap: labels, and shared images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset
+
+from ..data.checking import no_labeled_pixel
+from ..data.decoding import ReadSamples, reader_of, rows_of_labels
+from ..data.overlap import shared_images
+from ..data.predecoded import ReadMapped
+from ..data.specs import DatasetSpec
+from ..errors import UsageError
+
+MAX_PIXELS = 3 * 10**8  # of labels that are read, about three seconds; the command `prepare` reads all
+
+
+def check_data(
+    train_set: Dataset | IterableDataset,
+    validation_set: Dataset | IterableDataset,
+    spec: DatasetSpec,
+    train_split: str,
+    accelerator: Accelerator,
+) -> list[str]:
+    """Check the data of a run on the main process, and return sentences to print at its start.
+
+    Args:
+        train_set, validation_set (`datasets.Dataset` or `datasets.IterableDataset`): Samples {image, label, image_id}.
+        spec (`DatasetSpec`): The data set.
+        train_split (`str`): Name of the training split, or several joined by `+`.
+        accelerator (`Accelerator`): Processes of the run.
+
+    Raises:
+        UsageError: On all processes, if no pixel of the training set has a class.
+    """
+    found: list[Any] = [[], None]
+    if accelerator.is_main_process and isinstance(train_set, Dataset):
+        try:
+            found[0] = missing_classes(train_set, spec)
+            if isinstance(validation_set, Dataset) and "validation" not in train_split:
+                found[0] += _shared(train_set, validation_set)
+        except UsageError as error:
+            found[1] = str(error)
+    notes, fault = broadcast_object_list(found)
+    if fault is not None:
+        raise UsageError(fault)
+    return notes
+
+
+def missing_classes(train_set: Dataset, spec: DatasetSpec) -> list[str]:
+    """Name the classes that no training image has, if all labels could be read within `MAX_PIXELS`.
+
+    Labels are read in random order until all classes have occurred, or without a limit until one has.
+
+    Raises:
+        UsageError: If no pixel of the training set has a class.
+    """
+    if not isinstance(reader_of(train_set), (ReadSamples, ReadMapped)):
+        return []  # drawn on demand
+    labels = rows_of_labels(train_set)
+    present, pixels, is_complete = np.zeros(len(spec.classes), dtype=bool), 0, True
+    for number in np.random.default_rng(0).permutation(len(labels)):
+        if present.all() or (present.any() and pixels > MAX_PIXELS):
+            is_complete = False
+            break
+        try:
+            label = labels[int(number)]["label"]
+        except UsageError:  # ends the run with the name of the file, or is never drawn in a short one
+            is_complete = False
+            continue
+        present |= np.asarray(label.histogram()[: len(spec.classes)]) > 0
+        pixels += label.width * label.height
+    if not is_complete:
+        return []
+    if len(labels) and not present.any():
+        raise UsageError(f"Training set: {no_labeled_pixel(spec, len(labels), {})}")
+    absent = [name for name, is_present in zip(spec.classes, present, strict=True) if not is_present]
+    return [f"warning: no training image has a pixel of {', '.join(absent)}"] if absent else []
+
+
+def _shared(train_set: Dataset, validation_set: Dataset) -> list[str]:
+    shared = shared_images(train_set, validation_set)
+    if not shared:
+        return []
+    (training_id, image_id), count = shared[0], len(shared)
+    return [
+        f"warning: {count} of {len(validation_set)} validation images are training images too, such as {image_id} "
+        f"({training_id} in training)"
+    ]

@@ -1,0 +1,60 @@
+"""Memory of the prediction of large images, measured in a process of its own."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.evaluation import predictor as predictor_module
+from msctr_hf.evaluation.predictor import Predictor
+
+PROGRAM = """
+import resource, sys, warnings
+from types import SimpleNamespace
+import torch
+from msctr_hf import MsctrImageProcessor
+from msctr_hf.evaluation.prediction import predict_files
+from msctr_hf.evaluation.predictor import Predictor
+from msctr_hf.evaluation.settings import InferenceSettings
+
+class Network(torch.nn.Module):
+    config = SimpleNamespace(num_labels=4, id2label={label: f"class {label}" for label in range(4)})
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 4, 32, stride=32)
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.layer(pixel_values))
+
+warnings.simplefilter("ignore")
+settings = InferenceSettings(window_size=(1024, 1024), window_stride=(1024, 1024))
+predict_files(Predictor(Network().eval(), MsctrImageProcessor(), settings), sys.argv[1], sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+def test_two_images_of_12000_x_9000_pixels_are_predicted_in_windows_within_3_gib(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((12_000, 9000)).save(tmp_path / f"images/{name}.jpg")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tmp_path / "images", tmp_path / "maps"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "maps").iterdir())) == 4
+    assert int(done.stdout.split()[-1]) / 2**20 < 3
+
+
+def test_an_image_prepared_in_strips_equals_the_one_prepared_at_once(tiny_config, monkeypatch):
+    model = MsctrForSemanticSegmentation(tiny_config())
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 41, 3), dtype=np.uint8))
+    whole = Predictor(model, MsctrImageProcessor(size_divisor=32)).prepare([image, image])
+    monkeypatch.setattr(predictor_module, "PREPARED_ROWS", 16)
+    strips = Predictor(model, MsctrImageProcessor(size_divisor=32)).prepare([image, image])
+    assert torch.equal(whole, strips)

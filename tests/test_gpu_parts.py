@@ -1,0 +1,61 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from gpu_parts import Figures, at_most, file_name
+
+
+def test_a_file_is_named_after_its_card():
+    assert file_name("NVIDIA H100 80GB HBM3") == "gpu_h100_80gb_hbm3"
+    assert file_name("NVIDIA A100-SXM4-40GB") == "gpu_a100_sxm4_40gb"
+
+
+def test_figures_are_in_the_file_as_soon_as_they_are_set_and_parts_of_the_same_code_are_kept(tmp_path):
+    path, header = tmp_path / "gpu.json", {"device": "card", "git_commit": "a"}
+    first, second = Figures(path, "test_first", header), Figures(path, "test_second", header)
+    with first.outcome():
+        first["ms"] = 3.5
+        assert json.loads(path.read_text())["parts"] == {"first": {"passed": None, "figures": {"ms": 3.5}}}
+    with pytest.raises(AssertionError), second.outcome():
+        second["ms"] = 1
+        raise AssertionError("too slow")
+    content = json.loads(path.read_text())
+    assert {key: content[key] for key in header} == header
+    assert [(name, part["passed"], part["figures"]) for name, part in content["parts"].items()] == [
+        ("first", True, {"ms": 3.5}), ("second", False, {"ms": 1}),
+    ]  # fmt: skip
+    assert content["parts"]["second"]["error"] == "AssertionError: too slow"
+
+    Figures(path, "test_third", {**header, "git_commit": "b"})["ms"] = 2
+    assert list(json.loads(path.read_text())["parts"]) == ["third"]
+
+
+def test_a_skipped_part_says_why(tmp_path):
+    figures = Figures(tmp_path / "gpu.json", "test_onnx", {"device": "card"})
+    with pytest.raises(pytest.skip.Exception), figures.outcome():
+        pytest.skip("not installed")
+    part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["onnx"]
+    assert (part["passed"], part["skipped"]) == (None, "not installed")
+
+
+def test_a_part_ends_at_its_limit():
+    with pytest.raises(TimeoutError, match=r"0\.05 s"), at_most(0.05):
+        time.sleep(10)
+    with at_most(10):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"), [("gpu", "PyTorch sees no NVIDIA GPU on this machine."), ("not slow", "deselected")]
+)
+def test_without_a_gpu_its_tests_are_skipped_in_one_sentence_if_asked_for_and_left_out_otherwise(expression, said):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "CI": "false"}
+    command = [sys.executable, "-m", "pytest", "-rs", "-m", expression, "tests/gpu/test_gpu_objective.py"]
+    command += [] if expression == "gpu" else ["--collect-only", "-q"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert said in done.stdout
