@@ -98,4 +98,4 @@ class StraightforwardContrast(NamedTuple):
         maps = [stage.float() for stage in self.projection_head.project(hidden)]  # projected under autocast
         with torch.autocast(labels.device.type, enabled=False):
             loss = dense_multi_scale_loss(maps, labels, objective.num_labels, objective.scale_weights, objective.pairs)
-        return ContrastiveResult(loss, {}, {})
+        return ContrastiveResult(loss, {}, {}, {})

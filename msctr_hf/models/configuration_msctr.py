@@ -14,6 +14,7 @@
 """Configuration of a segmentation network trained with multi-scale and cross-scale contrast."""
 
 import difflib
+import logging
 from dataclasses import field, fields
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .decode_heads import DECODE_HEADS, DecodeHead
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BACKBONE = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
 
@@ -65,13 +68,23 @@ class MsctrConfig(PreTrainedConfig):
     """Configuration of a network and of its training objective.
 
     Stages are counted from 1, the finest: C2 = stage 1 ... C5 = stage 4. A wrong type or an unknown key is an error.
-    `None` is replaced by the default of the decode head.
+    `None` is replaced by the default of the decode head. Where other classes are loaded, as by
+    `from_pretrained(..., num_labels=3)`, `palette` and `class_weights` are reduced to the entries of these classes, or
+    dropped if one of the new classes is not among the former ones. New names assigned to `id2label` change neither.
 
     Source: https://arxiv.org/abs/2203.13409.
     """
 
     model_type = "msctr"
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
+    # everything but loss and logits: the Trainer passes what is left to `compute_metrics`
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "auxiliary_logits",
+        "projections",
+        "loss_terms",
+        "hidden_states",
+        "diagnostics",
+    ]
 
     backbone_config: dict | PreTrainedConfig | None = _field(
         None,
@@ -165,6 +178,34 @@ class MsctrConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.id2label is not None and len(self.label2id or {}) != len(self.id2label):
             self.label2id = {name: index for index, name in self.id2label.items()}
+        self.validate_settings()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MsctrConfig":
+        """Build a configuration from a dict and from settings that override it; classes are set before the others."""
+        classes = {name: kwargs.pop(name) for name in ("id2label", "num_labels") if kwargs.get(name) is not None}
+        former, new = config_dict.get("id2label"), classes.get("id2label")
+        if former is not None and new is not None and len(former) == len(new):
+            config_dict = {**config_dict, **_fit_to_classes(config_dict, _by_number(former), _by_number(new))}
+        return super().from_dict(config_dict, **classes, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "id2label" and value is not None:
+            value = _by_number(value)
+            former = self.__dict__.get("id2label")
+            if former is not None and former != value:
+                super().__setattr__("label2id", {label: number for number, label in value.items()})
+                if len(former) != len(value):  # else the classes of this network get other names
+                    for setting, entries in _fit_to_classes(self.__dict__, former, value).items():
+                        super().__setattr__(setting, entries)
+        super().__setattr__(name, value)
+
+    def validate_settings(self) -> None:
+        """Check settings that depend on each other, which is also done before a network is built or saved.
+
+        Raises:
+            ValueError: If a configuration with these settings could not be loaded.
+        """
         self._validate_network()
         self._validate_contrast()
 
@@ -187,6 +228,11 @@ class MsctrConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive, got {value}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
+        if self.num_labels < 2:
+            raise ValueError(
+                f"A network needs at least two classes, got {self.num_labels}: the cross entropy of a single class is "
+                "always 0; give the background a class."
+            )
         head = DECODE_HEADS[self.decode_head]
         if head.needs_auxiliary_logits and not self.use_auxiliary_head:
             raise ValueError(
@@ -221,6 +267,29 @@ class MsctrConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+def _by_number(id2label: dict[Any, str]) -> dict[int, str]:
+    return {int(number): label for number, label in id2label.items()}  # JSON has only strings as keys
+
+
+def _fit_to_classes(settings: dict[str, Any], former: dict[int, str], new: dict[int, str]) -> dict[str, Any]:
+    """Reduce palette and class weights to other classes, or drop them if some of these are new, and report it."""
+    unnamed = all(label == f"LABEL_{number}" for number, label in former.items())
+    if former == new or (unnamed and len(former) == len(new)):
+        return {}
+    position = {former[number]: index for index, number in enumerate(sorted(former))}
+    kept = [position.get(new[number]) for number in sorted(new)]
+    # settings of another length were assigned for the new classes already
+    belonging = [name for name in ("palette", "class_weights") if len(settings.get(name) or ()) == len(former)]
+    if not belonging:
+        return {}
+    names = " and ".join(f"`{name}`" for name in belonging)
+    if None in kept:
+        logger.warning(f"Dropped {names}, which belonged to other classes.")
+        return dict.fromkeys(belonging)
+    logger.warning(f"Reduced {names} to the new classes, which are among the former ones.")
+    return {name: [settings[name][index] for index in kept] for name in belonging}  # type: ignore[index]
 
 
 def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

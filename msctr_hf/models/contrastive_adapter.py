@@ -15,26 +15,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
-from .modeling_msctr import MsctrSegmenterOutput, initialize_convolution
+from .modeling_msctr import MsctrSegmenterOutput, contrast_and_keep_facts, initialize_convolution
 from .projection_head import ProjectionHead
 
 MAX_STAGES = 4
 _DEFAULT_IMAGE_SIZE = 224
+HEADS_FILE = "projection_head.safetensors"
+_HEADS = "projection_head."
+_MODEL = "model."
 _SETTING_PREFIXES = ("projection_dim", "projection_stages", "contrastive_")
 
 
-class ContrastiveAdapter(nn.Module):
+class ContrastiveAdapter(PreTrainedModel):
     """Wrapper that trains a model with projection heads and contrastive terms; `adapter.model` is an ordinary model.
 
     In training mode with `labels`, `loss` is the model's own loss plus the weighted contrastive loss; in evaluation
@@ -44,8 +52,10 @@ class ContrastiveAdapter(nn.Module):
     model = AutoModelForSemanticSegmentation.from_pretrained("nvidia/mit-b0", num_labels=19)
     adapter = ContrastiveAdapter(model, contrastive_mode="ms_cs")
     adapter(pixel_values=pixel_values, labels=labels).loss.backward()
-    adapter.save_pretrained("segformer")  # what model.save_pretrained writes
+    adapter.save_pretrained("segformer")  # what model.save_pretrained writes, and the projection head beside it
     ```
+
+    The Trainer of transformers trains an adapter, and resumes from its checkpoints.
 
     Args:
         model (`PreTrainedModel`): SegFormer, DPT, BEiT, UPerNet, MobileViT, ...: any model that returns
@@ -56,20 +66,29 @@ class ContrastiveAdapter(nn.Module):
             positions in `layers`, from 1.
 
     Raises:
-        ValueError: If the model returns no hidden states, or a setting does not belong to the objective.
+        ValueError: If the model cannot be adapted, or a setting does not belong to the objective.
     """
 
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
     accepts_loss_kwargs = False  # the loss is a mean over this batch: it cannot use the Trainer's num_items_in_batch
 
     def __init__(self, model: PreTrainedModel, *, layers: Sequence[int] | None = None, **settings: Any):
-        super().__init__()
+        # The configuration of the model is attached afterwards, because the constructor of the base class adjusts it.
+        super().__init__(PreTrainedConfig())
         for name in settings:
             if not name.startswith(_SETTING_PREFIXES):
                 raise ValueError(
                     f"`{name}` is not a setting of the contrastive objective; an adapted model keeps its own settings."
                 )
+        _refuse_other_models(model)
         self.model = model
-        shapes = _shapes_of_hidden_states(model)
+        self.config = model.config
+        self.name_or_path = model.name_or_path
+        size = _image_size(model.config)
+        hidden_states = _hidden_states_of_blank_image(model, size)
+        shapes = [state.shape for state in hidden_states]
         self.layers = _default_layers(shapes) if layers is None else list(layers)
         if not self.layers or not all(0 <= layer < len(shapes) for layer in self.layers):
             raise ValueError(f"`layers` must be positions among {len(shapes)} hidden states, got {self.layers}.")
@@ -87,8 +106,9 @@ class ContrastiveAdapter(nn.Module):
             )
         self.projection_head = None
         self.contrastive_loss = None
+        self.contrastive_facts: dict[str, float] = {}
         if self.objective.contrastive_mode != "ce":
-            channels = [_channels(shapes[self._layer(stage)]) for stage in self.objective.projection_stages]
+            channels = [stage.shape[1] for stage in self._maps(hidden_states, size)]
             # The random state is restored, so that one seed starts all modes from the same network.
             with torch.random.fork_rng(devices=[]):
                 self.projection_head = ProjectionHead(channels, self.objective.projection_dim)
@@ -98,9 +118,9 @@ class ContrastiveAdapter(nn.Module):
             self.contrastive_loss = MultiScaleContrastiveLoss.from_config(self.objective)
 
     @property
-    def config(self) -> Any:
-        """Configuration of the model."""
-        return self.model.config
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the model can recompute activations in the backward pass."""
+        return self.model.supports_gradient_checkpointing
 
     @property
     def backbone(self) -> nn.Module:
@@ -117,8 +137,9 @@ class ContrastiveAdapter(nn.Module):
     ) -> MsctrSegmenterOutput:
         """Segment a batch, and compute the objective if `labels` are given.
 
-        Arguments and output are those of `MsctrForSemanticSegmentation`; `loss_terms` holds the model's own loss as
-        `segmentation`, and every contrastive term.
+        Arguments and output are those of `MsctrForSemanticSegmentation`. In training mode, `loss_terms` holds the
+        model's own loss as `segmentation`, and every contrastive term; in evaluation mode there are only `loss` and
+        `logits`, and what was requested.
         """
         if output_projections and self.projection_head is None:
             raise ValueError("The adapter has no projection head: it was made with `contrastive_mode='ce'`.")
@@ -132,14 +153,14 @@ class ContrastiveAdapter(nn.Module):
             **kwargs,
         )
         loss, terms, diagnostics, hidden = output.loss, None, None, None
-        if loss is not None:
+        if loss is not None and self.training:
             terms = {"segmentation": loss.detach()}
         if needs_maps:
             hidden = self.projection_head.hidden(self._maps(output.hidden_states, pixel_values.shape[-2:]))
         if contrasts:
-            contrast = self.contrastive_loss.contrast(hidden, labels, project=self.projection_head.row_projections)
+            contrast = contrast_and_keep_facts(self, hidden, labels)
             loss = loss + self.objective.contrastive_loss_weight * contrast.loss
-            terms, diagnostics = {**terms, **contrast.terms}, contrast.diagnostics
+            terms, diagnostics = {**terms, **contrast.terms}, contrast.cosines
         return MsctrSegmenterOutput(
             loss=loss,
             logits=output.logits,
@@ -149,20 +170,95 @@ class ContrastiveAdapter(nn.Module):
             diagnostics=diagnostics,
         )
 
+    def get_input_embeddings(self) -> None:
+        """Return `None`: images have no input embeddings, but libraries that shard or adapt models ask for them."""
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Tie the weights that the model ties."""
+        self.model.tie_weights(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse to load: an adapter is made around a loaded model.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "Load the model with `AutoModelForSemanticSegmentation.from_pretrained`, then wrap it: "
+            "`ContrastiveAdapter(model)`."
+        )
+
     def save_pretrained(
-        self, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None, **kwargs: Any
+        self,
+        folder: str | Path,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        *,
+        is_main_process: bool = True,
+        save_heads: bool = True,
+        **kwargs: Any,
     ) -> None:
-        """Save the model alone, as its own `save_pretrained` does.
+        """Save the model as its own `save_pretrained` does, and the projection head in a file beside it.
 
         Args:
             folder (`str` or `Path`): Folder in which the model is saved.
             state_dict (`dict[str, torch.Tensor]`, *optional*): Weights of the adapter, if they are not in the module.
+            is_main_process (`bool`): Whether this process writes.
+            save_heads (`bool`): Whether to write the file of the projection head, from which only training resumes.
             kwargs: Passed to the model's `save_pretrained`.
         """
-        if state_dict is not None:
-            own = "model."
-            state_dict = {key.removeprefix(own): value for key, value in state_dict.items() if key.startswith(own)}
-        self.model.save_pretrained(folder, state_dict=state_dict, **kwargs)
+        own = None if state_dict is None else _part(state_dict, _MODEL)
+        self.model.save_pretrained(folder, state_dict=own, is_main_process=is_main_process, **kwargs)
+        if save_heads and is_main_process:
+            heads = _part(self.state_dict() if state_dict is None else state_dict, _HEADS)
+            heads = {_HEADS + key: value.contiguous() for key, value in heads.items()}
+            save_file(heads, Path(folder) / HEADS_FILE, metadata={"settings": json.dumps(self._settings)})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights of the adapter, or resume from a checkpoint of the Trainer, which holds those of the model.
+
+        Args:
+            state_dict (`Mapping[str, Any]`): Weights of the adapter. From the Trainer those of the plain model, which
+                are read from its checkpoint together with the projection head.
+            strict, assign (`bool`): As in `nn.Module`; a checkpoint of the Trainer is always loaded strictly.
+
+        Raises:
+            ValueError: If a checkpoint of the Trainer has no projection head, or that of other settings.
+            RuntimeError: If weights do not match.
+        """
+        checkpoint = _checkpoint_of_the_trainer()
+        if checkpoint is None:
+            return super().load_state_dict(state_dict, strict, assign)
+        if not state_dict.keys() <= self.state_dict().keys():
+            state_dict = self._read_checkpoint(checkpoint)
+        return super().load_state_dict(state_dict, strict=True, assign=assign)
+
+    def _read_checkpoint(self, folder: Path) -> dict[str, torch.Tensor]:
+        """Read the weights of the adapter from a folder that `save_pretrained` wrote.
+
+        The model is loaded like any model of its class, since transformers saves some weights under other names.
+        """
+        if not (folder / HEADS_FILE).exists():
+            raise ValueError(f"{folder} has no {HEADS_FILE}: it is not a checkpoint of a `ContrastiveAdapter`.")
+        with safe_open(folder / HEADS_FILE, framework="pt") as file:
+            saved = json.loads(file.metadata()["settings"])
+        for name, value in self._settings.items():
+            if value != saved.get(name):
+                raise ValueError(
+                    f"`{name}` was {saved.get(name)!r} where {folder} was saved and is {value!r}; make the adapter "
+                    "with the same settings."
+                )
+        model, info = type(self.model).from_pretrained(folder, output_loading_info=True)
+        if missing := [*info["missing_keys"], *info["unexpected_keys"]]:
+            raise ValueError(f"{folder} is of another model: {', '.join(sorted(missing)[:4])} do not match.")
+        return {**{_MODEL + key: value for key, value in model.state_dict().items()}, **load_file(folder / HEADS_FILE)}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Settings that decide what is trained, as they are in JSON."""
+        names = [each.name for each in fields(MsctrConfig) if each.name.startswith(_SETTING_PREFIXES)]
+        settings = {name: getattr(self.objective, name) for name in names}
+        return json.loads(json.dumps({"layers": self.layers, **settings}))
 
     def _layer(self, stage: int) -> int:
         return self.layers[stage - 1]
@@ -170,19 +266,72 @@ class ContrastiveAdapter(nn.Module):
     def _maps(self, hidden_states: Sequence[torch.Tensor], size: Sequence[int]) -> list[torch.Tensor]:
         """Select the projected stages, as maps (B, C, h, w)."""
         stages = [hidden_states[self._layer(stage)] for stage in self.objective.projection_stages]
-        return [stage if stage.ndim == 4 else _map_of_patches(stage, size, self.model.config) for stage in stages]
+        return [stage if stage.ndim == 4 else _map_of_patches(stage, size, self.model) for stage in stages]
 
 
-def _shapes_of_hidden_states(model: PreTrainedModel) -> list[torch.Size]:
+def _part(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Select the weights of a submodule, under their names in it."""
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def _checkpoint_of_the_trainer() -> Path | None:
+    """Return the checkpoint that the Trainer of transformers is loading, or `None` if it is not loading one.
+
+    The Trainer reads the file of the model itself and calls `load_state_dict` with the weights alone. It tells a model
+    nowhere which folder they are from, so the file beside it can only be found through the calling functions.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "transformers.trainer":
+            if frame.f_code.co_name == "_load_from_checkpoint":
+                return Path(frame.f_locals["resume_from_checkpoint"])
+            if frame.f_code.co_name == "_load_best_model":
+                return Path(frame.f_locals["self"].state.best_model_checkpoint)
+        frame = frame.f_back
+    return None
+
+
+def _refuse_other_models(model: Any) -> None:
+    """Refuse what is not a semantic segmentation model of transformers for RGB images.
+
+    Raises:
+        ValueError: If it cannot be adapted.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT wraps models of transformers
+    if isinstance(inner, ContrastiveAdapter) or isinstance(getattr(inner, "config", None), MsctrConfig):
+        raise _not_adapted(model, "it has the contrastive objective built in, so it is trained as it is")
+    if not isinstance(inner, PreTrainedModel):
+        raise _not_adapted(model, "it is not a model of transformers")
+    for name in ("pixel_values", "labels"):
+        if name not in inspect.signature(inner.forward).parameters:
+            raise _not_adapted(model, f"its `forward` has no argument `{name}`")
+    for part in (inner.config, getattr(inner.config, "backbone_config", None)):
+        channels = getattr(part, "num_channels", None)
+        if channels not in (None, 3):
+            raise _not_adapted(model, f"it reads images of {channels} channel(s), which are not RGB")
+
+
+def _not_adapted(model: Any, reason: str) -> ValueError:
+    return ValueError(
+        f"{type(model).__name__} cannot be adapted: {reason}; `ContrastiveAdapter` takes semantic segmentation models "
+        "of transformers for RGB images, such as SegFormer, UPerNet, DPT, BEiT and MobileViT, and any other network "
+        "can be trained with `MultiScaleContrastiveLoss`."
+    )
+
+
+def _hidden_states_of_blank_image(model: PreTrainedModel, size: tuple[int, int]) -> Sequence[torch.Tensor]:
     """Run a blank image to find the shapes of the hidden states; normalization statistics do not change."""
     parameter = next(model.parameters())
-    image = torch.zeros((1, 3, *_image_size(model.config)), device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros((1, 3, *size), device=parameter.device, dtype=parameter.dtype)
     with _evaluation_mode(model), torch.no_grad():
-        hidden_states = model(pixel_values=image, output_hidden_states=True, return_dict=True).hidden_states
-    shapes = [state.shape for state in hidden_states or ()]
-    if not shapes or any(len(shape) not in (3, 4) for shape in shapes):
-        raise ValueError(f"{type(model).__name__} does not return hidden states that could be contrasted.")
-    return shapes
+        output = model(pixel_values=image, output_hidden_states=True, return_dict=True)
+    logits, num_labels = getattr(output, "logits", None), model.config.num_labels
+    if logits is None or logits.ndim != 4 or logits.shape[1] != num_labels:
+        raise _not_adapted(model, f"it returns no logits of {num_labels} classes for every pixel")
+    hidden_states = getattr(output, "hidden_states", None) or ()
+    if not hidden_states or any(state.ndim not in (3, 4) for state in hidden_states):
+        raise _not_adapted(model, "it returns no hidden states that are maps or tokens")
+    return hidden_states
 
 
 @contextmanager
@@ -198,25 +347,40 @@ def _evaluation_mode(model: nn.Module):
 
 
 def _default_layers(shapes: Sequence[torch.Size]) -> list[int]:
-    if any(len(shape) == 3 for shape in shapes):
+    last_of_resolution = {tuple(shape[2:]) if len(shape) == 4 else (shape[1],): i for i, shape in enumerate(shapes)}
+    dimensions = {len(shape) for shape in shapes}
+    if dimensions != {4} and (len(dimensions) > 1 or len(last_of_resolution) == 1):
         last = len(shapes) - 1  # position 0 holds the embeddings
         return sorted({max(1, last * quarter // MAX_STAGES) for quarter in range(1, MAX_STAGES + 1)})
-    last_of_resolution = {tuple(shape[-2:]): layer for layer, shape in enumerate(shapes)}
     finest_first = sorted(last_of_resolution.items(), key=lambda entry: entry[0], reverse=True)
     return [layer for _, layer in finest_first[-MAX_STAGES:]]
 
 
-def _map_of_patches(tokens: torch.Tensor, size: Sequence[int], config: Any) -> torch.Tensor:
-    """Arrange patch tokens as a map, (B, tokens, C) -> (B, C, h, w), without the leading class and register tokens."""
-    height, width = (side // patch for side, patch in zip(size, _pair(_patch_size(config)), strict=True))
-    others = tokens.shape[1] - height * width
-    if others < 0:
-        raise ValueError(f"{tokens.shape[1]} tokens are too few for {height} x {width} patches of this model.")
-    return tokens[:, others:].transpose(1, 2).unflatten(2, (height, width))
+def _map_of_patches(tokens: torch.Tensor, size: Sequence[int], model: PreTrainedModel) -> torch.Tensor:
+    """Arrange tokens as a map, (B, tokens, C) -> (B, C, h, w), without the leading class and register tokens."""
+    height, width = _grid(tokens.shape[1], size, model)
+    return tokens[:, tokens.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
 
 
-def _channels(shape: torch.Size) -> int:
-    return shape[1] if len(shape) == 4 else shape[2]
+def _grid(num_tokens: int, size: Sequence[int], model: PreTrainedModel) -> tuple[int, int]:
+    """Find the height and width of a map of tokens, of which hierarchical transformers merge 2 x 2 between stages.
+
+    Raises:
+        ValueError: If there is no such map.
+    """
+    patch_size = _patch_size(model.config)
+    if patch_size is None:
+        raise _not_adapted(model, "its hidden states are tokens, and its configuration has no `patch_size`")
+    patch = _pair(patch_size)
+    merged_height, merged_width = (-(-side // length) for side, length in zip(size, patch, strict=True))
+    while merged_height * merged_width > max(num_tokens, 1):
+        merged_height, merged_width = -(-merged_height // 2), -(-merged_width // 2)
+    if merged_height * merged_width == num_tokens:
+        return merged_height, merged_width
+    height, width = (side // length for side, length in zip(size, patch, strict=True))
+    if num_tokens < height * width:
+        raise _not_adapted(model, f"its {num_tokens} tokens of an image of {tuple(size)} pixels are not a map")
+    return height, width
 
 
 def _image_size(config: Any) -> tuple[int, int]:
@@ -228,7 +392,7 @@ def _image_size(config: Any) -> tuple[int, int]:
 
 def _patch_size(config: Any) -> Any:
     backbone_config = getattr(config, "backbone_config", None)
-    return getattr(backbone_config, "patch_size", None) or config.patch_size
+    return getattr(backbone_config, "patch_size", None) or getattr(config, "patch_size", None)
 
 
 def _ignore_index(config: Any) -> int:

@@ -37,8 +37,10 @@ def mean_cosines(
     class_sizes: dict[int, int],
     contrast_sums: torch.Tensor | None = None,
     contrast_sizes: dict[int, int] | None = None,
-) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the mean cosine of the positive pairs and of the negative pairs of a term; NaN without such pairs.
+
+    Both are scalars on the device of `sums`, also without pairs, so that an output has one structure for any batch.
 
     Args:
         sums (`torch.Tensor` of shape `(K, D)`): Class sums of the anchors, from `class_sums`.
@@ -56,6 +58,6 @@ def mean_cosines(
     same_class_sum = (sums * contrast_sums).sum()
     all_sum = (sums.sum(0) * contrast_sums.sum(0)).sum()  # inside autocast `@` would lose digits
     return (
-        (same_class_sum - own_pairs) / positive_pairs if positive_pairs else math.nan,
-        (all_sum - same_class_sum) / negative_pairs if negative_pairs else math.nan,
+        (same_class_sum - own_pairs) / positive_pairs if positive_pairs else sums.new_full((), math.nan),
+        (all_sum - same_class_sum) / negative_pairs if negative_pairs else sums.new_full((), math.nan),
     )

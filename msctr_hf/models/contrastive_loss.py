@@ -35,14 +35,21 @@ class ContrastiveResult(NamedTuple):
     Args:
         loss (`torch.Tensor`): Weighted sum of the terms.
         terms (`dict[str, torch.Tensor]`): Every unweighted term, detached.
-        diagnostics (`dict[str, torch.Tensor | float]`): Anchors and classes of every stage, share of stages without
-            anchors, and mean cosines of positive and negative pairs of every term (NaN without such pairs), on this
-            process.
+        cosines (`dict[str, torch.Tensor]`): Mean cosines of the positive and negative pairs of every term on this
+            process, NaN without such pairs.
+        facts (`dict[str, float]`): Anchors and classes of every stage and share of stages without anchors on this
+            process; known to the host, so that reading them does not wait for the device.
     """
 
     loss: torch.Tensor
     terms: dict[str, torch.Tensor]
-    diagnostics: dict[str, torch.Tensor | float]
+    cosines: dict[str, torch.Tensor]
+    facts: dict[str, float]
+
+    @property
+    def diagnostics(self) -> dict[str, torch.Tensor | float]:
+        """Facts and cosines together."""
+        return {**self.facts, **self.cosines}
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,8 @@ class MultiScaleContrastiveLoss:
         return ContrastiveResult(
             loss=torch.stack(weighted).sum(),
             terms={name: term.detach() for name, term in zip(self._term_names(), terms, strict=True)},
-            diagnostics=self._diagnostics(rows),
+            cosines=self._cosines(rows),
+            facts=self._facts(rows),
         )
 
     def _terms(self, rows: Sequence[UnitRows]) -> list[torch.Tensor]:
@@ -204,21 +212,23 @@ class MultiScaleContrastiveLoss:
         pairs = [f"contrastive/stage_{self.stages[a]}_to_stage_{self.stages[b]}" for a, b in self.pairs]
         return [*self._stage_names(), *pairs]
 
-    def _diagnostics(self, rows: Sequence[UnitRows]) -> dict[str, torch.Tensor | float]:
+    def _cosines(self, rows: Sequence[UnitRows]) -> dict[str, torch.Tensor]:
         sums = [class_sums(stage, self.num_labels) for stage in rows]
         sizes = [stage.class_sizes for stage in rows]
         cosines = [mean_cosines(*stage) for stage in zip(sums, sizes, strict=True)]
         cosines += [mean_cosines(sums[a], sizes[a], sums[b], sizes[b]) for a, b in self.pairs]
-        diagnostics: dict[str, torch.Tensor | float] = {
-            "contrastive/skipped_stages": sum(not stage for stage in sizes) / len(sizes)
-        }
-        for name, stage_sizes in zip(self._stage_names(), sizes, strict=True):
-            diagnostics[f"{name}/anchors"] = float(sum(stage_sizes.values()))
-            diagnostics[f"{name}/classes"] = float(len(stage_sizes))
+        named = {}
         for name, (positive, negative) in zip(self._term_names(), cosines, strict=True):
-            diagnostics[f"{name}/positive_cosine"] = positive
-            diagnostics[f"{name}/negative_cosine"] = negative
-        return diagnostics
+            named[f"{name}/positive_cosine"] = positive
+            named[f"{name}/negative_cosine"] = negative
+        return named
+
+    def _facts(self, rows: Sequence[UnitRows]) -> dict[str, float]:
+        facts = {"contrastive/skipped_stages": sum(not stage.class_sizes for stage in rows) / len(rows)}
+        for name, stage in zip(self._stage_names(), rows, strict=True):
+            facts[f"{name}/anchors"] = float(sum(stage.class_sizes.values()))
+            facts[f"{name}/classes"] = float(len(stage.class_sizes))
+        return facts
 
     def _sample(
         self, features: Sequence[torch.Tensor], labels: torch.Tensor, generator: torch.Generator | None

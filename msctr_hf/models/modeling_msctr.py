@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .backbones import build_backbone, works_at_one_stride
 from .configuration_msctr import MsctrConfig
-from .contrastive_loss import MultiScaleContrastiveLoss
+from .contrastive_loss import ContrastiveResult, MultiScaleContrastiveLoss
 from .decode_heads import DECODE_HEADS, AuxiliaryHead, Classifier, concatenate_stages, resize
 from .feature_pyramid import SimpleFeaturePyramid
 from .projection_head import ProjectionHead
@@ -55,8 +55,12 @@ class MsctrSegmenterOutput(ModelOutput):
             normalized; on request.
         loss_terms (`dict[str, torch.Tensor]`, *optional*): Terms of the loss, detached and unweighted.
         hidden_states (`tuple` of `(B, C_s, h_s, w_s)`, *optional*): Stage maps of the backbone; on request.
-        diagnostics (`dict[str, torch.Tensor | float]`, *optional*): Statistics of the contrastive terms, as in
-            `ContrastiveResult`.
+        diagnostics (`dict[str, torch.Tensor]`, *optional*): Cosines of the contrasted pairs, as in
+            `ContrastiveResult`. Numbers of anchors and classes, which the host knows, are in the network's
+            `contrastive_facts`.
+
+    All entries are tensors on the device of the network, under the same names for any batch, so that `nn.DataParallel`
+    can gather them.
     """
 
     loss: torch.Tensor | None = None
@@ -65,7 +69,7 @@ class MsctrSegmenterOutput(ModelOutput):
     projections: tuple[torch.Tensor, ...] | None = None
     loss_terms: dict[str, torch.Tensor] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
-    diagnostics: dict[str, torch.Tensor | float] | None = None
+    diagnostics: dict[str, torch.Tensor] | None = None
 
 
 # trf-ignore: TRF057 see above
@@ -109,11 +113,15 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
     logits and the contrastive loss, weighted as the configuration says. The projection head is used only during
     training; inference costs what the plain network costs.
 
+    `contrastive_facts` are the facts of the newest batch, as in `ContrastiveResult`; reading them does not wait for
+    the device.
+
     Source: https://arxiv.org/abs/2203.13409.
     """
 
     def __init__(self, config: MsctrConfig):
         super().__init__(config)
+        config.validate_settings()  # some may have been assigned since it was built
         self.backbone = build_backbone(config.backbone_config)
         channels: list[int] = list(self.backbone.channels)  # type: ignore[arg-type]
         self.feature_pyramid = None
@@ -136,6 +144,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             )
         self.projection_head = None
         self.contrastive_loss = None
+        self.contrastive_facts: dict[str, float] = {}
         if config.contrastive_mode != "ce":
             # The random state is restored, so that one seed starts all modes from the same network.
             with torch.random.fork_rng(devices=[]):
@@ -231,9 +240,9 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             loss = loss + config.auxiliary_loss_weight * auxiliary
         if hidden is None:
             return loss, terms, None
-        contrast = self.contrastive_loss.contrast(hidden, labels, project=self.projection_head.row_projections)
+        contrast = contrast_and_keep_facts(self, hidden, labels)
         loss = loss + config.contrastive_loss_weight * contrast.loss
-        return loss, {**terms, **contrast.terms}, contrast.diagnostics
+        return loss, {**terms, **contrast.terms}, contrast.cosines
 
     def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         config = self.config
@@ -245,6 +254,18 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
                 ignore_index=config.semantic_loss_ignore_index,
                 class_weights=config.class_weights,
             )
+
+
+@torch.compiler.disable  # facts of the host would be constants of a compiled graph
+def contrast_and_keep_facts(network: Any, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor) -> ContrastiveResult:
+    """Contrast the anchors of a batch, and keep its facts in `network.contrastive_facts`.
+
+    The facts of a batch replace those of the batch before in the same dict, which the replicas of `nn.DataParallel`
+    share with the network: what a replica assigns is lost.
+    """
+    contrast = network.contrastive_loss.contrast(hidden, labels, project=network.projection_head.row_projections)
+    network.contrastive_facts.update(contrast.facts)
+    return contrast
 
 
 def cross_entropy(

@@ -136,7 +136,7 @@ class TrainingLoop:
                 self.accelerator.backward(output.loss)
             terms = {"loss": output.loss.detach(), **output.loss_terms}
             self.guard.add_batch(terms, batch["image_id"])
-            self.meter.add_batch(terms, output.diagnostics or {})
+            self.meter.add_batch(terms, self.network.contrastive_facts, output.diagnostics or {})
         grad_norm = self.clip_gradient()
         self.progress.step += 1
         # Takes the step of the optimizer, or skips it on the device if its loss or gradient is not finite. The host

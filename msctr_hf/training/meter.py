@@ -42,10 +42,12 @@ class Meter:
         with self._bar:
             yield
 
-    def add_batch(self, terms: Mapping[str, torch.Tensor], diagnostics: Mapping[str, Any]) -> None:
-        """Add the loss terms and diagnostics of a batch."""
-        self.means.update(terms, diagnostics)
-        nothing_contrasted = diagnostics.get("contrastive/skipped_stages", 0.0) == 1
+    def add_batch(
+        self, terms: Mapping[str, torch.Tensor], facts: Mapping[str, float], diagnostics: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Add the loss terms of a batch, its facts, which the host knows, and its diagnostics on the device."""
+        self.means.update(terms, facts, diagnostics)
+        nothing_contrasted = facts.get("contrastive/skipped_stages", 0.0) == 1
         self.batches_without_anchors = self.batches_without_anchors + 1 if nothing_contrasted else 0
         if self.batches_without_anchors == BATCHES_WITHOUT_ANCHORS:
             warnings.warn(

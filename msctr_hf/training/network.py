@@ -76,8 +76,7 @@ def build_network(
             load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
     refuse_faulty_weights(model, prefix="Training cannot start: ")
     if arguments.activation_checkpointing:
-        inner = model.model if isinstance(model, ContrastiveAdapter) else model
-        enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable()
     if arguments.freeze_backbone:
         freeze(model.backbone)
@@ -217,15 +216,15 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
     train_ids = find_order(list(config.id2label.values()), spec.classes)
     places = None if train_ids is None else [train_ids.index(label) for label in range(len(train_ids))]
     weights = config.class_weights
+    config.palette = None  # colors are those of the data set
+    if places is not None or "class_weights" in settings:
+        config.class_weights = None
+    # other class weights are fitted to the classes, or dropped, which is reported
+    config = MsctrConfig.from_dict(config.to_dict(), id2label=spec.id2label)
+    if places is not None and weights is not None:
+        config.class_weights = [weights[place] for place in places]
     config = MsctrConfig.from_dict(
-        {
-            **config.to_dict(),
-            "id2label": spec.id2label,
-            "label2id": {name: label for label, name in spec.id2label.items()},
-            "palette": [list(color) for color in spec.palette],
-            "class_weights": None if places is None or weights is None else [weights[place] for place in places],
-            **settings,
-        }
+        {**config.to_dict(), "palette": [list(color) for color in spec.palette], **settings}
     )
     try:
         model, info = MsctrForSemanticSegmentation.from_pretrained(

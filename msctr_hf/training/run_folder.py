@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 from ..errors import UsageError
+from ..models.contrastive_adapter import ContrastiveAdapter
 from ..models.image_processing_msctr import MsctrImageProcessor
 from .settings import purpose
 
@@ -115,7 +116,9 @@ def save_model(
     partial = folder / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial, state_dict=state_dict)
+        # a run resumes from its own checkpoints, so what it publishes is the plain model
+        options = {"save_heads": False} if isinstance(model, ContrastiveAdapter) else {}
+        model.save_pretrained(partial, state_dict=state_dict, **options)
         image_processor.save_pretrained(partial)
         share_permissions(partial)
         for path in sorted(partial.iterdir()):

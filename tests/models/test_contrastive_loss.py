@@ -140,7 +140,7 @@ def test_diagnostics_count_anchors_classes_and_stages_without_anchors():
     for kind in ("positive", "negative"):
         assert -1 <= diagnostics[f"contrastive/stage_1/{kind}_cosine"] <= 1
         for name in ("stage_2", "stage_1_to_stage_4"):
-            assert torch.tensor(diagnostics[f"contrastive/{name}/{kind}_cosine"]).isnan()
+            assert diagnostics[f"contrastive/{name}/{kind}_cosine"].isnan()
 
 
 class _OperatorNames(TorchDispatchMode):

@@ -48,6 +48,21 @@ def test_the_configuration_has_the_classes_and_colors_of_the_data_set():
     assert config.contrastive_temperature == 0.2
 
 
+def test_a_saved_network_is_fitted_to_the_classes_of_a_data_set_and_dropped_class_weights_are_reported(
+    tiny_config, tmp_path, caplog
+):
+    camvid = DATASETS["camvid"]
+    weights = [float(label) for label in range(1, 6)]
+    MsctrForSemanticSegmentation(tiny_config(class_weights=weights, palette=[[1, 2, 3]] * 5)).save_pretrained(tmp_path)
+    config = build_network(ModelSettings(model_name_or_path=str(tmp_path)), {}, camvid).config
+    assert (config.class_weights, config.id2label) == (None, camvid.id2label)
+    assert config.palette == [list(color) for color in camvid.palette]
+    assert config.label2id == {name: label for label, name in camvid.id2label.items()}
+    assert [each.message for each in caplog.records if "class_weights" in each.message] == [
+        "Dropped `class_weights`, which belonged to other classes."
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "stages"),
     [("hrnet_w18_small.ms_in1k", [1, 2, 3, 4]), ("resnet18", [1, 2, 3, 4]), ("convnext_atto", [0, 1, 2, 3])],

@@ -43,7 +43,7 @@ def test_a_network_with_the_dense_objective_has_the_same_loss_where_all_pixels_a
     labels = torch.arange(4).view(1, 2, 2).repeat_interleave(96, 1).repeat_interleave(96, 2).repeat(2, 1, 1)
     batch = {"pixel_values": torch.randn(2, 3, 192, 192), "labels": labels}
     ours = network(**batch)
-    assert ours.diagnostics["contrastive/stage_4/anchors"] == 2 * 6 * 6
+    assert network.contrastive_facts["contrastive/stage_4/anchors"] == 2 * 6 * 6
     network.contrastive_loss = StraightforwardContrast(network.contrastive_loss, network.projection_head)
     dense = network(**batch)
     assert dense.loss.item() == pytest.approx(ours.loss.item(), rel=1e-5)
