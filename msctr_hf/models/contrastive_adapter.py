@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ class ContrastiveAdapter(nn.Module):
             positions in `layers`, from 1.
 
     Raises:
-        ValueError: If the model returns no hidden states, or a setting does not belong to the objective.
+        ValueError: If the model cannot be adapted, or a setting does not belong to the objective.
     """
 
     accepts_loss_kwargs = False  # the loss is a mean over this batch: it cannot use the Trainer's num_items_in_batch
@@ -68,8 +69,11 @@ class ContrastiveAdapter(nn.Module):
                 raise ValueError(
                     f"`{name}` is not a setting of the contrastive objective; an adapted model keeps its own settings."
                 )
+        _refuse_other_models(model)
         self.model = model
-        shapes = _shapes_of_hidden_states(model)
+        size = _image_size(model.config)
+        hidden_states = _hidden_states_of_blank_image(model, size)
+        shapes = [state.shape for state in hidden_states]
         self.layers = _default_layers(shapes) if layers is None else list(layers)
         if not self.layers or not all(0 <= layer < len(shapes) for layer in self.layers):
             raise ValueError(f"`layers` must be positions among {len(shapes)} hidden states, got {self.layers}.")
@@ -89,7 +93,7 @@ class ContrastiveAdapter(nn.Module):
         self.contrastive_loss = None
         self.contrastive_facts: dict[str, float] = {}
         if self.objective.contrastive_mode != "ce":
-            channels = [_channels(shapes[self._layer(stage)]) for stage in self.objective.projection_stages]
+            channels = [stage.shape[1] for stage in self._maps(hidden_states, size)]
             # The random state is restored, so that one seed starts all modes from the same network.
             with torch.random.fork_rng(devices=[]):
                 self.projection_head = ProjectionHead(channels, self.objective.projection_dim)
@@ -172,19 +176,50 @@ class ContrastiveAdapter(nn.Module):
     def _maps(self, hidden_states: Sequence[torch.Tensor], size: Sequence[int]) -> list[torch.Tensor]:
         """Select the projected stages, as maps (B, C, h, w)."""
         stages = [hidden_states[self._layer(stage)] for stage in self.objective.projection_stages]
-        return [stage if stage.ndim == 4 else _map_of_patches(stage, size, self.model.config) for stage in stages]
+        return [stage if stage.ndim == 4 else _map_of_patches(stage, size, self.model) for stage in stages]
 
 
-def _shapes_of_hidden_states(model: PreTrainedModel) -> list[torch.Size]:
+def _refuse_other_models(model: Any) -> None:
+    """Refuse what is not a semantic segmentation model of transformers for RGB images.
+
+    Raises:
+        ValueError: If it cannot be adapted.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT wraps models of transformers
+    if isinstance(inner, ContrastiveAdapter) or isinstance(getattr(inner, "config", None), MsctrConfig):
+        raise _not_adapted(model, "it has the contrastive objective built in, so it is trained as it is")
+    if not isinstance(inner, PreTrainedModel):
+        raise _not_adapted(model, "it is not a model of transformers")
+    for name in ("pixel_values", "labels"):
+        if name not in inspect.signature(inner.forward).parameters:
+            raise _not_adapted(model, f"its `forward` has no argument `{name}`")
+    for part in (inner.config, getattr(inner.config, "backbone_config", None)):
+        channels = getattr(part, "num_channels", None)
+        if channels not in (None, 3):
+            raise _not_adapted(model, f"it reads images of {channels} channel(s), which are not RGB")
+
+
+def _not_adapted(model: Any, reason: str) -> ValueError:
+    return ValueError(
+        f"{type(model).__name__} cannot be adapted: {reason}; `ContrastiveAdapter` takes semantic segmentation models "
+        "of transformers for RGB images, such as SegFormer, UPerNet, DPT, BEiT and MobileViT, and any other network "
+        "can be trained with `MultiScaleContrastiveLoss`."
+    )
+
+
+def _hidden_states_of_blank_image(model: PreTrainedModel, size: tuple[int, int]) -> Sequence[torch.Tensor]:
     """Run a blank image to find the shapes of the hidden states; normalization statistics do not change."""
     parameter = next(model.parameters())
-    image = torch.zeros((1, 3, *_image_size(model.config)), device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros((1, 3, *size), device=parameter.device, dtype=parameter.dtype)
     with _evaluation_mode(model), torch.no_grad():
-        hidden_states = model(pixel_values=image, output_hidden_states=True, return_dict=True).hidden_states
-    shapes = [state.shape for state in hidden_states or ()]
-    if not shapes or any(len(shape) not in (3, 4) for shape in shapes):
-        raise ValueError(f"{type(model).__name__} does not return hidden states that could be contrasted.")
-    return shapes
+        output = model(pixel_values=image, output_hidden_states=True, return_dict=True)
+    logits, num_labels = getattr(output, "logits", None), model.config.num_labels
+    if logits is None or logits.ndim != 4 or logits.shape[1] != num_labels:
+        raise _not_adapted(model, f"it returns no logits of {num_labels} classes for every pixel")
+    hidden_states = getattr(output, "hidden_states", None) or ()
+    if not hidden_states or any(state.ndim not in (3, 4) for state in hidden_states):
+        raise _not_adapted(model, "it returns no hidden states that are maps or tokens")
+    return hidden_states
 
 
 @contextmanager
@@ -200,25 +235,40 @@ def _evaluation_mode(model: nn.Module):
 
 
 def _default_layers(shapes: Sequence[torch.Size]) -> list[int]:
-    if any(len(shape) == 3 for shape in shapes):
+    last_of_resolution = {tuple(shape[2:]) if len(shape) == 4 else (shape[1],): i for i, shape in enumerate(shapes)}
+    dimensions = {len(shape) for shape in shapes}
+    if dimensions != {4} and (len(dimensions) > 1 or len(last_of_resolution) == 1):
         last = len(shapes) - 1  # position 0 holds the embeddings
         return sorted({max(1, last * quarter // MAX_STAGES) for quarter in range(1, MAX_STAGES + 1)})
-    last_of_resolution = {tuple(shape[-2:]): layer for layer, shape in enumerate(shapes)}
     finest_first = sorted(last_of_resolution.items(), key=lambda entry: entry[0], reverse=True)
     return [layer for _, layer in finest_first[-MAX_STAGES:]]
 
 
-def _map_of_patches(tokens: torch.Tensor, size: Sequence[int], config: Any) -> torch.Tensor:
-    """Arrange patch tokens as a map, (B, tokens, C) -> (B, C, h, w), without the leading class and register tokens."""
-    height, width = (side // patch for side, patch in zip(size, _pair(_patch_size(config)), strict=True))
-    others = tokens.shape[1] - height * width
-    if others < 0:
-        raise ValueError(f"{tokens.shape[1]} tokens are too few for {height} x {width} patches of this model.")
-    return tokens[:, others:].transpose(1, 2).unflatten(2, (height, width))
+def _map_of_patches(tokens: torch.Tensor, size: Sequence[int], model: PreTrainedModel) -> torch.Tensor:
+    """Arrange tokens as a map, (B, tokens, C) -> (B, C, h, w), without the leading class and register tokens."""
+    height, width = _grid(tokens.shape[1], size, model)
+    return tokens[:, tokens.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
 
 
-def _channels(shape: torch.Size) -> int:
-    return shape[1] if len(shape) == 4 else shape[2]
+def _grid(num_tokens: int, size: Sequence[int], model: PreTrainedModel) -> tuple[int, int]:
+    """Find the height and width of a map of tokens, of which hierarchical transformers merge 2 x 2 between stages.
+
+    Raises:
+        ValueError: If there is no such map.
+    """
+    patch_size = _patch_size(model.config)
+    if patch_size is None:
+        raise _not_adapted(model, "its hidden states are tokens, and its configuration has no `patch_size`")
+    patch = _pair(patch_size)
+    merged_height, merged_width = (-(-side // length) for side, length in zip(size, patch, strict=True))
+    while merged_height * merged_width > max(num_tokens, 1):
+        merged_height, merged_width = -(-merged_height // 2), -(-merged_width // 2)
+    if merged_height * merged_width == num_tokens:
+        return merged_height, merged_width
+    height, width = (side // length for side, length in zip(size, patch, strict=True))
+    if num_tokens < height * width:
+        raise _not_adapted(model, f"its {num_tokens} tokens of an image of {tuple(size)} pixels are not a map")
+    return height, width
 
 
 def _image_size(config: Any) -> tuple[int, int]:
@@ -230,7 +280,7 @@ def _image_size(config: Any) -> tuple[int, int]:
 
 def _patch_size(config: Any) -> Any:
     backbone_config = getattr(config, "backbone_config", None)
-    return getattr(backbone_config, "patch_size", None) or config.patch_size
+    return getattr(backbone_config, "patch_size", None) or getattr(config, "patch_size", None)
 
 
 def _ignore_index(config: Any) -> int:

@@ -2,23 +2,28 @@ import copy
 
 import pytest
 import torch
+import transformers
 from conftest import SWIN_TINY
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from transformers import (
     AutoModelForSemanticSegmentation,
     BeitConfig,
     BeitForSemanticSegmentation,
+    ConvNextConfig,
     DPTConfig,
     DPTForSemanticSegmentation,
+    EomtConfig,
     MobileNetV2Config,
     MobileNetV2ForSemanticSegmentation,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SwinConfig,
+    Swinv2Config,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
 
-from msctr_hf import ContrastiveAdapter, MultiScaleContrastiveLoss
+from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation, MultiScaleContrastiveLoss
 
 PLAIN = {
     "num_labels": 5, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64,
@@ -152,3 +157,102 @@ def test_making_an_adapter_changes_neither_modes_nor_statistics_of_the_model():
 def test_wrong_settings_are_named_in_the_error(settings, message):
     with pytest.raises(ValueError, match=message):
         ContrastiveAdapter(segformer(), **settings)
+
+
+def with_channels(num_channels):
+    return lambda: segformer(num_channels=num_channels)
+
+
+def universal(name):
+    sizes = {key: value for key, value in PLAIN.items() if key != "intermediate_size"}
+    if name == "eomt":
+        return transformers.EomtForUniversalSegmentation(EomtConfig(**sizes, num_blocks=2, num_queries=5))
+    backbone = SwinConfig(**{key: value for key, value in SWIN_TINY.items() if key != "model_type"})
+    settings = {"backbone_config": backbone, "num_labels": 5}
+    if name == "maskformer":
+        return transformers.MaskFormerForInstanceSegmentation(transformers.MaskFormerConfig(**settings))
+    return transformers.Mask2FormerForUniversalSegmentation(transformers.Mask2FormerConfig(**settings))
+
+
+NOT_ADAPTED = {
+    "four channels": (with_channels(4), "SegformerForSemanticSegmentation cannot be adapted: it reads images of 4 ch"),
+    "one channel": (with_channels(1), "it reads images of 1 channel"),
+    "channels of a backbone": (
+        lambda: UperNetForSemanticSegmentation(
+            UperNetConfig(
+                backbone_config=ConvNextConfig(num_channels=4, hidden_sizes=[8] * 4, depths=[1] * 4),
+                num_labels=5, hidden_size=16, auxiliary_channels=16, auxiliary_in_channels=8,
+            )
+        ),
+        "it reads images of 4 channel",
+    ),
+    "classifier of images": (
+        lambda: transformers.SegformerForImageClassification(SegformerConfig(num_labels=5)),
+        "SegformerForImageClassification cannot be adapted: it returns no logits of 5 classes for every pixel",
+    ),
+    "no head": (lambda: transformers.SegformerModel(SegformerConfig()), "its `forward` has no argument `labels`"),
+    "depth": (
+        lambda: transformers.DPTForDepthEstimation(dpt().config),
+        "DPTForDepthEstimation cannot be adapted: it returns no logits of 5 classes",
+    ),
+    "text": (
+        lambda: transformers.BertForMaskedLM(
+            transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        ),
+        "BertForMaskedLM cannot be adapted: its `forward` has no argument `pixel_values`",
+    ),
+    "eomt": (lambda: universal("eomt"), "EomtForUniversalSegmentation cannot be adapted: its `forward` has no"),
+    "mask2former": (lambda: universal("mask2former"), "Mask2FormerForUniversalSegmentation cannot be adapted"),
+    "maskformer": (lambda: universal("maskformer"), "MaskFormerForInstanceSegmentation cannot be adapted"),
+    "torchvision": (
+        lambda: lraspp_mobilenet_v3_large(weights=None, weights_backbone=None),
+        "LRASPP cannot be adapted: it is not a model of transformers",
+    ),
+    "name": (lambda: "nvidia/mit-b0", "str cannot be adapted: it is not a model of transformers"),
+    "adapter": (lambda: ContrastiveAdapter(segformer()), "it has the contrastive objective built in"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_ADAPTED)
+def test_what_cannot_be_adapted_is_refused_in_one_sentence_that_says_what_works(name):
+    build, reason = NOT_ADAPTED[name]
+    model = build()
+    with pytest.raises(ValueError, match=reason) as raised:
+        ContrastiveAdapter(model)
+    sentence = str(raised.value)
+    assert "SegFormer, UPerNet, DPT, BEiT" in sentence
+    assert sentence.count(". ") == 0
+    assert "\n" not in sentence
+
+
+def test_a_network_with_the_objective_built_in_is_refused(tiny_config):
+    with pytest.raises(ValueError, match="it has the contrastive objective built in"):
+        ContrastiveAdapter(MsctrForSemanticSegmentation(tiny_config()))
+
+
+def test_hidden_states_that_cannot_be_arranged_as_maps_are_refused_in_the_constructor():
+    model = dpt()
+    model.config.patch_size = 8  # its patches are 16 pixels wide
+    with pytest.raises(ValueError, match=r"its 17 tokens of an image of \(64, 64\) pixels are not a map"):
+        ContrastiveAdapter(model)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (72, 90)])
+def test_tokens_of_a_hierarchical_transformer_are_arranged_as_maps_of_their_stages(size):
+    backbone = Swinv2Config(
+        embed_dim=12, depths=[1] * 4, num_heads=[1, 2, 2, 4], window_size=4, image_size=64,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    model = UperNetForSemanticSegmentation(
+        UperNetConfig(
+            backbone_config=backbone, num_labels=5, hidden_size=16, auxiliary_channels=16, auxiliary_in_channels=48
+        )
+    )
+    adapter = ContrastiveAdapter(model, projection_dim=8).train()
+    output = adapter(torch.randn(2, 3, *size), labels=torch.randint(0, 5, (2, *size)), output_projections=True)
+    output.loss.backward()
+    strides = [4, 8, 16, 32]
+    expected = [tuple(-(-side // stride) for side in size) for stride in strides]
+    assert [tuple(each.shape[2:]) for each in output.projections] == expected
+    maps = model.backbone(torch.zeros(1, 3, *size)).feature_maps
+    assert [each.shape[2:] for each in maps][:3] == [each.shape[2:] for each in output.projections][:3]
