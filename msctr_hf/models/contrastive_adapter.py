@@ -61,6 +61,7 @@ class ContrastiveAdapter(nn.Module):
     """
 
     accepts_loss_kwargs = False  # the loss is a mean over this batch: it cannot use the Trainer's num_items_in_batch
+    base_model_prefix = "model"  # where the model is; PEFT reads it
 
     def __init__(self, model: PreTrainedModel, *, layers: Sequence[int] | None = None, **settings: Any):
         super().__init__()
