@@ -214,24 +214,50 @@ class _GatherPixels(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        images, pixels = _images_and_pixels(features.shape, pixels)
+        return features.flatten(2)[images, :, pixels]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        features, pixels = inputs
         ctx.shape = features.shape
         ctx.memory_format = (
             torch.channels_last
             if features.is_contiguous(memory_format=torch.channels_last)
             else torch.contiguous_format
         )
-        area = features.shape[2] * features.shape[3]
-        images, pixels = pixels // area, pixels % area
-        ctx.save_for_backward(images, pixels)
-        return features.flatten(2)[images, :, pixels]
+        ctx.save_for_backward(pixels)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, rows_grad: torch.Tensor):
-        images, pixels = ctx.saved_tensors
-        grad = torch.empty(  # torch.zeros has no `memory_format`
-            ctx.shape, dtype=rows_grad.dtype, device=rows_grad.device, memory_format=ctx.memory_format
+        return _ScatterPixels.apply(rows_grad, *ctx.saved_tensors, ctx.shape, ctx.memory_format), None
+
+
+class _ScatterPixels(torch.autograd.Function):
+    """Derivative of `_GatherPixels`: a map of zeros with the rows (N, C) at the pixels, itself differentiable."""
+
+    @staticmethod
+    def forward(
+        rows: torch.Tensor, pixels: torch.Tensor, shape: torch.Size, memory_format: torch.memory_format
+    ) -> torch.Tensor:
+        images, pixels = _images_and_pixels(shape, pixels)
+        scattered = torch.empty(  # torch.zeros has no `memory_format`
+            shape, dtype=rows.dtype, device=rows.device, memory_format=memory_format
         ).zero_()
-        grad.flatten(2)[images, :, pixels] = rows_grad  # `flatten` returns a view in either memory format
-        return grad, None
+        scattered.flatten(2)[images, :, pixels] = rows  # `flatten` returns a view in either memory format
+        return scattered
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, map_grad: torch.Tensor):
+        return _GatherPixels.apply(map_grad, *ctx.saved_tensors), None, None, None
+
+
+def _images_and_pixels(shape: torch.Size, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split flat indices over (B, h, w) into those of images and those of the pixels of an image."""
+    area = shape[2] * shape[3]
+    return pixels // area, pixels % area
