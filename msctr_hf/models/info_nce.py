@@ -37,8 +37,8 @@ from .info_nce_tiles import MAX_UNSHIFTED_LOGIT, UnitRows, across_sets, within_s
 _MIN_LENGTH = 1e-12  # the default of F.normalize
 _FIRST_ORDER = (
     "The contrastive loss has first derivatives only, in reverse mode (`backward`, `torch.autograd.grad` and "
-    "`torch.func.grad`): it cannot be differentiated twice (`hessian`, gradient penalties) or in forward mode (`jvp`), "
-    "and `vmap` is replaced by a loop."
+    "`torch.func.grad`): it cannot be differentiated twice (as by `hessian`) or in forward mode (`jvp`); "
+    "`vmap` is replaced by a loop."
 )
 
 

@@ -58,8 +58,8 @@ class StageProjection(nn.Module):
 
     def project_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Apply the last convolution to rows sampled from `hidden`, as `forward` to all pixels: (N, C) -> (N, D)."""
-        # Called as a module, so that adapters, hooks and parametrizations act here too. Some of them cannot take an empty
-        # batch, which is padded with a row.
+        # Called as a module, so that adapters, hooks and parametrizations act here too. Not all of them take an empty
+        # batch: it is padded with a row.
         padded = rows if len(rows) else F.pad(rows, (0, 0, 0, 1))
         return self.output(padded[:, :, None, None]).flatten(1)[: len(rows)]
 
