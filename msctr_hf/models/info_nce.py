@@ -32,6 +32,7 @@ from numbers import Real
 
 import torch
 
+from .anchor_sampling import check_classes
 from .info_nce_tiles import MAX_UNSHIFTED_LOGIT, UnitRows, across_sets, within_scale
 
 _MIN_LENGTH = 1e-12  # the default of F.normalize
@@ -107,14 +108,6 @@ def check_temperature(name: str, temperature: float) -> None:
         raise TypeError(f"`{name}` must be a number, got {temperature!r}.")
     if not 0 < temperature < math.inf:
         raise ValueError(f"`{name}` must be positive and finite, got {temperature}.")
-
-
-def check_classes(name: str, labels: torch.Tensor) -> None:
-    """Raise unless labels are integers or booleans."""
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(
-            f"`{name}` must be integers, the classes, got {labels.dtype}: convert them by `{name}.long()`."
-        )
 
 
 def unit_rows(features: torch.Tensor, labels: torch.Tensor, class_sizes: dict[int, int]) -> UnitRows:
