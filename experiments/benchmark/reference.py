@@ -8,10 +8,10 @@ gradient of the whole map once per pair.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from msctr_hf.models.anchor_sampling import resize_labels
 from msctr_hf.models.contrastive_loss import ContrastiveResult, MultiScaleContrastiveLoss
@@ -86,11 +86,13 @@ def dense_multi_scale_loss(
     return torch.stack([*connected, *within, *across]).sum()
 
 
-class StraightforwardContrast(NamedTuple):
+class StraightforwardContrast(nn.Module):
     """Stand-in for the `contrastive_loss` of a network that projects whole maps and calls `dense_multi_scale_loss`."""
 
-    objective: MultiScaleContrastiveLoss
-    projection_head: ProjectionHead
+    def __init__(self, objective: MultiScaleContrastiveLoss, projection_head: ProjectionHead):
+        super().__init__()
+        self.objective = objective
+        self.projection_head = projection_head
 
     def contrast(self, hidden: Sequence[torch.Tensor], labels: torch.Tensor, project: object) -> ContrastiveResult:
         """Compute the loss of `MultiScaleContrastiveLoss.contrast`, without terms and diagnostics."""

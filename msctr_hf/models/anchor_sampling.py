@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from .transfers import to_device
 
 _RANDOM_BITS = 31
+_USUAL_STRIDES = (1, 2, 4, 8, 14, 16, 32, 64)
 
 
 class Anchors(NamedTuple):
@@ -90,12 +91,16 @@ def sample_anchors(
         `Anchors`: `N = 0` if no pair qualifies; `features` is connected to the graph even then.
 
     Raises:
-        ValueError: If the batch sizes differ or `sampling` is unknown.
+        ValueError: If shapes do not match, `sampling` is unknown or a limit is not positive.
+        TypeError: If `features` is not a floating-point tensor, or labels are not integers.
 
     Source: https://arxiv.org/abs/2203.13409, section 3. Unlike in the released code, the last class is sampled too,
     and a stage without a qualifying pair yields no anchors instead of an exception.
     """
-    pairs = pair_of_every_pixel(labels, features, num_labels)
+    check_limits(sampling, min_anchors_per_class, max_anchors_per_class, max_anchors)
+    check_map("features", features, labels)
+    check_channel_order("features", [features], labels)
+    pairs = pair_of_every_pixel(labels.long(), features, num_labels)
     plan = plan_draws(
         count_pairs(pairs, len(features), num_labels).tolist(),
         sampling=sampling,
@@ -106,12 +111,71 @@ def sample_anchors(
     return draw_anchors(features, pairs, num_labels, plan, generator)
 
 
+def check_classes(name: str, labels: torch.Tensor) -> None:
+    """Raise unless labels are integers or booleans."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(
+            f"`{name}` must be integers, the classes, got {labels.dtype}: convert them by `{name}.long()`."
+        )
+
+
+def check_map(name: str, features: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raise unless features are a map (B, C, h, w), and labels integers (B, H, W) of the same images."""
+    if not isinstance(features, torch.Tensor) or not features.is_floating_point():
+        kind = features.dtype if isinstance(features, torch.Tensor) else type(features).__name__
+        raise TypeError(f"`{name}` must be a floating-point tensor (B, C, h, w), got {kind}.")
+    shape, size = tuple(features.shape), tuple(labels.shape)
+    if features.ndim != 4:
+        raise ValueError(
+            f"`{name}` must be a map (B, C, h, w), got {shape}: patch tokens (B, N, C) become one by "
+            "`tokens[:, -h * w :].transpose(1, 2).unflatten(2, (h, w))`."
+        )
+    if labels.ndim != 3 or size[0] != shape[0]:
+        hint = ""
+        if labels.ndim == 4 and size[0] == shape[0]:
+            hint = ": use `labels.squeeze(1)`" if size[1] == 1 else ": use `labels.argmax(1)` if they are one-hot"
+        raise ValueError(f"`labels` must be (B, H, W) with the B of `{name}` {shape}, got {size}{hint}.")
+    check_classes("labels", labels)
+    if labels.device != features.device:
+        raise ValueError(f"`labels` are on {labels.device}, but `{name}` on {features.device}: move them there.")
+
+
+def check_channel_order(name: str, maps: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
+    """Raise if maps look like (B, h, w, C): so read, all have usual strides; else, not all have the right aspect."""
+    height, width = labels.shape[1:]
+
+    def is_strided(shape: torch.Size) -> bool:
+        return any(
+            height // stride <= shape[1] <= -(-height // stride) and width // stride <= shape[2] <= -(-width // stride)
+            for stride in _USUAL_STRIDES
+        )
+
+    def has_aspect(shape: torch.Size) -> bool:  # of the labels, with sides that are rounded by at most a pixel
+        return abs(shape[2] * width - shape[3] * height) <= height + width
+
+    if all(is_strided(each.shape) for each in maps) and not all(has_aspect(each.shape) for each in maps):
+        raise ValueError(
+            f"`{name}` must be (B, C, h, w), got {tuple(maps[0].shape)}, which for labels {tuple(labels.shape)} looks "
+            f"like (B, h, w, C): use `.permute(0, 3, 1, 2)`."
+        )
+
+
+def check_limits(sampling: str, min_anchors_per_class: int, max_anchors_per_class: int, max_anchors: int) -> None:
+    """Raise unless the rule of sampling is known and the numbers of anchors are positive."""
+    if sampling not in ("rarest", "budget"):
+        raise ValueError(f"`sampling` must be 'rarest' or 'budget', got {sampling!r}.")
+    limits = {
+        "min_anchors_per_class": min_anchors_per_class,
+        "max_anchors_per_class": max_anchors_per_class,
+        "max_anchors": max_anchors,
+    }
+    for name, limit in limits.items():
+        if limit < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {limit}.")
+
+
 def resize_labels(labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """Resize labels to the size of `features` (B, C, h, w) by nearest neighbors: (B, H, W) -> (B, h, w)."""
-    if labels.ndim != 3 or labels.shape[0] != features.shape[0]:
-        raise ValueError(
-            f"`labels` must be (B, H, W) with the B of features {tuple(features.shape)}, got {tuple(labels.shape)}."
-        )
     if labels.shape[-2:] == features.shape[-2:]:
         return labels
     rows, columns = (
@@ -153,8 +217,6 @@ def plan_draws(
     max_anchors: int,
 ) -> SamplingPlan:
     """Decide on the host how many pixels to draw from each pair, of which `counts[image][label]` are available."""
-    if sampling not in ("rarest", "budget"):
-        raise ValueError(f"`sampling` must be 'rarest' or 'budget', got {sampling!r}.")
     qualifying = sorted(
         (label, image, count)
         for image, per_class in enumerate(counts)
@@ -216,24 +278,50 @@ class _GatherPixels(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(features: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        images, pixels = _images_and_pixels(features.shape, pixels)
+        return features.flatten(2)[images, :, pixels]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        features, pixels = inputs
         ctx.shape = features.shape
         ctx.memory_format = (
             torch.channels_last
             if features.is_contiguous(memory_format=torch.channels_last)
             else torch.contiguous_format
         )
-        area = features.shape[2] * features.shape[3]
-        images, pixels = pixels // area, pixels % area
-        ctx.save_for_backward(images, pixels)
-        return features.flatten(2)[images, :, pixels]
+        ctx.save_for_backward(pixels)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, rows_grad: torch.Tensor):
-        images, pixels = ctx.saved_tensors
-        grad = torch.empty(  # torch.zeros has no `memory_format`
-            ctx.shape, dtype=rows_grad.dtype, device=rows_grad.device, memory_format=ctx.memory_format
+        return _ScatterPixels.apply(rows_grad, *ctx.saved_tensors, ctx.shape, ctx.memory_format), None
+
+
+class _ScatterPixels(torch.autograd.Function):
+    """Derivative of `_GatherPixels`: a map of zeros with the rows (N, C) at the pixels, itself differentiable."""
+
+    @staticmethod
+    def forward(
+        rows: torch.Tensor, pixels: torch.Tensor, shape: torch.Size, memory_format: torch.memory_format
+    ) -> torch.Tensor:
+        images, pixels = _images_and_pixels(shape, pixels)
+        scattered = torch.empty(  # torch.zeros has no `memory_format`
+            shape, dtype=rows.dtype, device=rows.device, memory_format=memory_format
         ).zero_()
-        grad.flatten(2)[images, :, pixels] = rows_grad  # `flatten` returns a view in either memory format
-        return grad, None
+        scattered.flatten(2)[images, :, pixels] = rows  # `flatten` returns a view in either memory format
+        return scattered
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, map_grad: torch.Tensor):
+        return _GatherPixels.apply(map_grad, *ctx.saved_tensors), None, None, None
+
+
+def _images_and_pixels(shape: torch.Size, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split flat indices over (B, h, w) into those of images and those of the pixels of an image."""
+    area = shape[2] * shape[3]
+    return pixels // area, pixels % area

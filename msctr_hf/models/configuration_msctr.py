@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .contrastive_loss import MultiScaleContrastiveLoss
 from .decode_heads import DECODE_HEADS, DecodeHead
 
 logger = logging.getLogger(__name__)
@@ -258,15 +259,9 @@ class MsctrConfig(PreTrainedConfig):
             raise ValueError(f"`contrastive_mode` must be 'ce', 'ms' or 'ms_cs', got {self.contrastive_mode!r}.")
         for name in ("contrastive_temperature", "contrastive_cross_scale_temperature"):
             value = getattr(self, name)
-            if value is not None and value < 0.01:
+            if value is not None and not value >= 0.01:
                 raise ValueError(f"`{name}` must be at least 0.01, got {value}.")
-        for name in (
-            "contrastive_min_anchors_per_class",
-            "contrastive_max_anchors_per_class",
-            "contrastive_max_anchors",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        MultiScaleContrastiveLoss.from_config(self)
 
 
 def _by_number(id2label: dict[Any, str]) -> dict[int, str]:

@@ -69,7 +69,7 @@ class ContrastiveAdapter(PreTrainedModel):
         ValueError: If the model cannot be adapted, or a setting does not belong to the objective.
     """
 
-    base_model_prefix = "model"
+    base_model_prefix = "model"  # where the model is; PEFT reads it
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     accepts_loss_kwargs = False  # the loss is a mean over this batch: it cannot use the Trainer's num_items_in_batch

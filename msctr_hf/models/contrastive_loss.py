@@ -15,18 +15,53 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from .anchor_sampling import Anchors, count_pairs, draw_anchors, pair_of_every_pixel, plan_draws
+from .anchor_sampling import (
+    Anchors,
+    check_channel_order,
+    check_limits,
+    check_map,
+    count_pairs,
+    draw_anchors,
+    pair_of_every_pixel,
+    plan_draws,
+)
 from .contrastive_diagnostics import class_sums, mean_cosines
 from .gathered_anchors import GatheredRows, gather_rows, spans_processes
-from .info_nce import UnitRows, contrast_across, contrast_within_scale, unit_rows
+from .info_nce import (
+    UnitRows,
+    check_temperature,
+    contrast_across,
+    contrast_within_scale,
+    refuse_transforms,
+    unit_rows,
+)
 
 DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
+MAX_LISTED = 5  # values that an error quotes
+
+_NAMES_IN_CONFIG = {  # arguments of the loss -> fields of `MsctrConfig`
+    "num_labels": "num_labels",
+    "stages": "projection_stages",
+    "scale_weights": "contrastive_scale_weights",
+    "pairs": "contrastive_cross_scale_pairs",
+    "pair_weights": "contrastive_cross_scale_weights",
+    "temperature": "contrastive_temperature",
+    "cross_scale_temperature": "contrastive_cross_scale_temperature",
+    "detach_coarse": "contrastive_detach_coarse",
+    "ignore_index": "semantic_loss_ignore_index",
+    "sampling": "contrastive_sampling",
+    "min_anchors_per_class": "contrastive_min_anchors_per_class",
+    "max_anchors_per_class": "contrastive_max_anchors_per_class",
+    "max_anchors": "contrastive_max_anchors",
+    "gather_anchors": "contrastive_gather_anchors",
+}
 
 
 class ContrastiveResult(NamedTuple):
@@ -52,105 +87,95 @@ class ContrastiveResult(NamedTuple):
         return {**self.facts, **self.cosines}
 
 
-@dataclass(frozen=True)
-class MultiScaleContrastiveLoss:
-    """Weighted sum of the within-scale terms of all projected stages and the cross-scale terms of pairs of stages.
+class MultiScaleContrastiveLoss(nn.Module):
+    """Weighted sum of the within-scale terms of all stages and the cross-scale terms of pairs of stages.
+
+    The module has no parameters and no buffers. All defaults are the published ones.
+
+    ```python
+    contrast = MultiScaleContrastiveLoss(num_labels=19)
+    loss, terms = contrast(projections, labels)  # maps (B, D, h, w), finest first, and classes (B, H, W)
+    ```
 
     Args:
-        num_labels (`int`): Number of classes.
-        stages (`Sequence[int]`): Backbone stages of the maps, from 1, finest first; they name the terms.
-        scale_weights (`Sequence[float]`): Weight of every within-scale term.
-        pairs (`Sequence[Sequence[int]]`): (anchors, contrast) positions in `stages`; empty without cross-scale terms.
-        pair_weights (`Sequence[float]`): Weight of every cross-scale term.
+        num_labels (`int`): Number of classes, at least 2.
+        stages (`Sequence[int]`): Backbone stages of the maps, finest first; they name the terms.
+        scale_weights (`Sequence[float]`, *optional*): Weight of every within-scale term; by default 1, 0.7, 0.4 and
+            then 0.1.
+        pairs (`Sequence[Sequence[int]]`, *optional*): (anchors, contrast) positions in `stages`, from 0; `()` without
+            cross-scale terms. By default the finest with the coarsest and, with more than two stages, with the second
+            coarsest.
+        pair_weights (`Sequence[float]`, *optional*): Weight of every cross-scale term; 1 by default.
         temperature (`float`): Temperature of the within-scale terms.
-        cross_scale_temperature (`float`): Temperature of the cross-scale terms.
+        cross_scale_temperature (`float`, *optional*): Temperature of the cross-scale terms; by default `temperature`.
         detach_coarse (`bool`): Whether the contrast side of a pair gets no gradient.
-        ignore_index (`int`): Label that is never sampled.
+        ignore_index (`int`): Label that is never sampled; any other label is a class.
         sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: As in `sample_anchors`, per process.
         gather_anchors (`bool`): Whether to contrast with the anchors of all processes: a batch split over processes
             then yields the loss and the gradients that its anchors yield on one process.
 
+    Raises:
+        ValueError: If a setting is out of its range, or does not fit the stages.
+        TypeError: If a temperature is not a number: it is not trained.
+
     Source: https://arxiv.org/abs/2203.13409, section 3.
     """
 
-    num_labels: int
-    stages: Sequence[int]
-    scale_weights: Sequence[float]
-    pairs: Sequence[Sequence[int]] = ()
-    pair_weights: Sequence[float] = ()
-    temperature: float = 0.1
-    cross_scale_temperature: float = 0.1
-    detach_coarse: bool = False
-    ignore_index: int = 255
-    sampling: str = "rarest"
-    min_anchors_per_class: int = 5
-    max_anchors_per_class: int = 2500
-    max_anchors: int = 10_000
-    gather_anchors: bool = False
-
-    def __post_init__(self):
-        if len(self.scale_weights) != len(self.stages):
-            raise ValueError(
-                f"`contrastive_scale_weights` must have one entry per projected stage {list(self.stages)}, "
-                f"got {list(self.scale_weights)}."
-            )
-        if len(self.pair_weights) != len(self.pairs):
-            raise ValueError(
-                f"`contrastive_cross_scale_weights` must have one entry per pair {list(self.pairs)}, "
-                f"got {list(self.pair_weights)}."
-            )
-        for pair in self.pairs:
-            if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= stage < len(self.stages) for stage in pair):
-                raise ValueError(
-                    f"`contrastive_cross_scale_pairs` must pair two different positions below {len(self.stages)}, "
-                    f"got {list(pair)}."
-                )
+    def __init__(
+        self,
+        num_labels: int,
+        stages: Sequence[int] = (1, 2, 3, 4),
+        scale_weights: Sequence[float] | None = None,
+        pairs: Sequence[Sequence[int]] | None = None,
+        pair_weights: Sequence[float] | None = None,
+        temperature: float = 0.1,
+        cross_scale_temperature: float | None = None,
+        detach_coarse: bool = False,
+        ignore_index: int = 255,
+        sampling: str = "rarest",
+        min_anchors_per_class: int = 5,
+        max_anchors_per_class: int = 2500,
+        max_anchors: int = 10_000,
+        gather_anchors: bool = False,
+    ):
+        super().__init__()
+        self.num_labels = num_labels
+        self.stages = tuple(stages)
+        self.scale_weights = tuple(_or_default(scale_weights, _default_scale_weights(len(self.stages))))
+        self.pairs = tuple(tuple(pair) for pair in _or_default(pairs, _default_pairs(len(self.stages))))
+        self.pair_weights = tuple(_or_default(pair_weights, (1.0,) * len(self.pairs)))
+        self.temperature = temperature
+        self.cross_scale_temperature = _or_default(cross_scale_temperature, temperature)
+        self.detach_coarse = detach_coarse
+        self.ignore_index = ignore_index
+        self.sampling = sampling
+        self.min_anchors_per_class = min_anchors_per_class
+        self.max_anchors_per_class = max_anchors_per_class
+        self.max_anchors = max_anchors
+        self.gather_anchors = gather_anchors
+        self._check_settings()
 
     @classmethod
     def from_config(cls, config) -> MultiScaleContrastiveLoss:
-        """Build the loss from the settings of an `MsctrConfig`."""
-        stages = config.projection_stages
-        pairs = _or_default(config.contrastive_cross_scale_pairs, _default_pairs(len(stages)))
-        pairs = pairs if config.contrastive_mode == "ms_cs" else ()
-        pair_weights = _or_default(config.contrastive_cross_scale_weights, [1.0] * len(pairs))
-        return cls(
-            num_labels=config.num_labels,
-            stages=stages,
-            scale_weights=_or_default(config.contrastive_scale_weights, DEFAULT_SCALE_WEIGHTS[: len(stages)]),
-            pairs=pairs,
-            pair_weights=pair_weights if pairs else (),
-            temperature=config.contrastive_temperature,
-            cross_scale_temperature=_or_default(
-                config.contrastive_cross_scale_temperature, config.contrastive_temperature
-            ),
-            detach_coarse=config.contrastive_detach_coarse,
-            ignore_index=config.semantic_loss_ignore_index,
-            sampling=config.contrastive_sampling,
-            min_anchors_per_class=config.contrastive_min_anchors_per_class,
-            max_anchors_per_class=config.contrastive_max_anchors_per_class,
-            max_anchors=config.contrastive_max_anchors,
-            gather_anchors=config.contrastive_gather_anchors,
-        )
+        """Build the loss from the settings of an `MsctrConfig`, which errors name as the configuration does."""
+        settings = {argument: getattr(config, name) for argument, name in _NAMES_IN_CONFIG.items()}
+        if config.contrastive_mode != "ms_cs":
+            settings |= {"pairs": (), "pair_weights": ()}
+        try:
+            return cls(**settings)
+        except ValueError as error:
+            named = re.sub(r"`(\w+)`", lambda match: f"`{_NAMES_IN_CONFIG.get(match[1], match[1])}`", str(error))
+            raise ValueError(named) from error
 
-    def __call__(
+    def forward(
         self,
         features: Sequence[torch.Tensor],
         labels: torch.Tensor,
         project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Compute the loss and the terms of one batch, with the arguments of `contrast`."""
-        result = self.contrast(features, labels, project, generator)
-        return result.loss, result.terms
-
-    @torch.compiler.disable  # sizes depend on the labels, so every batch would be compiled again
-    def contrast(
-        self,
-        features: Sequence[torch.Tensor],
-        labels: torch.Tensor,
-        project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> ContrastiveResult:
+        *,
+        all_results: bool = False,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]] | ContrastiveResult:
         """Sample anchors of one batch and contrast them.
 
         Args:
@@ -160,16 +185,106 @@ class MultiScaleContrastiveLoss:
                 Function of every stage that projects sampled rows, (N, C_s) -> (N, D); `None` if `features` are
                 projections already.
             generator (`torch.Generator`, *optional*): Source of randomness, on the device of `features`.
+            all_results (`bool`): Whether to return all that `contrast` does.
+
+        Returns:
+            `tuple`: the loss, and every unweighted term by its name, detached.
+
+        Raises:
+            ValueError: If shapes do not match, or a label is neither a class nor the ignore index.
+            TypeError: If labels are not integers, or maps are not floating-point tensors.
         """
+        result = self._contrast(features, labels, project, generator)
+        return result if all_results else (result.loss, result.terms)
+
+    def contrast(
+        self,
+        features: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> ContrastiveResult:
+        """Call the module, and return diagnostics with the loss and its terms."""
+        return self(features, labels, project, generator, all_results=True)
+
+    def extra_repr(self) -> str:
+        """Describe the settings, for `print`."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in _NAMES_IN_CONFIG)
+
+    def _limits(self) -> dict[str, Any]:
+        names = ("sampling", "min_anchors_per_class", "max_anchors_per_class", "max_anchors")
+        return {name: getattr(self, name) for name in names}
+
+    def _check_settings(self) -> None:
+        if self.num_labels < 2:
+            raise ValueError(
+                f"`num_labels` must be at least 2, got {self.num_labels}: a single class has nothing to be contrasted "
+                "with; give the background a class."
+            )
+        if not self.stages or len(set(self.stages)) != len(self.stages):
+            raise ValueError(f"`stages` must list stages, each once, got {list(self.stages)}.")
+        if len(self.scale_weights) != len(self.stages):
+            raise ValueError(
+                f"`scale_weights` must have one entry per stage {list(self.stages)}, got {list(self.scale_weights)}."
+            )
+        if len(self.pair_weights) != len(self.pairs):
+            raise ValueError(
+                f"`pair_weights` must have one entry per pair {_listed(self.pairs)}, got {list(self.pair_weights)}."
+            )
+        for pair in self.pairs:
+            if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= stage < len(self.stages) for stage in pair):
+                raise ValueError(
+                    f"`pairs` must pair two different positions below {len(self.stages)}, got {list(pair)}."
+                )
+        check_temperature("temperature", self.temperature)
+        check_temperature("cross_scale_temperature", self.cross_scale_temperature)
+        check_limits(**self._limits())
+
+    def _check_batch(self, features: Sequence[torch.Tensor], labels: torch.Tensor, project: Sequence | None) -> None:
+        if isinstance(features, (torch.Tensor, dict)):
+            remedy = "[features]" if isinstance(features, torch.Tensor) else "list(features.values())"
+            raise TypeError(f"`features` must be a list with one map per stage, got one object: pass `{remedy}`.")
         if len(features) != len(self.stages):
-            raise ValueError(f"Expected maps of the stages {list(self.stages)}, got {len(features)} maps.")
-        anchors = self._sample(features, labels, generator)
+            raise ValueError(
+                f"`features` must have one map for each of the `stages` {list(self.stages)}, got {len(features)}."
+            )
+        for position, stage in enumerate(features):
+            check_map(f"features[{position}]", stage, labels)
+        check_channel_order("features", features, labels)
+        if project is not None:
+            count = len(project) if hasattr(project, "__len__") else f"a {type(project).__name__}"
+            if count != len(self.stages):
+                raise ValueError(
+                    f"`project` must have one function for each of the `stages` {list(self.stages)}, got {count}."
+                )
+
+    def _check_projections(self, rows: Sequence[UnitRows]) -> None:
+        for pair in self.pairs:
+            fine, coarse = (rows[position].features.shape[1] for position in pair)
+            if fine != coarse:
+                raise ValueError(
+                    f"Stages {' and '.join(str(self.stages[position]) for position in pair)} are contrasted with each "
+                    f"other, but have {fine} and {coarse} channels: project all `features` to one number of channels."
+                )
+
+    @torch.compiler.disable  # sizes depend on the labels, so every batch would be compiled again
+    def _contrast(
+        self,
+        features: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None,
+        generator: torch.Generator | None,
+    ) -> ContrastiveResult:
+        self._check_batch(features, labels, project)
+        refuse_transforms(labels, *features)
+        anchors = self._sample(features, labels.long(), generator)
         if project is not None:
             anchors = [
                 stage._replace(features=projection(stage.features))
                 for stage, projection in zip(anchors, project, strict=True)
             ]
         rows = [unit_rows(*stage) for stage in anchors]
+        self._check_projections(rows)
         terms = self._terms(rows)
         weighted = [
             weight * term for weight, term in zip((*self.scale_weights, *self.pair_weights), terms, strict=True)
@@ -235,18 +350,33 @@ class MultiScaleContrastiveLoss:
     ) -> list[Anchors]:
         """Sample every stage; the class counts of all stages reach the host in one synchronization."""
         pairs = [pair_of_every_pixel(labels, stage, self.num_labels, self.ignore_index) for stage in features]
-        counts = torch.stack([count_pairs(stage, len(labels), self.num_labels) for stage in pairs]).tolist()
+        counts = [count_pairs(stage, len(labels), self.num_labels).flatten() for stage in pairs]
+        unknown = self._is_unknown(labels).sum()
+        *numbers, num_unknown = torch.cat([*counts, unknown[None]]).tolist()
+        if num_unknown:
+            self._refuse_unknown(labels)
         anchors = []
-        for stage, stage_pairs, stage_counts in zip(features, pairs, counts, strict=True):
-            plan = plan_draws(
-                stage_counts,
-                sampling=self.sampling,
-                min_anchors_per_class=self.min_anchors_per_class,
-                max_anchors_per_class=self.max_anchors_per_class,
-                max_anchors=self.max_anchors,
-            )
+        for position, (stage, stage_pairs) in enumerate(zip(features, pairs, strict=True)):
+            first = position * len(labels) * self.num_labels
+            starts = range(first, first + len(labels) * self.num_labels, self.num_labels)
+            plan = plan_draws([numbers[start : start + self.num_labels] for start in starts], **self._limits())
             anchors.append(draw_anchors(stage, stage_pairs, self.num_labels, plan, generator))
         return anchors
+
+    def _is_unknown(self, labels: torch.Tensor) -> torch.Tensor:
+        return ((labels < 0) | (labels >= self.num_labels)) & (labels != self.ignore_index)
+
+    def _refuse_unknown(self, labels: torch.Tensor) -> None:
+        values = labels[self._is_unknown(labels)].unique().tolist()
+        listed = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
+        raise ValueError(
+            f"`labels` has values that are neither classes, 0 to {self.num_labels - 1}, nor `ignore_index`, "
+            f"{self.ignore_index}: {listed}."
+        )
+
+
+def _default_scale_weights(num_stages: int) -> tuple[float, ...]:
+    return (*DEFAULT_SCALE_WEIGHTS, *DEFAULT_SCALE_WEIGHTS[-1:] * num_stages)[:num_stages]
 
 
 def _default_pairs(num_stages: int) -> list[tuple[int, int]]:
@@ -256,3 +386,7 @@ def _default_pairs(num_stages: int) -> list[tuple[int, int]]:
 
 def _or_default(value, default):
     return default if value is None else value
+
+
+def _listed(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [list(pair) for pair in pairs]

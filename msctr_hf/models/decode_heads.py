@@ -78,10 +78,13 @@ def concatenate_stages(feature_maps: Sequence[torch.Tensor], align_corners: bool
 
 
 class Classifier(nn.Conv2d):
-    """Last 1x1 convolution, to the logits; it has its own class because its initial weights are smaller."""
+    """Last 1x1 convolution, to the logits; it has its own class because its initial weights are smaller.
 
-    def __init__(self, in_channels: int, num_labels: int, *, bias: bool = True):
-        super().__init__(in_channels, num_labels, 1, bias=bias)
+    The arguments are those of `nn.Conv2d`, because libraries build layers of the class of the layer that they adapt.
+    """
+
+    def __init__(self, in_channels: int, num_labels: int, kernel_size: Any = 1, *args: Any, **options: Any):
+        super().__init__(in_channels, num_labels, kernel_size, *args, **options)
 
 
 class DecodeHead(nn.Module):

@@ -26,14 +26,25 @@ N = anchors, M = rows of the contrast set, D = channels.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from numbers import Real
+
 import torch
 
+from .anchor_sampling import check_classes
 from .info_nce_tiles import MAX_UNSHIFTED_LOGIT, UnitRows, across_sets, within_scale
 from .transfers import to_device
 
 _MIN_LENGTH = 1e-12  # the default of F.normalize
+_FIRST_ORDER = (
+    "The contrastive loss has first derivatives only, in reverse mode (`backward`, `torch.autograd.grad` and "
+    "`torch.func.grad`): it cannot be differentiated twice (as by `hessian`) or in forward mode (`jvp`); "
+    "`vmap` is replaced by a loop."
+)
 
 
+@torch.compiler.disable  # sizes depend on the labels, so every batch would be compiled again
 def info_nce_loss(
     anchors: torch.Tensor,
     anchor_labels: torch.Tensor,
@@ -49,11 +60,11 @@ def info_nce_loss(
 
     Args:
         anchors (`torch.Tensor` of shape `(N, D)`): Features, not normalized, rows in any order; N may be 0.
-        anchor_labels (`torch.Tensor` of shape `(N,)`, int64): Class of every anchor, on any device.
+        anchor_labels (`torch.Tensor` of shape `(N,)`, int64): Class of every anchor, any integer, on any device.
         contrast (`torch.Tensor` of shape `(M, D)`, *optional*):
             Contrast set; `None` contrasts the anchors with each other, an anchor never with itself.
         contrast_labels (`torch.Tensor` of shape `(M,)`, int64, *optional*): Class of every row of the contrast set.
-        temperature (`float`): Temperature of the logits, at least 0.01.
+        temperature (`float`): Temperature of the logits, tested from 0.01; a number, which is not trained.
         self_offset (`int`, *optional*):
             Row of the first anchor in the contrast set, if the set contains the anchors themselves (for example, the
             anchors of all processes): row `self_offset + i` is not a positive of anchor i.
@@ -64,15 +75,19 @@ def info_nce_loss(
     Raises:
         ValueError: If shapes do not match, the temperature is not positive, or the rows from `self_offset` on do not
             have the classes of the anchors.
+        TypeError: If labels are not integers, or the temperature is not a number.
+        NotImplementedError: If the loss is differentiated twice or in forward mode, or called under `vmap`. First
+            derivatives by `torch.func.grad` and `torch.func.jacrev` work.
 
     Source: https://arxiv.org/abs/2203.13409, section 3.
     """
+    refuse_transforms(*(side for side in (anchors, anchor_labels, contrast, contrast_labels) if side is not None))
     _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperature, self_offset)
-    anchor_labels = anchor_labels.cpu()
+    anchor_labels = anchor_labels.cpu().long()
     rows, order = _sort_by_class(anchors, anchor_labels)
     if contrast is None:
         return contrast_within_scale(rows, temperature)
-    contrast_labels = contrast_labels.cpu()
+    contrast_labels = contrast_labels.cpu().long()
     contrast_rows, contrast_order = _sort_by_class(contrast, contrast_labels)
     if self_offset is None:
         return contrast_across(rows, contrast_rows, temperature)
@@ -81,11 +96,26 @@ def info_nce_loss(
     return contrast_across(rows, contrast_rows, temperature, own_columns)
 
 
+def refuse_transforms(*tensors: torch.Tensor) -> None:
+    """Raise if one of the tensors is batched by `vmap` or has a tangent of forward-mode differentiation."""
+    _Gate.apply(*tensors)
+
+
+def check_temperature(name: str, temperature: float) -> None:
+    """Raise unless a temperature is a positive number, since a learnable one would get no gradient."""
+    if isinstance(temperature, torch.Tensor):
+        raise TypeError(f"`{name}` must be a number, got a tensor: the loss does not train it.")
+    if not isinstance(temperature, Real) or isinstance(temperature, bool):
+        raise TypeError(f"`{name}` must be a number, got {temperature!r}.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"`{name}` must be positive and finite, got {temperature}.")
+
+
 def unit_rows(features: torch.Tensor, labels: torch.Tensor, class_sizes: dict[int, int]) -> UnitRows:
     """Normalize features (N, D) that are sorted by class, in float32 even inside autocast (float64 stays float64)."""
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-        return UnitRows(_UnitLength.apply(features.to(dtype)), labels, class_sizes)
+        return UnitRows(_UnitLength.apply(features.to(dtype))[0], labels, class_sizes)
 
 
 def contrast_within_scale(rows: UnitRows, temperature: float = 0.1) -> torch.Tensor:
@@ -93,7 +123,7 @@ def contrast_within_scale(rows: UnitRows, temperature: float = 0.1) -> torch.Ten
     if temperature * MAX_UNSHIFTED_LOGIT < 1:
         return contrast_across(rows, rows, temperature, torch.arange(len(rows.labels), device=rows.labels.device))
     with torch.autocast(rows.features.device.type, enabled=False):
-        return _WithinScale.apply(*rows, temperature)
+        return _WithinScale.apply(*rows, temperature, rows.features.requires_grad)[0]
 
 
 def contrast_across(
@@ -109,66 +139,129 @@ def contrast_across(
             Rows of the contrast set that are the anchors themselves, each excluded from its own positives.
     """
     with torch.autocast(anchors.features.device.type, enabled=False):
+        wants_grad = (anchors.features.requires_grad, contrast.features.requires_grad)
         return _AcrossSets.apply(
-            anchors.features, contrast.features, anchors[1:], contrast[1:], own_columns, temperature
-        )
+            anchors.features, contrast.features, anchors[1:], contrast[1:], own_columns, temperature, wants_grad
+        )[0]
 
 
-class _UnitLength(torch.autograd.Function):
+class _FirstOrder(torch.autograd.Function):
+    """Base class of functions whose gradient is computed once, with the value, and has no derivative of its own."""
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        raise NotImplementedError(_FIRST_ORDER)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(_FIRST_ORDER)
+
+
+class _Gate(_FirstOrder):
+    """Function of no value that refuses transforms of its inputs, before the host reads them."""
+
+    @staticmethod
+    def forward(*tensors):
+        return tensors[0].new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output)
+
+
+class _Once(torch.autograd.Function):
+    """Identity of a gradient, as a function of what it depends on, that raises if it is differentiated."""
+
+    generate_vmap_rule = True  # `torch.func.jacrev` computes first derivatives under vmap
+
+    @staticmethod
+    def forward(grad, *sources):
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError(_FIRST_ORDER)
+
+
+class _UnitLength(_FirstOrder):
     """Normalization of rows to unit length, as `F.normalize(rows, dim=1)`, with few operations in backward."""
 
     @staticmethod
-    def forward(ctx, rows):
+    def forward(rows):
         lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min_(_MIN_LENGTH)
-        units = rows / lengths
-        ctx.save_for_backward(units, lengths)
-        return units
+        return rows / lengths, lengths
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, units_grad):
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx, units_grad, _):
+        if units_grad is None:
+            return None
         units, lengths = ctx.saved_tensors
         along = (units_grad * units).sum(dim=1, keepdim=True)
-        return (units_grad - units * along).div_(lengths)
+        return _once((units_grad - units * along).div_(lengths), units, units_grad)
 
 
-class _WithinScale(torch.autograd.Function):
+class _WithinScale(_FirstOrder):
     """Within-scale term, whose gradient is computed in the forward pass and scaled in the backward pass."""
 
     @staticmethod
-    def forward(ctx, features, labels, class_sizes, temperature):
-        rows = UnitRows(features, labels, class_sizes)
-        loss, grad = within_scale(rows, temperature, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad)  # unlike an attribute, freed after the backward pass and visible to hooks
-        return loss
+    def forward(features, labels, class_sizes, temperature, wants_grad):
+        return within_scale(UnitRows(features, labels, class_sizes), temperature, wants_grad)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, loss_grad):
-        (grad,) = ctx.saved_tensors
-        return grad * loss_grad, None, None, None
+    def setup_context(ctx, inputs, output):
+        _save_gradients(ctx, output[1:], inputs[:1])
+
+    @staticmethod
+    def backward(ctx, loss_grad, *_):
+        grad, features = ctx.saved_tensors
+        return _scaled(grad, loss_grad, features), None, None, None, None
 
 
-class _AcrossSets(torch.autograd.Function):
+class _AcrossSets(_FirstOrder):
     """Term between two sets, whose gradients are computed in the forward pass and scaled in the backward pass."""
 
     @staticmethod
-    def forward(ctx, anchors, contrast, anchor_facts, contrast_facts, own_columns, temperature):
-        loss, *grads = across_sets(
-            UnitRows(anchors, *anchor_facts),
-            UnitRows(contrast, *contrast_facts),
-            own_columns,
-            temperature,
-            ctx.needs_input_grad[:2],
+    def forward(anchors, contrast, anchor_facts, contrast_facts, own_columns, temperature, wants_grad):
+        return across_sets(
+            UnitRows(anchors, *anchor_facts), UnitRows(contrast, *contrast_facts), own_columns, temperature, wants_grad
         )
-        ctx.save_for_backward(*grads)
-        return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, loss_grad):
-        anchor_grad, contrast_grad = (None if grad is None else grad * loss_grad for grad in ctx.saved_tensors)
-        return anchor_grad, contrast_grad, None, None, None, None
+    def setup_context(ctx, inputs, output):
+        _save_gradients(ctx, output[1:], inputs[:2])
+
+    @staticmethod
+    def backward(ctx, loss_grad, *_):
+        *grads, anchors, contrast = ctx.saved_tensors
+        anchor_grad, contrast_grad = (_scaled(grad, loss_grad, anchors, contrast) for grad in grads)
+        return anchor_grad, contrast_grad, None, None, None, None, None
+
+
+def _save_gradients(ctx, grads: Sequence[torch.Tensor | None], sources: Sequence[torch.Tensor]) -> None:
+    """Save gradients, and what they depend on, for the backward pass, which needs no gradient of a gradient."""
+    ctx.mark_non_differentiable(*(grad for grad in grads if grad is not None))
+    ctx.set_materialize_grads(False)  # otherwise autograd would fill a tensor with zeros for every gradient
+    ctx.save_for_backward(*grads, *sources)  # unlike attributes, freed after the backward pass and visible to hooks
+
+
+def _scaled(grad: torch.Tensor | None, loss_grad: torch.Tensor | None, *sources: torch.Tensor) -> torch.Tensor | None:
+    """Scale a saved gradient in the backward pass; `None` stands for a zero."""
+    return None if grad is None or loss_grad is None else _once(grad * loss_grad, loss_grad, *sources)
+
+
+def _once(grad: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
+    """Make a gradient raise if it is differentiated, instead of being a constant; free unless a graph is recorded."""
+    return _Once.apply(grad, *sources) if torch.is_grad_enabled() else grad
 
 
 def _sort_by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[UnitRows, torch.Tensor]:
@@ -182,8 +275,7 @@ def _sort_by_class(features: torch.Tensor, labels: torch.Tensor) -> tuple[UnitRo
 
 
 def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperature, self_offset) -> None:
-    if temperature <= 0:
-        raise ValueError(f"`temperature` must be positive, got {temperature}.")
+    check_temperature("temperature", temperature)
     if (contrast is None) != (contrast_labels is None):
         raise ValueError("`contrast` and `contrast_labels` must be given together, or not at all.")
     sets = [("anchors", anchors, anchor_labels)]
@@ -194,6 +286,7 @@ def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperat
             raise ValueError(
                 f"`{name}` must be (N, D) with labels (N,), got {tuple(features.shape)} and {tuple(labels.shape)}."
             )
+        check_classes(f"{name.removesuffix('s')}_labels", labels)
     if contrast is not None and contrast.shape[1] != anchors.shape[1]:
         raise ValueError(f"`anchors` has {anchors.shape[1]} channels, but `contrast` has {contrast.shape[1]}.")
     if self_offset is not None and contrast is None:

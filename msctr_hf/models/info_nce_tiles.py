@@ -141,7 +141,7 @@ def _diagonal(
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: sum of l_i, and dl_i/dS_i of shape (N,).
     """
-    features, labels = rows.features, rows.labels.to(rows.features.dtype)
+    features, (labels,) = rows.features, _comparable_labels(rows)
     sum_grads = torch.empty_like(negative_sums)
     loss = features.new_zeros(())
     for group in groups:
@@ -223,7 +223,7 @@ def across_sets(
         `tuple[torch.Tensor, ...]`: mean of l_i, and its gradients (N, D) and (M, D) or `None`.
     """
     loss = anchors.features.new_zeros(())
-    anchor_labels, contrast_labels = anchors.labels.to(loss.dtype), contrast.labels.to(loss.dtype)
+    anchor_labels, contrast_labels = _comparable_labels(anchors, contrast)
     anchor_grad = torch.zeros_like(anchors.features) if wants_grad[0] else None
     contrast_grad = torch.zeros_like(contrast.features) if wants_grad[1] else None
     num_rows, num_columns = len(anchors.features), len(contrast.features)
@@ -299,6 +299,19 @@ def _softplus(gaps: torch.Tensor) -> torch.Tensor:
     rounded = u + 1
     u.sub_(rounded - 1).div_(rounded)
     return rounded.log_().add_(u).add_(gaps.clamp_min(0))
+
+
+def _comparable_labels(*sides: UnitRows) -> list[torch.Tensor]:
+    """Convert the labels of all sides to floats that are equal exactly where the labels are.
+
+    Where a float cannot represent every integer up to the largest label, as from 2^24 on, labels become their ranks.
+    """
+    dtype = sides[0].features.dtype
+    classes = sorted(set().union(*(rows.class_sizes for rows in sides)))
+    if not classes or max(-classes[0], classes[-1]) <= 2 / torch.finfo(dtype).eps:
+        return [rows.labels.to(dtype) for rows in sides]
+    ordered = torch.tensor(classes).to(sides[0].labels.device, non_blocking=True)
+    return [torch.searchsorted(ordered, rows.labels).to(dtype) for rows in sides]
 
 
 def _same_class(row_labels: torch.Tensor, column_labels: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from .duration import Duration
 from .settings import TrainingSettings
 
 NORMS = "norm"
+# Norms of timm and transformers (EvoNorm2dS0, ConvNextV2GRN, InplaceAbn) have similar names, but no common base class.
+_NAME_OF_A_NORM = re.compile("Norm(?!al|Free)|GRN|Abn")
 
 
 def build_optimizer(model: nn.Module, arguments: TrainingSettings, fused: bool = True) -> torch.optim.Optimizer:
@@ -54,8 +57,12 @@ def parameter_groups(model: nn.Module, arguments: TrainingSettings) -> list[dict
 
 def _parameters_of_norms(model: nn.Module) -> Iterable[nn.Parameter]:
     for module in model.modules():
-        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
-            yield from module.parameters(recurse=False)
+        parameters = module.parameters(recurse=False)
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
+            yield from parameters
+        elif any(_NAME_OF_A_NORM.search(kind.__name__) for kind in type(module).__mro__):
+            # scales and offsets of channels, not the matrix of a linear layer that is called after its norm
+            yield from (each for each in parameters if each.numel() == max(each.shape, default=1))
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, arguments: TrainingSettings, duration: Duration) -> LambdaLR:

@@ -97,6 +97,20 @@ def test_the_gradient_reaches_exactly_the_sampled_pixels(memory_format):
     torch.testing.assert_close(features.grad, expected)
 
 
+def test_sampled_features_can_be_differentiated_twice():
+    labels = blocks(1, 2, 2, 2)
+    features = torch.randn(1, 2, 8, 8, dtype=torch.float64, requires_grad=True)
+
+    def sample(features):
+        return sample_anchors(features, labels, 2, generator=torch.Generator().manual_seed(2)).features
+
+    (grad,) = torch.autograd.grad(sample(features).pow(3).sum(), features, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), features)
+    torch.testing.assert_close(second[grad != 0], 6 * features[grad != 0])
+    assert torch.equal(torch.func.grad(lambda f: sample(f).pow(3).sum())(features.detach()), grad)
+    assert (grad != 0).sum() == sample(features).numel()
+
+
 def test_pixels_are_drawn_uniformly_and_without_replacement():
     labels = torch.zeros(1, 5, 8, dtype=torch.int64)
     labels[0, 0, :6] = 1  # so that class 0 gives 6 of its 34 pixels

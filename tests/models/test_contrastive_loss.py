@@ -1,6 +1,10 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from golden_numbers import read, relative_error, uniform
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msctr_hf import MultiScaleContrastiveLoss, info_nce_loss, sample_anchors
@@ -168,15 +172,156 @@ def test_the_loss_does_not_synchronize_with_the_device_except_for_class_counts()
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale_weights": (1.0,)}, "scale_weights"),
-        ({"pair_weights": (1.0,)}, "pair"),
-        ({"pairs": ((0, 3), (0, 1))}, "positions"),
-        ({"pairs": ((0, 0), (0, 1))}, "different"),
+        ({"scale_weights": (1.0,)}, r"`scale_weights` must have one entry per stage \[1, 2, 4\], got \[1.0\]"),
+        ({"pair_weights": (1.0,)}, "`pair_weights` must have one entry per pair"),
+        ({"pairs": ((0, 3), (0, 1))}, "`pairs` must pair two different positions below 3"),
+        ({"pairs": ((0, 0), (0, 1))}, "`pairs` must pair two different"),
+        ({"stages": (1, 1, 2)}, "`stages` must list stages, each once"),
+        ({"stages": ()}, "`stages` must list stages"),
+        ({"num_labels": 1}, "give the background a class"),
+        ({"temperature": 0}, "`temperature` must be positive"),
+        ({"temperature": -0.1}, "`temperature` must be positive"),
+        ({"temperature": float("nan")}, "`temperature` must be positive"),
+        ({"cross_scale_temperature": -1.0}, "`cross_scale_temperature` must be positive"),
+        ({"sampling": "all"}, "`sampling` must be 'rarest' or 'budget', got 'all'"),
+        ({"min_anchors_per_class": 0}, "`min_anchors_per_class` must be at least 1"),
+        ({"max_anchors_per_class": 0}, "`max_anchors_per_class` must be at least 1"),
+        ({"max_anchors": 0}, "`max_anchors` must be at least 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_named_in_the_error(settings, message):
     with pytest.raises(ValueError, match=message):
         build(**settings)
+
+
+@pytest.mark.parametrize("name", ["temperature", "cross_scale_temperature"])
+def test_a_learnable_temperature_is_refused(name):
+    with pytest.raises(TypeError, match=f"`{name}` must be a number, got a tensor: the loss does not train it"):
+        build(**{name: nn.Parameter(torch.tensor(0.1))})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"contrastive_scale_weights": [1.0]}, "`contrastive_scale_weights` must have one entry per stage"),
+        ({"contrastive_cross_scale_weights": [1.0]}, "`contrastive_cross_scale_weights` must have one entry per pair"),
+        ({"contrastive_cross_scale_pairs": [[0, 9]]}, "`contrastive_cross_scale_pairs` must pair two different"),
+        ({"contrastive_max_anchors": 0}, "`contrastive_max_anchors` must be at least 1"),
+        ({"contrastive_temperature": float("nan")}, "`contrastive_temperature` must be at least 0.01"),
+    ],
+)
+def test_a_configuration_names_its_own_fields_in_the_error(tiny_config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**settings)
+
+
+def nhwc():
+    return [map_.permute(0, 2, 3, 1) for map_ in maps()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"labels": torch.full((2, 64, 96), 5)}, ValueError, "neither classes, 0 to 4, nor `ignore_index`, 255: 5"),
+        ({"labels": torch.full((2, 64, 96), -100)}, ValueError, "neither .*: -100"),
+        ({"labels": torch.arange(2 * 64 * 96).view(2, 64, 96)}, ValueError, "neither .*: 5, 6, 7, 8, 9, ..."),
+        ({"labels": torch.zeros(2, 64, 96)}, TypeError, "`labels` must be integers.*got torch.float32"),
+        ({"labels": torch.zeros(2, 1, 64, 96, dtype=torch.int64)}, ValueError, r"labels.squeeze\(1\)"),
+        ({"labels": torch.zeros(2, 5, 64, 96, dtype=torch.int64)}, ValueError, r"labels.argmax\(1\)"),
+        ({"labels": torch.zeros(1, 64, 96, dtype=torch.int64)}, ValueError, r"`labels` must be \(B, H, W\)"),
+        ({"labels": torch.zeros(2, 64, 96, dtype=torch.int64, device="meta")}, ValueError, "are on meta"),
+        ({"features": nhwc()}, ValueError, r"looks like \(B, h, w, C\): use `.permute\(0, 3, 1, 2\)`"),
+        ({"features": [torch.randn(2, 384, 8)] * 3}, ValueError, "patch tokens"),
+        ({"features": maps()[:2]}, ValueError, r"one map for each of the `stages` \[1, 2, 4\], got 2"),
+        ({"features": torch.randn(3, 8, 16, 24)}, TypeError, r"pass `\[features\]`"),
+        ({"features": dict(enumerate(maps()))}, TypeError, r"pass `list\(features.values\(\)\)`"),
+        ({"features": [map_.long() for map_ in maps()]}, TypeError, r"`features\[0\]` must be a floating-point"),
+        ({"features": [*maps(8)[:2], maps(6)[2]]}, ValueError, "Stages 1 and 4 .* have 8 and 6 channels"),
+        ({"project": [lambda rows: rows]}, ValueError, "`project` must have one function"),
+        ({"project": ProjectionHead([8, 8, 8], 6)}, ValueError, "`project` .* got a ProjectionHead"),
+    ],
+)
+def test_batches_that_do_not_fit_are_named_in_the_error(arguments, error, message):
+    with pytest.raises(error, match=message):
+        build()(**{"features": maps(), "labels": block_labels(), **arguments})
+
+
+def test_maps_of_padded_images_are_not_taken_for_maps_with_channels_last():
+    labels = torch.randint(0, 5, (2, 4, 5)).repeat_interleave(16, 1).repeat_interleave(16, 2)  # 64 x 80
+    features = [torch.randn(2, 12 * 2**stage, 16 // 2**stage, 24 // 2**stage) for stage in range(4)]
+    head = ProjectionHead([12, 24, 48, 96], 6).train()
+    loss, _ = MultiScaleContrastiveLoss(5)(head.hidden(features), labels, head.row_projections)
+    assert loss.isfinite()
+    assert len(sample_anchors(features[0], labels, 5).labels) > 0
+
+
+def test_a_label_that_is_lost_in_resizing_is_refused_too():
+    labels = block_labels()
+    labels[0, 1, 1] = 7  # a single pixel, which no map samples
+    with pytest.raises(ValueError, match="neither classes.*: 7"):
+        build()(maps(), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type_give_the_same_loss(dtype):
+    features, labels = maps(), block_labels()
+    labels[:, :8] = 255
+    expected, actual = (
+        build()(features, each, generator=torch.Generator().manual_seed(1))[0] for each in (labels, labels.to(dtype))
+    )
+    assert torch.equal(actual, expected)
+
+
+def test_only_the_number_of_classes_has_no_default_and_the_others_are_those_of_the_configuration(tiny_config):
+    assert str(MultiScaleContrastiveLoss(5)) == str(MultiScaleContrastiveLoss.from_config(tiny_config()))
+    loss_function = MultiScaleContrastiveLoss(5, temperature=0.2)
+    assert loss_function.cross_scale_temperature == 0.2
+    assert loss_function.scale_weights == (1.0, 0.7, 0.4, 0.1)
+    assert loss_function.pairs == ((0, 3), (0, 2))
+    single = MultiScaleContrastiveLoss(5, stages=[4])
+    assert single.pairs == ()
+    assert single([maps()[2]], block_labels())[0] > 0
+    assert MultiScaleContrastiveLoss(5, stages=range(1, 7)).scale_weights == (1.0, 0.7, 0.4, 0.1, 0.1, 0.1)
+
+
+def test_the_loss_is_a_module_without_state_that_can_be_copied_and_pickled():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1))
+    keys = list(network.state_dict())
+    network.contrast = build()
+    assert isinstance(network.contrast, nn.Module)
+    assert list(network.state_dict()) == keys
+    assert list(network.contrast.parameters()) == list(network.contrast.buffers()) == []
+    features, labels = maps(), block_labels()
+    losses = [
+        loss_function.train(mode)(features, labels, generator=torch.Generator().manual_seed(1))[0]
+        for loss_function in (network.contrast, copy.deepcopy(network.contrast), pickle.loads(pickle.dumps(build())))
+        for mode in (True, False)
+    ]
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+    seen = []
+    network.contrast.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    network.contrast(features, labels)
+    network.contrast.contrast(features, labels)
+    assert len(seen) == 2
+
+
+def test_transforms_of_the_loss_over_stages_work_to_first_order_and_raise_one_sentence_beyond():
+    loss_function, labels = build(), block_labels()
+    features = [map_.detach() for map_ in maps(dtype=torch.float64)]
+
+    def loss(finest, labels=labels):
+        return loss_function([finest, *features[1:]], labels, generator=torch.Generator().manual_seed(1))[0]
+
+    finest = features[0].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(finest), finest)
+    assert torch.equal(torch.func.grad(loss)(features[0]), expected)
+    (grad,) = torch.autograd.grad(loss(finest), finest, create_graph=True)
+    with pytest.raises(NotImplementedError, match="cannot be differentiated twice"):
+        grad.square().sum().backward()
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(loss, (features[0],), (features[0],))
+    with pytest.raises(NotImplementedError, match="`vmap` is replaced by a loop"):
+        torch.func.vmap(loss, in_dims=(None, 0))(features[0], torch.stack([labels, labels]))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from conftest import SWIN_TINY, TIMM_TINY
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments
 
 from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation
@@ -85,6 +86,74 @@ def test_low_rank_adapters_train_and_load_again(tiny_config, tiny_batch, tmp_pat
     with torch.no_grad():
         expected = model.eval()(tiny_batch["pixel_values"]).logits
         torch.testing.assert_close(loaded(tiny_batch["pixel_values"]).logits, expected)
+
+
+def convolutions(model):
+    """Name all convolutions but dilated ones, which PEFT cannot adapt, and depthwise ones, which limit its rank."""
+    convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    return [name for name, module in convolutions if module.dilation == (1, 1) and module.groups == 1]
+
+
+def adapted_segformer(**settings):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, **sizes))
+    return ContrastiveAdapter(model, projection_dim=8, **settings)
+
+
+@pytest.mark.parametrize("name", [*DECODE_HEADS, "adapter"])
+def test_low_rank_adapters_of_all_convolutions_learn_and_can_be_merged(tiny_config, tiny_batch, name):
+    every_stage = {"contrastive_min_anchors_per_class": 1}
+    if name == "adapter":
+        base = adapted_segformer(**every_stage)
+    else:
+        base = MsctrForSemanticSegmentation(tiny_config(name, **every_stage))
+    for module in base.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # timm initializes the last one of a block to 0, which stops all gradients
+    targets = convolutions(base)
+    assert any("projection_head" in target and target.endswith("output") for target in targets)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=targets)).train()
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1e-2)
+    for _ in range(2):
+        model(**tiny_batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    adapted = {key: each for key, each in model.named_parameters() if "lora_B" in key}
+    assert len(adapted) == len(targets)
+    assert [key for key, each in adapted.items() if not each.abs().max() > 0] == []
+    model.eval()
+    with torch.no_grad():
+        expected = model(tiny_batch["pixel_values"], output_projections=True)
+        merged = model.merge_and_unload()(tiny_batch["pixel_values"], output_projections=True)
+    torch.testing.assert_close(merged.logits, expected.logits, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(merged.projections, expected.projections, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LoraConfig(r=2, use_dora=True),
+        LoHaConfig(r=2, use_effective_conv2d=True, module_dropout=0),
+        LoKrConfig(r=2),
+        OFTConfig(r=2, oft_block_size=0),
+    ],
+    ids=lambda settings: str(settings.peft_type).removeprefix("PeftType."),
+)
+def test_every_kind_of_adapter_learns_on_the_last_convolution_of_a_projection(tiny_config, tiny_batch, settings):
+    settings.target_modules = r"projection_head\.stages\.\d\.output"
+    config = tiny_config(contrastive_min_anchors_per_class=1)
+    model = get_peft_model(MsctrForSemanticSegmentation(config), settings).train()
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    before = {name: each.detach().clone() for name, each in trained.items()}
+    optimizer = torch.optim.SGD(trained.values(), lr=1.0)
+    for _ in range(2):
+        model(**tiny_batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    changed = {name.split(".output")[0] for name, each in trained.items() if not torch.equal(each, before[name])}
+    assert len(changed) == 4
+    ignored = {**tiny_batch, "labels": torch.full_like(tiny_batch["labels"], 255)}
+    assert model(**ignored).loss.isfinite()  # no pixel is sampled
 
 
 @pytest.mark.slow

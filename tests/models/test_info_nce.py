@@ -4,6 +4,7 @@ from golden_numbers import read, relative_error, uniform
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import info_nce_by_loops
+from torch import nn
 
 from msctr_hf import info_nce_loss
 from msctr_hf.models import info_nce_tiles
@@ -234,19 +235,166 @@ def test_memory_kept_for_the_backward_pass_is_linear_in_the_number_of_anchors():
     assert sum(kept) <= 10 * anchors.numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("first", [2**24, 2**53, -(2**24) - 7, 2**62])
+def test_classes_that_a_float_cannot_represent_are_told_apart(dtype, temperature, first):
+    sides = [*random_set(40, 5, dtype=dtype), *random_set(30, 6, dtype=dtype)]
+    large = [side if side.is_floating_point() else first + side for side in sides]
+    for count in (2, 4):
+        expected = info_nce_loss(*sides[:count], temperature=temperature)
+        assert info_nce_loss(*large[:count], temperature=temperature).item() == expected.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16, torch.bool])
+def test_labels_may_be_of_any_integer_type(dtype):
+    anchors, labels = random_set(30, 2)
+    assert info_nce_loss(anchors, labels.to(dtype)).item() == info_nce_loss(anchors, labels).item()
+
+
+def gradients(anchors, labels, contrast=None, contrast_labels=None, **settings):
+    sides = [anchors] if contrast is None else [anchors, contrast]
+    loss = info_nce_loss(anchors, labels, contrast, contrast_labels, temperature=0.1)
+    return torch.autograd.grad(loss, sides, **settings)
+
+
+@pytest.mark.parametrize("count", [2, 4], ids=["within", "across"])
+def test_a_second_derivative_raises_instead_of_being_zero(count):
+    sides = [*random_set(12, 3), *random_set(9, 3)][:count]
+    for features in sides[::2]:
+        features.requires_grad_()
+    plain = gradients(*sides)
+    for position, grad in enumerate(gradients(*sides, create_graph=True)):
+        assert torch.equal(grad, plain[position])
+        with pytest.raises(NotImplementedError, match="cannot be differentiated twice"):
+            torch.autograd.grad(grad.square().sum(), sides[2 * position], retain_graph=True, allow_unused=True)
+        with pytest.raises(NotImplementedError, match="cannot be differentiated twice"):
+            (sides[0].sum() + grad.square().sum()).backward(retain_graph=True)
+    with pytest.raises(NotImplementedError, match="cannot be differentiated twice"):
+        torch.autograd.functional.hessian(lambda anchors: info_nce_loss(anchors, *sides[1:]), sides[0])
+
+
+def test_a_weight_of_the_loss_cannot_hide_a_second_derivative():
+    anchors, labels = random_set(12, 3)
+    weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(weight * info_nce_loss(anchors.requires_grad_(), labels), anchors, create_graph=True)
+    with pytest.raises(NotImplementedError, match="cannot be differentiated twice"):
+        torch.autograd.grad(grad.sum(), weight)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_first_derivatives_of_torch_func_equal_those_of_autograd(temperature):
+    anchors, labels, contrast, contrast_labels = *random_set(12, 3), *random_set(9, 3)
+    _, (expected, expected_contrast) = with_gradients(
+        info_nce_loss, anchors, labels, contrast, contrast_labels, temperature=temperature
+    )
+
+    def loss(anchors, contrast, labels=labels):
+        return info_nce_loss(anchors, labels, contrast, contrast_labels, temperature=temperature)
+
+    for transform in (torch.func.grad, torch.func.jacrev):
+        assert torch.equal(transform(loss)(anchors, contrast), expected)
+        assert torch.equal(transform(loss, argnums=1)(anchors, contrast), expected_contrast)
+        assert torch.equal(transform(loss)(anchors, contrast, labels), expected)  # labels are an input too
+    _, (expected,) = with_gradients(info_nce_loss, anchors, labels, temperature=temperature)
+    actual = torch.func.grad(lambda anchors: info_nce_loss(anchors, labels, temperature=temperature))(anchors)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("where", ["features", "labels", "both"])
+@pytest.mark.parametrize("count", [2, 4], ids=["within", "across"])
+def test_vmap_raises_one_sentence(where, count):
+    sides = [*random_set(12, 3), *random_set(9, 3)][:count]
+    batched = [where == "both" or side.is_floating_point() == (where == "features") for side in sides]
+    inputs = [torch.stack([side, side]) if batch else side for side, batch in zip(sides, batched, strict=True)]
+    with pytest.raises(NotImplementedError, match="`vmap` is replaced by a loop"):
+        torch.func.vmap(info_nce_loss, in_dims=tuple(0 if batch else None for batch in batched))(*inputs)
+
+
+@pytest.mark.parametrize("count", [2, 4], ids=["within", "across"])
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_forward_mode_and_hessians_raise_one_sentence(count, temperature):
+    sides = [*random_set(12, 3), *random_set(9, 3)][:count]
+
+    def loss(anchors):
+        return info_nce_loss(anchors, *sides[1:], temperature=temperature)
+
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(loss, (sides[0],), (torch.ones_like(sides[0]),))
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jacfwd(loss)(sides[0])
+    with pytest.raises(NotImplementedError, match="hessian"):
+        torch.func.hessian(loss)(sides[0])
+    with pytest.raises(NotImplementedError, match="hessian"):
+        torch.func.jacrev(torch.func.grad(loss))(sides[0])
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+        loss(torch.autograd.forward_ad.make_dual(sides[0], torch.ones_like(sides[0])))
+
+
+def test_checkpointing_and_compilation_keep_loss_and_gradient():
+    anchors, labels = random_set(40, 4)
+    expected = with_gradients(info_nce_loss, anchors, labels)
+    for reentrant in (True, False):
+        assert_equal(
+            with_gradients(
+                lambda a, y, reentrant=reentrant: torch.utils.checkpoint.checkpoint(
+                    info_nce_loss, a, y, use_reentrant=reentrant
+                ),
+                anchors,
+                labels,
+            ),
+            expected,
+            rtol=0,
+        )
+    compiled = torch.compile(lambda a, y: 2 * info_nce_loss(a * 1, y) / 2, backend="aot_eager")
+    assert_equal(with_gradients(compiled, anchors, labels), expected)
+
+
+@pytest.mark.parametrize("temperature", [0, -0.1, float("nan"), float("inf")])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    with pytest.raises(ValueError, match="`temperature` must be positive and finite"):
+        info_nce_loss(*random_set(4, 2), temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [nn.Parameter(torch.tensor(0.1)), torch.tensor(0.1), "0.1", True, None])
+def test_a_temperature_that_is_not_a_number_is_refused(temperature):
+    with pytest.raises(TypeError, match="`temperature` must be a number"):
+        info_nce_loss(*random_set(4, 2), temperature=temperature)
+
+
+@pytest.mark.parametrize("name", ["anchor_labels", "contrast_labels"])
+def test_labels_that_are_not_integers_are_refused(name):
+    sides = dict(zip(("anchors", "anchor_labels", "contrast", "contrast_labels"), random_set(4, 2) * 2, strict=True))
+    with pytest.raises(TypeError, match=f"`{name}` must be integers, .*got torch.float32"):
+        info_nce_loss(**{**sides, name: sides[name].float()})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(2)}, "labels"),
-        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "temperature": 0}, "temperature"),
-        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "contrast": torch.zeros(3, 4)}, "together"),
-        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3), "self_offset": 0}, "contrast"),
+        ({"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(2, dtype=torch.int64)}, "labels"),
+        (
+            {"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3, dtype=torch.int64), "temperature": 0},
+            "temperature",
+        ),
         (
             {
                 "anchors": torch.zeros(3, 4),
-                "anchor_labels": torch.zeros(3),
+                "anchor_labels": torch.zeros(3, dtype=torch.int64),
+                "contrast": torch.zeros(3, 4),
+            },
+            "together",
+        ),
+        (
+            {"anchors": torch.zeros(3, 4), "anchor_labels": torch.zeros(3, dtype=torch.int64), "self_offset": 0},
+            "contrast",
+        ),
+        (
+            {
+                "anchors": torch.zeros(3, 4),
+                "anchor_labels": torch.zeros(3, dtype=torch.int64),
                 "contrast": torch.zeros(4, 4),
-                "contrast_labels": torch.zeros(4),
+                "contrast_labels": torch.zeros(4, dtype=torch.int64),
                 "self_offset": 2,
             },
             "rows 2 to 5",

@@ -1,6 +1,10 @@
 import pytest
+import timm
 import torch
 from torch import nn
+from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2GRN
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.vitdet.modeling_vitdet import VitDetLayerNorm
 
 from msctr_hf.training.duration import Duration
 from msctr_hf.training.optimization import build_optimizer, build_schedule, parameter_groups, schedule_factor
@@ -55,6 +59,34 @@ def test_every_parameter_is_in_one_group_with_its_learning_rate_and_weight_decay
     assert settings[model.backbone[1].weight] == settings[model.backbone[2].bias] == (0.1, 0.0)
     assert settings[model.decode_head.weight] == (1.0, 0.5)
     assert settings[model.relative_position_bias_table] == (1.0, 0.0)
+
+
+class NormedLinear(nn.Linear):
+    """Linear layer whose weights are normalized; they decay."""
+
+
+@pytest.mark.parametrize(
+    ("norm", "count"),
+    [
+        (nn.BatchNorm2d(4), 2), (nn.SyncBatchNorm(4), 2), (nn.InstanceNorm2d(4, affine=True), 2),
+        (nn.LayerNorm([4, 3, 3]), 2), (nn.LayerNorm(4, bias=False), 1), (nn.GroupNorm(2, 4), 2), (nn.RMSNorm(4), 1),
+        (timm.layers.EvoNorm2dB0(4), 3), (timm.layers.EvoNorm2dS0(4, group_size=2), 3),
+        (timm.layers.EvoNorm2dS2a(4, group_size=2), 2), (timm.layers.FilterResponseNormTlu2d(4), 3),
+        (timm.layers.grn.GlobalResponseNorm(4), 2), (timm.layers.RmsNorm2d(4), 1), (timm.layers.SimpleNorm(4), 1),
+        (timm.layers.LayerNorm2d(4), 2), (timm.layers.BatchNormAct2d(4), 2), (ConvNextV2GRN(4), 2),
+        (LlamaRMSNorm(4), 1), (VitDetLayerNorm(4), 2),
+        (nn.Conv2d(4, 4, 1), 0), (NormedLinear(4, 4, bias=False), 0), (timm.layers.LayerScale(4), 0),
+        (timm.layers.ConvNormAct(3, 4), 2),
+        (timm.layers.NormMlpClassifierHead(4, 2), 2), (timm.layers.ScaledStdConv2d(4, 4, 1), 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)  # fmt: skip
+def test_norm_exempts_the_parameters_of_every_kind_of_norm_from_weight_decay(norm, count):
+    model = Network()
+    model.backbone.append(norm)
+    groups = parameter_groups(model, TrainingSettings(weight_decay=0.5, no_decay=["norm"]))
+    exempt = {each for group in groups if group["weight_decay"] == 0 for each in group["params"]}
+    assert len(exempt & set(norm.parameters())) == count
 
 
 def test_frozen_parameters_are_in_no_group():
