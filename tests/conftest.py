@@ -13,7 +13,7 @@ sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parent / name) 
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from gpu_parts import figures, pytest_pyfunc_call, select_gpu_parts  # noqa: E402, F401
+from gpu_parts import asks_for_gpu, figures, pytest_pyfunc_call, select_gpu_parts  # noqa: E402, F401
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402, F401
 
 from msctr_hf import MsctrConfig  # noqa: E402
@@ -27,6 +27,12 @@ SWIN_TINY = {
     "window_size": 4,
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
+
+
+def pytest_configure(config):
+    """Train on the CPU, whose results are reproducible, unless the tests for a GPU are run."""
+    if not asks_for_gpu(config):
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
 def pytest_collection_modifyitems(config, items):

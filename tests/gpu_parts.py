@@ -40,10 +40,15 @@ def part(seconds, *, slow_on_cpu=False):
     return mark
 
 
+def asks_for_gpu(config):
+    """Return whether `-m` names the tests on a GPU."""
+    return re.search(r"\bgpu\b", config.option.markexpr or "") is not None
+
+
 def select_gpu_parts(config, items):
     """Leave the GPU out unless `-m` names it, and skip what needs one where there is none."""
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if not re.search(r"\bgpu\b", config.option.markexpr or ""):
+    if not asks_for_gpu(config):
         config.hook.pytest_deselected(items=on_gpu)
         items[:] = [item for item in items if item not in set(on_gpu)]
     elif not torch.cuda.is_available():

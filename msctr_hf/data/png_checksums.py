@@ -7,6 +7,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import dropwhile, takewhile
+from types import ModuleType
+
+inflater: ModuleType = zlib
+try:  # optional: it decompresses twice to three times as fast as zlib, and refuses the same streams
+    from isal import isal_zlib
+except ImportError:
+    pass
+else:
+    inflater = isal_zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # color type -> channels
@@ -93,7 +102,7 @@ def _with_uncompressed_pixels(data: bytes, parts: list[_Chunk], num_bytes: int) 
     pixels = _Pixels(num_bytes)
     try:
         pixels.read(b"".join([part.content for part in parts]))
-    except zlib.error as error:
+    except inflater.error as error:
         raise ValueError(f"its compressed pixels are damaged ({error})") from None
     if pixels.missing:
         raise ValueError(f"it holds only {num_bytes - pixels.missing} of {num_bytes} bytes of pixels")
@@ -123,7 +132,7 @@ class _Pixels:
 
     def read(self, compressed: bytes) -> None:
         """Decompress all pixels and compare their checksum; stop early if far more follow than the image has."""
-        inflate = zlib.decompressobj()
+        inflate = inflater.decompressobj()
         view = memoryview(compressed)
         for start in range(0, len(view), _SLICE_BYTES):
             waiting: bytes | memoryview = view[start : start + _SLICE_BYTES]

@@ -223,11 +223,14 @@ class ContrastiveAdapter(PreTrainedModel):
             strict, assign (`bool`): As in `nn.Module`; a checkpoint of the Trainer is always loaded strictly.
 
         Raises:
-            ValueError: If a checkpoint of the Trainer has no projection head, or that of other settings.
+            ValueError: If no weight is one of the adapter, or a checkpoint of the Trainer has no projection head or
+                that of other settings.
             RuntimeError: If weights do not match.
         """
         checkpoint = _checkpoint_of_the_trainer()
         if checkpoint is None:
+            if state_dict and not state_dict.keys() & self.state_dict().keys():
+                raise ValueError("These are not weights of the adapter; load the model itself by `from_pretrained`.")
             return super().load_state_dict(state_dict, strict, assign)
         if not state_dict.keys() <= self.state_dict().keys():
             state_dict = self._read_checkpoint(checkpoint)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from msctr_hf.data import images
+from msctr_hf.data import images, png_checksums
 from msctr_hf.data.images import read_image, read_labels, read_raw_labels, read_sample
 from msctr_hf.data.labels import LabelMapping
 from msctr_hf.errors import UsageError
@@ -32,6 +32,7 @@ def sample(size=(37, 53)):
 def decoder(request, monkeypatch):
     if request.param == "Pillow":
         monkeypatch.setattr(images, "pyspng", None)
+        monkeypatch.setattr(png_checksums, "inflater", zlib)
         monkeypatch.setattr(images, "simplejpeg", None)
     elif images.pyspng is None:
         pytest.skip("pyspng and simplejpeg are not installed")

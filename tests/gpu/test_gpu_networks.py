@@ -34,10 +34,11 @@ FEW = {"fcn-hrnet", "deeplabv3-resnet", "ocr-hrnet", "upernet-swin", "upernet-li
 # always computed in float32.
 BOUNDS = {"float64": (1e-6, 1e-7, 1e-4), "float32": (1e-5, 1e-3, 5e-2)}
 # With fewer bits the same networks differ by up to 100 % in the gradient, so that the bound is a multiple of what the
-# host differs in a precision of as many bits; TensorFloat-32 has 11 as fp16.
+# host differs in a precision of as many bits; TensorFloat-32 has 11 as fp16. An H100 rounds the bf16 gradient of
+# ConvNeXt 3.2 times as much as the host, and all others at most 1.5 times.
 ROUNDED_AS = {"tf32": "fp16", "fp16": "fp16", "bf16": "bf16"}
 LEAST = (1e-2, 2e-2, 5e-2)
-MULTIPLE = 3
+MULTIPLE = 4
 PRECISIONS = ["float32", "float32 channels_last", "tf32", "fp16", "bf16", "bf16 channels_last"]
 SCALE = 2.0**10  # of the loss in fp16, so that small gradients are not rounded to zero
 

@@ -173,3 +173,9 @@ def test_another_checkpoint_is_not_resumed(images, tmp_path, damage, settings, m
     trainer = Trainer(ContrastiveAdapter(model, **settings), arguments(tmp_path, **start), train_dataset=images)
     with pytest.raises((ValueError, RuntimeError), match=message):
         trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_weights_of_the_plain_model_are_not_taken_for_weights_of_the_adapter():
+    adapter = ContrastiveAdapter(segformer())
+    with pytest.raises(ValueError, match="not weights of the adapter"):
+        adapter.load_state_dict(segformer().state_dict(), strict=False)
