@@ -150,7 +150,8 @@ def load_predictor(
             f"`model`: {model} cannot be loaded: it has no config.json. A run has a model only after its first "
             "validation; `msctr train` with its settings and --resume auto continues it."
         )
-    with building_a_network(prefix=f"`model`: {model} cannot be loaded: "):
+    where = "" if Path(model).exists() else "is not a folder here, and "
+    with building_a_network(prefix=f"`model`: {model} {where}cannot be loaded: "):
         network = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
         image_processor = AutoImageProcessor.from_pretrained(model)
     refuse_faulty_weights(network, prefix=f"`model`: {model} cannot be used: ")

@@ -16,7 +16,7 @@ from msctr_hf.data.labels import LabelMapping
 from msctr_hf.data.specs import DatasetSpec, Submission
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.prediction import predict_files, save_labels
-from msctr_hf.evaluation.predictor import Predictor
+from msctr_hf.evaluation.predictor import Predictor, load_predictor
 from msctr_hf.evaluation.settings import InferenceSettings
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9], [7, 7, 7]]
@@ -295,3 +295,8 @@ def test_colors_that_a_configuration_leaves_out_are_distinct_defaults():
     palette = [tuple(color) for color in Predictor(types.SimpleNamespace(config=config), None).palette]
     assert palette[0] == (1, 2, 3)
     assert len(set(palette)) == 300
+
+
+def test_a_model_that_is_neither_a_folder_here_nor_on_the_hub_is_reported_as_both():
+    with pytest.raises(UsageError, match="`model`: examples/street is not a folder here, and cannot be loaded"):
+        load_predictor("examples/street")
