@@ -24,7 +24,7 @@ _STORED_BYTES = (1 << 16) - 1  # the most that a block of a zlib stream can hold
 _IHDR_BYTES = 13
 _SLICE_BYTES = 1 << 15
 _MOST_SURPLUS = 1 << 24  # bytes after the pixels, which decoders skip
-_LONGEST_CHUNK = (1 << 31) - 1
+_MOST_KEPT = 1 << 27  # bytes of larger images are decompressed twice, so that they are not in memory three times
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class VerifiedPng:
 
     Args:
         data (`bytes`): The same image; if the file is complete, its pixels are uncompressed, so that they are not
-            decompressed twice.
+            decompressed twice, unless they are more than 128 MB.
         bits (`int`): Bits per channel.
         is_complete (`bool`): Whether the file has all its chunks and exactly the pixels that its header states.
         is_interlaced (`bool`): Whether the pixels are stored in seven passes.
@@ -99,7 +99,8 @@ def _verified_chunks(data: bytes) -> Iterator[_Chunk]:
 
 def _with_uncompressed_pixels(data: bytes, parts: list[_Chunk], num_bytes: int) -> bytes | None:
     """Replace compressed pixels by the same pixels uncompressed; return `None` if they do not end with the image."""
-    pixels = _Pixels(num_bytes)
+    keeps_blocks = num_bytes <= _MOST_KEPT
+    pixels = _Pixels(num_bytes, keeps_blocks)
     try:
         pixels.read(b"".join([part.content for part in parts]))
     except inflater.error as error:
@@ -108,8 +109,10 @@ def _with_uncompressed_pixels(data: bytes, parts: list[_Chunk], num_bytes: int) 
         raise ValueError(f"it holds only {num_bytes - pixels.missing} of {num_bytes} bytes of pixels")
     if pixels.checksum is None and parts[-1].end < len(data):
         raise ValueError("its compressed pixels are damaged (they do not end with the image)")
-    if pixels.surplus or pixels.checksum is None or num_bytes > _LONGEST_CHUNK // 2:
+    if pixels.surplus or pixels.checksum is None:
         return None
+    if not keeps_blocks:
+        return data
     stream = (b"\x78\x01", *pixels.blocks, pixels.checksum)
     frame = struct.pack(">I4s", sum(map(len, stream)), b"IDAT")
     # the chunk needs no checksum: Pillow and libspng read past that of pixels, and it was verified above
@@ -124,7 +127,8 @@ class _Pixels:
     since joining them would double the time for memory.
     """
 
-    def __init__(self, num_bytes: int):
+    def __init__(self, num_bytes: int, keeps_blocks: bool):
+        self.keeps_blocks = keeps_blocks
         self.blocks: list[bytes] = []
         self.missing = num_bytes
         self.surplus = 0
@@ -152,6 +156,8 @@ class _Pixels:
     def _keep(self, block: bytes) -> None:
         if self.missing and block:
             self.missing -= len(block)
+            if not self.keeps_blocks:
+                return
             header = struct.pack("<BHH", not self.missing, len(block), _STORED_BYTES ^ len(block))
             self.blocks += (header, block)
         else:

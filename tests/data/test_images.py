@@ -280,6 +280,19 @@ def test_a_png_that_would_fill_the_memory_is_not_unpacked(decoder):
     assert peak < 1 << 22
 
 
+def test_a_large_png_is_verified_too_and_has_the_same_pixels(decoder, monkeypatch):
+    monkeypatch.setattr(png_checksums, "_MOST_KEPT", 1000)  # bytes of larger ones are verified and not kept
+    image, labels = sample()
+    image_file, label_file = encode(image), encode(labels)
+    read = read_sample(image_file, label_file, MAPPING, as_arrays=True)
+    assert np.array_equal(read[0], image)
+    assert np.array_equal(read[1], labels)
+    chunks = dict(chunks_of(image_file["bytes"]))
+    chunks[b"IDAT"] = chunks[b"IDAT"][:-1] + bytes([chunks[b"IDAT"][-1] ^ 1])  # of the checksum of the pixels
+    with pytest.raises(UsageError, match=r"image\.png cannot be read"):
+        read_sample({"bytes": png_of(chunks.items()), "path": "image.png"}, label_file, MAPPING)
+
+
 def _before_marker(data, place, inserted):
     """Insert bytes before a marker of the header of a JPEG; `place` counts markers from the start."""
     position = 2
