@@ -45,7 +45,7 @@ def match_classes(
     Raises:
         UsageError: If the names differ; the message lists the differences.
     """
-    ours, theirs = _comparable(predicted, wanted)
+    ours, theirs = comparable_names(predicted, wanted)
     if ours == theirs:
         return ClassOrder(None, None)
     if class_order == "position":
@@ -59,7 +59,7 @@ def match_classes(
             f"the network has the classes of the data set {dataset} in another order, so they were matched by name: "
             f"{_pairs(predicted, wanted)}.",
         )
-    if any(all(_PLACEHOLDER.fullmatch(plain_name(name)) for name in names) for names in (predicted, wanted)):
+    if any(all(_PLACEHOLDER.fullmatch(_plain_name(name)) for name in names) for names in (predicted, wanted)):
         return ClassOrder(None, no_names)
     raise UsageError(
         f"The network has other classes than the data set {dataset}: {_differences(predicted, wanted)}. Use a network "
@@ -69,20 +69,20 @@ def match_classes(
 
 def find_order(predicted: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
     """Find the position in `wanted` of every name in `predicted`; return `None` unless they have the same names."""
-    ours, theirs = _comparable(predicted, wanted)
+    ours, theirs = comparable_names(predicted, wanted)
     if sorted(ours) != sorted(theirs) or not _are_unique(ours):
         return None
     return tuple(theirs.index(name) for name in ours)
 
 
-def plain_name(name: str) -> str:
+def _plain_name(name: str) -> str:
     """Convert the name of a class to the form in which names are compared: `Traffic_Light ` -> `trafficlight`."""
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", str(name))).casefold()
 
 
-def _comparable(predicted: Sequence[str], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return both lists of names as they are compared: as written where the plain form would make two names one."""
-    plain = [plain_name(name) for name in predicted], [plain_name(name) for name in wanted]
+def comparable_names(predicted: Sequence[str], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return two lists of class names as they are compared: as written where plain forms would make two names one."""
+    plain = [_plain_name(name) for name in predicted], [_plain_name(name) for name in wanted]
     if _are_unique(plain[0]) and _are_unique(plain[1]):
         return plain
     return [str(name) for name in predicted], [str(name) for name in wanted]
@@ -108,7 +108,7 @@ def _pairs(predicted: Sequence[str], wanted: Sequence[str]) -> str:
 
 
 def _differences(predicted: Sequence[str], wanted: Sequence[str]) -> str:
-    ours, theirs = _comparable(predicted, wanted)
+    ours, theirs = comparable_names(predicted, wanted)
     parts = (
         ("only the network has", [repr(name) for name, key in zip(predicted, ours, strict=True) if key not in theirs]),
         ("only the data set has", [repr(name) for name, key in zip(wanted, theirs, strict=True) if key not in ours]),

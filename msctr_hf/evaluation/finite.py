@@ -73,7 +73,9 @@ def _are_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Return whether all values are finite; the host waits once for every device, and not for every tensor."""
     of_device: dict[torch.device, list[torch.Tensor]] = {}
     for values in map(_own_part, tensors):
-        if values.is_floating_point() and not values.is_meta:  # an offloaded tensor has no values here
+        if (
+            values.is_floating_point() or values.is_complex()
+        ) and not values.is_meta:  # an offloaded tensor has no values here
             of_device.setdefault(values.device, []).append(values.isfinite().all())
     return all(bool(torch.stack(flags).all()) for flags in of_device.values())
 

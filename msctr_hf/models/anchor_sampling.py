@@ -19,6 +19,7 @@ B = images, K = classes, C = channels, N = sampled anchors; a *pair* is one clas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -111,6 +112,18 @@ def sample_anchors(
     return draw_anchors(features, pairs, num_labels, plan, generator)
 
 
+def check_is_tensor(name: str, labels: torch.Tensor) -> None:
+    """Raise unless labels are a tensor."""
+    if not isinstance(labels, torch.Tensor):
+        raise TypeError(f"`{name}` must be a tensor of integers, the classes, got {type(labels).__name__}.")
+
+
+def check_integer(name: str, number: int) -> None:
+    """Raise unless a setting is an integer."""
+    if not isinstance(number, Integral):
+        raise TypeError(f"`{name}` must be an integer, got {number!r}.")
+
+
 def check_classes(name: str, labels: torch.Tensor) -> None:
     """Raise unless labels are integers or booleans."""
     if labels.is_floating_point() or labels.is_complex():
@@ -124,6 +137,7 @@ def check_map(name: str, features: torch.Tensor, labels: torch.Tensor) -> None:
     if not isinstance(features, torch.Tensor) or not features.is_floating_point():
         kind = features.dtype if isinstance(features, torch.Tensor) else type(features).__name__
         raise TypeError(f"`{name}` must be a floating-point tensor (B, C, h, w), got {kind}.")
+    check_is_tensor("labels", labels)
     shape, size = tuple(features.shape), tuple(labels.shape)
     if features.ndim != 4:
         raise ValueError(
@@ -170,6 +184,7 @@ def check_limits(sampling: str, min_anchors_per_class: int, max_anchors_per_clas
         "max_anchors": max_anchors,
     }
     for name, limit in limits.items():
+        check_integer(name, limit)
         if limit < 1:
             raise ValueError(f"`{name}` must be at least 1, got {limit}.")
 

@@ -133,13 +133,14 @@ class ContrastiveAdapter(PreTrainedModel):
         labels: torch.Tensor | None = None,
         output_projections: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MsctrSegmenterOutput:
+    ) -> MsctrSegmenterOutput | tuple:
         """Segment a batch, and compute the objective if `labels` are given.
 
         Arguments and output are those of `MsctrForSemanticSegmentation`. In training mode, `loss_terms` holds the
         model's own loss as `segmentation`, and every contrastive term; in evaluation mode there are only `loss` and
-        `logits`, and what was requested.
+        `logits`, and what was requested. With `return_dict=False`, the output is a tuple of all entries but `None`.
         """
         if output_projections and self.projection_head is None:
             raise ValueError("The adapter has no projection head: it was made with `contrastive_mode='ce'`.")
@@ -161,7 +162,7 @@ class ContrastiveAdapter(PreTrainedModel):
             contrast = contrast_and_keep_facts(self, hidden, labels)
             loss = loss + self.objective.contrastive_loss_weight * contrast.loss
             terms, diagnostics = {**terms, **contrast.terms}, contrast.cosines
-        return MsctrSegmenterOutput(
+        adapted = MsctrSegmenterOutput(
             loss=loss,
             logits=output.logits,
             projections=self.projection_head.project(hidden) if output_projections else None,
@@ -169,6 +170,7 @@ class ContrastiveAdapter(PreTrainedModel):
             hidden_states=output.hidden_states if output_hidden_states else None,
             diagnostics=diagnostics,
         )
+        return adapted.to_tuple() if return_dict is False else adapted
 
     def get_input_embeddings(self) -> None:
         """Return `None`: images have no input embeddings, but libraries that shard or adapt models ask for them."""

@@ -25,6 +25,7 @@ from torch import nn
 from .anchor_sampling import (
     Anchors,
     check_channel_order,
+    check_integer,
     check_limits,
     check_map,
     count_pairs,
@@ -116,7 +117,7 @@ class MultiScaleContrastiveLoss(nn.Module):
 
     Raises:
         ValueError: If a setting is out of its range, or does not fit the stages.
-        TypeError: If a temperature is not a number: it is not trained.
+        TypeError: If a setting has another type. A temperature is a number: it is not trained.
 
     Source: https://arxiv.org/abs/2203.13409, section 3.
     """
@@ -140,10 +141,13 @@ class MultiScaleContrastiveLoss(nn.Module):
     ):
         super().__init__()
         self.num_labels = num_labels
-        self.stages = tuple(stages)
-        self.scale_weights = tuple(_or_default(scale_weights, _default_scale_weights(len(self.stages))))
-        self.pairs = tuple(tuple(pair) for pair in _or_default(pairs, _default_pairs(len(self.stages))))
-        self.pair_weights = tuple(_or_default(pair_weights, (1.0,) * len(self.pairs)))
+        self.stages = _entries("stages", stages)
+        self.scale_weights = _entries(
+            "scale_weights", _or_default(scale_weights, _default_scale_weights(len(self.stages)))
+        )
+        pairs = _entries("pairs", _or_default(pairs, _default_pairs(len(self.stages))))
+        self.pairs = tuple(_entries("pairs", pair, "pairs of positions") for pair in pairs)
+        self.pair_weights = _entries("pair_weights", _or_default(pair_weights, (1.0,) * len(self.pairs)))
         self.temperature = temperature
         self.cross_scale_temperature = _or_default(cross_scale_temperature, temperature)
         self.detach_coarse = detach_coarse
@@ -192,7 +196,7 @@ class MultiScaleContrastiveLoss(nn.Module):
 
         Raises:
             ValueError: If shapes do not match, or a label is neither a class nor the ignore index.
-            TypeError: If labels are not integers, or maps are not floating-point tensors.
+            TypeError: If labels are not a tensor of integers, or maps are not floating-point tensors.
         """
         result = self._contrast(features, labels, project, generator)
         return result if all_results else (result.loss, result.terms)
@@ -216,6 +220,7 @@ class MultiScaleContrastiveLoss(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def _check_settings(self) -> None:
+        check_integer("num_labels", self.num_labels)
         if self.num_labels < 2:
             raise ValueError(
                 f"`num_labels` must be at least 2, got {self.num_labels}: a single class has nothing to be contrasted "
@@ -241,8 +246,9 @@ class MultiScaleContrastiveLoss(nn.Module):
         check_limits(**self._limits())
 
     def _check_batch(self, features: Sequence[torch.Tensor], labels: torch.Tensor, project: Sequence | None) -> None:
-        if isinstance(features, (torch.Tensor, dict)):
-            remedy = "[features]" if isinstance(features, torch.Tensor) else "list(features.values())"
+        if isinstance(features, (torch.Tensor, dict)) or not hasattr(features, "__len__"):
+            remedy = "[features]" if isinstance(features, torch.Tensor) else "list(features)"
+            remedy = "list(features.values())" if isinstance(features, dict) else remedy
             raise TypeError(f"`features` must be a list with one map per stage, got one object: pass `{remedy}`.")
         if len(features) != len(self.stages):
             raise ValueError(
@@ -382,6 +388,12 @@ def _default_scale_weights(num_stages: int) -> tuple[float, ...]:
 def _default_pairs(num_stages: int) -> list[tuple[int, int]]:
     """Pair the finest stage with the coarsest and, if there are more than two, with the second coarsest."""
     return [(0, coarse) for coarse in (num_stages - 1, num_stages - 2) if coarse > 0]
+
+
+def _entries(name: str, values: Any, what: str = "entries") -> tuple:
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"`{name}` must be a list of {what}, got {values!r}.")
+    return tuple(values)
 
 
 def _or_default(value, default):

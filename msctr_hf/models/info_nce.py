@@ -32,7 +32,7 @@ from numbers import Real
 
 import torch
 
-from .anchor_sampling import check_classes
+from .anchor_sampling import check_classes, check_is_tensor
 from .info_nce_tiles import MAX_UNSHIFTED_LOGIT, UnitRows, across_sets, within_scale
 from .transfers import to_device
 
@@ -282,6 +282,7 @@ def _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperat
     if contrast is not None:
         sets.append(("contrast", contrast, contrast_labels))
     for name, features, labels in sets:
+        check_is_tensor(f"{name.removesuffix('s')}_labels", labels)
         if features.ndim != 2 or labels.shape != features.shape[:1]:
             raise ValueError(
                 f"`{name}` must be (N, D) with labels (N,), got {tuple(features.shape)} and {tuple(labels.shape)}."

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from ..data.specs import DatasetSpec
 from ..errors import UsageError, first_line
+from ..evaluation.class_order import find_order
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
 
@@ -29,7 +32,8 @@ def saved_kind(path: str) -> str:
 def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> ContrastiveAdapter:
     """Load a saved model for the classes of a data set and wrap it with the contrastive objective.
 
-    A classifier for other classes gets new random weights.
+    The same classes in another order keep their weights. A classifier for another number of classes gets new random
+    weights.
 
     Raises:
         UsageError: If the model cannot be loaded, is not a segmentation model, has the objective built in, or does
@@ -47,7 +51,29 @@ def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> Contr
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_be_loaded(path, error) from error
+    places = find_order(spec.classes, list(AutoConfig.from_pretrained(path).id2label.values()))
+    if places not in (None, tuple(range(len(spec.classes)))):
+        _reorder_classes(model, places)
     return ContrastiveAdapter(model, **settings).train()
+
+
+@torch.no_grad()
+def _reorder_classes(model: PreTrainedModel, places: Sequence[int]) -> None:
+    """Give every class the weights that it had at another place, in all tensors with an entry for every class."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = len(places) + 1
+    with torch.device("meta"):
+        larger = type(model)(config)
+    shapes = {name: values.shape for name, values in _tensors(larger)}
+    for name, values in _tensors(model):
+        for dim, (size, larger_size) in enumerate(zip(values.shape, shapes[name], strict=True)):
+            if size != larger_size:
+                values.copy_(values.index_select(dim, torch.tensor(places)))
+
+
+def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:

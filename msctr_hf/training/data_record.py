@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from ..data.labels import IGNORE_INDEX
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
-from ..evaluation.class_order import plain_name
+from ..evaluation.class_order import comparable_names
 from .run_folder import read_json
 
 DATA_FILE = "data.json"
@@ -50,8 +51,7 @@ def describe_images(dataset: Dataset | IterableDataset) -> dict[str, Any] | None
 
 def describe_validation(spec: DatasetSpec, validation_set: Dataset | IterableDataset, metric: str) -> dict[str, Any]:
     """Describe what decides about the best score: the validation images, and the classes of the group it is about."""
-    group = [spec.classes[label] for label in spec.groups.get(metric, ())]
-    return {"validation": describe_images(validation_set), "group": group}
+    return {"validation": describe_images(validation_set), "group": sorted(spec.groups.get(metric, ()))}
 
 
 def compare_data(checkpoint: Path, data: dict[str, Any]) -> list[str]:
@@ -73,7 +73,7 @@ def compare_data(checkpoint: Path, data: dict[str, Any]) -> list[str]:
     values = _changed_values(saved, data)
     differences = [
         *_other_classes(saved, data),
-        *_first([f"the raw value {raw} was {old} and is {new}" for raw, old, new in values if old != _REFUSED]),
+        *_first([f"{raw} was {old} and is {new}" for raw, old, new in values if old != _REFUSED]),
         *_other_images(saved, data),
     ]
     if differences:
@@ -82,7 +82,7 @@ def compare_data(checkpoint: Path, data: dict[str, Any]) -> list[str]:
             "or start a new run from its last model with `model_name_or_path='OUTPUT_DIR/last'`."
         )
     # no image with such a value was trained on, since it would have ended the run
-    return _first([f"the raw value {raw} was refused and is {new} from here on." for raw, _, new in values])
+    return _first([f"{raw} was refused and is {new} from here on." for raw, _, new in values])
 
 
 def describe_change(saved: dict[str, Any], current: dict[str, Any]) -> str:
@@ -97,30 +97,41 @@ def _other_classes(saved: dict[str, Any], data: dict[str, Any]) -> list[str]:
     found = [f"{len(before)} classes became {len(now)}"] if len(before) != len(now) else []
     found += [
         f"class {label} was {old!r} and is {new!r}"
-        for label, (old, new) in enumerate(zip(before, now, strict=False))
-        if plain_name(old) != plain_name(new)
+        for label, (old, new, old_name, new_name) in enumerate(
+            zip(before, now, *comparable_names(before, now), strict=False)
+        )
+        if old_name != new_name
     ]
     return _first(found)
 
 
 def _changed_values(saved: dict[str, Any], data: dict[str, Any]) -> list[tuple[str, str, str]]:
     """List the raw values whose meaning changed: (value, what it was, what it is)."""
-    before, now = _meanings(saved), _meanings(data)
+    before, now = _meanings(saved, saved["classes"]), _meanings(data, data["classes"])
+    names, new_names = comparable_names(saved["classes"], data["classes"])
+    compared, new_compared = _meanings(saved, names), _meanings(data, new_names)
     return [
-        (raw, before.get(raw, before[_OTHERS]), now.get(raw, now[_OTHERS]))
-        for raw in {**before, **now}
-        if plain_name(before.get(raw, before[_OTHERS])) != plain_name(now.get(raw, now[_OTHERS]))
+        (_described(raw), _meaning(raw, before), _meaning(raw, now))
+        for raw in {**compared, **new_compared}
+        if _meaning(raw, compared) != _meaning(raw, new_compared)
     ]
 
 
-def _meanings(record: dict[str, Any]) -> dict[str, str]:
+def _described(raw: str) -> str:
+    return "any unlisted raw value" if raw == _OTHERS else f"the raw value {raw}"
+
+
+def _meanings(record: dict[str, Any], classes: Sequence[str]) -> dict[str, str]:
     """Map raw values to class names: the number of a class says nothing where their order has changed."""
-    classes = record["classes"]
     meanings = {
         raw: "ignored" if label == IGNORE_INDEX else repr(classes[label])
         for raw, label in record["raw_values"].items()
     }
     return {**meanings, _OTHERS: "ignored" if record["ignores_other_values"] else _REFUSED}
+
+
+def _meaning(raw: str, meanings: dict[str, str]) -> str:
+    return meanings.get(raw, meanings[_OTHERS])
 
 
 def _other_images(saved: dict[str, Any], data: dict[str, Any]) -> list[str]:

@@ -213,8 +213,7 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             "contrastive objective."
         )
     config = MsctrConfig.from_pretrained(path)
-    train_ids = find_order(list(config.id2label.values()), spec.classes)
-    places = None if train_ids is None else [train_ids.index(label) for label in range(len(train_ids))]
+    places = find_order(spec.classes, list(config.id2label.values()))
     weights = config.class_weights
     config.palette = None  # colors are those of the data set
     if places is not None or "class_weights" in settings:

@@ -9,11 +9,13 @@ from accelerate import Accelerator
 from layouts import write_folder, write_image
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import pipeline
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor, load_segmentation_dataset
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.embeddings import stage_features
+from msctr_hf.evaluation.finite import find_fault_of_weights
 from msctr_hf.evaluation.inference import predict_labels, predict_probabilities
 from msctr_hf.evaluation.predictor import Predictor, load_predictor
 from msctr_hf.evaluation.scoring import score_dataset
@@ -188,3 +190,11 @@ def test_training_does_not_start_from_weights_that_are_not_finite(run_script, sa
     )  # fmt: skip
     assert (code, "Training cannot start: 1 of" in error, CLASSIFIER in error) == (2, True, True)
     assert not (tmp_path / "run").exists()
+
+
+def test_complex_weights_are_checked():
+    network = nn.Module()
+    network.filter = nn.Parameter(torch.tensor([1 + 1j, complex(1, float("nan"))]))
+    fault = find_fault_of_weights(network)
+    assert fault is not None
+    assert "filter (1 NaN of 2 values)" in fault

@@ -117,6 +117,14 @@ def test_patch_tokens_are_arranged_as_a_map_and_class_tokens_left_out(batch):
     torch.testing.assert_close(projections[1], expected)
 
 
+def test_an_output_is_a_tuple_if_it_is_requested(batch):
+    adapter = ContrastiveAdapter(segformer()).eval()
+    outputs, expected = adapter(**batch, return_dict=False), adapter.model(**batch, return_dict=False)
+    assert type(outputs) is tuple
+    assert len(outputs) == len(expected)
+    assert all(torch.equal(found, right) for found, right in zip(outputs, expected, strict=True))
+
+
 def test_prediction_does_not_run_the_projection_head(batch, monkeypatch):
     adapter = ContrastiveAdapter(segformer()).eval()
     monkeypatch.setattr(adapter.projection_head, "hidden", lambda maps: pytest.fail("projected in prediction"))

@@ -194,6 +194,23 @@ def test_settings_that_do_not_fit_are_named_in_the_error(settings, message):
         build(**settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_labels", 2.5, "must be an integer, got 2.5"),
+        ("num_labels", "5", "must be an integer, got '5'"),
+        ("stages", 4, "must be a list of entries, got 4"),
+        ("scale_weights", 1.0, "must be a list of entries, got 1.0"),
+        ("pairs", (0, 1), "must be a list of pairs of positions, got 0"),
+        ("pair_weights", 0.5, "must be a list of entries, got 0.5"),
+        ("max_anchors", 10.5, "must be an integer, got 10.5"),
+    ],
+)
+def test_a_setting_of_another_type_is_named_in_the_error(name, value, message):
+    with pytest.raises(TypeError, match=f"`{name}` {message}"):
+        MultiScaleContrastiveLoss(**{"num_labels": 5, name: value})
+
+
 @pytest.mark.parametrize("name", ["temperature", "cross_scale_temperature"])
 def test_a_learnable_temperature_is_refused(name):
     with pytest.raises(TypeError, match=f"`{name}` must be a number, got a tensor: the loss does not train it"):
@@ -225,6 +242,9 @@ def nhwc():
         ({"labels": torch.full((2, 64, 96), 5)}, ValueError, "neither classes, 0 to 4, nor `ignore_index`, 255: 5"),
         ({"labels": torch.full((2, 64, 96), -100)}, ValueError, "neither .*: -100"),
         ({"labels": torch.arange(2 * 64 * 96).view(2, 64, 96)}, ValueError, "neither .*: 5, 6, 7, 8, 9, ..."),
+        ({"labels": torch.zeros(2, 64, 96).numpy()}, TypeError, "`labels` must be a tensor of integers.*got ndarray"),
+        ({"labels": None}, TypeError, "`labels` must be a tensor of integers.*got NoneType"),
+        ({"features": iter(maps())}, TypeError, r"`features` must be a list .*: pass `list\(features\)`"),
         ({"labels": torch.zeros(2, 64, 96)}, TypeError, "`labels` must be integers.*got torch.float32"),
         ({"labels": torch.zeros(2, 1, 64, 96, dtype=torch.int64)}, ValueError, r"labels.squeeze\(1\)"),
         ({"labels": torch.zeros(2, 5, 64, 96, dtype=torch.int64)}, ValueError, r"labels.argmax\(1\)"),

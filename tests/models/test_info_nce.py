@@ -404,3 +404,9 @@ def test_labels_that_are_not_integers_are_refused(name):
 def test_wrong_arguments_are_named_in_the_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         info_nce_loss(**arguments)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1], None])
+def test_labels_that_are_not_a_tensor_are_named_in_the_error(labels):
+    with pytest.raises(TypeError, match="`anchor_labels` must be a tensor of integers, the classes, got"):
+        info_nce_loss(torch.randn(3, 4), labels)

@@ -11,7 +11,7 @@ from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.specs import DATASETS
 from msctr_hf.errors import UsageError
-from msctr_hf.training.data_record import compare_data, describe_data
+from msctr_hf.training.data_record import compare_data, describe_data, describe_validation
 from msctr_hf.training.run_folder import write_json
 
 SAME_RUNS = {
@@ -48,6 +48,36 @@ def test_what_changes_no_label_resumes_without_a_note(checkpoint, folder, case):
 def test_a_raw_value_that_would_have_ended_the_run_may_be_added(checkpoint, folder):
     notes = compare_data(checkpoint, record_of(folder, ignored=[255]))
     assert notes == ["the raw value 255 was refused and is ignored from here on."]
+
+
+def test_names_that_differ_only_in_spelling_are_other_classes(folder, tmp_path):
+    write_json(tmp_path / "checkpoint/data.json", record_of(folder, classes=["car", "Car", "sky"]))
+    swapped = record_of(folder, classes=["Car", "car", "sky"])
+    with pytest.raises(UsageError, match="class 0 was 'car' and is 'Car'; class 1 was 'Car' and is 'car'"):
+        compare_data(tmp_path / "checkpoint", swapped)
+
+
+def test_values_that_are_not_listed_are_described_as_such(folder, tmp_path):
+    spec, training_set = get_dataset_spec("folder", folder), load_segmentation_dataset("folder", "train", folder)
+    write_json(tmp_path / "checkpoint/data.json", describe_data(replace(spec, ignored=None), training_set))
+    with pytest.raises(UsageError, match="other data: any unlisted raw value was ignored and is refused. Restore"):
+        compare_data(tmp_path / "checkpoint", describe_data(spec, training_set))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ["Sky", "road ", "CAR"], "groups": {"ground": ["CAR", "road "]}},
+        {"groups": {"ground": ["car", "road"]}},
+    ],
+)
+def test_a_group_of_the_same_classes_keeps_the_best_score(folder, change):
+    def described(**description):
+        record_of(folder, **description)
+        validation_set = load_segmentation_dataset("folder", "validation", folder)
+        return describe_validation(get_dataset_spec("folder", folder), validation_set, "ground")
+
+    assert described(groups={"ground": ["road", "car"]}) == described(**change)
 
 
 def test_differences_are_listed_with_the_names_of_the_classes(checkpoint, folder):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TIMM_TINY
 from torch import nn
-from transformers import Dinov2Config
+from transformers import Dinov2Config, SegformerConfig, SegformerForSemanticSegmentation
 
 from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.data.specs import DATASETS
@@ -153,3 +153,16 @@ def test_the_same_classes_in_another_order_keep_their_weights(tiny_config, tmp_p
     torch.testing.assert_close(logits, expected[:, [2, 0, 1]])
     assert started.config.class_weights == [3.0, 1.0, 2.0]
     assert list(started.config.id2label.values()) == ["car", "sky", "road"]
+
+
+def test_an_adapted_model_of_the_same_classes_in_another_order_keeps_their_weights(tmp_path):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    names = {0: "Sky", 1: "road", 2: "car"}
+    network = SegformerForSemanticSegmentation(SegformerConfig(id2label=names, decoder_hidden_size=3, **sizes)).eval()
+    network.save_pretrained(tmp_path)
+    spec = replace(DATASETS["camvid"], classes=["car", "sky", "road"], palette=[(0, 0, 0)] * 3, groups={})
+    started = build_network(ModelSettings(model_name_or_path=str(tmp_path), contrastive_adapter=True), {}, spec).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        logits, expected = (each(pixel_values=pixel_values).logits for each in (started, network))
+    torch.testing.assert_close(logits, expected[:, [2, 0, 1]])
