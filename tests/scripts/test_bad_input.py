@@ -70,7 +70,7 @@ NETWORKS = [
     ),
     ({"contrastive_mode": "all"}, "--contrastive_mode expected one of ('ce', 'ms', 'ms_cs'), got all"),
     ({"contrastive_temperature": 0}, "--contrastive_temperature must be at least 0.01, got 0."),
-    ({"contrastive_scale_weights": "[1]"}, "must have one entry per projected stage [1, 2, 3, 4], got [1]."),
+    ({"contrastive_scale_weights": "[1]"}, "must have one entry per stage [1, 2, 3, 4], got [1]."),
     ({"contrastive_cross_scale_pairs": "[[0,9]]"}, "must pair two different positions below 4, got [0, 9]."),
     ({"projection_stages": "[7]"}, "--projection_stages must be in 1 to 4, the stages of the backbone, got [7]."),
     ({"class_weights": "[1,1]"}, "--class_weights must have one entry per class: 3, got 2."),
