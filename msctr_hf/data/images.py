@@ -167,9 +167,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of Pillow to RGB and turn it as viewers show it.
 
     Raises:
-        UsageError: If it has more than 16 bits per channel.
+        UsageError: If its file cannot be read, or has more than 16 bits per channel.
     """
-    return _turned(_as_rgb(image, _name({"path": getattr(image, "filename", None)})), _orientation(image))
+    name = _name({"path": getattr(image, "filename", None)})
+    # before the orientation is read, since Pillow turns a TIFF when it is loaded, and then removes the orientation
+    _decode_or_name(name, image.load)
+    return _turned(_as_rgb(image, name), _orientation(image))
 
 
 def _read_train_ids(label: Any, mapping: LabelMapping) -> tuple[np.ndarray, int]:

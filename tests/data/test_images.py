@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from msctr_hf.data import images, png_checksums
-from msctr_hf.data.images import read_image, read_labels, read_raw_labels, read_sample
+from msctr_hf.data.images import read_image, read_labels, read_raw_labels, read_sample, to_rgb
 from msctr_hf.data.labels import LabelMapping
 from msctr_hf.errors import UsageError
 
@@ -427,6 +427,18 @@ def tagged(array, orientation, kind="PNG"):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encode(array, kind, **({"exif": exif} if orientation != 1 else {}))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_images_of_pillow_are_turned_once(kind, loaded):
+    """Pillow itself turns a TIFF when it is loaded, and no other format."""
+    stored = sample()[0]
+    for orientation, shown in SHOWN.items():
+        with Image.open(BytesIO(tagged(stored, orientation, kind)["bytes"])) as image:
+            if loaded:
+                image.load()
+            assert np.array_equal(np.asarray(to_rgb(image)), shown(stored)), orientation
 
 
 @pytest.mark.parametrize("orientation", SHOWN)
