@@ -169,7 +169,7 @@ def _find(
         return _Split(split, rows, reader, without_label=[])
     is_test = split == "test"
     pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get, labels_optional=is_test)
-    for note in pairs.notes(split):
+    for note in pairs.notes(split, with_companions=True):
         print(f"warning: {note}")
     if corrections is not None:
         spec.source.check_corrections(corrections, data_dir, name=spec.name)
