@@ -342,12 +342,13 @@ def _read_corrections(corrections: Path) -> dict[str, str]:
         as_usage_error(*unreadable, prefix=f"`corrections`: {corrections} cannot be read: "),
         open(corrections, newline="", encoding="utf-8-sig") as file,
     ):
-        lines = list(csv.DictReader(file))
-    if lines and not {"image_id", "label"} <= set(lines[0]):
+        reader = csv.DictReader(file)
+        columns, lines = reader.fieldnames or [], list(reader)
+    if not {"image_id", "label"} <= {*columns}:
         raise UsageError(f"`corrections`: {corrections} must have the columns image_id and label.")
     label_of: dict[str, str] = {}
     for line in lines:
-        image_id = line["image_id"].strip()
+        image_id = (line["image_id"] or "").strip()
         if image_id in label_of:
             raise UsageError(f"`corrections`: {corrections} names {image_id!r} twice.")
         label_of[image_id] = (line["label"] or "").strip()
