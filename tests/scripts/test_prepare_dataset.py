@@ -469,6 +469,12 @@ def test_a_class_that_only_the_validation_split_holds_is_reported(prepare_folder
     assert (code, "warning: no image of train has a pixel of car, but validation has." in out) == (0, True)
 
 
+def test_a_split_that_is_named_twice_is_checked_and_copied_once(prepare_folder, tmp_path):
+    _, run = prepare_folder
+    code, out, _ = run("--splits", "train", "train", "--output_dir", tmp_path / "copy")
+    assert (code, out.count("train: 4 images"), out.count("4 images are in")) == (0, 1, 1), out
+
+
 def test_a_split_of_ignored_pixels_only_is_refused(prepare_folder, tmp_path):
     root, run = prepare_folder
     write_description(root, ignored=[255])
