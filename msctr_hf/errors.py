@@ -64,6 +64,10 @@ def building_a_network(prefix: str = "") -> Iterator[None]:
         raise UsageError(f"{prefix}{reason}") from error
 
 
+class InputWarning(UserWarning):
+    """Sentence about input that is unusual, but can be used; commands print it without a line of code."""
+
+
 def warn_caller(sentence: str) -> None:
     """Warn about the input, at the line outside this package that led here.
 
@@ -73,7 +77,7 @@ def warn_caller(sentence: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
         frame, level = frame.f_back, level + 1
-    warnings.warn(sentence, stacklevel=level)
+    warnings.warn(sentence, InputWarning, stacklevel=level)
 
 
 def first_line(error: Exception) -> str:

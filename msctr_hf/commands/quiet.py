@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..errors import InputWarning
 from ..progress import is_terminal
 
 # (regular expression for the start of the message, category, regular expression for the module)
@@ -20,6 +21,7 @@ _UNAVOIDABLE_WARNINGS: tuple[tuple[str, type[Warning], str], ...] = (
 )
 
 
+_format_with_code = warnings.formatwarning
 _RETRY_MESSAGE = re.compile(r"'.*' thrown while requesting |Retrying in ", re.DOTALL)
 
 
@@ -38,7 +40,10 @@ class _OneLinePerOutage(logging.Filter):
 
 
 def quiet_libraries() -> None:
-    """Turn off progress bars of libraries that would garble the output, and warnings about their internals."""
+    """Turn off progress bars of libraries that would garble the output, and warnings about their internals.
+
+    Warnings about the input become lines without code, from one process of a run only.
+    """
     from PIL.Image import DecompressionBombWarning
     from transformers.utils.logging import disable_progress_bar
 
@@ -49,10 +54,21 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)
     for message, category, module in _UNAVOIDABLE_WARNINGS:
         warnings.filterwarnings("ignore", message, category, module)
+    warnings.formatwarning = _format_warning
+    if os.environ.get("RANK", "0") != "0":
+        warnings.filterwarnings("ignore", category=InputWarning)
     logging.getLogger("huggingface_hub.utils._http").addFilter(_OneLinePerOutage())
     # a log should show a line when it is written, and in the order of the lines on stderr
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if issubclass(category, InputWarning):
+        return f"warning: {message}\n"
+    return _format_with_code(message, category, filename, lineno, line)
 
 
 @contextmanager

@@ -165,7 +165,8 @@ def no_labeled_pixel(spec: DatasetSpec, images: int, raw_values: Mapping[int, in
     more = ", ..." if len(raw_values) > _IGNORED_SHOWN else ""
     hint = (
         f" If they are train ids, pass `id_map` with '{identity_map(len(spec.classes))}'."
-        if raw_values and all(value < len(spec.classes) or value == IGNORE_INDEX for value in raw_values)
+        if any(value < len(spec.classes) for value in raw_values)
+        and all(value < len(spec.classes) or value == IGNORE_INDEX for value in raw_values)
         else ""
     )
     return (

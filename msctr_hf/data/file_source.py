@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 
 from ..errors import UsageError, as_usage_error, warn_caller
 from .decoding import ReadSamples
-from .image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, NAMES_SHOWN, files_below, name_some
+from .image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, NAMES_SHOWN, files_below, may_be_image, name_some
 from .labels import LabelMapping
 
 UNDECODED_FEATURES = Features(
@@ -66,15 +66,19 @@ class Pairs:
     broken_links: list[Path] = field(default_factory=list)
     unused: list[Path] = field(default_factory=list)
 
-    def notes(self, split: str) -> list[str]:
-        """Write sentences about files that are left out although the split can be used."""
+    def notes(self, split: str, *, with_companions: bool = False) -> list[str]:
+        """Write sentences about files that are left out although the split can be used.
+
+        Texts, annotations, thumbnails and the like beside the images are mentioned only `with_companions`.
+        """
         sentences = []
         if count := len(self.without_image):
             one, many = f"1 label of {split} has no image and is", f"{count} labels of {split} have no image and are"
             sentences.append(f"{one if count == 1 else many} not used: {name_some(self.without_image)}.")
-        if count := len(self.unused):
+        unused = self.unused if with_companions else list(filter(may_be_image, self.unused))
+        if count := len(unused):
             one, many = f"1 file beside the images of {split} is", f"{count} files beside the images of {split} are"
-            sentences.append(f"{one if count == 1 else many} not used: {name_some(self.unused)}.")
+            sentences.append(f"{one if count == 1 else many} not used: {name_some(unused)}.")
         return sentences
 
 
@@ -101,7 +105,7 @@ class FileSource:
 
         Raises:
             UsageError: If folders, images or labels are missing; the message names them. Labels without an image, and
-                files that are not images, are reported as a warning.
+                files that may be images under unusual names, are reported as a warning.
         """
         pairs = self.find(split, data_dir, name=name, where_to_get=where_to_get)
         if corrections is not None:
@@ -338,12 +342,13 @@ def _read_corrections(corrections: Path) -> dict[str, str]:
         as_usage_error(*unreadable, prefix=f"`corrections`: {corrections} cannot be read: "),
         open(corrections, newline="", encoding="utf-8-sig") as file,
     ):
-        lines = list(csv.DictReader(file))
-    if lines and not {"image_id", "label"} <= set(lines[0]):
+        reader = csv.DictReader(file)
+        columns, lines = reader.fieldnames or [], list(reader)
+    if not {"image_id", "label"} <= {*columns}:
         raise UsageError(f"`corrections`: {corrections} must have the columns image_id and label.")
     label_of: dict[str, str] = {}
     for line in lines:
-        image_id = line["image_id"].strip()
+        image_id = (line["image_id"] or "").strip()
         if image_id in label_of:
             raise UsageError(f"`corrections`: {corrections} names {image_id!r} twice.")
         label_of[image_id] = (line["label"] or "").strip()

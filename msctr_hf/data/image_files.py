@@ -17,6 +17,12 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 # lossless ones; without .gif, since programs that write it number the colors anew
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".apng", ".dib", ".pbm", ".pgm", ".pnm", ".ppm")
+# texts, annotations, georeferences, thumbnails and archives that other programs keep in folders of images
+_COMPANION_SUFFIXES = (
+    ".txt", ".md", ".rst", ".log", ".csv", ".tsv", ".json", ".jsonl", ".geojson", ".xml", ".yaml", ".yml", ".toml",
+    ".html", ".pdf", ".xmp", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".ovr", ".db", ".ini", ".lnk", ".url", ".cache",
+    ".md5", ".sha256", ".zip", ".tar", ".gz", ".7z", ".py", ".sh", ".ipynb",
+)  # fmt: skip
 NAMES_SHOWN = 5
 
 
@@ -41,6 +47,11 @@ class FilesBelow:
 def is_image(path: Path) -> bool:
     """Return whether the name of a file ends as that of an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def may_be_image(path: Path) -> bool:
+    """Return whether a file may be an image under an unusual name, and is not known to be something else."""
+    return path.suffix.lower() not in _COMPANION_SUFFIXES
 
 
 def files_below(folder: Path) -> FilesBelow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,7 +26,7 @@ except ImportError:
 
 _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _COLOR_MODES = {"RGB", "RGBA"}
-_GRAY_STEPS = {2: 85, 4: 17}  # Pillow stretches gray values of 2 and 4 bits to 8
+_PGM_HEADER = re.compile(rb"P[25]" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)")  # width, height, largest value
 _32_BIT_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}
 _LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "WEBP"}
 _LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24"}
@@ -67,11 +68,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Pixels in the order in which a file stores them, and the orientation in which viewers show them."""
+    """Pixels in the order in which a file stores them, and the orientation in which viewers show them.
+
+    Pillow stretches gray values so that `white`, if it is not 0, becomes 255, or 65,535 in files of 16 bits.
+    """
 
     pixels: Image.Image | np.ndarray
     orientation: int = 1
     bits: int = 8
+    white: int = 0
 
     @property
     def size(self) -> Size:
@@ -167,9 +172,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of Pillow to RGB and turn it as viewers show it.
 
     Raises:
-        UsageError: If it has more than 16 bits per channel.
+        UsageError: If its file cannot be read, or has more than 16 bits per channel.
     """
-    return _turned(_as_rgb(image, _name({"path": getattr(image, "filename", None)})), _orientation(image))
+    name = _name({"path": getattr(image, "filename", None)})
+    # before the orientation is read, since Pillow turns a TIFF when it is loaded, and then removes the orientation
+    _decode_or_name(name, image.load)
+    return _turned(_as_rgb(image, name), _orientation(image))
 
 
 def _read_train_ids(label: Any, mapping: LabelMapping) -> tuple[np.ndarray, int]:
@@ -189,8 +197,17 @@ def _read_raw_labels(label: Any, by_color: bool) -> tuple[np.ndarray, int]:
         remedy = "" if by_color else " For color-coded labels, list the colors in `label_colors` of dataset.yaml."
         raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}.{remedy}")
     raw = np.asarray(image.convert("RGB") if by_color else image)
-    step = _GRAY_STEPS.get(stored.bits, 1) if image.mode == "L" else 1
-    return (raw // step if step > 1 else raw), stored.orientation
+    if stored.white and image.mode in ("L", "I"):
+        raw = _unstretched(raw, stored.white, 255 if image.mode == "L" else 65535)
+    return raw, stored.orientation
+
+
+def _unstretched(raw: np.ndarray, white: int, full: int) -> np.ndarray:
+    """Compute the gray values of a file, of at most `white`, from those that Pillow stretched to `full`."""
+    if white == full:
+        return raw
+    table = (np.arange(full + 1) * white + full // 2) // full
+    return table.astype(np.uint8 if full == 255 else np.uint16)[raw]
 
 
 def _read(file: Any, quick_mode: str | None = None, *, lossless: bool = False) -> _Stored:
@@ -226,13 +243,13 @@ def _decode_quickly(header: Image.Image, data: bytes, png: VerifiedPng | None) -
 
 def _decode_with_pillow(data: bytes) -> _Stored:
     with Image.open(BytesIO(data)) as image:
-        bits = _bits(image, data)
+        bits, white = _bits(image, data), _white(image, data)
         if image.format != "TIFF":
             image.load()
-            return _Stored(image, _orientation(image), bits)
+            return _Stored(image, _orientation(image), bits, white)
         orientation = _orientation(image)  # before loading, when Pillow turns the pixels
         image.load()
-        return _Stored(_turned(image, _INVERSE.get(orientation, orientation)), orientation, bits)
+        return _Stored(_turned(image, _INVERSE.get(orientation, orientation)), orientation, bits, white)
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
@@ -241,7 +258,21 @@ def _bits(image: Image.Image, data: bytes) -> int:
         return data[24]
     if image.format == "TIFF":
         return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))  # type: ignore[attr-defined]
-    return 16 if image.mode.startswith("I;16") else 8
+    return 16 if _has_16_bits(image) else 8
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Return whether an image has one channel of 16 bits, which Pillow widens to 32 for PGM."""
+    return image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+
+
+def _white(image: Image.Image, data: bytes) -> int:
+    """Read the largest gray value that a file can hold if Pillow stretches it to 255 or 65,535; otherwise 0."""
+    if image.format == "PPM":
+        header = _PGM_HEADER.match(data)
+        return int(header[3]) if header else 0
+    bits = _bits(image, data)
+    return 2**bits - 1 if bits in (2, 4) else 0
 
 
 def _refuse_loss(header: Image.Image, data: bytes, name: str) -> None:
@@ -272,13 +303,13 @@ def _webp_chunks(data: bytes) -> Iterable[bytes]:
 def _as_rgb(image: Image.Image | np.ndarray, name: str) -> Image.Image | np.ndarray:
     if isinstance(image, np.ndarray):
         return image
+    if _has_16_bits(image):  # Pillow would clip values at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in _32_BIT_MODES:
         raise UsageError(
             f"{name}: images must have 8 or 16 bits per channel, but the file has {_32_BIT_MODES[image.mode]} (mode "
             f"{image.mode}); scale its values to 0 to 255 or 0 to 65,535 and save them as a PNG of 8 or 16 bits."
         )
-    if image.mode.startswith("I;16"):  # Pillow would clip values at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

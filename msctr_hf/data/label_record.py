@@ -54,4 +54,6 @@ def _name(values: Mapping[str, str], raw: str) -> str:
 
 def _ignored(record: Mapping[str, Any]) -> str:
     ignored = record["ignored"]
-    return "all other values" if ignored is None else f"the values [{', '.join(ignored)}]"
+    if ignored is None:
+        return "all other values"
+    return f"the values [{', '.join(ignored)}]" if ignored else "no values"

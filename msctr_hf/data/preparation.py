@@ -101,9 +101,8 @@ def prepare(
             label values than it should; nothing is written then.
     """
     _check_options(output_dir, predecode, skip_broken)
-    found = [
-        _find(spec, split, data_dir, saved, corrections) for split in splits or _existing_splits(spec, data_dir, saved)
-    ]
+    names = dict.fromkeys(splits or _existing_splits(spec, data_dir, saved))
+    found = [_find(spec, split, data_dir, saved, corrections) for split in names]
     if output_dir is not None:
         _refuse_other_labels(spec, output_dir)
         if data_dir is not None and saved.name is None and holds_predecoded(data_dir):
@@ -169,7 +168,7 @@ def _find(
         return _Split(split, rows, reader, without_label=[])
     is_test = split == "test"
     pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get, labels_optional=is_test)
-    for note in pairs.notes(split):
+    for note in pairs.notes(split, with_companions=True):
         print(f"warning: {note}")
     if corrections is not None:
         spec.source.check_corrections(corrections, data_dir, name=spec.name)

@@ -27,6 +27,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..errors import UsageError, as_usage_error, first_line
 from .decoding import is_empty
+from .image_files import name_some
 
 _ROWS_AT_A_TIME = 1000
 _ROWS_SHOWN = 5
@@ -108,12 +109,12 @@ def _was_saved_to_disk(folder: Path) -> bool:
 
 
 def _parquet_files(folder: Path) -> Iterable[Path]:
-    """Find the files of a copy; the Hub's converter writes CONFIGURATION/SPLIT/0000.parquet."""
+    """Find the files of a copy except hidden ones; the Hub's converter writes CONFIGURATION/SPLIT/0000.parquet."""
     spellings = [name for names in SPLIT_NAMES.values() for name in names]
     return (
-        sorted(folder.glob("*.parquet"))
-        or sorted(folder.glob("*/*.parquet"))
-        or sorted(path for name in spellings for path in folder.glob(f"[!.]*/{name}/*.parquet"))
+        sorted(folder.glob("[!.]*.parquet"))
+        or sorted(folder.glob("[!.]*/[!.]*.parquet"))
+        or sorted(path for name in spellings for path in folder.glob(f"[!.]*/{name}/[!.]*.parquet"))
     )
 
 
@@ -149,9 +150,13 @@ def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
     files = _parquet_by_split(folder)
     name = _own_name(split, list(files), str(folder))
     paths = list(map(str, files[name]))
-    with as_usage_error(OSError, ValueError, DatasetGenerationError, prefix=f"{folder} cannot be read: "):
-        _refuse_repeated_columns(files[name][0])
-        return load_dataset("parquet", data_files={name: paths}, split=name, streaming=streaming)
+    try:
+        with as_usage_error(OSError, ValueError, prefix=f"{folder} cannot be read: "):
+            _check_parquet(files[name], split)
+            return load_dataset("parquet", data_files={name: paths}, split=name, streaming=streaming)
+    except DatasetGenerationError as error:  # which says what happened only in its cause
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise UsageError(f"{folder} cannot be read: {first_line(cause)}") from error
 
 
 def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
@@ -180,10 +185,17 @@ def _errors_of_hub(saved: SavedDataset) -> Iterator[None]:
         raise UsageError(f"`dataset_name`: {saved.name} cannot be read from the Hub ({reason}).") from error
 
 
-def _refuse_repeated_columns(path: Path) -> None:
-    names = pq.read_schema(path).names
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"{path} has several columns with the name {' and '.join(map(repr, repeated))}; rename them.")
+def _check_parquet(paths: Sequence[Path], split: str) -> None:
+    """Refuse files that `datasets` cannot open: with several columns of the same name, or without any row."""
+    num_rows = 0
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            names, num_rows = file.schema_arrow.names, num_rows + file.metadata.num_rows
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            shown = " and ".join(map(repr, repeated))
+            raise UsageError(f"{path} has several columns with the name {shown}; rename them.")
+    if not num_rows:
+        raise UsageError(f"The parquet files of {split} have no rows: {name_some(paths)}.")
 
 
 def _own_name(split: str, names: list[str], where: str) -> str:

@@ -9,11 +9,13 @@ import datasets
 import pytest
 
 from msctr_hf.commands.quiet import quiet_libraries
+from msctr_hf.errors import warn_caller
 
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     http = logging.getLogger("huggingface_hub.utils._http")
     filters = list(http.filters)
     with warnings.catch_warnings():
@@ -59,3 +61,14 @@ def test_only_the_named_warning_of_the_named_module_is_hidden():
     assert not shown(text, FutureWarning, "transformers.exporters.runners.runner_dynamo")
     assert shown(text, FutureWarning, "a.module.of.the.user")
     assert shown("another name is deprecated", FutureWarning, "transformers.exporters.runners.runner_dynamo")
+
+
+@pytest.mark.parametrize(("rank", "expected"), [("0", ["warning: 1 file is not used.\n"]), ("1", [])])
+def test_a_warning_about_the_input_is_one_line_of_one_process(monkeypatch, rank, expected):
+    monkeypatch.setitem(os.environ, "RANK", rank)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_libraries()
+        warn_caller("1 file is not used.")
+    lines = [warnings.formatwarning(each.message, each.category, each.filename, each.lineno) for each in caught]
+    assert lines == expected

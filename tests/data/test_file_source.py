@@ -1,5 +1,7 @@
 """Every data set is read in its official layout, and every kind of damage is refused with an error."""
 
+import warnings
+
 import numpy as np
 import pytest
 from layouts import LAYOUTS, write_image, write_labels
@@ -41,15 +43,16 @@ def test_an_image_without_a_label_is_refused_by_name(layout, tmp_path):
 
 
 @every_layout
-def test_unrelated_files_are_ignored(layout, tmp_path):
+def test_unrelated_files_are_left_out_without_a_warning(layout, tmp_path):
     layout.write(tmp_path)
     image, label = layout.pair(tmp_path)
     for folder in (image.parent, label.parent):
         for name in (".DS_Store", "Thumbs.db", "README.txt"):
             (folder / name).write_bytes(b"x")
-    _, without_image = layout.pair(tmp_path, 7)
-    without_image.write_bytes(label.read_bytes())
-    assert len(load(layout, tmp_path)) == 3
+    (image.parent / "annotation.json").write_bytes(b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load(layout, tmp_path)) == 3
 
 
 @every_layout
@@ -309,16 +312,18 @@ def test_labels_without_an_image_are_counted_in_a_warning(layout, tmp_path):
         with pytest.raises(UsageError, match="names 2008_000001, which is not in"):
             load(layout, tmp_path)
         return
-    with pytest.warns(UserWarning, match="2 labels of train have no image and are not used") as warnings:
+    with pytest.warns(UserWarning, match="2 labels of train have no image and are not used") as warned:
         assert len(load(layout, tmp_path)) == 2
-    assert str(label) in str(warnings[0].message)
-    assert warnings[0].filename == __file__
+    assert str(label) in str(warned[0].message)
+    assert warned[0].filename == __file__
 
 
-def test_files_beside_the_images_are_counted_in_a_warning(tmp_path):
+@pytest.mark.parametrize("name", ["3.npy", "3.dng", "3.png.bak", "3"])
+def test_files_that_may_be_images_are_counted_in_a_warning(tmp_path, name):
     root = LAYOUTS["folder"].write(tmp_path)
-    (root / "train/images/a/3.npy").write_bytes(b"x")
-    with pytest.warns(UserWarning, match=r"1 file beside the images of train is not used: .*3\.npy"):
+    for stranger in (name, "3.txt"):
+        (root / "train/images/a" / stranger).write_bytes(b"x")
+    with pytest.warns(UserWarning, match=rf"1 file beside the images of train is not used: .*/{name}\."):
         assert len(load(LAYOUTS["folder"], root)) == 3
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from msctr_hf.data import images, png_checksums
-from msctr_hf.data.images import read_image, read_labels, read_raw_labels, read_sample
+from msctr_hf.data.images import read_image, read_labels, read_pair, read_raw_labels, read_sample, to_rgb
 from msctr_hf.data.labels import LabelMapping
 from msctr_hf.errors import UsageError
 
@@ -428,6 +428,29 @@ def test_tiff_labels_of_2_and_4_bits_are_read_as_values(decoder, bits):
     assert np.array_equal(read_raw_labels({"bytes": data, "path": "mask.tif"}, by_color=False), labels)
 
 
+@pytest.mark.parametrize("largest", [1, 2, 5, 15, 100, 200, 255, 256, 300, 4095, 65535])
+@pytest.mark.parametrize("plain", [False, True])
+def test_pgm_labels_are_read_as_values_whatever_their_largest_value_is(decoder, largest, plain):
+    """Pillow stretches the values, so that the largest becomes 255 or 65,535."""
+    labels = np.arange(min(largest + 1, 4096)).repeat(3).reshape(3, -1)
+    labels[-1, -1] = largest
+    header = f"P{2 if plain else 5}\n# scribbled by hand\n{labels.shape[1]} 3\n{largest}\n".encode()
+    pixels = labels.astype(">u2" if largest > 255 else np.uint8).tobytes()
+    data = header + (" ".join(map(str, labels.flat)).encode() if plain else pixels)
+    assert np.array_equal(read_raw_labels({"bytes": data, "path": "mask.pgm"}, by_color=False), labels)
+
+
+def test_pgm_images_of_16_bits_are_divided_by_256(tmp_path):
+    values = np.arange(0, 65536, 16).reshape(64, 64)
+    path = tmp_path / "scan.pgm"
+    path.write_bytes(b"P5 64 64 65535\n" + values.astype(">u2").tobytes())
+    pair = read_pair({"path": str(path)}, encode(np.zeros((64, 64), np.uint8)), MAPPING)
+    with Image.open(path) as image:
+        shown = [pair.image, read_image(path), to_rgb(image)]
+    assert all(np.array_equal(np.asarray(each)[..., 0], values >> 8) for each in shown)
+    assert pair.bits == 16
+
+
 SHOWN = {  # EXIF orientation -> pixels as a screen shows them, from the specification: where row 0 and column 0 are
     1: lambda stored: stored, 2: lambda stored: stored[:, ::-1], 3: lambda stored: stored[::-1, ::-1],
     4: lambda stored: stored[::-1], 5: lambda stored: stored.swapaxes(0, 1),
@@ -440,6 +463,18 @@ def tagged(array, orientation, kind="PNG"):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encode(array, kind, **({"exif": exif} if orientation != 1 else {}))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_images_of_pillow_are_turned_once(kind, loaded):
+    """Pillow itself turns a TIFF when it is loaded, and no other format."""
+    stored = sample()[0]
+    for orientation, shown in SHOWN.items():
+        with Image.open(BytesIO(tagged(stored, orientation, kind)["bytes"])) as image:
+            if loaded:
+                image.load()
+            assert np.array_equal(np.asarray(to_rgb(image)), shown(stored)), orientation
 
 
 @pytest.mark.parametrize("orientation", SHOWN)

@@ -37,6 +37,10 @@ def test_corrections_leave_images_out_and_replace_labels(tmp_path):
     ("text", "message"),
     [
         ("frame,label\n1,2\n", "columns image_id and label"),
+        ("Video3/Video3_frame000000,\n", "columns image_id and label"),  # one image to leave out, without a header
+        ("image_id;label\n", "columns image_id and label"),
+        ("", "columns image_id and label"),
+        ("label,image_id\n\nno.png\n", "1 of the ids .* are not those of images with labels: ''"),
         ("image_id,label\nVideo3/Video3_frame000000,no.png\n", "no.png"),
     ],
 )

@@ -280,14 +280,17 @@ def test_the_columns_of_images_and_labels_must_differ_and_may_be_exchanged(tmp_p
     assert [int(np.asarray(sample["label"])[0, 0]) for sample in copy] == [0, 1, 2]
 
 
-def test_a_parquet_file_with_two_columns_of_the_same_name_is_refused_in_one_sentence(tmp_path):
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_parquet_file_with_two_columns_of_the_same_name_is_refused_in_one_sentence(tmp_path, place):
     columns = rows_of_camvid()
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     arrays = [pa.array(columns[name], type=kind) for name in ("image", "label", "label")]
     (tmp_path / "copy").mkdir()
-    pq.write_table(pa.Table.from_arrays(arrays, names=["image", "label", "label"]), tmp_path / "copy/train.parquet")
+    repeated = pa.Table.from_arrays(arrays, names=["image", "label", "label"])
+    pq.write_table(repeated, tmp_path / f"copy/train-{place}.parquet")
+    pq.write_table(repeated.select([0, 1]), tmp_path / f"copy/train-{1 - place}.parquet")
     for streaming in (False, True):
-        with pytest.raises(UsageError, match="label"):
+        with pytest.raises(UsageError, match=f"train-{place}.parquet has several columns with the name 'label'"):
             list(load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=streaming))
 
 
@@ -308,3 +311,38 @@ def test_configurations_of_the_hub_are_not_mixed(official, tmp_path):
     with pytest.raises(UsageError, match=r"several folders of train: .*large/train, .*small/train"):
         load_segmentation_dataset("cityscapes", "train", folder)
     assert_same_samples(load_segmentation_dataset("cityscapes", "train", folder / "small"), official)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hidden_parquet_files_are_left_out(official, tmp_path, streaming):
+    """macOS writes ._NAME beside every file, and caches and editors have hidden folders."""
+    folder = write_parquet(official, tmp_path / "copy", "default/train/{:04d}.parquet", num_shards=2)
+    (folder / "default/train/._0000.parquet").write_bytes(b"attributes")
+    for name in (".train.parquet", ".cache/train.parquet", ".ipynb_checkpoints/train/0000.parquet"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"hidden")
+    assert_same_samples(load_segmentation_dataset("cityscapes", "train", folder, streaming=streaming), official)
+
+
+def test_a_folder_with_hidden_parquet_files_only_is_not_a_copy(tmp_path):
+    root = LAYOUTS["camvid"].write(tmp_path / "official")
+    (root / ".cache").mkdir()
+    (root / ".cache/train.parquet").write_bytes(b"hidden")
+    assert len(load_segmentation_dataset("camvid", "train", root)) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_parquet_file_without_rows_is_refused_with_its_name(official, tmp_path, streaming):
+    folder = write_parquet(official, tmp_path / "copy", "train.parquet")
+    pq.write_table(pq.read_table(folder / "train.parquet").slice(0, 0), folder / "train.parquet")
+    with pytest.raises(UsageError, match=r"The parquet files of train have no rows: .*train\.parquet"):
+        list(load_segmentation_dataset("cityscapes", "train", folder, streaming=streaming))
+
+
+def test_parquet_files_with_columns_of_other_types_are_refused_with_the_cause(tmp_path):
+    (tmp_path / "copy").mkdir()
+    for number, ids in enumerate(([1, 2, 3], ["a", "b", "c"])):
+        rows = Dataset.from_dict(rows_of_camvid(image_id=ids))
+        rows.to_parquet(tmp_path / f"copy/train-{number}.parquet")
+    with pytest.raises(UsageError, match=r"copy cannot be read: Failed to parse string: 'c'"):
+        load_segmentation_dataset("camvid", "train", tmp_path / "copy")

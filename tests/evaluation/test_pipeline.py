@@ -81,6 +81,13 @@ def test_files_are_read_as_for_prediction(saved, image, tmp_path):
         segment(str(tmp_path / "damaged.png"))
 
 
+def test_a_truncated_image_of_pillow_is_refused_by_name(saved, image, tmp_path):
+    image.save(tmp_path / "photo.png")
+    (tmp_path / "photo.png").write_bytes((tmp_path / "photo.png").read_bytes()[:-200])
+    with Image.open(tmp_path / "photo.png") as photo, pytest.raises(UsageError, match=r"photo\.png cannot be read"):
+        pipeline("msctr-segmentation", model=saved)(photo)
+
+
 def test_images_are_loaded_from_addresses(saved, image, tmp_path):
     image.save(tmp_path / "image.png")
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))

@@ -239,7 +239,9 @@ OTHER_LABELS = {
         {"classes": ["sky", "street", "car"], "label_values": {0: "sky", 1: "street", 2: "car"}}, [], "classes",
     ),
     "another ignored value": ({"label_values": {0: "sky", 1: "road"}, "ignored": [2]}, [], "label_values"),
-    "other ignored values only": ({"ignored": [7]}, [], "ignored"),
+    "other ignored values only": (
+        {"ignored": [7]}, [], r"`ignored` changed: no values were ignored, and now the values \[7\] are",
+    ),
     "an id map": ({}, ["--id_map", "{0: 0, 1: 2, 2: 1}"], "--id_map"),
     "values from 1": ({"label_values": None, "ignored": [0]}, ["--reduce_zero_label", "true"], "--reduce_zero_label"),
 }  # fmt: skip
@@ -467,6 +469,12 @@ def test_a_class_that_only_the_validation_split_holds_is_reported(prepare_folder
     assert (code, "warning: no image of train has a pixel of car, but validation has." in out) == (0, True)
 
 
+def test_a_split_that_is_named_twice_is_checked_and_copied_once(prepare_folder, tmp_path):
+    _, run = prepare_folder
+    code, out, _ = run("--splits", "train", "train", "--output_dir", tmp_path / "copy")
+    assert (code, out.count("train: 4 images"), out.count("4 images are in")) == (0, 1, 1), out
+
+
 def test_a_split_of_ignored_pixels_only_is_refused(prepare_folder, tmp_path):
     root, run = prepare_folder
     write_description(root, ignored=[255])
@@ -474,6 +482,7 @@ def test_a_split_of_ignored_pixels_only_is_refused(prepare_folder, tmp_path):
         write_labels(root / f"train/labels/{number}.png", np.full((40, 56), 255, np.uint8))
     code, _, error = run("--output_dir", tmp_path / "copy")
     assert (code, "no pixel of 4 images has a class" in error) == (2, True), error
+    assert "train ids" not in error  # which 255 alone would not be
     assert not (tmp_path / "copy").exists()
 
 
