@@ -49,6 +49,7 @@ def test_a_part_ends_at_its_limit():
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expression", "said"), [("gpu", "PyTorch sees no NVIDIA GPU on this machine."), ("not slow", "deselected")]
 )

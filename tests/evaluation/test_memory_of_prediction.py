@@ -36,19 +36,25 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
-def test_two_images_of_12000_x_9000_pixels_are_predicted_in_windows_within_3_gib(tmp_path):
+@pytest.mark.parametrize(
+    ("size", "most"),
+    [
+        pytest.param((6000, 4500), 1.5, marks=pytest.mark.slow),
+        pytest.param((12_000, 9000), 3, marks=pytest.mark.long),
+    ],
+)
+def test_two_large_images_are_predicted_in_windows_within_a_stated_memory(tmp_path, size, most):
     (tmp_path / "images").mkdir()
     for name in "ab":
         pixels = np.random.default_rng(ord(name)).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((12_000, 9000)).save(tmp_path / f"images/{name}.jpg")
+        Image.fromarray(pixels).resize(size).save(tmp_path / f"images/{name}.jpg")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, tmp_path / "images", tmp_path / "maps"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "maps").iterdir())) == 4
-    assert int(done.stdout.split()[-1]) / 2**20 < 3
+    assert int(done.stdout.split()[-1]) / 2**20 < most  # GiB
 
 
 def test_an_image_prepared_in_strips_equals_the_one_prepared_at_once(tiny_config, monkeypatch):
