@@ -31,7 +31,7 @@ class PairedFiles:
             which `labels` is `None` have none.
         image_suffixes (`tuple[str, ...]`): Endings of image names as they are distributed, such as `".jpg"` or
             `"_leftImg8bit.png"`; where no such file exists, other image formats are accepted too.
-        label_suffix (`str`, *optional*): Ending of label names, likewise; `None` accepts any lossless format.
+        label_suffix (`str`, *optional*): Ending of label names in the same way; `None` accepts any lossless format.
         names (`str`, *optional*): Text file with the names of the split's images, one per line; all
             images by default.
         prefix (`str`): Text before the shared path in the image id.
@@ -69,7 +69,7 @@ class Pairs:
     def notes(self, split: str, *, with_companions: bool = False) -> list[str]:
         """Write sentences about files that are left out although the split can be used.
 
-        Texts, annotations, thumbnails and the like beside the images are mentioned only `with_companions`.
+        Texts, annotations, thumbnails and the like among the images are mentioned only `with_companions`.
         """
         sentences = []
         if count := len(self.without_image):
@@ -77,7 +77,7 @@ class Pairs:
             sentences.append(f"{one if count == 1 else many} not used: {name_some(self.without_image)}.")
         unused = self.unused if with_companions else list(filter(may_be_image, self.unused))
         if count := len(unused):
-            one, many = f"1 file beside the images of {split} is", f"{count} files beside the images of {split} are"
+            one, many = f"1 file among the images of {split} is", f"{count} files among the images of {split} are"
             sentences.append(f"{one if count == 1 else many} not used: {name_some(unused)}.")
         return sentences
 

@@ -200,7 +200,7 @@ class ContrastiveAdapter(PreTrainedModel):
         save_heads: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Save the model as its own `save_pretrained` does, and the projection head in a file beside it.
+        """Save the model as its own `save_pretrained` does, and the projection head in a file next to it.
 
         Args:
             folder (`str` or `Path`): Folder in which the model is saved.
@@ -283,7 +283,7 @@ def _checkpoint_of_the_trainer() -> Path | None:
     """Return the checkpoint that the Trainer of transformers is loading, or `None` if it is not loading one.
 
     The Trainer reads the file of the model itself and calls `load_state_dict` with the weights alone. It tells a model
-    nowhere which folder they are from, so the file beside it can only be found through the calling functions.
+    nowhere which folder they are from, so the file next to it can only be found through the calling functions.
     """
     frame = inspect.currentframe()
     while frame is not None:

@@ -323,7 +323,7 @@ def test_files_that_may_be_images_are_counted_in_a_warning(tmp_path, name):
     root = LAYOUTS["folder"].write(tmp_path)
     for stranger in (name, "3.txt"):
         (root / "train/images/a" / stranger).write_bytes(b"x")
-    with pytest.warns(UserWarning, match=rf"1 file beside the images of train is not used: .*/{name}\."):
+    with pytest.warns(UserWarning, match=rf"1 file among the images of train is not used: .*/{name}\."):
         assert len(load(LAYOUTS["folder"], root)) == 3
 
 
@@ -332,7 +332,7 @@ def test_two_images_of_one_name_are_refused_unless_only_one_has_the_official_suf
     image, _ = layout.pair(layout.write(tmp_path))
     expected = pixels(image)
     write_image(image.with_suffix(".png"), (12, 16), seed=7)
-    with pytest.warns(UserWarning, match="1 file beside the images of train is not used"):
+    with pytest.warns(UserWarning, match="1 file among the images of train is not used"):
         assert np.array_equal(np.asarray(load(layout, tmp_path)[0]["image"]), expected)
     image.unlink()
     write_image(image.with_suffix(".bmp"), (12, 16))

@@ -71,7 +71,7 @@ class Folder:
     broken: dict = field(default_factory=dict)  # image id -> file that must be named
     refused: list = field(default_factory=list)  # images without labels, and links that lead nowhere
     alone: int = 0  # labels without an image
-    strangers: int = 0  # other files beside the images
+    strangers: int = 0  # other files among the images
 
     def place(self, kind, name, suffix):
         path = self.root / "train" / kind / f"{name}{suffix}"
@@ -273,7 +273,7 @@ def check(folder, work):
     said = " ".join(str(warning.message) for warning in caught)
     assert (f"{folder.alone} label" in said) == (folder.alone > 0 and not folder.refused), said
     # a text is mentioned by the check only
-    assert ("1 file beside" in said) == (folder.strangers > 1 and not folder.refused), said
+    assert ("1 file among" in said) == (folder.strangers > 1 and not folder.refused), said
     for predecode in (False, True):
         check_copy(folder, work / f"copy_{predecode}", predecode)
 

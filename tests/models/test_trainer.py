@@ -129,7 +129,7 @@ def test_a_checkpoint_holds_the_plain_model_and_a_resumed_training_has_the_same_
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in plain.state_dict().items())
 
 
-def test_save_model_writes_the_plain_model_and_the_heads_beside_it(build, images, tmp_path):
+def test_save_model_writes_the_plain_model_and_the_heads_next_to_it(build, images, tmp_path):
     trainer = Trainer(build("adapted"), arguments(tmp_path / "run"), train_dataset=images)
     trainer.save_model(tmp_path / "saved")
     plain = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "saved")

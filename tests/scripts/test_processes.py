@@ -88,7 +88,7 @@ def test_two_processes_resume_with_the_data_and_learning_rates_of_an_uninterrupt
 @pytest.mark.slow
 def test_sharded_training_gives_the_weights_of_unsharded_training_and_resumes(folder, tmp_path):
     settings = {"batch_size": 2, "crop_size": "64 64", "max_steps": 6, "class_weights": "[1,1]", "validation_steps": 6}
-    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+    fsdp = {"ACCELERATE_USE_CPU": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
     config = yaml.safe_load((ROOT / "configs/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
     fsdp |= {name.upper(): str(value) for name, value in config.items()}
 
