@@ -43,20 +43,23 @@ class ShuffledSampler(Sampler):
         self.seed = seed
         self.repeats = repeats
         self.epoch = 0
+        self.start = 0  # position in the epoch at which an iteration begins, after an interruption within the epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch for the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
+        """Count the samples of the whole epoch."""
         return len(self._indices(np.random.default_rng((self.seed, self.epoch))))
 
     def __iter__(self) -> Iterator[Key]:
-        epoch, random = self.epoch, np.random.default_rng((self.seed, self.epoch))
+        epoch, start, random = self.epoch, self.start, np.random.default_rng((self.seed, self.epoch))
         indices = random.permutation(self._indices(random))
         occurred = np.zeros(self.num_samples, dtype=int)
-        for index in indices.tolist():
-            yield epoch, index, int(occurred[index])
+        for position, index in enumerate(indices.tolist()):
+            if position >= start:
+                yield epoch, index, int(occurred[index])
             occurred[index] += 1
 
     def _indices(self, random: np.random.Generator) -> np.ndarray:

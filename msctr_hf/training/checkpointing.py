@@ -47,7 +47,8 @@ class Progress:
 
     step: int = 0
     epoch: int = 0
-    batches_in_epoch: int = 0
+    images_in_epoch: int = 0  # images of this epoch that were trained on, in all processes
+    batches_in_epoch: int | None = None  # in checkpoints of older versions, instead of `images_in_epoch`
     validated_step: int = 0
     best_score: float = NO_SCORE  # best value of `metric_for_best_model`
     best_results: dict[str, Any] = field(default_factory=dict)
@@ -224,8 +225,7 @@ def _complete(partial: Path, folder: Path, facts: dict[str, Any]) -> None:
 
 def replace_progress(checkpoint: Path, progress: Progress) -> None:
     """Add the result of the validation of its step to a checkpoint, by a single rename."""
-    # only what a validation changes: a run that was resumed with another `batch_size` counts batches in other units
-    # than the settings and states of this checkpoint
+    # only what a validation changes: the position in the data belongs to the states of this checkpoint
     state = {name: getattr(progress, name) for name in _CHANGED_BY_A_VALIDATION}
     write_json(checkpoint / PROGRESS_FILE, {"progress": state, "sha256": _checksum_of_progress(state)})
 

@@ -16,7 +16,12 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProfileKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProfileKwargs,
+)
 from torch import nn
 
 from ..errors import UsageError, as_usage_error
@@ -50,7 +55,10 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
     with as_usage_error(ValueError, prefix="Accelerate refuses these settings: "):  # for example, bf16 on an old GPU
         accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
-            gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+            # A step that ended with the epoch would see fewer images than the others, each with too small a gradient.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=arguments.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
             log_with=trackers or None,
             project_dir=str(Path(arguments.output_dir) / "tensorboard"),
             dataloader_config=DataLoaderConfiguration(non_blocking=True),

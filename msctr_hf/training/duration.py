@@ -1,4 +1,7 @@
-"""Length of a run: epochs and optimizer steps of a training set, and the interval of validations."""
+"""Length of a run: epochs and optimizer steps of a training set, and the interval of validations.
+
+An epoch ends after a batch, which may be within a step: the step then takes its other batches from the next epoch.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ DEFAULT_VALIDATIONS, MAX_STEPS_WITHOUT_VALIDATION = 20, 5_000  # if `validation_
 @dataclass(frozen=True)
 class Epochs:
     """Epochs of a training set, whose images may be split over processes, in batches and optimizer steps.
+
+    All steps have the same number of batches, so an epoch need not be a whole number of steps.
 
     Args:
         sampler (`ShuffledSampler`): Order of the images; with repeat factors, their number differs between epochs.
@@ -35,28 +40,25 @@ class Epochs:
         sampler.set_epoch(epoch)
         return len(sampler) // self.batch_size // self.num_processes
 
-    def steps(self, epoch: int = 0) -> int:
-        """Count the optimizer steps of an epoch."""
-        # rounded up, since Accelerate takes a step at the last batch of an epoch, even with fewer batches than usual
-        return math.ceil(self.batches(epoch) / self.gradient_accumulation_steps)
-
     def steps_until(self, num_epochs: float) -> int:
-        """Count the optimizer steps of a number of epochs, which may end within an epoch."""
+        """Count the optimizer steps that see a number of epochs, which may end within an epoch."""
         whole = int(num_epochs)
-        part = round((num_epochs - whole) * self.steps(whole), 6)  # 0.1 of 10 steps is 1, not 1.0000000000000009
+        part = round((num_epochs - whole) * self.batches(whole), 6)  # 0.1 of 10 batches is 1, not 1.0000000000000009
         # a product if all epochs are equally long, since a run that is meant to end early may have very many of them
-        whole_steps = whole * self.steps() if self.sampler.repeats is None else sum(map(self.steps, range(whole)))
-        return max(1, whole_steps + math.ceil(part))
+        of_whole = whole * self.batches(0) if self.sampler.repeats is None else sum(map(self.batches, range(whole)))
+        num_batches = max(1, of_whole + math.ceil(part))
+        return -(-num_batches // self.gradient_accumulation_steps)  # rounded up
 
     def epochs_until(self, num_steps: int) -> float:
-        """Compute the number of epochs of a number of optimizer steps, the inverse of `steps_until`."""
+        """Compute the number of epochs that a number of optimizer steps sees, the inverse of `steps_until`."""
+        num_batches = num_steps * self.gradient_accumulation_steps
         if self.sampler.repeats is None:
-            return num_steps / self.steps()
+            return num_batches / self.batches(0)
         epoch = 0
-        while num_steps > (length := self.steps(epoch)):
-            num_steps -= length
+        while num_batches > (length := self.batches(epoch)):
+            num_batches -= length
             epoch += 1
-        return epoch + num_steps / length
+        return epoch + num_batches / length
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,14 @@ class Duration:
     Args:
         max_steps (`int`): Total number of steps.
         validation_steps (`int`): Number of steps from one validation to the next.
-        steps_per_epoch (`int`, *optional*): Number of steps of the first epoch; `None` for a stream.
+        batches_per_epoch (`int`, *optional*): Number of batches of the first epoch, of one process; `None` for a
+            stream.
         num_epochs (`float`, *optional*): Number of passes over the training set; `None` for a stream.
     """
 
     max_steps: int
     validation_steps: int
-    steps_per_epoch: int | None = None
+    batches_per_epoch: int | None = None
     num_epochs: float | None = field(default=None, compare=False)  # determined by the others and the training set
 
 
@@ -82,7 +85,7 @@ def plan_duration(arguments: TrainingSettings, epochs: Epochs | None) -> Duratio
     Raises:
         UsageError: If the length of a stream is given in epochs.
     """
-    max_steps, steps_per_epoch = arguments.max_steps, None if epochs is None else epochs.steps()
+    max_steps = arguments.max_steps
     if max_steps is None:
         if epochs is None or arguments.num_train_epochs is None:
             raise UsageError(
@@ -90,6 +93,9 @@ def plan_duration(arguments: TrainingSettings, epochs: Epochs | None) -> Duratio
                 "of a stream is not known; use `max_steps`, or leave `streaming` out."
             )
         max_steps = epochs.steps_until(arguments.num_train_epochs)
-    by_default = min(max(1, steps_per_epoch or 0, max_steps // DEFAULT_VALIDATIONS), MAX_STEPS_WITHOUT_VALIDATION)
-    num_epochs = None if epochs is None else epochs.epochs_until(max_steps)
-    return Duration(max_steps, arguments.validation_steps or by_default, steps_per_epoch, num_epochs)
+    steps_of_an_epoch = 1 if epochs is None else epochs.steps_until(1)
+    by_default = min(max(steps_of_an_epoch, max_steps // DEFAULT_VALIDATIONS), MAX_STEPS_WITHOUT_VALIDATION)
+    validation_steps = arguments.validation_steps or by_default
+    if epochs is None:
+        return Duration(max_steps, validation_steps)
+    return Duration(max_steps, validation_steps, epochs.batches(0), epochs.epochs_until(max_steps))

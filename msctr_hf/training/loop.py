@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -55,7 +56,13 @@ class TrainingLoop:
         self.data = setup.data
         self.stop = stop
         self.publish = publish
-        self.batches = endless_batches(self.accelerator, setup.loader, self.progress)
+        self.batches = endless_batches(
+            self.accelerator,
+            setup.loader,
+            self.progress,
+            self.args.batch_size * self.accelerator.num_processes,
+            None if setup.epochs is None else setup.epochs.sampler,
+        )
         # a checkpoint in another folder does not belong to this run, so the same step must be saved here again
         is_own = setup.checkpoint is not None and setup.checkpoint.resolve() == self.checkpoint_folder.resolve()
         self.saved_step = self.progress.step if is_own else 0
@@ -150,15 +157,8 @@ class TrainingLoop:
         self.meter.end_step(grad_norm)
 
     def next_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the batches of one step: `gradient_accumulation_steps` of them, or fewer where an epoch ends.
-
-        They are read one by one, since Accelerate assumes that the batch read last is the one that is trained on, and
-        ends a step early at the last batch of an epoch.
-        """
-        for batch in self.batches:
-            yield batch
-            if self.accelerator.sync_gradients:
-                return
+        """Yield the batches of one step, `gradient_accumulation_steps` of them, even where an epoch ends within it."""
+        return itertools.islice(self.batches, self.args.gradient_accumulation_steps)
 
     def clip_gradient(self) -> torch.Tensor | None:
         """Clip the gradient and return its norm before clipping, or `None` if the launcher does not report it."""

@@ -73,6 +73,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, arguments: TrainingSettings
 def schedule_factor(step: int, arguments: TrainingSettings, duration: Duration) -> float:
     """Compute the factor of the learning rate at a step, counted from 0; it is never negative.
 
+    The exponential schedule decays at the first step that begins after the end of an epoch.
     After the warm-up, the factor is computed from the absolute step: the schedule includes the steps of the warm-up.
     """
     if step < arguments.warmup_steps:
@@ -80,5 +81,6 @@ def schedule_factor(step: int, arguments: TrainingSettings, duration: Duration) 
     if arguments.schedule == "poly":
         return max(0.0, 1 - step / duration.max_steps) ** arguments.poly_power
     if arguments.schedule == "exponential":
-        return arguments.exponential_gamma ** (step // (duration.steps_per_epoch or 1))
+        whole_epochs = step * arguments.gradient_accumulation_steps // (duration.batches_per_epoch or 1)
+        return arguments.exponential_gamma**whole_epochs
     return 1.0

@@ -95,9 +95,20 @@ def splits_as_before(checkpoint: Path, settings: dict[str, Any]) -> bool:
     return all(saved.get(name) == settings.get(name) for name in _BATCH)
 
 
-def move_to_the_same_image(progress: Progress, checkpoint: Path, settings: dict[str, Any]) -> None:
-    """Convert the number of batches of this epoch to the new split, so that training continues at the same image."""
+def count_images_of_older_version(progress: Progress, checkpoint: Path) -> list[str]:
+    """Convert the position in the data if the checkpoint is of a version that counted batches.
+
+    Returns:
+        `list[str]`: A sentence about what changes from here on, if something does.
+    """
+    if progress.batches_in_epoch is None:
+        return []
     saved = read_json(checkpoint / SETTINGS_FILE)
-    images = progress.batches_in_epoch * saved["batch_size"] * saved["num_processes"]
-    # whole, except after the last step of an epoch, which may have fewer batches
-    progress.batches_in_epoch = images // (settings["batch_size"] * settings["num_processes"])
+    progress.images_in_epoch = progress.batches_in_epoch * saved["batch_size"] * saved["num_processes"]
+    progress.batches_in_epoch = None
+    if saved["gradient_accumulation_steps"] == 1:
+        return []
+    return [
+        f"{checkpoint} is of an older version, in which the last step of an epoch could have fewer batches: from here "
+        "on all steps have the same number, and epochs and an exponential schedule are counted by images."
+    ]

@@ -27,7 +27,7 @@ from .meter import Meter
 from .network import build_network, choose_image_processor, refuse_single_values
 from .optimization import build_optimizer, build_schedule
 from .replacement import put_aside
-from .resuming import compare_settings, move_to_the_same_image, splits_as_before
+from .resuming import compare_settings, count_images_of_older_version, splits_as_before
 from .run_folder import write_config, write_run_file
 from .settings import ModelSettings, TrainingSettings
 from .step_guard import StepGuard, Verdict
@@ -103,6 +103,11 @@ class Setup:
         optimizer = build_optimizer(network, args, fused=accelerator.device.type in FUSED_DEVICES)
         self.schedule = build_schedule(optimizer, args, self.duration)
         self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
+        if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:  # only DeepSpeed overrides it
+            raise UsageError(
+                f"`gradient_accumulation_steps` is {args.gradient_accumulation_steps}, but the configuration of "
+                f"DeepSpeed says {accelerator.gradient_accumulation_steps}; use the same number in both."
+            )
         self.network = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.validation = Validation(
             accelerator,
@@ -212,11 +217,14 @@ class Setup:
         # The states were saved before the validation of their step and are never rewritten, so that a kill during the
         # validation finds them valid; the result of the validation is in a file of its own.
         load_progress(checkpoint, self.progress)
+        self.notes += count_images_of_older_version(self.progress, checkpoint)
+        # Accelerate counts batches to know which is the last of a step; a checkpoint is always between two steps, but
+        # the number that it restores need not be a multiple of a new `gradient_accumulation_steps`.
+        self.accelerator.step = 0
         if self.progress.measured_on != self.measured_on:
             self.notes.append(describe_change(self.progress.measured_on, self.measured_on))
             self.progress.forget_scores(self.measured_on)
         if not same_split:
             # The random states belong to the processes of the old split, and are of no use for a new one. The order of
             # the data depends only on the number of images seen, so it continues.
-            move_to_the_same_image(self.progress, checkpoint, self.kept_settings)
             set_seed(self.args.seed + self.progress.step, device_specific=True)

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
 from ..data.augmentation import TrainingAugmentation
-from ..data.loaders import training_loader
+from ..data.loaders import ShuffledSampler, training_loader
 from ..data.repeat_factors import classes_present, repeat_factors
 from ..data.settings import DataSettings
 from ..errors import UsageError
@@ -62,22 +62,38 @@ def build_loader(
     return loader, epochs
 
 
-def endless_batches(accelerator: Accelerator, loader: DataLoader, progress: Progress) -> Generator[dict]:
-    """Yield batches from the current position in the data, epoch after epoch, and count them in `progress`.
+def endless_batches(
+    accelerator: Accelerator,
+    loader: DataLoader,
+    progress: Progress,
+    images_per_batch: int,
+    sampler: ShuffledSampler | None,
+) -> Generator[dict]:
+    """Yield batches from the current position in the data, epoch after epoch, and count their images in `progress`.
 
-    A batch is counted when it is read. This is exact, because progress is saved only between steps, when all batches
-    that were read have been trained on.
+    Images are counted when they are read. This is exact, because progress is saved only between steps, when all
+    batches that were read have been trained on.
+
+    Args:
+        accelerator (`Accelerator`): Accelerator that prepared the loader.
+        loader (`DataLoader`): Batches of this process.
+        progress (`Progress`): Position in the data.
+        images_per_batch (`int`): Number of images in a batch of every process, together.
+        sampler (`ShuffledSampler`, *optional*): Sampler of the loader; `None` for a stream.
     """
     while True:
         batches: Any = loader
-        if progress.batches_in_epoch:
-            batches = accelerator.skip_first_batches(loader, progress.batches_in_epoch)
+        if sampler is not None:
+            # images, since batches of another size may not end where those before the interruption did
+            sampler.start = progress.images_in_epoch
+        elif progress.images_in_epoch:
+            batches = accelerator.skip_first_batches(loader, progress.images_in_epoch // images_per_batch)
         batches.set_epoch(progress.epoch)  # otherwise a loader that skips batches would start at epoch 0
         for batch in without_advancing_random_state(batches):
-            progress.batches_in_epoch += 1
+            progress.images_in_epoch += images_per_batch
             yield batch
         progress.epoch += 1
-        progress.batches_in_epoch = 0
+        progress.images_in_epoch = 0
 
 
 def without_advancing_random_state(batches: Iterable[Batch]) -> Iterator[Batch]:

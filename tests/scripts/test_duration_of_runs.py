@@ -52,7 +52,7 @@ def test_the_flag_num_train_epochs_replaces_the_max_steps_of_a_recipe(run_script
     assert "5 steps, 1.7 epochs, validation every 3 steps" in out
     assert (last_step(run), validated(run)) == (5, [3, 5])
     description = json.loads((run / "run.json").read_text())
-    duration = {"max_steps": 5, "validation_steps": 3, "steps_per_epoch": 3, "num_epochs": 5 / 3}
+    duration = {"max_steps": 5, "validation_steps": 3, "batches_per_epoch": 3, "num_epochs": 5 / 3}
     assert description["duration"] == duration
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["num_train_epochs"] == 1.5
@@ -202,6 +202,7 @@ def make_old(checkpoint):
     states = torch.load(checkpoint / "states.pt", weights_only=True)
     states["progress"]["best_mean_iou"] = states["progress"].pop("best_score")
     del states["progress"]["validations_without_best"]
+    states["progress"]["batches_in_epoch"] = states["progress"].pop("images_in_epoch") // 2
     torch.save(states, checkpoint / "states.pt")
     progress = json.loads((checkpoint / "progress.json").read_text())["progress"]
     old = {"validated_step": 2, "best_mean_iou": progress["best_score"], "best_results": progress["best_results"]}

@@ -187,12 +187,11 @@ def test_the_result_of_a_validation_is_added_to_the_checkpoint_of_its_step(accel
 
 
 def test_a_validation_does_not_change_the_position_in_the_data(accelerator, tmp_path):
-    """A resumed run may count its batches differently, since it may split them differently."""
-    accelerator.progress.batches_in_epoch = 6
+    accelerator.progress.images_in_epoch = 6
     checkpoint = save(accelerator, tmp_path, 3)
-    replace_progress(checkpoint, Progress(step=3, batches_in_epoch=12, validated_step=3))
+    replace_progress(checkpoint, Progress(step=3, images_in_epoch=12, validated_step=3))
     progress = progress_of(accelerator, checkpoint)
-    assert (progress.batches_in_epoch, progress.validated_step) == (6, 3)
+    assert (progress.images_in_epoch, progress.validated_step) == (6, 3)
 
 
 def test_a_checkpoint_of_an_older_version_has_its_validation_in_its_states(accelerator, tmp_path):

@@ -41,6 +41,17 @@ def test_the_exponential_schedule_decays_once_per_epoch():
     assert factors == [1, 1, 0.98, 0.98**2]
 
 
+def test_the_exponential_schedule_decays_at_the_first_step_after_an_epoch_of_accumulated_batches():
+    arguments = TrainingSettings(schedule="exponential", exponential_gamma=0.5, gradient_accumulation_steps=4)
+    expected, batches = [], 0
+    for _ in range(12):
+        expected.append(0.5 ** len([end for end in range(5, 100, 5) if end <= batches]))  # epochs of 5 batches
+        batches += 4
+    assert expected[:5] == [1, 1, 0.5, 0.25, 0.125]
+    duration = Duration(12, 12, batches_per_epoch=5)
+    assert [schedule_factor(step, arguments, duration) for step in range(12)] == expected
+
+
 def test_every_parameter_is_in_one_group_with_its_learning_rate_and_weight_decay():
     model = Network()
     arguments = TrainingSettings(

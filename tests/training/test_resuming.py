@@ -1,7 +1,7 @@
 import pytest
 
 from msctr_hf.training.checkpointing import Progress
-from msctr_hf.training.resuming import compare_settings, move_to_the_same_image, splits_as_before
+from msctr_hf.training.resuming import compare_settings, count_images_of_older_version, splits_as_before
 from msctr_hf.training.run_folder import write_json
 
 SETTINGS = {
@@ -35,9 +35,19 @@ def test_a_step_may_be_split_over_other_batches_and_processes(checkpoint):
     (note,) = compare_settings(checkpoint, settings)
     assert "4 x 1 batches x 2 processes and are 8 x 1 batches x 1 processes" in note
     assert not splits_as_before(checkpoint, settings)
-    progress = Progress(step=3, batches_in_epoch=3)  # 3 x 4 x 2 images
-    move_to_the_same_image(progress, checkpoint, {**SETTINGS, "num_processes": 1, "batch_size": 2})
-    assert progress.batches_in_epoch == 12
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_the_position_of_an_older_version_is_converted_to_images(tmp_path, accumulated):
+    write_json(tmp_path / "settings.json", {**SETTINGS, "gradient_accumulation_steps": accumulated})
+    progress = Progress(step=3)
+    progress.load_state_dict({"step": 5, "epoch": 2, "batches_in_epoch": 3})
+    notes = count_images_of_older_version(progress, tmp_path)
+    assert (progress.epoch, progress.images_in_epoch) == (2, 3 * 4 * 2)
+    assert len(notes) == (accumulated > 1)
+    assert all("of an older version, in which the last step of an epoch could have fewer batches" in n for n in notes)
+    assert count_images_of_older_version(progress, tmp_path) == []
+    assert progress.images_in_epoch == 24
 
 
 def test_a_step_of_another_size_is_refused_with_the_fitting_batch_size(checkpoint):
