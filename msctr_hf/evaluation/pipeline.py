@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -56,6 +57,7 @@ class SegmentationPipeline(Pipeline):
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
+        self._predictor = Predictor(self.model, self.image_processor)
         refuse_faulty_weights(self.model)
 
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
@@ -109,7 +111,7 @@ class SegmentationPipeline(Pipeline):
         return {"image": _load(inputs)}
 
     def _forward(self, model_inputs: list[dict[str, Any]], inference: InferenceSettings) -> list[dict[str, Any]]:
-        predictor = Predictor(self.model, self.image_processor, inference)
+        predictor = replace(self._predictor, model=self.model, settings=inference)
         label_maps = predictor(inputs["image"] for inputs in model_inputs)
         return [{**inputs, "labels": labels} for inputs, labels in zip(model_inputs, label_maps, strict=True)]
 
@@ -118,8 +120,7 @@ class SegmentationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Build the dict that a call returns from the class map of an image."""
         image, labels = model_outputs["image"], model_outputs["labels"]
-        predictor = Predictor(self.model, self.image_processor)
-        names, palette = predictor.class_names, predictor.palette
+        names, palette = self._predictor.class_names, self._predictor.palette
         present, counts = np.unique(labels, return_counts=True)
         return {
             "labels": labels,
