@@ -7,7 +7,13 @@ imported at its first use, so that `datasets`, `evaluate` and others cost no tim
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForInstanceSegmentation,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .evaluation.pipeline import TASK, SegmentationPipeline
@@ -46,8 +52,14 @@ AutoModelForSemanticSegmentation.register(MsctrConfig, MsctrForSemanticSegmentat
 AutoImageProcessor.register(
     MsctrConfig, image_processor_classes={"torchvision": MsctrImageProcessor, "pil": MsctrImageProcessorPil}
 )
+# The pipeline refuses universal models by name; if they were not loaded, transformers would print its own traceback.
+_LOADED_BY_PIPELINE = (
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    AutoModelForInstanceSegmentation,
+)
 PIPELINE_REGISTRY.register_pipeline(
-    TASK, pipeline_class=SegmentationPipeline, pt_model=AutoModelForSemanticSegmentation, type="image"
+    TASK, pipeline_class=SegmentationPipeline, pt_model=_LOADED_BY_PIPELINE, type="image"
 )
 
 

@@ -22,7 +22,8 @@ class TrainingAugmentation:
 
     Args:
         crop_size (`Sequence[int]`): Height and width of the result, in pixels.
-        image_mean, image_std (`Sequence[float]`): Mean and standard deviation of every channel, for values in [0, 1].
+        image_mean, image_std (`Sequence[float]`): Mean and standard deviation of every channel of the pixel values,
+            for values in [0, 1].
         scale_range (`Sequence[float]`): Range of the scale s.
         aspect_range (`Sequence[float]`): Range of the aspect factor a; the width is scaled by s sqrt(a), the height by
             s / sqrt(a).
@@ -32,6 +33,7 @@ class TrainingAugmentation:
         color_jitter (`bool`): Whether to jitter brightness, contrast, saturation and hue.
         padding_mode (`str`): Padding of images smaller than the crop: `"constant"`, the mean color, or `"reflect"`;
             labels are ignored there in both modes.
+        channel_order (`Sequence[int]`): Position in RGB of every channel of the pixel values: (2, 1, 0) for BGR.
     """
 
     crop_size: Sequence[int]
@@ -43,6 +45,7 @@ class TrainingAugmentation:
     flip_probability: float = 0.5
     color_jitter: bool = True
     padding_mode: str = "constant"
+    channel_order: Sequence[int] = (0, 1, 2)
 
     def __call__(
         self,
@@ -70,6 +73,8 @@ class TrainingAugmentation:
             pixel_values = jitter_colors(pixels, random)
         else:
             pixel_values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        if tuple(self.channel_order) != (0, 1, 2):
+            pixel_values = pixel_values[list(self.channel_order)]
         return normalize(pixel_values, self.image_mean, self.image_std), torch.from_numpy(labels.astype(np.int64))
 
     def _choose_window(self, label: np.ndarray, random: np.random.Generator) -> tuple[_Span, _Span, np.ndarray]:
@@ -112,8 +117,8 @@ class TrainingAugmentation:
         if self.padding_mode == "reflect":
             return resized[:, rows.reflected()[:, None], columns.reflected()]
         canvas = torch.empty((3, *self.crop_size), dtype=torch.uint8)
-        for channel, mean in enumerate(self.image_mean):
-            canvas[channel] = round(255 * mean)
+        for channel, mean in zip(self.channel_order, self.image_mean, strict=True):
+            canvas[channel] = round(255 * min(max(mean, 0), 1))  # the color next to pixel values of 0
         canvas[:, rows.place, columns.place] = resized
         return canvas
 

@@ -180,6 +180,30 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _turned(_as_rgb(image, name), _orientation(image))
 
 
+def array_to_rgb(pixels: np.ndarray) -> Image.Image:
+    """Convert an array of 8 or 16 bits per channel to an RGB image, as a file with these values is read.
+
+    Args:
+        pixels (`np.ndarray` of shape `(H, W)`, `(H, W, 1)`, `(H, W, 3)` or `(H, W, 4)`, uint8 or uint16): Gray
+            values, RGB, or RGB with transparency, which is dropped.
+
+    Raises:
+        UsageError: If it has another shape or type.
+    """
+    if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
+        raise UsageError(
+            f"An array must be an image of 8 or 16 bits (uint8 or uint16), got {pixels.dtype}; scale its values to 0 "
+            "to 255 and convert them to uint8."
+        )
+    if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))):
+        raise UsageError(f"An array must be an image (H, W), (H, W, 3) or (H, W, 4), got the shape {pixels.shape}.")
+    if pixels.dtype.itemsize == 2:
+        pixels = _high_bytes(pixels)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
 def _read_train_ids(label: Any, mapping: LabelMapping) -> tuple[np.ndarray, int]:
     """Decode labels to train ids as the file stores them, and read their orientation."""
     raw, orientation = _read_raw_labels(label, mapping.by_color)
@@ -304,13 +328,18 @@ def _as_rgb(image: Image.Image | np.ndarray, name: str) -> Image.Image | np.ndar
     if isinstance(image, np.ndarray):
         return image
     if _has_16_bits(image):  # Pillow would clip values at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray(_high_bytes(np.asarray(image)))
     if image.mode in _32_BIT_MODES:
         raise UsageError(
             f"{name}: images must have 8 or 16 bits per channel, but the file has {_32_BIT_MODES[image.mode]} (mode "
             f"{image.mode}); scale its values to 0 to 255 or 0 to 65,535 and save them as a PNG of 8 or 16 bits."
         )
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _high_bytes(values: np.ndarray) -> np.ndarray:
+    """Compute the 8 bits of values of 16 bits that Pillow keeps of RGB images."""
+    return (values >> 8).astype(np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from ..data.images import read_image, read_image_file, to_rgb
+from ..data.images import array_to_rgb, read_image, read_image_file, to_rgb
 from ..data.pixel_limit import set_max_image_pixels
 from ..errors import UsageError, as_usage_error
 from .finite import refuse_faulty_weights
@@ -37,11 +41,13 @@ class SegmentationPipeline(Pipeline):
 
     Settings of the pipeline or of a call: `scales`, `flip`, `window_size` and `window_stride` as in
     `InferenceSettings`; `opacity` of the colors; `legend`, whether the overlay has a legend; `max_image_pixels`, the
-    width times height of the largest image that is read, in this process from then on (178,956,970 by default).
+    width times height of the largest image that is read, in this process from then on (178,956,970 by default);
+    `batch_size`, the number of images, or windows, in one forward pass: consecutive images of one size share a pass.
 
-    A call takes a path, a URL, a PIL image, or a list of these, and returns a dict for each: `labels` (H, W), uint8
-    or, with more than 256 classes, int64; `areas`, the share of the image that every present class covers; `overlay`,
-    a PIL image.
+    A call takes an image: a path, a URL, text in base64, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4) of 8
+    or 16 bits. It returns a dict: `labels` (H, W), uint8 or, with more than 256 classes, int64; `areas`, the share of
+    the image that every present class covers; `overlay`, a PIL image. A sequence of images, or an array (N, H, W, 3),
+    returns a list of dicts; a generator or a `Dataset` of torch, an iterator that reads a batch at a time.
     """
 
     _load_processor = False
@@ -51,6 +57,7 @@ class SegmentationPipeline(Pipeline):
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
+        self._predictor = Predictor(self.model, self.image_processor)
         refuse_faulty_weights(self.model)
 
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
@@ -62,23 +69,58 @@ class SegmentationPipeline(Pipeline):
         )
         return reading, inference, overlay_settings
 
+    def __call__(self, inputs: Any, *args: Any, **settings: Any) -> Any:
+        """Label an image, or every image of a sequence, an array (N, H, W, 3), an iterator or a `Dataset`."""
+        if isinstance(inputs, Dataset):
+            return super().__call__(inputs, *args, **settings)
+        if isinstance(inputs, Iterator):
+            return super().__call__((image for image in inputs), *args, **settings)
+        if _is_batch(inputs):
+            # as a `Dataset`, since transformers takes only lists for several inputs, and no empty ones
+            return list(super().__call__(Subset(inputs, range(len(inputs))), *args, **settings))
+        return self([inputs], *args, **settings)[0]
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the dict of every image; a batch is a list of images, where transformers would pad tensors."""
+        inference = InferenceSettings(**forward_params, batch_size=batch_size)
+        has_length = isinstance(inputs, Sized)
+        loader = DataLoader(
+            (PipelineDataset if has_length else PipelineIterator)(inputs, self.preprocess, preprocess_params),
+            batch_size=batch_size,
+            num_workers=num_workers if has_length else min(num_workers, 1),  # every worker would yield all images
+            collate_fn=list,
+        )
+        return (
+            self.postprocess(outputs, **postprocess_params)
+            for batch in loader
+            for outputs in self.forward(batch, inference=inference)
+        )
+
     def preprocess(self, inputs: Any, max_image_pixels: int | None = None) -> dict[str, Any]:
         """Load an RGB image, upright, from an image, a path, a URL or text in base64."""
         if max_image_pixels is not None:
             set_max_image_pixels(max_image_pixels)
         return {"image": _load(inputs)}
 
-    def _forward(self, model_inputs: dict[str, Any], **inference: Any) -> dict[str, Any]:
-        predictor = Predictor(self.model, self.image_processor, InferenceSettings(**inference))
-        return {**model_inputs, "labels": next(predictor([model_inputs["image"]]))}
+    def _forward(self, model_inputs: list[dict[str, Any]], inference: InferenceSettings) -> list[dict[str, Any]]:
+        predictor = replace(self._predictor, model=self.model, settings=inference)
+        label_maps = predictor(inputs["image"] for inputs in model_inputs)
+        return [{**inputs, "labels": labels} for inputs, labels in zip(model_inputs, label_maps, strict=True)]
 
     def postprocess(
         self, model_outputs: dict[str, Any], opacity: float = 0.55, legend: bool = False
     ) -> dict[str, Any]:
         """Build the dict that a call returns from the class map of an image."""
         image, labels = model_outputs["image"], model_outputs["labels"]
-        predictor = Predictor(self.model, self.image_processor)
-        names, palette = predictor.class_names, predictor.palette
+        names, palette = self._predictor.class_names, self._predictor.palette
         present, counts = np.unique(labels, return_counts=True)
         return {
             "labels": labels,
@@ -87,13 +129,23 @@ class SegmentationPipeline(Pipeline):
         }
 
 
+def _is_batch(inputs: Any) -> bool:
+    """Return whether an input is several images."""
+    if isinstance(inputs, np.ndarray):
+        return inputs.ndim == 4
+    return isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes))
+
+
 def _load(inputs: Any) -> Image.Image:
     """Load an image as `msctr predict` reads files, whatever it comes from."""
     if isinstance(inputs, Image.Image):
         return to_rgb(inputs)
+    if isinstance(inputs, np.ndarray):
+        return array_to_rgb(inputs)
     if not isinstance(inputs, (str, Path)):
         raise UsageError(
-            f"An image must be a path, a URL, a PIL image or text in base64, got {type(inputs).__name__}."
+            "An image must be a path, a URL, text in base64, a PIL image or an array of numpy, got "
+            f"{type(inputs).__name__}."
         )
     text = str(inputs)
     if text.startswith(("http://", "https://")):

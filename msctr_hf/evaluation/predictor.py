@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import default_palette
 from ..errors import UsageError, building_a_network, first_line
-from ..models.image_processing_msctr import MsctrImageProcessor, MsctrImageProcessorPil
 from .finite import refuse_faulty_weights
+from .image_preparation import ImagePreparation
 from .inference import predict_label_maps
+from .model_kinds import refuse_other_kinds, refuse_universal
 from .settings import InferenceSettings, Size
-
-PREPARED_ROWS = 1024  # rows of an image that are normalized at a time
 
 
 @dataclass
@@ -32,12 +31,23 @@ class Predictor:
         settings (`InferenceSettings`): Scales, mirror images, windows, batch size.
         train_ids (`Sequence[int]`, *optional*): Train id of every class of the network, for a data set whose classes
             have another order; by default, the classes of the network are the train ids.
+        preparation (`ImagePreparation`, *optional*): Path from images to pixel values; that of the image processor by
+            default.
+
+    Raises:
+        UsageError: If the model predicts masks, or the image processor does not show it whole images.
     """
 
     model: Any
     image_processor: Any
     settings: InferenceSettings = InferenceSettings()
     train_ids: Sequence[int] | None = None
+    preparation: ImagePreparation | None = None
+
+    def __post_init__(self):
+        refuse_universal(getattr(self.model, "config", None), type(self.model).__name__)
+        if self.preparation is None and self.image_processor is not None:
+            self.preparation = ImagePreparation(self.image_processor)
 
     @property
     def class_names(self) -> list[str]:
@@ -69,8 +79,8 @@ class Predictor:
         """
         settings = replace(
             self.settings,
-            size_divisor=getattr(self.image_processor, "size_divisor", None) or 1,
-            padding_mode=getattr(self.image_processor, "padding_mode", "constant"),
+            size_divisor=self.preparation.size_divisor,
+            padding_mode=self.preparation.padding_mode,
         )
         batch: list[tuple[torch.Tensor, Size]] = []
         for image in images:
@@ -98,30 +108,7 @@ class Predictor:
 
     def prepare(self, images: list[Image.Image]) -> torch.Tensor:
         """Resize and normalize RGB images of one size to a batch (B, 3, H, W), without padding."""
-        if not self._resizes:
-            size = (len(images), 3, images[0].height, images[0].width)
-            if size[2] > PREPARED_ROWS:
-                return self._prepare_in_strips(images, size)
-        return self._prepare(images)
-
-    @property
-    def _resizes(self) -> bool:
-        ours = isinstance(self.image_processor, (MsctrImageProcessor, MsctrImageProcessorPil))
-        return not ours or bool(self.image_processor.do_resize)
-
-    def _prepare_in_strips(self, images: list[Image.Image], size: Sequence[int]) -> torch.Tensor:
-        """Prepare some rows at a time, since the image processor makes several copies of what it is given."""
-        pixel_values = torch.empty(*size, device=next(self.model.parameters()).device)
-        for top in range(0, size[2], PREPARED_ROWS):
-            bottom = min(top + PREPARED_ROWS, size[2])
-            strips = [image.crop((0, top, size[3], bottom)) for image in images]
-            pixel_values[:, :, top:bottom] = self._prepare(strips)
-        return pixel_values
-
-    def _prepare(self, images: list[Image.Image]) -> torch.Tensor:
-        unpadded = {} if getattr(self.image_processor, "size_divisor", None) is None else {"size_divisor": 1}
-        prepared = self.image_processor(images=images, return_tensors="pt", **unpadded)
-        return prepared["pixel_values"].to(next(self.model.parameters()).device)
+        return self.preparation(images, next(self.model.parameters()).device)
 
 
 def load_predictor(
@@ -141,7 +128,8 @@ def load_predictor(
         dtype (`str`): Precision of the network: float32, float16 or bfloat16.
 
     Raises:
-        UsageError: If the model cannot be loaded, has weights that are not finite, or the device cannot be used.
+        UsageError: If the model cannot be loaded or predicts something else than classes of pixels, has weights that
+            are not finite, its image processor does not show it whole images, or the device cannot be used.
     """
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -152,10 +140,12 @@ def load_predictor(
         )
     where = "" if Path(model).exists() else "is not a folder here, and "
     with building_a_network(prefix=f"`model`: {model} {where}cannot be loaded: "):
+        refuse_other_kinds(AutoConfig.from_pretrained(model), f"`model`: {model}")
         network = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
         image_processor = AutoImageProcessor.from_pretrained(model)
     refuse_faulty_weights(network, prefix=f"`model`: {model} cannot be used: ")
     try:
-        return Predictor(network.to(device).eval(), image_processor, settings or InferenceSettings())
+        network = network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"`device`: {device} cannot be used ({first_line(error)}).") from error
+    return Predictor(network, image_processor, settings or InferenceSettings())

@@ -37,7 +37,7 @@ class InferenceSettings:
         padding_mode (`str`): `"constant"`, which pads zeros, or `"reflect"`.
 
     Raises:
-        UsageError: If a size, a stride or a scale is not valid.
+        UsageError: If a size, a stride, a scale or the batch size is not valid.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -51,6 +51,8 @@ class InferenceSettings:
     def __post_init__(self):
         if not self.scales or min(self.scales) <= 0:
             raise UsageError(f"`scales` must be positive, got {list(self.scales)}.")
+        if self.batch_size < 1:
+            raise UsageError(f"`batch_size` must be at least 1, got {self.batch_size}.")
         if self.size_divisor < 1:
             raise UsageError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
         if self.window_size is None:

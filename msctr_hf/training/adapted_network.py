@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from ..data.specs import DatasetSpec
-from ..errors import UsageError, first_line
+from ..errors import InputWarning, UsageError, first_line
 from ..evaluation.class_order import find_order
+from ..evaluation.image_preparation import ImagePreparation
+from ..evaluation.model_kinds import refuse_other_kinds
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
 
 
 def saved_kind(path: str) -> str:
-    """Return the `model_type` of a saved model.
+    """Return the `model_type` of a saved semantic segmentation model.
 
     Raises:
-        UsageError: If the model cannot be loaded.
+        UsageError: If the model cannot be loaded, or is of another kind.
     """
     try:
-        return AutoConfig.from_pretrained(path).model_type
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise _cannot_be_loaded(path, error) from error
+    refuse_other_kinds(config, f"`model_name_or_path`: {path}")
+    return config.model_type
 
 
 def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> ContrastiveAdapter:
@@ -77,10 +83,11 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
-    """Load the image processor of a saved model, set to keep labels unchanged and to resize as `options` say.
+    """Load the image processor of a saved model, set to show whole images, keep labels and resize as `options` say.
 
     Raises:
-        UsageError: If it cannot be loaded, or `options` request padding.
+        UsageError: If it cannot be loaded or does not show whole images, or `options` request padding or a size to
+            which it cannot resize.
     """
     try:
         image_processor = AutoImageProcessor.from_pretrained(path)
@@ -88,11 +95,27 @@ def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
         raise _cannot_be_loaded(path, error) from error
     if options["size_divisor"] > 1:
         raise UsageError("`size_divisor`: an adapted model keeps its own image processor; leave it out.")
+    image_processor = ImagePreparation(image_processor).image_processor
     if getattr(image_processor, "do_reduce_labels", False):
         image_processor.do_reduce_labels = False
     if options["do_resize"]:
         image_processor.do_resize, image_processor.size = True, options["size"]
+        _refuse_other_sizes(image_processor, options["size"]["shortest_edge"])
     return image_processor
+
+
+def _refuse_other_sizes(image_processor: Any, shorter: int) -> None:
+    """Refuse an image processor that does not resize the shorter side of images to a length."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=InputWarning):
+            size = ImagePreparation(image_processor)([Image.new("RGB", (64, 32))]).shape[-2:]
+    except UsageError:
+        size = None
+    if size != (shorter, 2 * shorter):
+        raise UsageError(
+            f"`resize_shorter_side`: {type(image_processor).__name__} of the adapted model cannot resize images to a "
+            "length of their shorter side; leave it out."
+        )
 
 
 def _cannot_be_loaded(path: str, error: Exception) -> UsageError:

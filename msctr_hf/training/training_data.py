@@ -17,6 +17,7 @@ from ..data.loaders import ShuffledSampler, training_loader
 from ..data.repeat_factors import classes_present, repeat_factors
 from ..data.settings import DataSettings
 from ..errors import UsageError
+from ..evaluation.image_preparation import ImagePreparation
 from ..models.image_processing_msctr import MsctrImageProcessor
 from .checkpointing import Progress
 from .duration import Epochs
@@ -126,10 +127,12 @@ def _repeats(train_set: Dataset, data_arguments: DataSettings, accelerator: Acce
 
 
 def _augmentation(arguments: DataSettings, image_processor: MsctrImageProcessor) -> TrainingAugmentation:
+    colors = ImagePreparation(image_processor).colors
     return TrainingAugmentation(
         crop_size=arguments.crop_size,
-        image_mean=image_processor.image_mean,
-        image_std=image_processor.image_std,
+        image_mean=colors.mean,
+        image_std=colors.std,
+        channel_order=colors.order,
         scale_range=arguments.scale_range,
         aspect_range=arguments.aspect_range,
         max_class_share=arguments.max_class_share,

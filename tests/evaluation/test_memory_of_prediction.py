@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
-from msctr_hf.evaluation import predictor as predictor_module
+from msctr_hf.evaluation import image_preparation
 from msctr_hf.evaluation.predictor import Predictor
 
 PROGRAM = """
@@ -61,6 +61,6 @@ def test_an_image_prepared_in_strips_equals_the_one_prepared_at_once(tiny_config
     model = MsctrForSemanticSegmentation(tiny_config())
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 41, 3), dtype=np.uint8))
     whole = Predictor(model, MsctrImageProcessor(size_divisor=32)).prepare([image, image])
-    monkeypatch.setattr(predictor_module, "PREPARED_ROWS", 16)
+    monkeypatch.setattr(image_preparation, "PREPARED_ROWS", 16)
     strips = Predictor(model, MsctrImageProcessor(size_divisor=32)).prepare([image, image])
     assert torch.equal(whole, strips)

@@ -3,14 +3,17 @@ import functools
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.errors import UsageError
-from msctr_hf.evaluation.predictor import load_predictor
+from msctr_hf.evaluation.predictor import Predictor, load_predictor
 from msctr_hf.evaluation.settings import InferenceSettings
 
 
@@ -51,6 +54,117 @@ def test_paths_and_lists_are_accepted(saved, image, tmp_path):
     segment = pipeline("msctr-segmentation", model=saved)
     results = segment([str(tmp_path / "image.png"), image])
     assert np.array_equal(results[0]["labels"], results[1]["labels"])
+
+
+@pytest.fixture
+def images():
+    """Images of three sizes, some next to images of their size."""
+    random = np.random.default_rng(1)
+    shapes = [(33, 40), (33, 40), (32, 24), (20, 40), (33, 40)]
+    return [Image.fromarray(random.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+
+
+def argmax_of_stock_model(folder, image):
+    """Class map that transformers' own classes compute in float64: pixel values, padding, logits, resizing, argmax."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder).double().eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    prepared = processor(image, return_tensors="pt")["pixel_values"].double()
+    with torch.no_grad():
+        logits = model(pixel_values=prepared).logits
+    resized = torch.nn.functional.interpolate(logits, prepared.shape[-2:], mode="bilinear", align_corners=False)
+    return resized[0, :, : image.height, : image.width].argmax(dim=0).numpy()
+
+
+def test_batches_of_any_sizes_are_labeled_as_single_images(saved, images):
+    segment = pipeline("msctr-segmentation", model=saved, dtype=torch.float64)
+    predictor = Predictor(segment.model, segment.image_processor)
+    expected = [next(predictor([image])) for image in images]
+    for image, labels in zip(images, expected, strict=True):
+        assert np.array_equal(labels, argmax_of_stock_model(saved, image))
+    inputs = {
+        "list": images,
+        "tuple": tuple(images),
+        "generator": (image for image in images),
+        "iterator": iter(images),
+        "column": datasets.Dataset.from_dict({"image": images})["image"],
+        "dataset": KeyDataset([{"image": image} for image in images], "image"),
+        "arrays": [np.asarray(image) for image in images],
+    }
+    for name, given in inputs.items():
+        results = list(segment(given, batch_size=2))
+        same = [np.array_equal(*pair) for pair in zip([one["labels"] for one in results], expected, strict=True)]
+        assert all(same), name
+        assert [np.asarray(one["overlay"]).shape[:2] for one in results] == [one.shape for one in expected], name
+
+
+def test_batches_with_windows_are_labeled_as_single_images(saved, images):
+    settings = {"flip": True, "window_size": (24, 32)}
+    segment = pipeline("msctr-segmentation", model=saved, dtype=torch.float64, **settings)
+    predictor = Predictor(segment.model, segment.image_processor, InferenceSettings(**settings))
+    for result, image in zip(segment(images[:3], batch_size=2), images, strict=False):
+        assert np.array_equal(result["labels"], next(predictor([image])))
+
+
+def test_a_batch_size_of_the_pipeline_and_workers_do_not_change_results(saved, images):
+    segment = pipeline("msctr-segmentation", model=saved, dtype=torch.float64)
+    expected = [segment(image)["labels"] for image in images]
+    for settings in ({"batch_size": 2, "num_workers": 1}, {"batch_size": 100}):
+        results = pipeline("msctr-segmentation", model=saved, dtype=torch.float64, **settings)(images)
+        assert all(np.array_equal(one["labels"], labels) for one, labels in zip(results, expected, strict=True))
+
+
+def test_images_of_one_size_share_a_forward_pass(saved, images):
+    segment, seen = pipeline("msctr-segmentation", model=saved, batch_size=2), []
+    segment.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    segment(images[:2])
+    assert seen == [2]
+    segment(images[0], window_size=(20, 32), window_stride=(20, 32))
+    assert seen == [2, 2, 2]  # four windows
+
+
+def test_a_generator_is_read_a_batch_at_a_time(saved, images):
+    read = []
+    results = pipeline("msctr-segmentation", model=saved)((read.append(1) or image for image in images), batch_size=2)
+    assert not isinstance(results, list)
+    next(results)
+    assert len(read) <= 3
+
+
+def test_arrays_are_read_as_files_with_the_same_values(saved, image, tmp_path):
+    segment = pipeline("msctr-segmentation", model=saved)
+    pixels = np.asarray(image)
+    deep = pixels.astype(np.uint16) * 256 + 255
+    expected, gray = segment(image)["labels"], segment(Image.fromarray(pixels[..., 0]))["labels"]
+    assert np.array_equal(segment(pixels)["labels"], expected)
+    assert np.array_equal(segment(deep)["labels"], expected)
+    assert np.array_equal(segment(np.dstack([pixels, pixels[..., 0]]))["labels"], expected)
+    for values in (pixels[..., 0], pixels[..., :1], deep[..., 0], deep[..., 0].astype(">u2")):
+        assert np.array_equal(segment(values)["labels"], gray)
+    assert [np.array_equal(one["labels"], expected) for one in segment(np.stack([pixels, pixels]))] == [True, True]
+    assert segment([]) == segment(np.empty((0, 8, 8, 3), np.uint8)) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "8 or 16 bits .* got float32"),
+        (np.zeros((3, 40, 50), np.uint8), r"got the shape \(3, 40, 50\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"got the shape \(0, 4, 3\)"),
+        ({"image": "street.jpg"}, "a PIL image or an array of numpy, got dict"),
+        ([["street.jpg"]], "a PIL image or an array of numpy, got list"),
+    ],
+)
+def test_what_is_not_an_image_is_refused(saved, given, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        pipeline("msctr-segmentation", model=saved)(given)
+
+
+def test_a_batch_size_below_one_is_refused(saved, image):
+    for given in (image, [image]):
+        with pytest.raises(UsageError, match="`batch_size` must be at least 1, got 0"):
+            pipeline("msctr-segmentation", model=saved)(given, batch_size=0)
 
 
 def test_files_are_read_as_for_prediction(saved, image, tmp_path):

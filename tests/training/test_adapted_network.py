@@ -2,11 +2,22 @@ import json
 
 import pytest
 from layouts import write_folder
+from PIL import Image
 from small_run import flags
-from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    DPTImageProcessor,
+    Idefics3ImageProcessor,
+    MobileViTImageProcessor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
 from transformers import SegformerImageProcessor as Processor
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.errors import InputWarning
+from msctr_hf.training.adapted_network import image_processor_of_saved
 
 SMALL = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 1]}
 NOT_FOR_ADAPTED_MODELS = {"config": None, "hidden_size": None, "auxiliary_hidden_size": None, "class_weights": None}
@@ -57,6 +68,20 @@ def test_a_model_of_transformers_is_trained_and_evaluated(run_script, adapted_fl
     assert code == 0, err
 
 
+@pytest.mark.parametrize("shorter", [0, 40])
+def test_the_saved_image_processor_shows_the_whole_images_that_were_scored(segformer, shorter):
+    MobileViTImageProcessor(do_reduce_labels=True).save_pretrained(segformer)
+    options = {"do_resize": bool(shorter), "size": {"shortest_edge": shorter}, "size_divisor": 1}
+    with pytest.warns(InputWarning, match="MobileViTImageProcessor: the center crop is switched off") as caught:
+        image_processor_of_saved(str(segformer), options).save_pretrained(segformer)
+    assert len(caught) == 1
+    saved = AutoImageProcessor.from_pretrained(segformer)
+    assert (saved.do_center_crop, saved.do_reduce_labels) == (False, False)
+    prepared = saved(Image.new("RGB", (60, 30)), return_tensors="pt")["pixel_values"]
+    shorter = shorter or 224
+    assert prepared.shape == (1, 3, shorter, 2 * shorter)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -65,11 +90,16 @@ def test_a_model_of_transformers_is_trained_and_evaluated(run_script, adapted_fl
         ({"decode_head": "fcn"}, "--decode_head is not a setting of the contrastive objective"),
         ({"size_divisor": 32}, "keeps its own image processor"),
         ({"model_name_or_path": "/nowhere"}, "/nowhere cannot be loaded"),
+        ({"resize_shorter_side": 40, "processor": "dpt"}, "DPTImageProcessor of the adapted model cannot resize"),
+        ({"processor": "idefics"}, "Idefics3ImageProcessor makes pixel values of the shape"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_and_leave_no_folder(
-    run_script, adapted_flags, tmp_path, changes, sentence
+    run_script, adapted_flags, segformer, tmp_path, changes, sentence
 ):
+    changes = dict(changes)
+    if processor := {"dpt": DPTImageProcessor, "idefics": Idefics3ImageProcessor}.get(changes.pop("processor", None)):
+        processor().save_pretrained(segformer)
     code, _, err = run_script("train.py", *adapted_flags(**changes))
     assert code == 2
     assert sentence in err
