@@ -1,10 +1,8 @@
-"""Processes, precision and memory layout, which depend on the machine and not on the method."""
+"""Precision and memory layout, which depend on the machine and not on the method."""
 
 from __future__ import annotations
 
-import atexit
 import ctypes
-import gc
 import importlib.util
 import os
 import platform
@@ -46,7 +44,6 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"`report_to='{name}'` needs the package: pip install {name}, or `report_to='none'`.")
-    is_ours_to_leave = not torch.distributed.is_initialized()
     with as_usage_error(ValueError, prefix="Accelerate refuses these settings: "):  # for example, bf16 on an old GPU
         accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
@@ -58,24 +55,11 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
-    if is_ours_to_leave:
-        atexit.register(leave_process_group)
     if arguments.tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
-
-
-def leave_process_group() -> None:
-    """Destroy the process group, if there still is one, before the interpreter shuts down.
-
-    Otherwise gloo's threads can release tensors when Python is no longer able to, and abort a process that has
-    succeeded ("terminate called without an active exception", PyTorch's pull request 179291).
-    """
-    if torch.distributed.is_initialized():
-        gc.collect()  # a network that still refers to the group would keep its threads
-        torch.distributed.destroy_process_group()
 
 
 def keep_freed_memory() -> None:

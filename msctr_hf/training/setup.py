@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 
 from ..data.settings import DataSettings
@@ -26,6 +26,7 @@ from .logs import RunLog, RunningMeans
 from .meter import Meter
 from .network import build_network, choose_image_processor, refuse_single_values
 from .optimization import build_optimizer, build_schedule
+from .processes import on_main
 from .replacement import put_aside
 from .resuming import compare_settings, move_to_the_same_image, splits_as_before
 from .run_folder import write_config, write_run_file
@@ -70,7 +71,7 @@ class Setup:
         self.settings = json.loads(json.dumps(without_secrets(given)))
         # saved with every checkpoint, to be compared on resume
         self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}
-        self.checkpoint = self._find_checkpoint()
+        self.checkpoint: Path | None = on_main(lambda: find_checkpoint(self.output_dir, args.resume))
         self.data = describe_data(self.spec, self.train_set)
         self.notes = []
         if self.checkpoint is not None:
@@ -123,19 +124,6 @@ class Setup:
     def images_per_step(self) -> int:
         """Number of images of one step, over all processes."""
         return self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-
-    def _find_checkpoint(self) -> Path | None:
-        """Find the checkpoint on the main process, for all processes, which may not have access to the same folder."""
-        found: list[Any] = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                found[0] = find_checkpoint(self.output_dir, self.args.resume)
-            except UsageError as error:
-                found[1] = str(error)
-        checkpoint, fault = broadcast_object_list(found)
-        if fault is not None:
-            raise UsageError(fault)
-        return checkpoint
 
     def _average(self, network: torch.nn.Module) -> ModelEmaV3 | None:
         """Build the average of the weights, if the settings ask for one."""
