@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, get_int_from_env, parse_flag_from_env
 
 from ..errors import UsageError
 from ..folder_lock import locked
+
+# variables in which launchers state the number of processes that they have started; torchrun and Accelerate set the
+# first, and take precedence over an MPI that has started them
+_NUMBERS_OF_PROCESSES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 
 
 def join_processes(cpu: bool = False) -> PartialState:
@@ -22,12 +26,23 @@ def join_processes(cpu: bool = False) -> PartialState:
 
     Args:
         cpu (`bool`): Whether to use the CPU even if there is a GPU.
+
+    Raises:
+        UsageError: If Accelerate does not connect the processes, so that each would do the work of all.
     """
     is_ours_to_leave = not torch.distributed.is_initialized()
     # `Accelerator` reads this variable, but `PartialState`, which it would find initialized, does not
     state = PartialState(cpu=cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
     if is_ours_to_leave:
         atexit.register(leave_process_group)
+    started = get_int_from_env(_NUMBERS_OF_PROCESSES, 1)
+    if started > state.num_processes:
+        raise UsageError(
+            f"A launcher has started {started} processes, but Accelerate does not connect them on this machine "
+            f"(device {state.device}), so each would do all of the work in the same folder; launch one process, or "
+            "use a configuration for the devices of this machine, which for processes on CPUs is "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started} ..."
+        )
     return state
 
 
