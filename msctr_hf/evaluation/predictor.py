@@ -13,10 +13,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import default_palette
-from ..errors import UsageError, building_a_network, first_line
+from ..errors import UsageError, building_a_network, first_line, warn_caller
 from ..models.image_processing_msctr import MsctrImageProcessor, MsctrImageProcessorPil
 from .finite import refuse_faulty_weights
 from .inference import predict_label_maps
+from .precision import has_bf16
 from .settings import InferenceSettings, Size
 
 PREPARED_ROWS = 1024  # rows of an image that are normalized at a time
@@ -154,6 +155,8 @@ def load_predictor(
     with building_a_network(prefix=f"`model`: {model} {where}cannot be loaded: "):
         network = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
         image_processor = AutoImageProcessor.from_pretrained(model)
+    if dtype == "bfloat16" and has_bf16(torch.device(device)) is False:
+        warn_caller(f"{device} only emulates bfloat16, which can take many times as long as `dtype='float32'`.")
     refuse_faulty_weights(network, prefix=f"`model`: {model} cannot be used: ")
     try:
         return Predictor(network.to(device).eval(), image_processor, settings or InferenceSettings())

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProfileKwargs
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProfileKwargs, gather_object
 from torch import nn
 
 from ..errors import UsageError, as_usage_error
+from ..evaluation.precision import has_bf16
+from .checkpointing import SETTINGS_FILE
 from .network import synchronize_batch_norms
-from .settings import TrainingSettings
+from .run_folder import read_json
+from .settings import Precision, TrainingSettings
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # devices for which torch has fused optimizers
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # these split weights, gradients or states over processes
@@ -27,6 +30,22 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # constants of malloc.h
 _MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"}  # variables of mallopt(3)
 _SKIPPED_STEPS, _WARM_UP_STEPS, _TRACED_STEPS = 5, 2, 3  # steps of a profile
 _LISTED_OPERATORS = 25
+
+
+def choose_precision(asked: Precision | None, checkpoint: Path | None) -> Precision | None:
+    """Return the mixed precision of a run, the same in all processes, which must all call it.
+
+    Args:
+        asked (`str`, *optional*): The setting; every value but `"auto"` is returned as it is.
+        checkpoint (`Path`, *optional*): Checkpoint from which the run resumes. For `"auto"` the run keeps the
+            precision that it had, on any machine; a new run gets bf16 where all devices have it in hardware, else
+            float32.
+    """
+    if asked != "auto":
+        return asked
+    if checkpoint is not None:
+        return read_json(checkpoint / SETTINGS_FILE).get("mixed_precision")
+    return "bf16" if all(gather_object([has_bf16(PartialState().device)])) else "no"
 
 
 def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool = False) -> Accelerator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from timm.utils import ModelEmaV3
 
 from ..data.settings import DataSettings
 from ..errors import UsageError
+from ..evaluation.precision import has_bf16
 from ..models.contrastive_adapter import ContrastiveAdapter
 from ..progress import say
 from ..settings import as_mapping
@@ -20,7 +22,7 @@ from .checkpointing import Progress, States, find_checkpoint, load_progress, wri
 from .data_checks import check_data
 from .data_record import compare_data, describe_change, describe_data, describe_validation
 from .description import RunSummary, describe_run, describe_start, without_secrets
-from .devices import FUSED_DEVICES, SHARDED, build_accelerator, optimize_layout
+from .devices import FUSED_DEVICES, SHARDED, build_accelerator, choose_precision, optimize_layout
 from .duration import plan_duration
 from .logs import RunLog, RunningMeans
 from .meter import Meter
@@ -58,12 +60,15 @@ class Setup:
         validation_images: int | None = None,
         command: str | None = None,
     ):
-        self.args, self.command = args, command
+        self.command = command
         self.output_dir = Path(args.output_dir)
         self.spec = data_arguments.spec
         check_metric(args.metric_for_best_model, self.spec)
         self.train_set = data_arguments.load(data_arguments.train_split)
         validation_set = data_arguments.load("validation")
+        self.checkpoint: Path | None = on_main(lambda: find_checkpoint(self.output_dir, args.resume))
+        args = replace(args, mixed_precision=choose_precision(args.mixed_precision, self.checkpoint))
+        self.args = args
         # DPT, MobileNetV2 and others have parameters that get no gradient; our own networks have none
         accelerator = build_accelerator(args, find_unused_parameters=model_arguments.contrastive_adapter)
         self.accelerator = accelerator
@@ -71,7 +76,6 @@ class Setup:
         self.settings = json.loads(json.dumps(without_secrets(given)))
         # saved with every checkpoint, to be compared on resume
         self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}
-        self.checkpoint: Path | None = on_main(lambda: find_checkpoint(self.output_dir, args.resume))
         self.data = describe_data(self.spec, self.train_set)
         self.notes = []
         if self.checkpoint is not None:
@@ -82,6 +86,11 @@ class Setup:
                 f"a step sees {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
                 f"{accelerator.num_processes} process(es) = {self.images_per_step} images, but learning_rate "
                 f"{args.learning_rate:g} is meant for global_batch_size {args.global_batch_size}"
+            )
+        if accelerator.mixed_precision == "bf16" and has_bf16(accelerator.device) is False:
+            self.notes.append(
+                "this device only emulates bf16, so a step can take many times as long as in float32, which a new run "
+                "gets by mixed_precision auto or no"
             )
         self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split, accelerator)
 
