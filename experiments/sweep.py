@@ -110,6 +110,8 @@ def _check_settings(run: SweepRun) -> None:
         return
     before = add_missing(before, run.settings)
     different = [name for name in changed(before, run.settings) if purpose(name).on_resume != "free"]
+    if run.settings["mixed_precision"] == "auto":  # run.json has the precision that this stood for
+        different = [name for name in different if name != "mixed_precision"]
     if different:
         name = different[0]
         raise UsageError(

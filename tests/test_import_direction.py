@@ -6,10 +6,13 @@ from pathlib import Path
 import msctr_hf
 
 PACKAGE = Path(msctr_hf.__file__).parent
-LADDER = ("errors", "settings", "progress", "models", "data", "evaluation", "training", "hub", "commands")
+LADDER = (
+    *("errors", "settings", "progress", "folder_lock"),
+    *("models", "data", "evaluation", "training", "hub", "commands"),
+)
 MAY_IMPORT = {
     "models": {"models"},
-    "data": {"errors", "settings", "progress", "data"},
+    "data": {"errors", "settings", "progress", "folder_lock", "data"},
     **{folder: set(LADDER[: LADDER.index(folder) + 1]) for folder in ("evaluation", "training", "hub", "commands")},
 }
 

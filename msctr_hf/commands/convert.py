@@ -42,6 +42,7 @@ def _convert(
     from ..data.loading import get_dataset_spec
     from ..errors import as_usage_error
     from ..evaluation.finite import refuse_faulty_weights
+    from ..folder_lock import locked
     from ..hub.original_checkpoints import convert_original_checkpoint
     from ..models.backbone_weights import read_state_dict
     from ..training.network import build_config, build_image_processor, image_processor_options
@@ -49,15 +50,16 @@ def _convert(
 
     logging.set_verbosity_error()
     output_dir = Path(arguments.output_dir)
-    check_output_dir(output_dir, overwrite=False, resume=False)
-    spec = get_dataset_spec(data_arguments.dataset, data_arguments.data_dir)
-    config = build_config(model_arguments, network_settings, spec)
-    with as_usage_error(ValueError):
-        state = read_state_dict(conversion.checkpoint)
-    model, names = convert_original_checkpoint(state, config)
-    refuse_faulty_weights(model, prefix=f"`checkpoint`: {conversion.checkpoint} cannot be used: ")
-    for original, ours in names.items():
-        print(f"{original} -> {ours}")
-    with written_to_output_dir(output_dir):
-        save_model(model, build_image_processor(model, **image_processor_options(data_arguments)), output_dir)
+    with locked(output_dir):
+        check_output_dir(output_dir, overwrite=False, resume=False)
+        spec = get_dataset_spec(data_arguments.dataset, data_arguments.data_dir)
+        config = build_config(model_arguments, network_settings, spec)
+        with as_usage_error(ValueError):
+            state = read_state_dict(conversion.checkpoint)
+        model, names = convert_original_checkpoint(state, config)
+        refuse_faulty_weights(model, prefix=f"`checkpoint`: {conversion.checkpoint} cannot be used: ")
+        for original, ours in names.items():
+            print(f"{original} -> {ours}")
+        with written_to_output_dir(output_dir):
+            save_model(model, build_image_processor(model, **image_processor_options(data_arguments)), output_dir)
     print(f"{len(names)} tensors converted; the model is in {output_dir}")

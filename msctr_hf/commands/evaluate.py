@@ -26,6 +26,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: ScoringSettings, options: EvaluationSettings) -> None:
+    from ..training.processes import join_processes, locked_on_main
+
+    join_processes(cpu=options.device == "cpu")
+    with locked_on_main(None if arguments.output_dir is None else Path(arguments.output_dir)):
+        _score(arguments, options)
+
+
+def _score(arguments: ScoringSettings, options: EvaluationSettings) -> None:
     from accelerate import Accelerator
 
     from ..evaluation.class_order import match_classes

@@ -94,13 +94,15 @@ def _train(
     command: str | None = None,
 ) -> dict[str, Any]:
     from ..hub.publishing import Destination, Publisher
+    from ..training.train import reserved
     from ..training.train import train as run
 
     destination = Destination.from_settings(hub_arguments) if hub_arguments.push_to_hub else None
     publisher = Publisher(data_arguments.spec, destination)
-    try:
-        results = run(model_arguments, data_arguments, arguments, network_settings, publisher, command)
-        publisher.finish()
-    finally:
-        publisher.abandon()
+    with reserved(arguments):
+        try:
+            results = run(model_arguments, data_arguments, arguments, network_settings, publisher, command)
+            publisher.finish()
+        finally:
+            publisher.abandon()
     return results

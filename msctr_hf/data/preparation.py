@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from ..errors import UsageError, as_usage_error
+from ..folder_lock import locked
 from ..progress import progress
 from .checking import SplitReport, check_rows, refuse_train_ids_in, refuse_unlabeled, report_table, warnings_about
 from .decoding import Reader, attach, is_empty
@@ -98,43 +99,44 @@ def prepare(
 
     Raises:
         UsageError: If the data set cannot be found, has broken images or a split without usable ones, or holds other
-            label values than it should; nothing is written then.
+            label values than it should, or if another process uses `output_dir`; nothing is written then.
     """
-    _check_options(output_dir, predecode, skip_broken)
-    names = dict.fromkeys(splits or _existing_splits(spec, data_dir, saved))
-    found = [_find(spec, split, data_dir, saved, corrections) for split in names]
-    if output_dir is not None:
-        _refuse_other_labels(spec, output_dir)
-        if data_dir is not None and saved.name is None and holds_predecoded(data_dir):
+    with locked(output_dir):
+        _check_options(output_dir, predecode, skip_broken)
+        names = dict.fromkeys(splits or _existing_splits(spec, data_dir, saved))
+        found = [_find(spec, split, data_dir, saved, corrections) for split in names]
+        if output_dir is not None:
+            _refuse_other_labels(spec, output_dir)
+            if data_dir is not None and saved.name is None and holds_predecoded(data_dir):
+                raise UsageError(
+                    f"`data_dir`: {data_dir} is a pre-decoded copy; make another copy from the original files."
+                )
+        for split in found:
+            _check(split, spec, output_dir, num_workers)
+            print(report_table(split.report, spec, split.name))
+        reports = {split.name: split.report for split in found}
+        faults = [fault for split in found for fault in split.faults]
+        for sentence in group_faults(faults):
+            print(f"broken: {sentence}")
+        for warning in warnings_about(reports, spec):
+            print(f"warning: {warning}")
+        for name, report in reports.items():
+            refuse_train_ids_in(report, spec, name)
+        if faults and not skip_broken:
             raise UsageError(
-                f"`data_dir`: {data_dir} is a pre-decoded copy; make another copy from the original files."
+                f"{len(faults)} images of {spec.name} cannot be used (listed above); repair them, or leave them out "
+                "of a copy with `skip_broken` and `output_dir`."
             )
-    for split in found:
-        _check(split, spec, output_dir, num_workers)
-        print(report_table(split.report, spec, split.name))
-    reports = {split.name: split.report for split in found}
-    faults = [fault for split in found for fault in split.faults]
-    for sentence in group_faults(faults):
-        print(f"broken: {sentence}")
-    for warning in warnings_about(reports, spec):
-        print(f"warning: {warning}")
-    for name, report in reports.items():
-        refuse_train_ids_in(report, spec, name)
-    if faults and not skip_broken:
-        raise UsageError(
-            f"{len(faults)} images of {spec.name} cannot be used (listed above); repair them, or leave them out of a "
-            "copy with `skip_broken` and `output_dir`."
-        )
-    for split in found:
-        if not split.report.images and not split.report.unlabeled:
-            count = len(split.faults)
-            raise UsageError(
-                f"No image of {split.name} can be used: {count or 'none'} {'are broken' if count else 'is left'}."
-            )
-        refuse_unlabeled(split.report, spec, split.name)
-    refuse_mixed_orientations({name: report.traits for name, report in reports.items()})
-    if output_dir is not None:
-        _convert(spec, found, data_dir, output_dir, predecode)
+        for split in found:
+            if not split.report.images and not split.report.unlabeled:
+                count = len(split.faults)
+                raise UsageError(
+                    f"No image of {split.name} can be used: {count or 'none'} {'are broken' if count else 'is left'}."
+                )
+            refuse_unlabeled(split.report, spec, split.name)
+        refuse_mixed_orientations({name: report.traits for name, report in reports.items()})
+        if output_dir is not None:
+            _convert(spec, found, data_dir, output_dir, predecode)
 
 
 def _check_options(output_dir: Path | None, predecode: bool, skip_broken: bool) -> None:

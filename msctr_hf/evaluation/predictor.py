@@ -13,11 +13,12 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from ..data.classes import default_palette
-from ..errors import UsageError, building_a_network, first_line
+from ..errors import UsageError, building_a_network, first_line, warn_caller
 from .finite import refuse_faulty_weights
 from .image_preparation import ImagePreparation
 from .inference import predict_label_maps
 from .model_kinds import refuse_other_kinds, refuse_universal
+from .precision import has_bf16
 from .settings import InferenceSettings, Size
 
 
@@ -143,6 +144,8 @@ def load_predictor(
         refuse_other_kinds(AutoConfig.from_pretrained(model), f"`model`: {model}")
         network = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=getattr(torch, dtype))
         image_processor = AutoImageProcessor.from_pretrained(model)
+    if dtype == "bfloat16" and has_bf16(torch.device(device)) is False:
+        warn_caller(f"{device} only emulates bfloat16, which can take many times as long as `dtype='float32'`.")
     refuse_faulty_weights(network, prefix=f"`model`: {model} cannot be used: ")
     try:
         network = network.to(device).eval()

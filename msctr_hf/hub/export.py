@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import UsageError, brief_reason
 from ..evaluation.finite import finite_outputs, refuse_faulty_weights
+from ..folder_lock import locked
 
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one if that is above 1
 _REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
@@ -84,22 +85,23 @@ def export_network(
     missing = [name for name in _REQUIRED_PACKAGES[format] if importlib.util.find_spec(name) is None]
     if missing or importlib.util.find_spec("transformers.exporters") is None:
         raise UsageError("Exporting needs more packages: pip install 'msctr_hf[export]'.")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UsageError(f"`output_dir`: {output_dir} is not empty; choose another folder.")
-    example, compared = _shapes(size_multiple, fixed_size)
-    with _quietly():
-        exported = _export(model, example, format, _free_sides(size_multiple, fixed_size))
-        comparisons = [_compare(model, exported, batch, size) for batch, size in compared]
-        for comparison in comparisons:
-            _refuse_difference(comparison)
-        partial = output_dir.with_name(f".{output_dir.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            exported.save_pretrained(partial)
-            image_processor.save_pretrained(partial)
-            partial.replace(output_dir)
-        finally:
+    with locked(output_dir):
+        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+            raise UsageError(f"`output_dir`: {output_dir} is not empty; choose another folder.")
+        example, compared = _shapes(size_multiple, fixed_size)
+        with _quietly():
+            exported = _export(model, example, format, _free_sides(size_multiple, fixed_size))
+            comparisons = [_compare(model, exported, batch, size) for batch, size in compared]
+            for comparison in comparisons:
+                _refuse_difference(comparison)
+            partial = output_dir.with_name(f".{output_dir.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
+            try:
+                exported.save_pretrained(partial)
+                image_processor.save_pretrained(partial)
+                partial.replace(output_dir)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return comparisons
 
 

@@ -1,10 +1,8 @@
-"""Processes, precision and memory layout, which depend on the machine and not on the method."""
+"""Precision and memory layout, which depend on the machine and not on the method."""
 
 from __future__ import annotations
 
-import atexit
 import ctypes
-import gc
 import importlib.util
 import os
 import platform
@@ -15,18 +13,22 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
     ProfileKwargs,
+    gather_object,
 )
 from torch import nn
 
 from ..errors import UsageError, as_usage_error
+from ..evaluation.precision import has_bf16
+from .checkpointing import SETTINGS_FILE
 from .network import synchronize_batch_norms
-from .settings import TrainingSettings
+from .run_folder import read_json
+from .settings import Precision, TrainingSettings
 
 FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # devices for which torch has fused optimizers
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # these split weights, gradients or states over processes
@@ -34,6 +36,22 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # constants of malloc.h
 _MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"}  # variables of mallopt(3)
 _SKIPPED_STEPS, _WARM_UP_STEPS, _TRACED_STEPS = 5, 2, 3  # steps of a profile
 _LISTED_OPERATORS = 25
+
+
+def choose_precision(asked: Precision | None, checkpoint: Path | None) -> Precision | None:
+    """Return the mixed precision of a run, the same in all processes, which must all call it.
+
+    Args:
+        asked (`str`, *optional*): The setting; every value but `"auto"` is returned as it is.
+        checkpoint (`Path`, *optional*): Checkpoint from which the run resumes. For `"auto"` the run keeps the
+            precision that it had, on any machine; a new run gets bf16 where all devices have it in hardware, else
+            float32.
+    """
+    if asked != "auto":
+        return asked
+    if checkpoint is not None:
+        return read_json(checkpoint / SETTINGS_FILE).get("mixed_precision")
+    return "bf16" if all(gather_object([has_bf16(PartialState().device)])) else "no"
 
 
 def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool = False) -> Accelerator:
@@ -51,7 +69,6 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"`report_to='{name}'` needs the package: pip install {name}, or `report_to='none'`.")
-    is_ours_to_leave = not torch.distributed.is_initialized()
     with as_usage_error(ValueError, prefix="Accelerate refuses these settings: "):  # for example, bf16 on an old GPU
         accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
@@ -66,24 +83,11 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
-    if is_ours_to_leave:
-        atexit.register(leave_process_group)
     if arguments.tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
-
-
-def leave_process_group() -> None:
-    """Destroy the process group, if there still is one, before the interpreter shuts down.
-
-    Otherwise gloo's threads can release tensors when Python is no longer able to, and abort a process that has
-    succeeded ("terminate called without an active exception", PyTorch's pull request 179291).
-    """
-    if torch.distributed.is_initialized():
-        gc.collect()  # a network that still refers to the group would keep its threads
-        torch.distributed.destroy_process_group()
 
 
 def keep_freed_memory() -> None:

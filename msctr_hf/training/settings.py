@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..settings import SettingInfo, Settings, defaults, setting, setting_infos
 
 DEFAULT_MAX_STEPS = 40_000
+Precision = Literal["no", "fp16", "bf16", "auto"]
 _TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 
 
@@ -148,9 +149,10 @@ class TrainingSettings(Settings):
     max_grad_norm: float | None = setting(
         None, help="Clip the norm of the gradient to this value; by default it is not clipped.", above=0
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+    mixed_precision: Precision | None = setting(
         None,
-        help="Mixed precision; by default that of the Accelerate configuration.",
+        help="Mixed precision; 'auto' is bf16 where the device has it in hardware, else 'no', and a resumed run keeps "
+        "what it had; by default that of the Accelerate configuration.",
         resembles=("bf16", "fp16"),
         on_resume="announced",
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 
 from ..data.settings import DataSettings
 from ..errors import UsageError
+from ..evaluation.precision import has_bf16
 from ..models.contrastive_adapter import ContrastiveAdapter
 from ..progress import say
 from ..settings import as_mapping
@@ -20,12 +22,13 @@ from .checkpointing import Progress, States, find_checkpoint, load_progress, wri
 from .data_checks import check_data
 from .data_record import compare_data, describe_change, describe_data, describe_validation
 from .description import RunSummary, describe_run, describe_start, without_secrets
-from .devices import FUSED_DEVICES, SHARDED, build_accelerator, optimize_layout
+from .devices import FUSED_DEVICES, SHARDED, build_accelerator, choose_precision, optimize_layout
 from .duration import plan_duration
 from .logs import RunLog, RunningMeans
 from .meter import Meter
 from .network import build_network, choose_image_processor, refuse_single_values
 from .optimization import build_optimizer, build_schedule
+from .processes import on_main
 from .replacement import put_aside
 from .resuming import compare_settings, count_images_of_older_version, splits_as_before
 from .run_folder import write_config, write_run_file
@@ -57,12 +60,15 @@ class Setup:
         validation_images: int | None = None,
         command: str | None = None,
     ):
-        self.args, self.command = args, command
+        self.command = command
         self.output_dir = Path(args.output_dir)
         self.spec = data_arguments.spec
         check_metric(args.metric_for_best_model, self.spec)
         self.train_set = data_arguments.load(data_arguments.train_split)
         validation_set = data_arguments.load("validation")
+        self.checkpoint: Path | None = on_main(lambda: find_checkpoint(self.output_dir, args.resume))
+        args = replace(args, mixed_precision=choose_precision(args.mixed_precision, self.checkpoint))
+        self.args = args
         # DPT, MobileNetV2 and others have parameters that get no gradient; our own networks have none
         accelerator = build_accelerator(args, find_unused_parameters=model_arguments.contrastive_adapter)
         self.accelerator = accelerator
@@ -70,7 +76,6 @@ class Setup:
         self.settings = json.loads(json.dumps(without_secrets(given)))
         # saved with every checkpoint, to be compared on resume
         self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}
-        self.checkpoint = self._find_checkpoint()
         self.data = describe_data(self.spec, self.train_set)
         self.notes = []
         if self.checkpoint is not None:
@@ -81,6 +86,11 @@ class Setup:
                 f"a step sees {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
                 f"{accelerator.num_processes} process(es) = {self.images_per_step} images, but learning_rate "
                 f"{args.learning_rate:g} is meant for global_batch_size {args.global_batch_size}"
+            )
+        if accelerator.mixed_precision == "bf16" and has_bf16(accelerator.device) is False:
+            self.notes.append(
+                "this device only emulates bf16, so a step can take many times as long as in float32, which a new run "
+                "gets by mixed_precision auto or no"
             )
         self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split, accelerator)
 
@@ -128,19 +138,6 @@ class Setup:
     def images_per_step(self) -> int:
         """Number of images of one step, over all processes."""
         return self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-
-    def _find_checkpoint(self) -> Path | None:
-        """Find the checkpoint on the main process, for all processes, which may not have access to the same folder."""
-        found: list[Any] = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                found[0] = find_checkpoint(self.output_dir, self.args.resume)
-            except UsageError as error:
-                found[1] = str(error)
-        checkpoint, fault = broadcast_object_list(found)
-        if fault is not None:
-            raise UsageError(fault)
-        return checkpoint
 
     def _average(self, network: torch.nn.Module) -> ModelEmaV3 | None:
         """Build the average of the weights, if the settings ask for one."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,27 @@ from .checkpointing import find_checkpoint
 from .duration import plan_duration
 from .interruption import StopRequest
 from .loop import WITHOUT_SCORE, TrainingLoop
+from .processes import join_processes, locked_on_main
 from .replacement import restore
 from .run_folder import check_output_dir, holds_a_log, holds_a_model, is_empty, read_log
 from .settings import ModelSettings, TrainingSettings
 from .setup import Setup
 
 DRY_RUN_STEPS, DRY_RUN_IMAGES = 2, 4
+
+
+@contextmanager
+def reserved(arguments: TrainingSettings) -> Iterator[None]:
+    """Connect the processes of a run, and lock its folder until the end: for `train`, and pushing what it saved.
+
+    A dry run locks its temporary folder, since it may try the settings of a run that is in progress.
+
+    Raises:
+        UsageError: In all processes, if another run uses the folder.
+    """
+    join_processes()
+    with locked_on_main(_dry_run_folder(arguments) if arguments.dry_run else Path(arguments.output_dir)):
+        yield
 
 
 def train(
@@ -36,7 +51,7 @@ def train(
     publish: Callable[[Path], None] | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Train a network, validate it, and keep the best and the last model.
+    """Train a network, validate it, and keep the best and the last model; the folder must be `reserved`.
 
     Args:
         model_arguments, data_arguments, arguments: Settings of the initial network, the data and training.
@@ -104,8 +119,7 @@ def _dry_run(
     settings: dict[str, Any],
 ) -> None:
     """Train for two steps, with everything that belongs to a run, in a temporary folder next to `output_dir`."""
-    output_dir = Path(arguments.output_dir).absolute()
-    folder = output_dir.with_name(f".{output_dir.name}.dry_run")
+    folder = _dry_run_folder(arguments)
     short = replace(
         arguments,
         output_dir=str(folder),
@@ -137,6 +151,11 @@ def _dry_run(
     finally:
         if PartialState().is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dry_run_folder(arguments: TrainingSettings) -> Path:
+    output_dir = Path(arguments.output_dir).absolute()
+    return output_dir.with_name(f".{output_dir.name}.dry_run")
 
 
 def _format_seconds(seconds: float) -> str:

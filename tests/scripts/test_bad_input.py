@@ -38,7 +38,7 @@ FLAGS = [
     ({"poly_power": -1}, "--poly_power must be at least 0, got -1.0."),
     ({"max_grad_norm": 0}, "--max_grad_norm must be above 0, got 0.0."),
     ({"ema_decay": 1.5}, "--ema_decay must be in [0, 1), got 1.5."),
-    ({"mixed_precision": "fp8"}, "invalid choice: 'fp8' (choose from 'no', 'fp16', 'bf16')"),
+    ({"mixed_precision": "fp8"}, "invalid choice: 'fp8' (choose from 'no', 'fp16', 'bf16', 'auto')"),
     ({"seed": -1}, "--seed must be in [0, 4294967296), got -1."),
     ({"checkpoints_kept": 0}, "--checkpoints_kept must be at least 1, got 0."),
     (
