@@ -88,4 +88,18 @@ def first_line(error: Exception) -> str:
 
 def brief_reason(error: Exception) -> str:
     """Return the first line of a message, cut between words if it is very long, for use inside a sentence."""
-    return textwrap.shorten(first_line(error), _MAX_REASON_LENGTH, placeholder=" ...")
+    return shorten(first_line(error))
+
+
+def shorten(text: str, length: int = _MAX_REASON_LENGTH) -> str:
+    """Cut a text between words, after the first one at the earliest: half a path or name would mislead.
+
+    Args:
+        text (`str`): Text, of which all white space becomes single spaces.
+        length (`int`): Largest number of characters, with the dots that replace what was cut.
+    """
+    words = text.split()
+    if not words:
+        return ""
+    short = textwrap.shorten(text, length, placeholder=" ...")
+    return short if short.startswith(words[0]) else f"{words[0]} ..."

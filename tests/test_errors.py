@@ -4,7 +4,7 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from msctr_hf import load_segmentation_dataset
-from msctr_hf.errors import UsageError, as_usage_error, brief_reason
+from msctr_hf.errors import UsageError, as_usage_error, brief_reason, shorten
 
 
 class Faulty(Dataset):
@@ -54,3 +54,14 @@ def test_a_long_reason_is_cut_between_words():
     reason = brief_reason(OSError("again " * 100))
     assert len(reason) <= 300
     assert set(reason.split()) == {"again", "..."}
+
+
+@pytest.mark.parametrize("length", [5, 40, 80, 300])
+def test_a_long_text_is_never_cut_inside_a_word(length):
+    for text in (f"/data/{'folder' * 20}/labels.parquet is damaged", "{'first': Value('string'), " * 30):
+        *words, dots = shorten(text, length).split()
+        assert words == text.split()[: len(words)]
+        assert words and dots == "..." or [*words, dots] == text.split()
+        assert len(shorten(text, length)) <= max(length, len(words[0]) + 4)
+    assert shorten(" short  text\n") == "short text"
+    assert shorten("") == ""

@@ -3,10 +3,9 @@
 msctr export --model runs/quickstart --output_dir exported
 msctr export --model runs/swin --output_dir exported --size_multiple 32
 
-Nothing is written if the logits of both differ. Run the exported network with any ONNX runtime, or with
-`transformers.exporters.ExportedModel.from_pretrained("exported")(pixel_values=...)`. A program of torch.export is a
-pickle, which can run code when it is loaded: load only what you trust, with `trust_remote_code=True`, which
-transformers 5.24 and later require.
+Nothing is written if the logits of both differ. The command prints the lines of Python that run the exported network:
+ONNX with any ONNX runtime, without this package; a program of torch.export with torch and this package. Such a program
+is a pickle, which can run code when it is loaded: load only what you trust.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _export(arguments: ExportSettings) -> None:
     from ..evaluation.predictor import load_predictor
-    from ..hub.export import export_network
+    from ..hub.export import code_to_run, export_network
 
     network = load_predictor(arguments.model, device="cpu")
     with written_to_output_dir(arguments.output_dir):
@@ -39,4 +38,5 @@ def _export(arguments: ExportSettings) -> None:
     print("batch, height, width   largest difference   largest logit")
     for batch, (height, width), difference, largest in comparisons:
         print(f"{batch:5} {height:7} {width:6}   {difference:18.2g}   {largest:13.3g}")
-    print(f"the exported network is in {arguments.output_dir}")
+    print(f"the exported network is in {arguments.output_dir}; this runs it:")
+    print(code_to_run(arguments.output_dir, arguments.format, comparisons[0].size))

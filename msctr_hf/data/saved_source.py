@@ -25,13 +25,13 @@ from datasets import (
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from ..errors import UsageError, as_usage_error, first_line
+from ..errors import UsageError, as_usage_error, first_line, shorten
 from .decoding import is_empty
 from .image_files import name_some
 
 _ROWS_AT_A_TIME = 1000
 _ROWS_SHOWN = 5
-_SHOWN_OF_A_TYPE = 80
+_SHOWN_OF_A_TYPE = 80  # characters
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
@@ -217,7 +217,8 @@ def _with_our_columns(
             raise UsageError(f"`{flag}`: the data set has no column {column!r}, only {', '.join(columns)}.")
         if not _holds_images(kind := dataset.features[column]):
             raise UsageError(
-                f"`{flag}`: the column {column!r} must contain an image in every row, but its type is {_brief(kind)}."
+                f"`{flag}`: the column {column!r} must contain an image in every row, but its type is "
+                f"{shorten(repr(kind), _SHOWN_OF_A_TYPE)}."
             )
     if isinstance(dataset, IterableDataset):
         structs = [
@@ -264,11 +265,6 @@ def _holds_images(kind: Any) -> bool:
         depth, kind = depth + 1, kind.feature
     is_number = isinstance(kind, Value) and not isinstance(kind, ClassLabel) and kind.dtype.startswith(("int", "uint"))
     return isinstance(kind, ImageFeature) and depth == 0 or is_number and depth in (2, 3)
-
-
-def _brief(kind: Any) -> str:
-    text = repr(kind)
-    return text if len(text) <= _SHOWN_OF_A_TYPE else f"{text[:_SHOWN_OF_A_TYPE]} ..."
 
 
 def _refuse_empty_cells(rows: Dataset, split: str) -> None:

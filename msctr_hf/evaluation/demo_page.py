@@ -169,10 +169,14 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
     model, names, palette = predictor.model, predictor.class_names, predictor.palette
     stages = list(model.config.projection_stages) if getattr(model, "projection_head", None) is not None else []
 
-    def segment(path: str | None, opacity: float) -> list:
+    def segment(file: dict[str, Any] | None, opacity: float) -> list:
         cleared = [None] * len(stages)
-        if path is None:
+        if file is None:
             return [None, "", None, *cleared]
+        path = str(file["path"])
+        # gradio looks only at paths that a request marks as files, and adds the mark where it is missing
+        if not Path(path).resolve().is_relative_to(Path(upload.GRADIO_CACHE).resolve()):
+            raise gradio.Error("Upload the image; a request cannot name a file of the server.", print_exception=False)
         try:
             segmented = segment_image(predictor, path)
         except Exception as error:
@@ -182,21 +186,23 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
     def shade(segmented: Segmented | None, opacity: float) -> Image.Image | None:
         return None if segmented is None else overlay(segmented.image, segmented.labels, palette, opacity=opacity)
 
-    def compare(segmented: Segmented, event: Any) -> list[Image.Image]:
-        return similarity_figures(segmented, *event.index)
+    def compare(segmented: Segmented | None, event: Any) -> list[Image.Image] | list[None] | Image.Image | None:
+        if segmented is None:
+            gradio.Warning("The server has deleted this image; pick it again.")
+        figures = similarity_figures(segmented, *event.index) if segmented is not None else [None] * len(stages)
+        return figures[0] if len(figures) == 1 else figures  # gradio takes a list as the value of a single panel
 
     # gradio needs the class, but `from __future__ import annotations` turns annotations into strings
     compare.__annotations__["event"] = gradio.SelectData
 
     with gradio.Blocks(title=f"{name}: semantic segmentation") as page:
         gradio.Markdown(f"## {name}\nSemantic segmentation into {len(names)} classes.")
-        shown: dict[str, Any] = {"interactive": False, "format": "png"}
+        # without gradio's third button, which sends an image of the visitor to a site of others
+        shown: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
         segmented = gradio.State(time_to_live=IMAGE_LIFETIME)
         with gradio.Row():
             with gradio.Column(min_width=300):
                 upload = gradio.Image(sources=["upload", "clipboard"], label="Image", height=320)
-                # pass the uploaded file itself, since our messages about corrupt files are better than those of gradio
-                upload.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore
                 if examples:
                     gradio.Examples([[path] for path in examples], [upload], label="Or pick one")
                 opacity = gradio.Slider(0, 1, 0.55, step=0.05, label="Opacity of the classes")
@@ -215,6 +221,7 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
                     for stage in stages
                 ]
             shaded.select(compare, segmented, similar)
-        upload.change(segment, [upload, opacity], [shaded, areas, segmented, *similar])
-        opacity.release(shade, [segmented, opacity], shaded)
+        # `preprocess=False` passes the file itself, since our messages about damaged images are better than gradio's
+        upload.change(segment, [upload, opacity], [shaded, areas, segmented, *similar], preprocess=False)
+        opacity.change(shade, [segmented, opacity], shaded)  # by mouse, keys, number and reset
     return page

@@ -21,6 +21,7 @@ from ..folder_lock import locked
 
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one if that is above 1
 _REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+_FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 # Sizes of the example, and of a small and a large comparison, in units of the size multiple. An export contains the
 # steps that its example took. Windows of 4, 7, 8 and 12 pixels all pad this example in every stage, so that the export
 # also pads other sizes, even if by zero pixels; if the example needed no padding, the step would be missing.
@@ -56,12 +57,11 @@ def export_network(
 ) -> list[Comparison]:
     """Export a network with its image processor, for any batch size, height and width.
 
-    `transformers.exporters.ExportedModel.from_pretrained(output_dir)` loads the result, and any ONNX runtime loads an
-    ONNX file: input `pixel_values` (B, 3, H, W), output `logits`.
+    Any ONNX runtime runs model.onnx: input `pixel_values` (B, 3, H, W), output `logits`. `torch.export.load` loads
+    model.pt2 in a program that has imported msctr_hf; `code_to_run` returns the lines for either.
 
-    A `torch.export` program is a pickle, which can run any code when it is loaded. Since version 5.24 transformers
-    loads it only with `trust_remote_code=True`: pass that for programs that you exported yourself or whose author you
-    trust, and share ONNX files, which contain no code.
+    A `torch.export` program is a pickle, which can run any code when it is loaded: load only programs that you
+    exported yourself or whose author you trust, and share ONNX files, which contain no code.
 
     Args:
         model (`PreTrainedModel`): Network, in evaluation mode and on the CPU.
@@ -103,6 +103,31 @@ def export_network(
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return comparisons
+
+
+def code_to_run(output_dir: str | Path, format: str, size: Size) -> str:
+    """Return lines of Python that run an exported network, on zeros in place of images.
+
+    Args:
+        output_dir (`str` or `Path`): Folder of the export.
+        format (`str`): Format of the export, `"onnx"` or `"torch"`.
+        size (`tuple[int, int]`): Height and width of the zeros, in pixels.
+    """
+    images = f"(1, 3, {size[0]}, {size[1]})"
+    path = str(Path(output_dir) / _FILES[format])
+    if format == "onnx":
+        return (
+            "import numpy, onnxruntime\n"
+            f"session = onnxruntime.InferenceSession({path!r})\n"
+            f'pixel_values = numpy.zeros({images}, "float32")  # images that the image processor has prepared\n'
+            'logits = session.run(["logits"], {"pixel_values": pixel_values})[0]'
+        )
+    return (
+        "import msctr_hf, torch  # msctr_hf, since the program returns one of its classes\n"
+        f"program = torch.export.load({path!r}).module()  # a pickle: load only what you trust\n"
+        f"pixel_values = torch.zeros{images}  # images that the image processor has prepared\n"
+        "logits = program(pixel_values=pixel_values).logits"
+    )
 
 
 def _shapes(size_multiple: int, fixed_size: Size | None) -> tuple[Size, list[tuple[int, Size]]]:

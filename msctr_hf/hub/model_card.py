@@ -43,6 +43,7 @@ def write_model_card(
     name: str | None = None,
     license: str | None = None,
     show_images: bool | None = None,
+    target: str | Path | None = None,
 ) -> Path:
     """Write the README.md of a saved model, from its config.json, run.json and results.json.
 
@@ -56,17 +57,17 @@ def write_model_card(
             terms of the data set.
         show_images (`bool`, *optional*): Whether the card shows predictions.png, with images of the data set; by
             default only if these may be shown to everyone.
+        target (`str` or `Path`, *optional*): Folder to which the card is written, by default that of the model.
 
     Raises:
         UsageError: If the folder does not contain a model, or cannot be read or written.
     """
     folder = Path(folder)
-    config, run, results = (read_saved_json(folder / file) for file in ("config.json", RUN_FILE, RESULTS_FILE))
-    if not config:
-        raise UsageError(f"{folder} does not contain a saved model: config.json is missing.")
+    config = read_saved_config(folder)
+    run, results = (read_saved_json(folder / file) for file in (RUN_FILE, RESULTS_FILE))
     if results.get("mean_iou") is None:
         results = {}  # no pixel of the validation images was labeled
-    path = folder / CARD_FILE
+    path = Path(target or folder) / CARD_FILE
     with as_usage_error(OSError, prefix=f"{path} cannot be read: "):
         if path.exists() and _SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
             return path
@@ -83,6 +84,18 @@ def write_model_card(
     with as_usage_error(OSError, prefix=f"{path} cannot be written: "):
         replace_file(path, f"{card}\n")
     return path
+
+
+def read_saved_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a saved model.
+
+    Raises:
+        UsageError: If the folder does not contain a model, or config.json cannot be read.
+    """
+    config = read_saved_json(folder / "config.json")
+    if not config:
+        raise UsageError(f"{folder} does not contain a saved model: config.json is missing.")
+    return config
 
 
 def read_saved_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..progress import say
 from ..training.interruption import Interrupted, StopRequest
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json
 from . import upload
-from .model_card import CARD_FILE, read_saved_json, write_model_card
+from .model_card import CARD_FILE, read_saved_config, read_saved_json, write_model_card
 from .settings import DestinationSettings
 
 LONGEST_WAIT = 1800.0  # seconds that a run waits for an upload at its end
@@ -78,20 +79,22 @@ class Publisher:
         self._process: subprocess.Popen | None = None
         self._folder: Path | None = None
         self._results: dict | None = None  # results of the newest model, with its step
+        self._pushed = False  # whether the newest model is on the Hub
         self._waiting = False  # whether the newest model still has to be uploaded
         self._reported: set[str] = set()
 
     def __call__(self, folder: Path) -> None:
         """Write the card, then start to push the folder, after a running upload if there is one."""
         try:
-            _write_card(folder, self.spec, self.destination)
             results = read_json(folder / RESULTS_FILE)
+            is_new = results != self._results
+            _write_card(folder, self.spec, self.destination, named=self._pushed and not is_new)
         except Exception as error:  # a run must not end because of its card
             details = "" if isinstance(error, UsageError) else traceback.format_exc()
             self._report(f"The model card could not be written ({first_line(error)}).", details)
             return
-        if self.destination is not None and results != self._results:
-            self._folder, self._waiting, self._results = folder, True, results
+        if self.destination is not None and is_new:
+            self._folder, self._waiting, self._pushed, self._results = folder, True, False, results
             self._start_if_free()
 
     def finish(self) -> None:
@@ -135,13 +138,16 @@ class Publisher:
         if self._process is not None:
             if self._process.poll() is None:
                 return
-            self._report_failure(self._process.returncode)
-            self._process = None
+            code, self._process = self._process.returncode, None
+            self._report_failure(code)
+            if code == 0 and not self._waiting:  # otherwise the folder already has a newer model
+                self._pushed = True
+                self(self._folder)  # now the card may name the repository
         if self._waiting:
             self._waiting = False
             try:
-                self._process = _start(take_snapshot(self._folder), self.destination)
-            except OSError as error:
+                self._process = _start(take_snapshot(self._folder, self.spec, self.destination), self.destination)
+            except (OSError, UsageError) as error:
                 self._report(f"The push could not be started ({first_line(error)}).")
 
     def _report_failure(self, code: int) -> None:
@@ -164,7 +170,7 @@ class Publisher:
 
 
 def publish(folder: str | Path, spec: DatasetSpec | None, destination: Destination) -> str:
-    """Write the card, push a model folder and return the URL of the commit.
+    """Push a model folder with its card, write the card there too, and return the URL of the commit.
 
     Args:
         folder (`str` or `Path`): Folder of a saved model, for example the `OUTPUT_DIR` of a run.
@@ -175,14 +181,16 @@ def publish(folder: str | Path, spec: DatasetSpec | None, destination: Destinati
         UsageError: If the folder does not contain a model or cannot be written, or the Hub refuses or does not answer.
     """
     folder = Path(folder)
-    _write_card(folder, spec, destination)
+    read_saved_config(folder)  # refuses other folders before anything is written
     try:
         with as_usage_error(OSError, prefix=f"{folder} cannot be written: "):
-            snapshot = take_snapshot(folder)
+            snapshot = take_snapshot(folder, spec, destination)
         with as_usage_error(upload.UploadError):
-            return upload.upload(**_upload_arguments(snapshot, destination))
+            url = upload.upload(**_upload_arguments(snapshot, destination))
     finally:
         shutil.rmtree(folder / _SNAPSHOT, ignore_errors=True)
+    _write_card(folder, spec, destination, named=True)
+    return url
 
 
 def spec_of_run(folder: str | Path) -> DatasetSpec | None:
@@ -198,30 +206,40 @@ def spec_of_run(folder: str | Path) -> DatasetSpec | None:
         return None
 
 
-def take_snapshot(folder: Path) -> Path:
+def take_snapshot(folder: Path, spec: DatasetSpec | None, destination: Destination) -> Path:
     """Link the files to publish in another folder, because the run may replace them during the upload.
 
-    predictions.png shows images of the data set and is published only if the card shows it.
+    Only the card in that folder names the repository, because the upload may fail. predictions.png shows images of the
+    data set and is published only if the card shows it.
     """
     snapshot = folder / _SNAPSHOT
     shutil.rmtree(snapshot, ignore_errors=True)
     snapshot.mkdir()
     names = {path.name for pattern in _PUBLISHED_FILES for path in folder.glob(pattern)} - set(_PRIVATE_FILES)
-    if f"({PREDICTIONS_FILE})" in (folder / CARD_FILE).read_text(errors="replace"):
-        names.add(PREDICTIONS_FILE)
-    for name in sorted(names):
-        try:
-            os.link(folder / name, snapshot / name)
-        except OSError:  # the file system has no hard links
-            shutil.copyfile(folder / name, snapshot / name)
+    _link(sorted(names), folder, snapshot)
+    _write_card(folder, spec, destination, named=True, target=snapshot)
+    if f"({PREDICTIONS_FILE})" in (snapshot / CARD_FILE).read_text(errors="replace"):
+        _link([PREDICTIONS_FILE], folder, snapshot)
     return snapshot
 
 
-def _write_card(folder: Path, spec: DatasetSpec | None, destination: Destination | None) -> None:
+def _link(names: Sequence[str], folder: Path, target: Path) -> None:
+    for name in names:
+        try:
+            os.link(folder / name, target / name)
+        except OSError:  # the file system has no hard links
+            shutil.copyfile(folder / name, target / name)
+
+
+def _write_card(
+    folder: Path, spec: DatasetSpec | None, destination: Destination | None, *, named: bool, target: Path | None = None
+) -> None:
+    """Write the card; it names the repository of the destination only if the model is there, or goes there with it."""
     options: dict[str, Any] = {}
     if destination is not None:
-        options = {"name": destination.repo_id, "license": destination.license, "show_images": destination.show_images}
-    write_model_card(folder, spec, **options)
+        options = {"license": destination.license, "show_images": destination.show_images}
+        options["name"] = destination.repo_id if named else None
+    write_model_card(folder, spec, target=target, **options)
 
 
 def _start(snapshot: Path, destination: Destination) -> subprocess.Popen:

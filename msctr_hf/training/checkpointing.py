@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
-from ..errors import UsageError
+from ..errors import UsageError, shorten
 from .data_record import DATA_FILE
 from .run_folder import CHECKPOINTS, MARKER, read_json, replace_file, share_permissions, sync, write_json
 
@@ -188,7 +187,7 @@ def write_on_all_ranks(
     try:
         write()
     except WRITE_ERRORS as error:
-        message = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        message = shorten(str(error)) or type(error).__name__
         cause = error
     failures = [text for text in gather_object([message]) if text is not None]
     if failures:

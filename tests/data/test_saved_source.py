@@ -266,6 +266,14 @@ def test_a_column_of_something_else_than_images_is_refused_with_its_name_and_typ
         load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=form == "stream")
 
 
+def test_the_long_type_of_a_column_is_not_cut_inside_a_word(tmp_path):
+    names = [f"class_{number}" for number in range(40)]
+    features = datasets.Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
+    write_table(tmp_path / "copy", FORMS[0], {"image": rows_of_camvid()["image"], "label": [0, 1, 2]}, features)
+    with pytest.raises(UsageError, match=r"its type is ClassLabel\(.*'class_\d', \.\.\.\.$"):
+        load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=FORMS[0] == "stream")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_columns_of_images_and_labels_must_differ_and_may_be_exchanged(tmp_path, form):
     write_table(tmp_path / "copy", form, rows_of_camvid())

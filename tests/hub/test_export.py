@@ -1,11 +1,13 @@
 import inspect
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SWIN_TINY
+from conftest import ROOT, SWIN_TINY
 from transformers.exporters import ExportedModel
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
@@ -83,13 +85,26 @@ def test_averaging_by_matrix_products_equals_adaptive_pooling(size, cells):
     torch.testing.assert_close(average_cells(features, cells), F.adaptive_avg_pool2d(features, cells))
 
 
-def test_the_script_exports_and_prints_the_comparison(run_script, tiny_config, tmp_path):
-    network(tiny_config("fcn")).save_pretrained(tmp_path / "model")
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_the_lines_that_the_script_prints_run_the_exported_network_in_another_process(
+    run_script, tiny_config, tmp_path, format
+):
+    model = network(tiny_config("fcn"))
+    model.save_pretrained(tmp_path / "model")
     MsctrImageProcessor().save_pretrained(tmp_path / "model")
-    arguments = ["--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--format", "torch"]
+    arguments = ["--model", tmp_path / "model", "--output_dir", tmp_path / "my 'own' export", "--format", format]
     code, out, err = run_script("export.py", *arguments, "--fixed_size", "64", "96")
     assert code == 0, err
     assert out.splitlines()[1].split()[:3] == ["1", "64", "96"]
+    printed = out.partition("this runs it:\n")[2]
+    assert len(printed.splitlines()) == 4
+    saved = tmp_path / "logits.pt"
+    keep = f"import torch\ntorch.save(torch.as_tensor(logits), {str(saved)!r})"
+    run = subprocess.run([sys.executable, "-c", f"{printed}\n{keep}"], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    with torch.no_grad():
+        expected = model(torch.zeros(1, 3, 64, 96)).logits
+    torch.testing.assert_close(torch.load(saved), expected, rtol=0, atol=1e-4)
     code, _, err = run_script("export.py", *arguments)
     assert code == 2
     assert "is not empty" in err

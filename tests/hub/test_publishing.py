@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.errors import UsageError
 from msctr_hf.hub import upload
+from msctr_hf.hub.model_card import write_model_card
 from msctr_hf.hub.publishing import Destination, Publisher, publish, take_snapshot
 from msctr_hf.training.interruption import EXIT_INTERRUPTED
 from msctr_hf.training.run_folder import write_json
@@ -130,11 +132,54 @@ def test_a_published_folder_is_complete_and_holds_no_path_of_this_machine(hub, p
 def test_images_of_restricted_data_sets_are_not_published(folder):
     (folder / "predictions.png").write_bytes(b"image")
     for allowed in (None, True):
-        Publisher(get_dataset_spec("cityscapes"))(folder)  # writes a card that does not show the image
-        publisher = Publisher(get_dataset_spec("cityscapes"), Destination(REPOSITORY, show_images=allowed))
-        publisher._start_if_free = lambda: None
-        publisher(folder)
-        assert (take_snapshot(folder) / "predictions.png").exists() == bool(allowed)
+        destination = Destination(REPOSITORY, show_images=allowed)
+        snapshot = take_snapshot(folder, get_dataset_spec("cityscapes"), destination)
+        assert (snapshot / "predictions.png").exists() == bool(allowed)
+
+
+def test_the_card_in_the_folder_names_the_repository_only_once_the_model_is_there(hub, publisher, folder):
+    def named():
+        return REPOSITORY in (folder / "README.md").read_text()
+
+    hub.faults.append(403)
+    run = publisher()
+    push(run, folder)
+    assert (folder / "README.md").exists()
+    assert not named()
+    for step in (4, 4):  # the second push finds the model on the Hub
+        write_json(folder / "results.json", results_of(step))
+        push(run, folder)
+        assert named()
+        assert (folder / "README.md").read_bytes() == hub.repositories[REPOSITORY]["files"]["README.md"]
+    hub.faults.append(403)
+    write_json(folder / "results.json", results_of(5))
+    push(run, folder)
+    assert not named()  # the repository has an older model, whose scores are not those of the card
+
+
+@pytest.mark.parametrize("card", [None, "my own card", "written"])
+def test_a_failed_push_leaves_the_card_of_the_folder_as_it_was(folder, monkeypatch, card):
+    def fail(**arguments):
+        raise upload.UploadError("refused")
+
+    def succeed(folder, **arguments):
+        published.append((Path(folder) / "README.md").read_text())
+
+    if card == "written":
+        write_model_card(folder)
+    elif card is not None:
+        (folder / "README.md").write_text(card)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(upload, "upload", fail)
+    with pytest.raises(UsageError, match="refused"):
+        publish(folder, None, Destination(REPOSITORY))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    published = []
+    monkeypatch.setattr(upload, "upload", succeed)
+    publish(folder, None, Destination(REPOSITORY))
+    assert published == [(folder / "README.md").read_text()]
+    assert (REPOSITORY in published[0]) == (card != "my own card")
 
 
 def test_a_private_repository_cannot_be_read_with_another_token(hub, publisher, folder, tmp_path):

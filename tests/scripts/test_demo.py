@@ -1,5 +1,6 @@
-"""The demo in a headless browser: uploads, clicks, opacity, wrong files, a small screen."""
+"""The demo in a headless browser: everything that a person can click, wrong files, two visitors, a small screen."""
 
+import base64
 import io
 import os
 import shutil
@@ -17,6 +18,10 @@ from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 
+COPY = """async content => {
+    const bytes = Uint8Array.from(atob(content), character => character.charCodeAt(0));
+    await navigator.clipboard.write([new ClipboardItem({"image/png": new Blob([bytes], {type: "image/png"})})]);
+}"""
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255]]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -29,8 +34,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    """Serve the demo of a small network, and yield its address."""
+def examples(folder):
+    (folder / "examples").mkdir()
+    return [draw(folder / f"examples/{seed}.png", seed) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def address(folder, examples):
+    """Serve the demo of a small network with two examples, and yield its address."""
     from conftest import TIMM_TINY
 
     from msctr_hf import MsctrConfig
@@ -43,9 +54,14 @@ def address(folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, ROOT / "scripts/demo.py", "--model", folder / "network", "--port", str(port)]
+    command += ["--examples", examples[0].parent]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "NO_PROXY": "127.0.0.1,localhost"}
+    environment["GRADIO_TEMP_DIR"] = environment["TMPDIR"] = str(folder / "temporary")  # the examples are elsewhere
+    (folder / "temporary").mkdir()
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=log, stderr=log, env=environment, cwd=ROOT / "tests"
+        )
     url = f"http://127.0.0.1:{port}"
     for _ in range(600):
         time.sleep(0.5)
@@ -59,26 +75,55 @@ def address(folder):
     process.wait(120)
 
 
-@pytest.fixture
-def page(address):
+@pytest.fixture(scope="module")
+def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
         browser = driver.chromium.launch(executable_path=BROWSER, args=options)
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        page.wait_for_selector("input[type=file]", state="attached")
-        yield page
+        yield browser
         browser.close()
 
 
 @pytest.fixture
-def image(folder):
-    path = folder / "image.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+def visit(browser, address):
+    """Return a function that opens the page for a new visitor; at the end no page may show or log an error."""
+    pages, errors = [], []
+
+    def start():
+        context = browser.new_context(viewport={"width": 1200, "height": 1000})
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page = context.new_page()
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        page.wait_for_selector("input[type=file]", state="attached")
+        pages.append(page)
+        return page
+
+    yield start
+    shown = [page.get_by_text("Error", exact=True).count() for page in pages]
+    for page in pages:
+        page.context.close()
+    assert not any(shown)
+    assert errors == []
+
+
+@pytest.fixture
+def page(visit):
+    return visit()
+
+
+def draw(path, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((288, 192), Image.Resampling.BICUBIC).save(path)
     return path
+
+
+@pytest.fixture
+def image(folder):
+    return draw(folder / "image.png", seed=0)
 
 
 def upload(page, path):
@@ -91,6 +136,28 @@ def shown(page, selector):
     source = page.locator(f"{selector} img").first.get_attribute("src")
     with urllib.request.urlopen(source) as response:
         return np.asarray(Image.open(io.BytesIO(response.read())).convert("RGB"))
+
+
+def wait(page, condition, *arguments):
+    """Wait until something is true of a page."""
+    deadline = time.monotonic() + 60
+    while not condition(page, *arguments):
+        assert page.get_by_text("Error", exact=True).count() == 0, page.locator("body").inner_text()
+        assert time.monotonic() < deadline, page.locator("body").inner_text()
+        page.wait_for_timeout(100)
+
+
+def is_empty(page):
+    return page.locator("#classes img, .similar img, #areas td").count() == 0
+
+
+def shows(page, path, opacity):
+    """Return whether every pixel of the labeled image is a blend of a file and the color of a class."""
+    if page.locator("#classes img").count() == 0:
+        return False
+    difference = shown(page, "#classes") - (1 - opacity) * np.asarray(Image.open(path), dtype=float)
+    distances = [np.abs(difference - opacity * np.asarray(color)).max(axis=-1) for color in PALETTE]
+    return np.min(distances, axis=0).max() < 2
 
 
 def click(page, column, row):
@@ -109,7 +176,7 @@ def screenshot(page, folder, name):
     return np.asarray(Image.open(target).convert("RGB"))
 
 
-def test_an_upload_is_labeled_a_click_shows_similar_pixels_and_a_slider_sets_the_opacity(page, image, folder):
+def test_an_upload_is_labeled_and_a_click_shows_similar_pixels(page, image, folder):
     upload(page, image)
     page.wait_for_selector("#areas td.share")
     shares = [float(text.removesuffix(" %")) for text in page.locator("#areas td.share").all_inner_texts()]
@@ -131,14 +198,61 @@ def test_an_upload_is_labeled_a_click_shows_similar_pixels_and_a_slider_sets_the
     image_of_page = screenshot(page, folder, "desktop")
     assert np.unique(image_of_page.reshape(-1, 3), axis=0).shape[0] > 500  # the page is not empty
 
-    slider = page.locator("input[type=range]")
+
+def test_everything_that_a_person_can_click_works(page, image, examples):
+    for number in (0, 1, 0):
+        page.locator("button.gallery-item").nth(number).click()
+        wait(page, shows, examples[number], 0.55)
+        assert page.locator("#areas td.share").count()
+        assert page.locator(".similar img").count() == 0  # those of the image before
+        click(page, column=50, row=50)
+
+    slider, number = page.locator("input[type=range]"), page.locator("input[type=number]")
     slider.focus()
     slider.press("Home")
-    slider.dispatch_event("pointerup")
-    deadline = time.monotonic() + 120
-    while np.abs(shown(page, "#classes").astype(int) - original).max() > 1:  # opacity 0: the image itself
-        assert time.monotonic() < deadline
-        page.wait_for_timeout(200)
+    wait(page, shows, examples[0], 0)
+    slider.press("ArrowRight")
+    wait(page, shows, examples[0], 0.05)
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2)
+    wait(page, shows, examples[0], 1)
+    number.fill("0.5")
+    number.blur()
+    wait(page, shows, examples[0], 0.5)
+    page.get_by_label("Reset to default value").click()
+    wait(page, shows, examples[0], 0.55)
+
+    panels = page.locator("#classes, .similar")
+    for panel in [panels.nth(index) for index in range(panels.count())]:
+        assert panel.get_by_label("Share").count() == 0  # it would send the image to another site
+        with page.expect_download() as download:
+            panel.get_by_label("Download").click()
+        assert Image.open(download.value.path()).size == (288, 192)
+        panel.get_by_label("Fullscreen").click()
+        panel.get_by_label("Exit fullscreen mode").click()
+
+    page.get_by_label("Remove Image").click()
+    wait(page, is_empty)
+    upload(page, image)
+    wait(page, shows, image, 0.55)
+    page.get_by_label("Remove Image").click()
+    wait(page, is_empty)
+    page.evaluate(COPY, base64.b64encode(image.read_bytes()).decode())
+    page.get_by_label("Paste from clipboard").click()
+    wait(page, shows, image, 0.55)
+
+
+def test_two_visitors_at_once_see_their_own_images(visit, image, examples):
+    first, second = visit(), visit()
+    first.locator("button.gallery-item").nth(0).click()
+    upload(second, image)
+    wait(first, shows, examples[0], 0.55)
+    wait(second, shows, image, 0.55)
+    second.locator("button.gallery-item").nth(1).click()
+    wait(second, shows, examples[1], 0.55)
+    for page in (first, second):
+        click(page, column=100, row=100)
+    assert shows(first, examples[0], 0.55)
 
 
 def test_class_names_are_shown_as_text_not_as_html(page, image):
