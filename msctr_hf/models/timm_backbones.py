@@ -18,6 +18,7 @@ They have a file of their own, because timm is slow to import and other backbone
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,18 +39,33 @@ class MsctrTimmBackbone(TimmBackbone):
 
     def __init__(self, config: PreTrainedConfig, **kwargs):
         settings = {**(getattr(config, "timm_kwargs", None) or {}), **kwargs}
+        # `from_pretrained` builds networks on the device "meta", whose tensors have no values
+        on_meta = torch.get_default_device().type == "meta"
         try:
             super().__init__(config, **settings)
+            needs_values = on_meta and not _creates_buffers_that_are_not_saved(self._backbone)
         except RuntimeError:
-            if torch.get_default_device().type != "meta":
+            if not on_meta:
                 raise
-            # RegNet of timm before 1.0.30, for example, computes its widths with tensors, which have no values there
-            with torch.device("cpu"):
+            needs_values = True  # RegNet of timm before 1.0.30, for example, computes its widths with tensors
+        self._computed_buffers: dict[nn.Module, dict[str, torch.Tensor]] = {}
+        if needs_values:
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                 super().__init__(config, **settings)
-            self.to("meta")
+            computed = {module: dict(_buffers_that_are_not_saved(module)) for module in self.modules()}
+            self._computed_buffers = {module: buffers for module, buffers in computed.items() if buffers}
+            for module in self.to("meta").modules():
+                vars(module).pop("_is_hf_initialized", None)  # transformers would leave its buffers as they are
         self._channels_last = str(getattr(self._backbone, "output_fmt", "NCHW")).endswith("NHWC")
         self._checkpointing = False
         _interpolate_fuse_layers_bilinearly(self._backbone)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        computed = vars(self).get("_computed_buffers", {})  # transformers calls this in its constructor, too
+        for name, values in computed.pop(module, {}).items():
+            module.get_buffer(name).copy_(values)
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -113,3 +129,23 @@ def _interpolate_fuse_layers_bilinearly(network: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, HighResolutionModule):
                 setattr(parent, name, BilinearFusion(child))
+
+
+def _creates_buffers_that_are_not_saved(network: nn.Module) -> bool:
+    """Create buffers that are not saved on the device "meta", and return whether transformers gives them values.
+
+    It calls a method of timm for that, which modules of timm before 1.0.23 and of other libraries do not have. Nor is
+    it called for buffers that a network does not create on "meta" by itself: the masks of Swin V2 CR before 1.0.25.
+    """
+    for module in network.modules():
+        if module._non_persistent_buffers_set:
+            if not hasattr(module, "init_non_persistent_buffers"):
+                return False
+            module.init_non_persistent_buffers()
+    return True
+
+
+def _buffers_that_are_not_saved(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, buffer in module.named_buffers(recurse=False):
+        if name in module._non_persistent_buffers_set:
+            yield name, buffer
