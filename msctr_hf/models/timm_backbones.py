@@ -32,7 +32,9 @@ class MsctrTimmBackbone(TimmBackbone):
     """Network of timm that returns stage maps of shape (B, C_s, h_s, w_s), finest first.
 
     `config.timm_kwargs` are passed to `timm.create_model`. HRNet's fuse layers interpolate bilinearly, as in every
-    HRNet for segmentation, and accept any input size; parameters keep timm's names.
+    HRNet for segmentation, and accept any input size; parameters keep timm's names. A network that accepts only
+    multiples of `config.size_multiple` gets images that are padded with zeros at the right and the bottom, and its
+    maps are cut to the size of the image.
     """
 
     supports_gradient_checkpointing = True
@@ -57,6 +59,7 @@ class MsctrTimmBackbone(TimmBackbone):
             for module in self.to("meta").modules():
                 vars(module).pop("_is_hf_initialized", None)  # transformers would leave its buffers as they are
         self._channels_last = str(getattr(self._backbone, "output_fmt", "NCHW")).endswith("NHWC")
+        self.size_multiple: int = getattr(config, "size_multiple", None) or 1
         self._checkpointing = False
         _interpolate_fuse_layers_bilinearly(self._backbone)
 
@@ -83,9 +86,23 @@ class MsctrTimmBackbone(TimmBackbone):
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any):
         """Compute stage maps: (B, 3, H, W) -> output whose `feature_maps` are (B, C_s, h_s, w_s), finest first."""
+        height, width = pixel_values.shape[-2:]
+        below, right = -height % self.size_multiple, -width % self.size_multiple
+        if below or right:
+            pixel_values = F.pad(pixel_values, (0, right, 0, below))
         output = super().forward(pixel_values, return_dict=True, **kwargs)
         if self._channels_last:
             output.feature_maps = tuple(stage.permute(0, 3, 1, 2).contiguous() for stage in output.feature_maps)
+        if below or right:
+            output.feature_maps = tuple(
+                # the rows and columns that have a pixel of the image: sides are divided upwards
+                stage[
+                    ...,
+                    : -(-height * stage.shape[-2] // (height + below)),
+                    : -(-width * stage.shape[-1] // (width + right)),
+                ]
+                for stage in output.feature_maps
+            )
         return output
 
 
