@@ -18,6 +18,7 @@ They have a file of their own, because timm is slow to import and other backbone
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,25 +32,43 @@ class MsctrTimmBackbone(TimmBackbone):
     """Network of timm that returns stage maps of shape (B, C_s, h_s, w_s), finest first.
 
     `config.timm_kwargs` are passed to `timm.create_model`. HRNet's fuse layers interpolate bilinearly, as in every
-    HRNet for segmentation, and accept any input size; parameters keep timm's names.
+    HRNet for segmentation, and accept any input size; parameters keep timm's names. A network that accepts only
+    multiples of `config.size_multiple` gets images that are padded with zeros at the right and the bottom, and its
+    maps are cut to the size of the image.
     """
 
     supports_gradient_checkpointing = True
 
     def __init__(self, config: PreTrainedConfig, **kwargs):
         settings = {**(getattr(config, "timm_kwargs", None) or {}), **kwargs}
+        # `from_pretrained` builds networks on the device "meta", whose tensors have no values
+        on_meta = torch.get_default_device().type == "meta"
         try:
             super().__init__(config, **settings)
+            needs_values = on_meta and not _creates_buffers_that_are_not_saved(self._backbone)
         except RuntimeError:
-            if torch.get_default_device().type != "meta":
+            if not on_meta:
                 raise
-            # RegNet of timm before 1.0.30, for example, computes its widths with tensors, which have no values there
-            with torch.device("cpu"):
+            needs_values = True  # RegNet of timm before 1.0.30, for example, computes its widths with tensors
+        self._computed_buffers: dict[nn.Module, dict[str, torch.Tensor]] = {}
+        if needs_values:
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                 super().__init__(config, **settings)
-            self.to("meta")
+            computed = {module: dict(_buffers_that_are_not_saved(module)) for module in self.modules()}
+            self._computed_buffers = {module: buffers for module, buffers in computed.items() if buffers}
+            for module in self.to("meta").modules():
+                vars(module).pop("_is_hf_initialized", None)  # transformers would leave its buffers as they are
         self._channels_last = str(getattr(self._backbone, "output_fmt", "NCHW")).endswith("NHWC")
+        self.size_multiple: int = getattr(config, "size_multiple", None) or 1
         self._checkpointing = False
         _interpolate_fuse_layers_bilinearly(self._backbone)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        computed = vars(self).get("_computed_buffers", {})  # transformers calls this in its constructor, too
+        for name, values in computed.pop(module, {}).items():
+            module.get_buffer(name).copy_(values)
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -67,9 +86,23 @@ class MsctrTimmBackbone(TimmBackbone):
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any):
         """Compute stage maps: (B, 3, H, W) -> output whose `feature_maps` are (B, C_s, h_s, w_s), finest first."""
+        height, width = pixel_values.shape[-2:]
+        below, right = -height % self.size_multiple, -width % self.size_multiple
+        if below or right:
+            pixel_values = F.pad(pixel_values, (0, right, 0, below))
         output = super().forward(pixel_values, return_dict=True, **kwargs)
         if self._channels_last:
             output.feature_maps = tuple(stage.permute(0, 3, 1, 2).contiguous() for stage in output.feature_maps)
+        if below or right:
+            output.feature_maps = tuple(
+                # the rows and columns that have a pixel of the image: sides are divided upwards
+                stage[
+                    ...,
+                    : -(-height * stage.shape[-2] // (height + below)),
+                    : -(-width * stage.shape[-1] // (width + right)),
+                ]
+                for stage in output.feature_maps
+            )
         return output
 
 
@@ -113,3 +146,23 @@ def _interpolate_fuse_layers_bilinearly(network: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, HighResolutionModule):
                 setattr(parent, name, BilinearFusion(child))
+
+
+def _creates_buffers_that_are_not_saved(network: nn.Module) -> bool:
+    """Create buffers that are not saved on the device "meta", and return whether transformers gives them values.
+
+    It calls a method of timm for that, which modules of timm before 1.0.23 and of other libraries do not have. Nor is
+    it called for buffers that a network does not create on "meta" by itself: the masks of Swin V2 CR before 1.0.25.
+    """
+    for module in network.modules():
+        if module._non_persistent_buffers_set:
+            if not hasattr(module, "init_non_persistent_buffers"):
+                return False
+            module.init_non_persistent_buffers()
+    return True
+
+
+def _buffers_that_are_not_saved(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, buffer in module.named_buffers(recurse=False):
+        if name in module._non_persistent_buffers_set:
+            yield name, buffer

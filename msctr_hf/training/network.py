@@ -29,6 +29,7 @@ from ..models.image_processing_msctr import MsctrImageProcessor
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 from .adapted_network import adapt_saved, image_processor_of_saved, saved_kind
 from .settings import ModelSettings
+from .timm_networks import evenly_spaced, timm_backbone_config
 
 
 def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: DatasetSpec) -> MsctrConfig:
@@ -148,8 +149,10 @@ def freeze(module: nn.Module) -> None:
 
 def _backbone_config(arguments: ModelSettings) -> dict[str, Any]:
     from_timm = arguments.backbone_config is None and "/" not in arguments.backbone
-    if arguments.output_stride is not None and (not from_timm or arguments.backbone.startswith(("hrnet", "vit_"))):
-        raise UsageError(f"`output_stride={arguments.output_stride}`: {arguments.backbone} cannot be dilated.")
+    if arguments.output_stride is not None and not from_timm:
+        raise UsageError(
+            f"`output_stride={arguments.output_stride}`: only networks of timm by name can be dilated; leave it out."
+        )
     if arguments.backbone_config is not None:
         try:
             return json.loads(arguments.backbone_config)
@@ -157,34 +160,7 @@ def _backbone_config(arguments: ModelSettings) -> dict[str, Any]:
             raise UsageError(f"`backbone_config` is not valid JSON ({error}): {arguments.backbone_config}") from None
     if "/" in arguments.backbone:
         return _backbone_config_from_hub(arguments.backbone)
-    if not timm.is_model(arguments.backbone):
-        close = timm.list_models(f"*{arguments.backbone.split('.')[0][:6]}*")[:5]
-        raise UsageError(f"timm has no backbone {arguments.backbone!r}; similar names: {', '.join(close) or 'none'}.")
-    options: dict[str, Any] = {"output_stride": arguments.output_stride}
-    if arguments.backbone.startswith("hrnet"):
-        options = {"timm_kwargs": {"feature_location": ""}}  # maps before the layers for classification
-    if arguments.backbone.startswith("swin"):
-        options = {"timm_kwargs": {"strict_img_size": False}}  # accept images of any size
-    return {"model_type": "timm_backbone", "backbone": arguments.backbone, **_timm_stages(arguments.backbone, options)}
-
-
-def _timm_stages(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Choose the feature maps of a timm network at strides from 4, or four blocks of a plain transformer."""
-    network = timm.create_model(name, features_only=True)
-    strides = network.feature_info.reduction()
-    if len(set(strides)) > 1:
-        return {"out_indices": [index for index, stride in enumerate(strides) if stride >= 4], **options}
-    if not hasattr(network.model, "dynamic_img_size"):
-        raise UsageError(f"{name} accepts images of only one size in timm; use a Hub id of transformers instead.")
-    return {
-        "out_indices": _evenly_spaced(range(len(network.model.blocks))),
-        "timm_kwargs": {"dynamic_img_size": True, "dynamic_img_pad": True},
-    }
-
-
-def _evenly_spaced(blocks: Sequence) -> list:
-    """Return the last block of each quarter of the blocks."""
-    return [blocks[len(blocks) * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
+    return timm_backbone_config(arguments.backbone, arguments.output_stride)
 
 
 def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
@@ -196,7 +172,7 @@ def _backbone_config_from_hub(hub_id: str) -> dict[str, Any]:
             "it as `backbone_config`."
         ) from error
     stages = [name for name in config.stage_names if name.startswith("stage")]
-    chosen = stages if hasattr(config, "depths") else _evenly_spaced(stages)
+    chosen = stages if hasattr(config, "depths") else evenly_spaced(stages)
     return {**config.to_dict(), "out_features": chosen, "out_indices": None}
 
 

@@ -2,6 +2,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import SWIN_TINY
 from transformers import TimmBackboneConfig
 
 from msctr_hf import MsctrForSemanticSegmentation
@@ -106,6 +107,81 @@ def test_a_dilated_resnet_computes_the_same_maps_as_in_torchvision():
         ):
             x = layer(x)
             torch.testing.assert_close(stage, x)
+
+
+def buffers_that_are_not_saved(network):
+    saved = set(network.state_dict())
+    return {name: buffer for name, buffer in network.named_buffers() if name not in saved}
+
+
+def load_where_new_memory_is_not_a_number(folder):
+    torch.use_deterministic_algorithms(True)  # fills the memory of torch.empty with NaN or the largest integer
+    try:
+        return MsctrForSemanticSegmentation.from_pretrained(folder)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+SMALL = {"embed_dim": 32, "num_heads": 2, "depth": 4}
+WITH_BUFFERS_THAT_ARE_NOT_SAVED = {
+    "vit_small_patch16_dinov3": {**SMALL, "dynamic_img_size": True},
+    "eva02_tiny_patch14_224": {**SMALL, "img_size": 64, "patch_size": 16},
+    "beit_base_patch16_224": {**SMALL, "img_size": 64},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 12, "depths": [1, 1, 2, 1], "strict_img_size": False},
+    "swinv2_cr_tiny_224": {"embed_dim": 12, "depths": [1, 1, 2, 1], "img_size": 64},
+    "levit_128s": {"embed_dim": [32, 48, 64], "num_heads": [2, 3, 4], "depth": [1, 1, 1], "img_size": 64},
+    "resnetblur18": {"channels": [8, 16, 24, 32]},
+}
+
+
+@pytest.mark.parametrize("lacks_method", [False, True], ids=["timm as installed", "timm before 1.0.23"])
+@pytest.mark.parametrize("name", WITH_BUFFERS_THAT_ARE_NOT_SAVED)
+def test_buffers_of_timm_that_are_not_saved_are_loaded_bit_for_bit(
+    tiny_config, tmp_path, monkeypatch, name, lacks_method
+):
+    backbone = {"model_type": "timm_backbone", "backbone": name, "out_indices": [-1]}
+    backbone["timm_kwargs"] = WITH_BUFFERS_THAT_ARE_NOT_SAVED[name]
+    config = tiny_config(
+        "fcn", backbone, decode_stages=[1], projection_stages=[1], use_auxiliary_head=False, contrastive_mode="ce"
+    )
+    model = MsctrForSemanticSegmentation(config).eval()
+    model.save_pretrained(tmp_path)
+    if lacks_method:
+        for kind in {kind for module in model.backbone._backbone.modules() for kind in type(module).__mro__}:
+            if "init_non_persistent_buffers" in vars(kind):
+                monkeypatch.delattr(kind, "init_non_persistent_buffers")
+
+    random_state = torch.get_rng_state()
+    loaded = load_where_new_memory_is_not_a_number(tmp_path).eval()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    network = timm.create_model(name, features_only=True, out_indices=[-1], **backbone["timm_kwargs"])
+    expected = buffers_that_are_not_saved(network)
+    actual = buffers_that_are_not_saved(loaded.backbone._backbone)
+    assert expected
+    assert list(actual) == list(expected)
+    assert [key for key in expected if not torch.equal(actual[key], expected[key])] == []
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        SWIN_TINY,
+        {"model_type": "swinv2", **BACKBONES["swinv2"]},
+        {"model_type": "dinov3_vit", **PLAIN},
+    ],
+    ids=lambda backbone: backbone["model_type"],
+)
+def test_buffers_of_transformers_that_are_not_saved_are_loaded_bit_for_bit(tiny_config, tmp_path, backbone):
+    config = tiny_config(backbone=backbone)
+    model = MsctrForSemanticSegmentation(config)
+    model.save_pretrained(tmp_path)
+    expected = buffers_that_are_not_saved(model)
+    actual = buffers_that_are_not_saved(load_where_new_memory_is_not_a_number(tmp_path))
+    assert expected
+    assert [key for key in expected if not torch.equal(actual[key], expected[key])] == []
 
 
 def test_a_network_of_timm_that_computes_its_widths_with_tensors_is_loaded(tiny_config, tmp_path, monkeypatch):
