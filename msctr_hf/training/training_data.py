@@ -118,6 +118,8 @@ def _augmentation(arguments: DataSettings, image_processor: MsctrImageProcessor)
         aspect_range=arguments.aspect_range,
         max_class_share=arguments.max_class_share,
         flip_probability=arguments.flip_probability,
+        flip_vertical_probability=arguments.flip_vertical_probability,
+        rotate90=arguments.rotate90,
         color_jitter=arguments.color_jitter,
         padding_mode=arguments.padding_mode,
     )
