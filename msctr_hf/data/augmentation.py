@@ -12,6 +12,7 @@ from PIL import Image
 
 from .color_jitter import jitter_colors
 from .labels import IGNORE_INDEX
+from .user_transform import UserTransform
 
 CROP_TRIES = 10
 
@@ -32,6 +33,8 @@ class TrainingAugmentation:
         flip_vertical_probability (`float`): Probability of mirroring top and bottom.
         rotate90 (`bool`): Whether to rotate by 0, 90, 180 or 270 degrees, with equal probability. For a quarter turn,
             a window of the transposed crop size is cut, so that crops need not be square.
+        user_transform (`UserTransform`, *optional*): Function that changes the crop, after rotation and before its
+            colors are jittered.
         color_jitter (`bool`): Whether to jitter brightness, contrast, saturation and hue.
         padding_mode (`str`): Padding of images smaller than the crop: `"constant"`, the mean color, or `"reflect"`;
             labels are ignored there in both modes.
@@ -46,6 +49,7 @@ class TrainingAugmentation:
     flip_probability: float = 0.5
     flip_vertical_probability: float = 0.0
     rotate90: bool = False
+    user_transform: UserTransform | None = None
     color_jitter: bool = True
     padding_mode: str = "constant"
 
@@ -77,6 +81,11 @@ class TrainingAugmentation:
             pixels, labels = pixels.flip(-2), labels[::-1]
         if turns:
             pixels, labels = torch.rot90(pixels, turns, (-2, -1)), np.rot90(labels, turns)
+        if self.user_transform is not None:
+            image, labels = self.user_transform(
+                np.ascontiguousarray(pixels.permute(1, 2, 0)), np.ascontiguousarray(labels), random
+            )
+            pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
         if self.color_jitter:
             pixel_values = jitter_colors(pixels, random)
         else:

@@ -162,6 +162,11 @@ class DataSettings(DatasetSettings):
     rotate90: bool = setting(
         False, help="Rotate an image by 0, 90, 180 or 270 degrees, with equal probability, for images without an up."
     )
+    augmentation: str | None = setting(
+        None,
+        help="Function of your own, 'module:function', that changes every crop and its labels; the module may be in "
+        "the current folder.",
+    )
     color_jitter: bool = setting(True, help="Jitter brightness, contrast, saturation and hue.")
     resize_shorter_side: int | None = setting(
         None, help="Resize the shorter side of validation images to this many pixels.", at_least=1

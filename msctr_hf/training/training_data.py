@@ -16,6 +16,7 @@ from ..data.augmentation import TrainingAugmentation
 from ..data.loaders import training_loader
 from ..data.repeat_factors import classes_present, repeat_factors
 from ..data.settings import DataSettings
+from ..data.user_transform import UserTransform
 from ..errors import UsageError
 from ..models.image_processing_msctr import MsctrImageProcessor
 from .checkpointing import Progress
@@ -110,6 +111,7 @@ def _repeats(train_set: Dataset, data_arguments: DataSettings, accelerator: Acce
 
 
 def _augmentation(arguments: DataSettings, image_processor: MsctrImageProcessor) -> TrainingAugmentation:
+    transform = arguments.augmentation
     return TrainingAugmentation(
         crop_size=arguments.crop_size,
         image_mean=image_processor.image_mean,
@@ -120,6 +122,7 @@ def _augmentation(arguments: DataSettings, image_processor: MsctrImageProcessor)
         flip_probability=arguments.flip_probability,
         flip_vertical_probability=arguments.flip_vertical_probability,
         rotate90=arguments.rotate90,
+        user_transform=None if transform is None else UserTransform(transform, len(arguments.spec.classes)),
         color_jitter=arguments.color_jitter,
         padding_mode=arguments.padding_mode,
     )
