@@ -30,16 +30,10 @@ class UserTransform:
     Args:
         name (`str`): Module and function, `"module:function"`.
         num_classes (`int`): Number of classes, to check the labels.
-
-    Raises:
-        UsageError: If the function cannot be imported.
     """
 
     name: str
     num_classes: int
-
-    def __post_init__(self) -> None:
-        import_transform(self.name)
 
     def __call__(
         self, image: np.ndarray, labels: np.ndarray, generator: np.random.Generator
@@ -55,7 +49,7 @@ class UserTransform:
             `tuple`: image and labels, with the same shapes and types.
 
         Raises:
-            UsageError: If the result of the function is something else.
+            UsageError: If the function cannot be imported, or its result is something else.
         """
         shapes = image.shape, labels.shape
         with _seeded(int(generator.integers(1 << 32))):

@@ -168,7 +168,8 @@ class MsctrConfig(PreTrainedConfig):
 
     class_weights: list[float | int] | tuple[float | int, ...] | None = _field(
         None,
-        "Weight of every class in every cross entropy; 1 by default.",
+        "Weight of every class in every cross entropy; 1 by default. `msctr train` replaces 'auto' by the median "
+        "frequency of the classes in the training split over that of the class, at most 50.",
     )
     dice_loss_weight: float | int = _field(
         0, "Weight of the soft Dice loss of the decode head, in addition to its cross entropy; 0 for none."

@@ -97,7 +97,7 @@ def test_a_name_that_leads_to_no_function_is_refused_in_a_sentence(name, sentenc
     (tmp_path / "broken_module.py").write_text("def flip(:\n")
     (tmp_path / "importing_module.py").write_text("import library_that_is_absent\n")
     with pytest.raises(UsageError, match=re.escape(sentence)):
-        UserTransform(name, 5)
+        import_transform(name)
 
 
 def batches(num_workers, name, num_classes=9):
