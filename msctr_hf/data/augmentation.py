@@ -12,13 +12,14 @@ from PIL import Image
 
 from .color_jitter import jitter_colors
 from .labels import IGNORE_INDEX
+from .user_transform import UserTransform
 
 CROP_TRIES = 10
 
 
 @dataclass(frozen=True)
 class TrainingAugmentation:
-    """Augmentation of an image and its labels: random scale, aspect ratio, crop, mirroring and colors.
+    """Augmentation of an image and its labels: random scale, aspect ratio, crop, mirroring, rotation and colors.
 
     Args:
         crop_size (`Sequence[int]`): Height and width of the result, in pixels.
@@ -29,7 +30,12 @@ class TrainingAugmentation:
             s / sqrt(a).
         max_class_share (`float`): Another crop is drawn, at most 9 times, while one class covers at least this share
             of the valid pixels.
-        flip_probability (`float`): Probability of mirroring.
+        flip_probability (`float`): Probability of mirroring left and right.
+        flip_vertical_probability (`float`): Probability of mirroring top and bottom.
+        rotate90 (`bool`): Whether to rotate by 0, 90, 180 or 270 degrees, with equal probability. For a quarter turn,
+            a window of the transposed crop size is cut, so that crops need not be square.
+        user_transform (`UserTransform`, *optional*): Function that changes the crop, after rotation and before its
+            colors are jittered.
         color_jitter (`bool`): Whether to jitter brightness, contrast, saturation and hue.
         padding_mode (`str`): Padding of images smaller than the crop: `"constant"`, the mean color, or `"reflect"`;
             labels are ignored there in both modes.
@@ -43,6 +49,9 @@ class TrainingAugmentation:
     aspect_range: Sequence[float] = (0.9, 1.1)
     max_class_share: float = 0.75
     flip_probability: float = 0.5
+    flip_vertical_probability: float = 0.0
+    rotate90: bool = False
+    user_transform: UserTransform | None = None
     color_jitter: bool = True
     padding_mode: str = "constant"
     channel_order: Sequence[int] = (0, 1, 2)
@@ -65,10 +74,21 @@ class TrainingAugmentation:
             `tuple`: pixel values (3, height, width) float32, normalized; labels (height, width) int64, 255 where
             ignored or padded.
         """
-        rows, columns, labels = self._choose_window(np.asarray(label), random)
+        # What is switched off draws no random number, so that a new option does not change the images of other runs.
+        turns = int(random.integers(4)) if self.rotate90 else 0
+        rows, columns, labels = self._choose_window(np.asarray(label), random, transposed=turns % 2 == 1)
         pixels = self._resize_and_pad(np.asarray(image), rows, columns)
         if random.random() < self.flip_probability:
             pixels, labels = pixels.flip(-1), labels[:, ::-1]
+        if self.flip_vertical_probability and random.random() < self.flip_vertical_probability:
+            pixels, labels = pixels.flip(-2), labels[::-1]
+        if turns:
+            pixels, labels = torch.rot90(pixels, turns, (-2, -1)), np.rot90(labels, turns)
+        if self.user_transform is not None:
+            image, labels = self.user_transform(
+                np.ascontiguousarray(pixels.permute(1, 2, 0)), np.ascontiguousarray(labels), random
+            )
+            pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
         if self.color_jitter:
             pixel_values = jitter_colors(pixels, random)
         else:
@@ -77,22 +97,21 @@ class TrainingAugmentation:
             pixel_values = pixel_values[list(self.channel_order)]
         return normalize(pixel_values, self.image_mean, self.image_std), torch.from_numpy(labels.astype(np.int64))
 
-    def _choose_window(self, label: np.ndarray, random: np.random.Generator) -> tuple[_Span, _Span, np.ndarray]:
+    def _choose_window(
+        self, label: np.ndarray, random: np.random.Generator, transposed: bool = False
+    ) -> tuple[_Span, _Span, np.ndarray]:
         """Choose the rows and columns of a crop, and return them with its labels."""
+        crop_size = self.crop_size[::-1] if transposed else self.crop_size
         scale = random.uniform(self.scale_range[0], self.scale_range[1])
         aspect = random.uniform(self.aspect_range[0], self.aspect_range[1])
         factors = (scale / math.sqrt(aspect), scale * math.sqrt(aspect))
         sizes = [max(1, round(source * factor)) for source, factor in zip(label.shape, factors, strict=True)]
-        padding = [
-            int(random.integers(max(crop - side, 0) + 1)) for crop, side in zip(self.crop_size, sizes, strict=True)
-        ]
+        padding = [int(random.integers(max(crop - side, 0) + 1)) for crop, side in zip(crop_size, sizes, strict=True)]
         for _ in range(CROP_TRIES):
             corner = [
-                int(random.integers(max(side - crop, 0) + 1)) for crop, side in zip(self.crop_size, sizes, strict=True)
+                int(random.integers(max(side - crop, 0) + 1)) for crop, side in zip(crop_size, sizes, strict=True)
             ]
-            rows, columns = (
-                _Span(*one) for one in zip(label.shape, sizes, self.crop_size, corner, padding, strict=True)
-            )
+            rows, columns = (_Span(*one) for one in zip(label.shape, sizes, crop_size, corner, padding, strict=True))
             labels = _resize_labels(label, rows, columns)
             if largest_class_share(labels) < self.max_class_share:
                 break
@@ -112,11 +131,12 @@ class TrainingAugmentation:
             1 / rows.scale,
             1 / columns.scale,
         )[0, :, rows.kept, columns.kept]
-        if resized.shape[1:] == tuple(self.crop_size):
+        crop_size = (rows.crop, columns.crop)
+        if resized.shape[1:] == crop_size:
             return resized
         if self.padding_mode == "reflect":
             return resized[:, rows.reflected()[:, None], columns.reflected()]
-        canvas = torch.empty((3, *self.crop_size), dtype=torch.uint8)
+        canvas = torch.empty((3, *crop_size), dtype=torch.uint8)
         for channel, mean in zip(self.channel_order, self.image_mean, strict=True):
             canvas[channel] = round(255 * min(max(mean, 0), 1))  # the color next to pixel values of 0
         canvas[:, rows.place, columns.place] = resized

@@ -149,7 +149,24 @@ class DataSettings(DatasetSettings):
         at_least=0,
         at_most=1,
     )
-    flip_probability: float = setting(0.5, help="Probability of mirroring an image.", at_least=0, at_most=1)
+    flip_probability: float = setting(
+        0.5, help="Probability of mirroring an image left and right.", at_least=0, at_most=1
+    )
+    flip_vertical_probability: float = setting(
+        0.0,
+        help="Probability of mirroring an image top and bottom, for images without an up: from the air, or of a "
+        "microscope.",
+        at_least=0,
+        at_most=1,
+    )
+    rotate90: bool = setting(
+        False, help="Rotate an image by 0, 90, 180 or 270 degrees, with equal probability, for images without an up."
+    )
+    augmentation: str | None = setting(
+        None,
+        help="Function of your own, 'module:function', that changes every crop and its labels; the module may be in "
+        "the current folder.",
+    )
     color_jitter: bool = setting(True, help="Jitter brightness, contrast, saturation and hue.")
     resize_shorter_side: int | None = setting(
         None, help="Resize the shorter side of validation images to this many pixels.", at_least=1

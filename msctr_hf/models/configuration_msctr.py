@@ -15,6 +15,7 @@
 
 import difflib
 import logging
+import math
 from dataclasses import field, fields
 from typing import Any, ClassVar, Literal
 
@@ -167,7 +168,16 @@ class MsctrConfig(PreTrainedConfig):
 
     class_weights: list[float | int] | tuple[float | int, ...] | None = _field(
         None,
-        "Weight of every class in every cross entropy; 1 by default.",
+        "Weight of every class in every cross entropy; 1 by default. `msctr train` replaces 'auto' by the median "
+        "frequency of the classes in the training split over that of the class, at most 50.",
+    )
+    dice_loss_weight: float | int = _field(
+        0, "Weight of the soft Dice loss of the decode head, in addition to its cross entropy; 0 for none."
+    )
+    ohem_threshold: float | int | None = _field(
+        None,
+        "Train every cross entropy only on hard pixels (OHEM): those whose label has a smaller probability than this, "
+        "and at least a sixteenth of the labeled pixels of a batch; by default on all pixels.",
     )
     semantic_loss_ignore_index: int = _field(255, "Label value that losses and metrics ignore.")
     palette: list[list[int]] | tuple[tuple[int, ...], ...] | None = _field(None, "RGB color of every class.")
@@ -229,6 +239,10 @@ class MsctrConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive, got {value}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
+        if not 0 <= self.dice_loss_weight < math.inf:
+            raise ValueError(f"`dice_loss_weight` must be at least 0 and finite, got {self.dice_loss_weight}.")
+        if self.ohem_threshold is not None and not 0 < self.ohem_threshold <= 1:
+            raise ValueError(f"`ohem_threshold` must be a probability in (0, 1], got {self.ohem_threshold}.")
         if self.num_labels < 2:
             raise ValueError(
                 f"A network needs at least two classes, got {self.num_labels}: the cross entropy of a single class is "

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -32,12 +31,15 @@ from .contrastive_loss import ContrastiveResult, MultiScaleContrastiveLoss
 from .decode_heads import DECODE_HEADS, AuxiliaryHead, Classifier, concatenate_stages, resize
 from .feature_pyramid import SimpleFeaturePyramid
 from .projection_head import ProjectionHead
+from .semantic_losses import cross_entropy, dice_loss, hard_pixel_cross_entropy
 
 CLASSIFIER_STD = 0.01
 
 # The configuration decides which parts a network has, and configs/ has a recipe for every value of these fields:
 # trf-ignore: TRF041 config.decode_head, config.use_auxiliary_head, config.auxiliary_stage, config.contrastive_mode
 # trf-ignore: TRF041 config.projection_source
+# The objective of training has terms that a configuration may add:
+# trf-ignore: TRF041 config.ohem_threshold, config.dice_loss_weight
 # Docstrings are written out: code on the Hub must not depend on the docstring generator of one release.
 
 
@@ -56,8 +58,8 @@ class MsctrSegmenterOutput(ModelOutput):
         loss_terms (`dict[str, torch.Tensor]`, *optional*): Terms of the loss, detached and unweighted.
         hidden_states (`tuple` of `(B, C_s, h_s, w_s)`, *optional*): Stage maps of the backbone; on request.
         diagnostics (`dict[str, torch.Tensor]`, *optional*): Cosines of the contrasted pairs, as in
-            `ContrastiveResult`. Numbers of anchors and classes, which the host knows, are in the network's
-            `contrastive_facts`.
+            `ContrastiveResult`, and with `ohem_threshold` the shares of hard pixels. Numbers of anchors and classes,
+            which the host knows, are in the network's `contrastive_facts`.
 
     All entries are tensors on the device of the network, under the same names for any batch, so that `nn.DataParallel`
     can gather them.
@@ -109,9 +111,9 @@ def initialize_convolution(module: nn.Module) -> None:
 class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
     """Segmentation network: backbone and decode head, and an auxiliary and a projection head for training.
 
-    In training mode with `labels`, `loss` is the cross entropy of the logits, plus the cross entropy of the auxiliary
-    logits and the contrastive loss, weighted as the configuration says. The projection head is used only during
-    training; inference costs what the plain network costs.
+    In training mode with `labels`, `loss` is the cross entropy of the logits, plus their Dice loss, the cross entropy
+    of the auxiliary logits and the contrastive loss, weighted as the configuration says. The projection head is used
+    only during training; inference costs what the plain network costs.
 
     `contrastive_facts` are the facts of the newest batch, as in `ContrastiveResult`; reading them does not wait for
     the device.
@@ -232,28 +234,39 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
             raise ValueError(f"`labels` must be (B, H, W) with B = {logits.shape[0]}, got {tuple(labels.shape)}.")
         config = self.config
-        loss = self._cross_entropy(logits, labels)
-        terms = {"cross_entropy": loss.detach()}
+        loss, terms, diagnostics = self._semantic_loss(logits, labels, "cross_entropy", config.dice_loss_weight)
         if self.training and auxiliary_logits is not None:
-            auxiliary = self._cross_entropy(auxiliary_logits, labels)
-            terms["auxiliary"] = auxiliary.detach()
+            auxiliary, auxiliary_terms, kept = self._semantic_loss(auxiliary_logits, labels, "auxiliary")
+            terms, diagnostics = {**terms, **auxiliary_terms}, {**diagnostics, **kept}
             loss = loss + config.auxiliary_loss_weight * auxiliary
         if hidden is None:
-            return loss, terms, None
+            return loss, terms, diagnostics or None
         contrast = contrast_and_keep_facts(self, hidden, labels)
         loss = loss + config.contrastive_loss_weight * contrast.loss
-        return loss, {**terms, **contrast.terms}, contrast.cosines
+        return loss, {**terms, **contrast.terms}, {**diagnostics, **contrast.cosines}
 
-    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _semantic_loss(self, logits, labels, name, dice_weight=0.0):
+        """Compute the loss of one head, its terms, and the share of hard pixels if only these are trained on.
+
+        Hard pixels and Dice belong to training: in evaluation mode the loss is the cross entropy.
+        """
         config = self.config
+        classes = {"ignore_index": config.semantic_loss_ignore_index, "class_weights": config.class_weights}
+        diagnostics = {}
         with torch.autocast(logits.device.type, enabled=False):
-            return cross_entropy(
-                # Contiguous, because with channels last the softmax is slow on CPUs and copies the map on GPUs.
-                resize(logits.float().contiguous(), labels.shape[-2:], config.align_corners),
-                labels,
-                ignore_index=config.semantic_loss_ignore_index,
-                class_weights=config.class_weights,
-            )
+            # Contiguous, because with channels last the softmax is slow on CPUs and copies the map on GPUs.
+            logits = resize(logits.float().contiguous(), labels.shape[-2:], config.align_corners)
+            if self.training and config.ohem_threshold is not None:
+                loss, kept = hard_pixel_cross_entropy(logits, labels, config.ohem_threshold, **classes)
+                diagnostics[f"{name}/hard_pixels"] = kept
+            else:
+                loss = cross_entropy(logits, labels, **classes)
+            terms = {name: loss.detach()}
+            if self.training and dice_weight:
+                dice = dice_loss(logits, labels, ignore_index=config.semantic_loss_ignore_index)
+                terms["dice"] = dice.detach()
+                loss = loss + dice_weight * dice
+        return loss, terms, diagnostics
 
 
 @torch.compiler.disable  # facts of the host would be constants of a compiled graph
@@ -266,30 +279,6 @@ def contrast_and_keep_facts(network: Any, hidden: tuple[torch.Tensor, ...], labe
     contrast = network.contrastive_loss.contrast(hidden, labels, project=network.projection_head.row_projections)
     network.contrastive_facts.update(contrast.facts)
     return contrast
-
-
-def cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    ignore_index: int = 255,
-    class_weights: list[float] | None = None,
-) -> torch.Tensor:
-    """Compute the mean cross entropy over valid pixels; 0, with a gradient path, if all pixels are ignored.
-
-    The sum of the weighted cross entropies is divided by the number of valid pixels, not by the sum of their weights.
-
-    Args:
-        logits (`torch.Tensor` of shape `(B, num_labels, H, W)`): Class scores at the size of the labels.
-        labels (`torch.Tensor` of shape `(B, H, W)`, int64): Classes or `ignore_index`.
-        ignore_index (`int`): Label that is ignored.
-        class_weights (`list[float]`, *optional*): Weight of every class; 1 by default.
-    """
-    weight = None
-    if class_weights is not None:
-        weight = torch.tensor(class_weights, dtype=logits.dtype).to(logits.device, non_blocking=True)
-    total = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp_min(1)
 
 
 def _check_stages(config: MsctrConfig, num_stages: int) -> None:

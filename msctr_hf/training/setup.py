@@ -13,12 +13,14 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 
 from ..data.settings import DataSettings
+from ..data.user_transform import import_transform
 from ..errors import UsageError
 from ..evaluation.precision import has_bf16
 from ..models.contrastive_adapter import ContrastiveAdapter
 from ..progress import say
 from ..settings import as_mapping
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
+from .class_weights import CLASS_WEIGHTS, ClassPixels, choose_class_weights, describe_class_weights
 from .data_checks import check_data
 from .data_record import compare_data, describe_change, describe_data, describe_validation
 from .description import RunSummary, describe_run, describe_start, without_secrets
@@ -64,6 +66,8 @@ class Setup:
         self.output_dir = Path(args.output_dir)
         self.spec = data_arguments.spec
         check_metric(args.metric_for_best_model, self.spec)
+        if data_arguments.augmentation is not None:
+            import_transform(data_arguments.augmentation)  # to be refused before labels are read and weights loaded
         self.train_set = data_arguments.load(data_arguments.train_split)
         validation_set = data_arguments.load("validation")
         self.checkpoint: Path | None = on_main(lambda: find_checkpoint(self.output_dir, args.resume))
@@ -93,12 +97,21 @@ class Setup:
                 "gets by mixed_precision auto or no"
             )
         self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split, accelerator)
+        class_pixels = ClassPixels(self.train_set, self.spec, data_arguments.num_workers, accelerator)
+        if not model_arguments.contrastive_adapter:  # which refuses class weights
+            weights = choose_class_weights(network_settings.get(CLASS_WEIGHTS), class_pixels, self.checkpoint)
+            if weights is not None:
+                network_settings = {**network_settings, CLASS_WEIGHTS: weights}
+                self.data[CLASS_WEIGHTS] = weights
+                self.notes.append(describe_class_weights(weights, self.spec))
 
         set_seed(args.seed)  # so that every process builds the same network
         with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
             network = build_network(model_arguments, network_settings, self.spec)
             self.image_processor = choose_image_processor(network, model_arguments, data_arguments)
-        loader, self.epochs = build_loader(self.train_set, data_arguments, args, self.image_processor, accelerator)
+        loader, self.epochs = build_loader(
+            self.train_set, data_arguments, args, self.image_processor, class_pixels, accelerator
+        )
         self.duration = plan_duration(args, self.epochs)
         network = optimize_layout(  # type: ignore[assignment]
             network,
@@ -175,6 +188,8 @@ class Setup:
 
     def _describe(self) -> None:
         description = describe_run(self.settings, self.accelerator, self.duration, self.progress.step, self.command)
+        if CLASS_WEIGHTS in self.data:
+            description[CLASS_WEIGHTS] = self.data[CLASS_WEIGHTS]
         write_run_file(self.output_dir, description)
         write_config(self.output_dir, self.settings)
 

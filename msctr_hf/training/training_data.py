@@ -8,18 +8,19 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
 from ..data.augmentation import TrainingAugmentation
 from ..data.loaders import ShuffledSampler, training_loader
-from ..data.repeat_factors import classes_present, repeat_factors
+from ..data.repeat_factors import repeat_factors
 from ..data.settings import DataSettings
+from ..data.user_transform import UserTransform
 from ..errors import UsageError
 from ..evaluation.image_preparation import ImagePreparation
 from ..models.image_processing_msctr import MsctrImageProcessor
 from .checkpointing import Progress
+from .class_weights import ClassPixels
 from .duration import Epochs
 from .settings import TrainingSettings
 
@@ -31,6 +32,7 @@ def build_loader(
     data_arguments: DataSettings,
     arguments: TrainingSettings,
     image_processor: MsctrImageProcessor,
+    class_pixels: ClassPixels,
     accelerator: Accelerator,
 ) -> tuple[DataLoader, Epochs | None]:
     """Build the loader of the training set, and its epochs (`None` for a stream).
@@ -43,13 +45,14 @@ def build_loader(
         raise UsageError("`schedule='exponential'` counts epochs, which a stream does not have; use poly.")
     if is_stream and data_arguments.repeat_factor_threshold is not None:
         raise UsageError("`repeat_factor_threshold` needs all labels before training; leave `streaming` out.")
+    threshold = data_arguments.repeat_factor_threshold
     loader = training_loader(
         train_set,
         _augmentation(data_arguments, image_processor),
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         num_workers=data_arguments.num_workers,
-        repeats=_repeats(train_set, data_arguments, accelerator),
+        repeats=None if threshold is None else repeat_factors(class_pixels.of_images > 0, threshold),
     )
     if is_stream:
         return loader, None
@@ -114,20 +117,9 @@ def num_images(dataset: Dataset | IterableDataset) -> int | None:
     return None if isinstance(dataset, IterableDataset) else len(dataset)
 
 
-def _repeats(train_set: Dataset, data_arguments: DataSettings, accelerator: Accelerator) -> Any:
-    """Compute the repeat factors of all images; the main process reads the labels for all processes."""
-    threshold = data_arguments.repeat_factor_threshold
-    if threshold is None:
-        return None
-    present: list[Any] = [None]
-    if accelerator.is_main_process:
-        num_classes = len(data_arguments.spec.classes)
-        present = [classes_present(train_set, num_classes, num_workers=data_arguments.num_workers)]
-    return repeat_factors(broadcast_object_list(present)[0], threshold)
-
-
 def _augmentation(arguments: DataSettings, image_processor: MsctrImageProcessor) -> TrainingAugmentation:
     colors = ImagePreparation(image_processor).colors
+    transform = arguments.augmentation
     return TrainingAugmentation(
         crop_size=arguments.crop_size,
         image_mean=colors.mean,
@@ -137,6 +129,9 @@ def _augmentation(arguments: DataSettings, image_processor: MsctrImageProcessor)
         aspect_range=arguments.aspect_range,
         max_class_share=arguments.max_class_share,
         flip_probability=arguments.flip_probability,
+        flip_vertical_probability=arguments.flip_vertical_probability,
+        rotate90=arguments.rotate90,
+        user_transform=None if transform is None else UserTransform(transform, len(arguments.spec.classes)),
         color_jitter=arguments.color_jitter,
         padding_mode=arguments.padding_mode,
     )

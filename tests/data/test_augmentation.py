@@ -5,6 +5,11 @@ from PIL import Image
 from msctr_hf.data.augmentation import TrainingAugmentation, _Span, largest_class_share
 
 PLAIN = {"image_mean": [0.0] * 3, "image_std": [1 / 255] * 3, "color_jitter": False, "flip_probability": 0.0}
+RECORDED = [
+    (3144, 3920255353),
+    (2542, 1818173253),
+    (2784, 3129143635),
+]  # sum of the labels, and the random number after them
 
 
 def sample(height=60, width=90, seed=0):
@@ -107,6 +112,58 @@ def test_mirroring_moves_image_and_labels_together():
     mirrored, mirrored_labels = augment(3, flip_probability=1.0)
     assert np.array_equal(mirrored, plain[:, ::-1])
     assert np.array_equal(mirrored_labels, labels[:, ::-1])
+
+
+def test_mirroring_top_and_bottom_moves_image_and_labels_together():
+    settings = {"flip_probability": 1.0, "flip_vertical_probability": 1.0}
+    plain, labels = augment(3)
+    mirrored, mirrored_labels = augment(3, **settings)
+    sides = [np.array_equal(mirrored, plain[::-1, ::-1]), np.array_equal(mirrored_labels, labels[::-1, ::-1])]
+    assert sides == [True, True]
+    tops = [
+        not np.array_equal(augment(seed, flip_vertical_probability=0.25)[0], augment(seed)[0]) for seed in range(80)
+    ]
+    assert 8 <= sum(tops) <= 34  # 20 expected
+
+
+def test_a_rotated_crop_is_a_window_of_the_image_turned_by_quarters_for_crops_that_are_not_square_too():
+    image, labels = (np.asarray(each) for each in sample())
+    turned = []
+    for seed in range(24):
+        crop, crop_labels = augment(seed, rotate90=True, scale_range=(1, 1), aspect_range=(1, 1), max_class_share=2)
+        assert crop.shape == (32, 48, 3)
+        for turns in range(4):
+            back, back_labels = np.rot90(crop, -turns), np.rot90(crop_labels, -turns)
+            height, width = back_labels.shape
+            turned += [
+                turns
+                for top in range(60 - height + 1)
+                for left in range(90 - width + 1)
+                if abs(image[top, left] - back[0, 0]).max() < 1e-3
+                and abs(image[top : top + height, left : left + width] - back).max() < 1e-3
+                and (labels[top : top + height, left : left + width] == back_labels).all()
+            ]
+    assert len(turned) == 24
+    assert all(2 <= turned.count(turns) <= 12 for turns in range(4))  # 6 expected
+
+
+def test_a_quarter_turn_keeps_padding_reflection_and_scales():
+    settings = {"pair": sample(18, 24), "rotate90": True, "max_class_share": 2}
+    for padding_mode in ("constant", "reflect"):
+        for seed in range(8):
+            crop, labels = augment(seed, padding_mode=padding_mode, **settings)
+            assert (crop.shape, labels.shape) == ((32, 48, 3), (32, 48))
+
+
+def test_options_that_are_off_draw_no_random_numbers():
+    """The numbers were recorded before there were options besides mirroring and colors."""
+    drawn = []
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        augmentation = TrainingAugmentation(crop_size=(32, 48), image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        labels = augmentation(*sample(), random)[1]
+        drawn.append((int(labels.sum()), int(random.integers(1 << 32))))
+    assert drawn == RECORDED
 
 
 def test_scales_and_aspect_ratios_cover_the_published_ranges():

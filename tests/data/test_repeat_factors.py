@@ -3,12 +3,10 @@ from collections import Counter
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from layouts import write_folder, write_labels
 from torch.utils.data import BatchSampler
 
-from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.loaders import ShuffledSampler
-from msctr_hf.data.repeat_factors import classes_present, repeat_factors
+from msctr_hf.data.repeat_factors import repeat_factors
 
 
 def test_factors_are_those_of_the_rarest_class_of_an_image():
@@ -27,16 +25,6 @@ def test_factors_are_those_of_the_rarest_class_of_an_image():
 def test_thresholds_outside_0_to_1_are_refused(threshold):
     with pytest.raises(ValueError, match="repeat_factor_threshold"):
         repeat_factors(np.ones((2, 2), bool), threshold)
-
-
-def test_classes_are_those_of_the_label_files(tmp_path):
-    root = write_folder(tmp_path, 3, 1, (4, 4))
-    write_labels(root / "train/labels/1.png", np.full((4, 4), 1, dtype=np.uint8))
-    (root / "train/images/2.jpg").write_bytes(b"images are not read")
-    dataset = load_segmentation_dataset("folder", "train", root)
-    expected = [[True, True, True], [False, True, False], [True, True, True]]
-    assert classes_present(dataset, 3, show_progress=False).tolist() == expected
-    assert classes_present(dataset, 3, num_workers=2, show_progress=False).tolist() == expected
 
 
 def test_images_are_drawn_as_often_as_their_factors_say():

@@ -3,7 +3,6 @@ import torch
 from conftest import SWIN_TINY, TIMM_TINY
 
 from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MultiScaleContrastiveLoss
-from msctr_hf.models.modeling_msctr import cross_entropy
 from msctr_hf.training.network import freeze
 
 HRNET = {
@@ -183,21 +182,6 @@ def test_contrastive_terms_are_float32_under_autocast(tiny_config, tiny_batch):
     output.loss.backward()
     assert all(term.dtype == torch.float32 and term.isfinite() for term in output.loss_terms.values())
     assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_cross_entropy_weights_classes_and_divides_by_the_number_of_valid_pixels():
-    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
-    labels[0, 0] = 255
-    weights = [0.5, 1.0, 2.0]
-    total, valid = 0.0, 0
-    for image in range(2):
-        for row in range(4):
-            for column in range(5):
-                label = labels[image, row, column].item()
-                if label != 255:
-                    total -= weights[label] * logits[image, :, row, column].double().log_softmax(0)[label].item()
-                    valid += 1
-    assert cross_entropy(logits, labels, class_weights=weights).item() == pytest.approx(total / valid, rel=1e-5)
 
 
 def test_class_weights_scale_the_loss_in_evaluation_mode_too(tiny_config, tiny_batch):
