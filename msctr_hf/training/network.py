@@ -13,7 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import AutoConfig
+from transformers import AutoConfig, TimmBackboneConfig
 
 from ..data.labels import IGNORE_INDEX
 from ..data.settings import DataSettings
@@ -29,7 +29,7 @@ from ..models.image_processing_msctr import MsctrImageProcessor
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
 from .adapted_network import adapt_saved, image_processor_of_saved, saved_kind
 from .settings import ModelSettings
-from .timm_networks import evenly_spaced, timm_backbone_config
+from .timm_networks import evenly_spaced, refuse_one_size, timm_backbone_config
 
 
 def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: DatasetSpec) -> MsctrConfig:
@@ -45,7 +45,7 @@ def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: Datas
     """
     backbone_config = _backbone_config(arguments)
     with building_a_network():
-        return MsctrConfig(
+        config = MsctrConfig(
             backbone_config=backbone_config,
             id2label=spec.id2label,
             label2id={name: label for label, name in spec.id2label.items()},
@@ -53,6 +53,9 @@ def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: Datas
             semantic_loss_ignore_index=IGNORE_INDEX,
             **settings,
         )
+    if arguments.backbone_config is not None and isinstance(config.backbone_config, TimmBackboneConfig):
+        refuse_one_size(config.backbone_config)
+    return config
 
 
 def build_network(

@@ -83,6 +83,25 @@ def timm_backbone_config(name: str, output_stride: int | None = None) -> dict[st
     raise UsageError(f"{name} accepts images of only one size in timm, {height} x {width} pixels; {_ADVICE}.")
 
 
+def refuse_one_size(config: TimmBackboneConfig) -> None:
+    """Refuse settings with which a network of timm has feature maps for images of one size only.
+
+    Raises:
+        UsageError: If they are refused; training would end with an error of timm at its first step or validation.
+    """
+    faults = []
+    with torch.random.fork_rng(devices=[]):
+        for multiple in SIZE_MULTIPLES[-3:]:
+            for device in ("meta", "cpu"):  # some networks compute with values, which "meta" does not have
+                faults.append(_fault_at(config, (multiple, 2 * multiple), device))
+                if faults[-1] is None:
+                    return
+    raise UsageError(
+        f"`backbone_config`: {config.backbone} accepts images of only one size with these settings ({faults[-1]}); "
+        f"{_ADVICE}, or name it as `backbone`, so that its settings are found."
+    )
+
+
 def evenly_spaced(blocks: Sequence) -> list:
     """Return the last block of each quarter of the blocks."""
     return [blocks[len(blocks) * quarter // 4 - 1] for quarter in (1, 2, 3, 4)]
@@ -104,14 +123,15 @@ def _try(config: dict[str, Any], timm_kwargs: dict[str, Any], device: str) -> di
     return None
 
 
-def _build(config: dict[str, Any], device: str) -> MsctrTimmBackbone:
-    options = {key: value for key, value in config.items() if key != "model_type"}
+def _build(config: dict[str, Any] | TimmBackboneConfig, device: str) -> MsctrTimmBackbone:
+    if isinstance(config, dict):
+        config = TimmBackboneConfig(**{key: value for key, value in config.items() if key != "model_type"})
     with torch.device(device):
-        return MsctrTimmBackbone(TimmBackboneConfig(**options)).eval()
+        return MsctrTimmBackbone(config).eval()
 
 
-def _fault_at(config: dict[str, Any], size: tuple[int, int], device: str) -> str | None:
-    """Return why a network cannot compute maps of the size for which it is built, or `None` if it can."""
+def _fault_at(config: dict[str, Any] | TimmBackboneConfig, size: tuple[int, int], device: str) -> str | None:
+    """Return why a network cannot compute maps of images of a size, or `None` if it can."""
     try:
         backbone = _build(config, device)
     except Exception as error:

@@ -41,6 +41,15 @@ def test_networks_for_one_image_size_are_refused_in_one_sentence(name):
         config_of(name)
 
 
+def test_settings_with_which_a_network_takes_one_image_size_are_refused():
+    settings = '{"model_type": "timm_backbone", "backbone": "%s", "out_indices": [0, 1]}'
+    with pytest.raises(
+        UsageError, match=r"\A`backbone_config`: coat_lite_tiny accepts images of only one size with .*"
+    ):
+        config_of(None, backbone_config=settings % "coat_lite_tiny")
+    assert config_of(None, backbone_config=settings % "test_vit").out_indices == [0, 1]  # any multiple of 16
+
+
 @pytest.mark.parametrize(
     "name", ["convmixer_768_32", "gmlp_ti16_224", pytest.param("crossvit_tiny_240", marks=pytest.mark.slow)]
 )
