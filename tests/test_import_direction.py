@@ -6,10 +6,11 @@ from pathlib import Path
 import msctr_hf
 
 PACKAGE = Path(msctr_hf.__file__).parent
-LADDER = ("errors", "settings", "progress", "models", "data", "evaluation", "training", "hub", "commands")
+LADDER = ("errors", "settings", "progress", "models", "data", "importing", "evaluation", "training", "hub", "commands")
 MAY_IMPORT = {
     "models": {"models"},
     "data": {"errors", "settings", "progress", "data"},
+    "importing": {"errors", "settings", "progress", "data", "importing"},
     **{folder: set(LADDER[: LADDER.index(folder) + 1]) for folder in ("evaluation", "training", "hub", "commands")},
 }
 
