@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 _NUDGE = 1e-6  # pixels
+_NUDGES = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,18 @@ def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int], *, cent
         if not centers:
             mask |= _fill(shifted - 0.5, box)
             continue
-        for nudge in ((-1, -1), (-1, 1), (1, -1), (1, 1)):  # a center on the outline gets inside by one of them
+        for nudge in _NUDGES:  # a center on the outline gets inside by one of them
             mask |= _fill(shifted + _NUDGE * np.array(nudge), box)
     return Patch(mask, int(left), int(top))
+
+
+def cut_out(patch: Patch, hole: Patch, size: tuple[int, int]) -> Patch:
+    """Take the pixels of a hole out of an object; `size` is width and height of the image."""
+    mask = np.zeros(size[::-1], dtype=bool)
+    for part, value in ((patch, True), (hole, False)):
+        height, width = part.mask.shape
+        mask[part.top : part.top + height, part.left : part.left + width][part.mask] = value
+    return Patch.of(mask)
 
 
 def _fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -182,6 +182,10 @@ class ImageFiles:
         for path in self.paths:
             self._by_name.setdefault(path.name, []).append(path)
 
+    def has(self, name: str) -> bool:
+        """Return whether there is a file with a name, in whatever folder."""
+        return name in self._by_name
+
     def find(self, listed: str, source: str, near: Sequence[str] = ()) -> Path:
         """Find the file with a listed path, which may be that of another machine.
 

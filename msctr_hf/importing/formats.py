@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from . import coco, coco_panoptic, cvat, labelme, roboflow, yolo
+from . import coco, coco_panoptic, cvat, label_studio, labelme, roboflow, supervisely, yolo
 from .export import Export
 
 
@@ -34,6 +34,8 @@ FORMATS = {
     "roboflow": Format("Roboflow, Semantic Segmentation Masks", roboflow.is_export, roboflow.read_export),
     "labelme": Format("LabelMe JSON", labelme.is_export, labelme.read_export),
     "yolo": Format("polygon files of ultralytics", yolo.is_export, yolo.read_export),
+    "label_studio": Format("Label Studio JSON", label_studio.is_export, label_studio.read_export),
+    "supervisely": Format("project of Supervisely", supervisely.is_export, supervisely.read_export),
 }
 
 

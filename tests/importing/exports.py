@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,9 @@ def write_json(path, content):
 
 
 def colors_of(count):
-    return [(0, 0, 0) if label == 0 else (40 + 20 * label, 250 - 9 * label, 7 * label) for label in range(count)]
+    return [
+        (0, 0, 0) if label == 0 else ((40 + 20 * label) % 256, 250 - 9 * label, 7 * label) for label in range(count)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- CVAT
@@ -69,13 +72,9 @@ def write_cvat(root, scenes, classes):
 
 def run_lengths(mask):
     """Count the pixels of a mask column by column, in runs that alternate from 0."""
-    runs, value, length = [], 0, 0
-    for pixel in mask.T.ravel().tolist():
-        if pixel != value:
-            runs.append(length)
-            value, length = pixel, 0
-        length += 1
-    return [*runs, length]
+    pixels = np.concatenate([[0], mask.T.ravel()])
+    borders = [0, *np.flatnonzero(np.diff(pixels)).tolist(), mask.size]
+    return [end - start for start, end in zip(borders[:-1], borders[1:], strict=True)]
 
 
 def compressed(runs):
@@ -262,4 +261,98 @@ def write_yolo(root, scenes, classes, polygons=None, listed=False):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
     (root / "data.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    return root
+
+
+# ---------------------------------------------------------------------------------------------- Label Studio
+
+
+def packed(mask):
+    """Pack a mask (H, W) bool as RGBA bytes: runs of equal bytes, and every tenth run as single bytes."""
+    values = np.repeat(np.where(mask, 255, 0).ravel(), 4)
+    bits = f"{len(values):032b}{8 - 1:05b}{3 - 1:04b}{7 - 1:04b}{12 - 1:04b}{16 - 1:04b}"
+    borders = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    for number, (start, end) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
+        while start < end:
+            length = min(end - start, 1 << 16)
+            which = next(place for place, size in enumerate((3, 7, 12, 16)) if length <= 1 << size)
+            width = (3, 7, 12, 16)[which]
+            as_run = number % 10 != 9
+            words = f"{values[start]:08b}" * (1 if as_run else length)
+            bits += f"{int(as_run)}{which:02b}{length - 1:0{width}b}{words}"
+            start += length
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[place : place + 8], 2) for place in range(0, len(bits), 8)]
+
+
+def label_studio_region(scene, kind, label, **value):
+    return {
+        "type": kind,
+        "from_name": "tag",
+        "to_name": "image",
+        "original_width": scene.image.shape[1],
+        "original_height": scene.image.shape[0],
+        "image_rotation": 0,
+        "value": {kind: [label], **value},
+    }
+
+
+def label_studio_task(number, address, regions):
+    annotation = {"id": number, "was_cancelled": False, "result": regions}
+    return {"id": number, "data": {"image": address}, "annotations": [annotation], "predictions": [], "project": 1}
+
+
+def write_label_studio(root, scenes, classes):
+    """Write "JSON" of Label Studio: brush masks for each class but the first; images as the server names them."""
+    tasks = []
+    for number, scene in enumerate(scenes, 1):
+        name = f"1a2b3c4d-{scene.name.replace(' ', '_')}.png"
+        save_image(root / "upload/1" / name, scene.image)
+        present = [] if scene.labels is None else [label for label in np.unique(scene.labels).tolist() if label]
+        regions = [
+            label_studio_region(scene, "brushlabels", classes[label], format="rle", rle=packed(scene.labels == label))
+            for label in present
+        ]
+        tasks.append(label_studio_task(number, f"/data/upload/1/{name}", regions))
+    write_json(root / "project-1-at-2026-01-31.json", tasks)
+    return root
+
+
+# ---------------------------------------------------------------------------------------------- Supervisely
+
+
+def supervisely_bitmap(label, mask, as_alpha=False):
+    """Cut a mask to its box and write it as a PNG, compressed and in base64, in gray or as the alpha of RGBA."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8)
+    pixels = np.stack([255 - 0 * box, 255 - 0 * box, 0 * box + 9, 255 * box], axis=-1) if as_alpha else box
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    data = base64.b64encode(zlib.compress(buffer.getvalue())).decode()
+    return supervisely_object(label, "bitmap", bitmap={"data": data, "origin": [int(columns[0]), int(rows[0])]})
+
+
+def supervisely_object(label, kind, **content):
+    return {"id": 1, "classId": 1, "classTitle": label, "geometryType": kind, "tags": [], **content}
+
+
+def supervisely_document(scene, objects):
+    size = {"height": scene.image.shape[0], "width": scene.image.shape[1]}
+    return {"description": "", "tags": [], "size": size, "objects": objects}
+
+
+def write_supervisely(root, scenes, classes):
+    """Write a project: meta.json, and a data set with img/ and ann/ for every split."""
+    colors = colors_of(len(classes))
+    described = [
+        {"title": name, "shape": "any", "color": "#{:02X}{:02x}{:02X}".format(*color)}
+        for name, color in zip(classes, colors, strict=True)
+    ]
+    write_json(root / "meta.json", {"classes": described, "tags": [], "projectType": "images"})
+    for number, scene in enumerate(scenes):
+        folder = root / {"validation": "val", None: "ds0"}.get(scene.split, scene.split)
+        save_image(folder / "img" / f"{scene.name}.png", scene.image)
+        present = [] if scene.labels is None else [label for label in np.unique(scene.labels).tolist() if label]
+        objects = [supervisely_bitmap(classes[label], scene.labels == label, number % 2) for label in present]
+        write_json(folder / "ann" / f"{scene.name}.png.json", supervisely_document(scene, objects))
     return root

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import exports
 import numpy as np
@@ -26,8 +27,9 @@ MASK_FORMATS = {
     "coco_panoptic": exports.write_coco_panoptic,
     "roboflow": exports.write_roboflow,
     "labelme": exports.write_labelme,
+    "supervisely": exports.write_supervisely,
 }
-KEEP_NO_IGNORED = {"cvat", "roboflow"}  # formats in which every pixel has a class
+KEEP_NO_IGNORED = {"cvat", "roboflow", "supervisely"}  # formats in which every pixel has a class
 
 
 def synthetic_scenes(ignored=True):
@@ -75,7 +77,7 @@ def read_back(folder, scenes):
 
 
 def labels_of(folder, name):
-    (path,) = folder.glob(f"*/labels/{name}.png")
+    (path,) = folder.glob(f"*/labels/**/{name}.png")
     return np.asarray(Image.open(path))
 
 
@@ -98,7 +100,17 @@ def test_compressed_run_lengths_come_back_pixel_by_pixel(tmp_path):
     read_back(tmp_path / "data", scenes)
 
 
-@pytest.mark.parametrize("name", ["cvat", "coco_panoptic"])
+def test_brush_masks_of_label_studio_come_back_pixel_by_pixel(tmp_path):
+    scenes = [replace(scene, split=None) for scene in synthetic_scenes(ignored=False)]
+    import_export(exports.write_label_studio(tmp_path / "export", scenes, CLASSES), tmp_path / "data")
+    names = yaml.safe_load((tmp_path / "data/dataset.yaml").read_text())["classes"]
+    label_of = np.array([names.index(name) for name in CLASSES])
+    for scene in scenes:
+        (labels,) = (tmp_path / "data").glob(f"*/labels/upload/1/*-{scene.name.replace(' ', '_')}.png")
+        assert np.array_equal(np.asarray(Image.open(labels)), label_of[scene.labels])
+
+
+@pytest.mark.parametrize("name", ["cvat", "coco_panoptic", "supervisely"])
 def test_colors_of_the_export_are_the_palette_of_the_data_set(tmp_path, name):
     import_export(MASK_FORMATS[name](tmp_path / "export", four(), ("background", "road", "car")), tmp_path / "data")
     description = yaml.safe_load((tmp_path / "data/dataset.yaml").read_text())

@@ -53,6 +53,15 @@ def write_coco_polygons(root, written, classes):
 
 
 COCO, PANOPTIC = "annotations/instances_train.json", "annotations/panoptic_train.json"
+TASKS, FIGURES = "project-1-at-2026-01-31.json", "train/ann/b.png.json"
+POLYGON = {"polygonlabels": ["car"], "points": [[10, 10], [50, 50]]}
+EXTERIOR = {"exterior": [[1, 1], [5, 5]], "interior": []}
+
+
+def region(tasks):
+    return tasks[1]["annotations"][0]["result"][0]
+
+
 WRITERS = {
     "cvat": exports.write_cvat,
     "roboflow": exports.write_roboflow,
@@ -60,6 +69,8 @@ WRITERS = {
     "coco_panoptic": exports.write_coco_panoptic,
     "labelme": exports.write_labelme,
     "yolo": write_polygons,
+    "label_studio": exports.write_label_studio,
+    "supervisely": exports.write_supervisely,
 }
 SMALL = np.zeros((5, 4), np.uint8)
 MALFORMED = [  # format, name of the fault, function that damages the export, regular expression of the sentence
@@ -350,6 +361,120 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
         "broken YAML",
         lambda r: (r / "data.yaml").write_text("names: [a\ntrain: b"),
         r"data\.yaml is not valid YAML",
+    ),
+    (
+        "label_studio",
+        "missing image",
+        lambda r: (r / "upload/1/1a2b3c4d-b.png").unlink(),
+        r"01-31\.json, task 2: the image '/b\.png' is not below",
+    ),
+    (
+        "label_studio",
+        "class without a name",
+        lambda r: edit(r / TASKS, lambda d: region(d)["value"].update(brushlabels=[""])),
+        r"task 2, region 1: the class has no name",
+    ),
+    (
+        "label_studio",
+        "two classes of one region",
+        lambda r: edit(r / TASKS, lambda d: region(d)["value"].update(brushlabels=["car", "road"])),
+        r"task 2, region 1 has 2 classes but needs one",
+    ),
+    (
+        "label_studio",
+        "polygon of two points",
+        lambda r: edit(r / TASKS, lambda d: region(d).update(type="polygonlabels", value=POLYGON)),
+        r"task 2, region 1: a polygon has 2 points but needs three",
+    ),
+    (
+        "label_studio",
+        "box",
+        lambda r: edit(r / TASKS, lambda d: region(d).update(type="rectanglelabels")),
+        r"task 2, region 1 is one of rectanglelabels; brush masks and polygons",
+    ),
+    (
+        "label_studio",
+        "wrong size",
+        lambda r: edit(r / TASKS, lambda d: region(d).update(original_width=99)),
+        r"task 2 has 99x12 pixels, but the image .*b\.png has 16x12",
+    ),
+    (
+        "label_studio",
+        "mask of another size",
+        lambda r: edit(r / TASKS, lambda d: region(d)["value"].update(rle=exports.packed(SMALL > 0))),
+        r"task 2, region 1: the mask has 20 pixels, but the image 192",
+    ),
+    (
+        "label_studio",
+        "mask that ends too soon",
+        lambda r: edit(r / TASKS, lambda d: region(d)["value"].update(rle=region(d)["value"]["rle"][:-2])),
+        r"task 2, region 1: the mask ends before all pixels",
+    ),
+    (
+        "label_studio",
+        "two annotations",
+        lambda r: edit(r / TASKS, lambda d: d[1].update(annotations=2 * d[1]["annotations"])),
+        r"task 2 has 2 annotations; delete all but one",
+    ),
+    (
+        "label_studio",
+        "broken JSON",
+        lambda r: (r / TASKS).write_text((r / TASKS).read_text()[:-9]),
+        r"01-31\.json is not valid JSON",
+    ),
+    (
+        "supervisely",
+        "missing image",
+        lambda r: (r / "train/img/b.png").unlink(),
+        r"ann/b\.png\.json: the image 'b\.png' is not in .*img",
+    ),
+    (
+        "supervisely",
+        "class without a name",
+        lambda r: edit(r / "meta.json", lambda d: d["classes"][1].pop("title")),
+        r"meta\.json: the class 2 has no name",
+    ),
+    (
+        "supervisely",
+        "class that is not listed",
+        lambda r: edit(r / FIGURES, lambda d: d["objects"][1].update(classTitle="bus")),
+        r"b\.png\.json, object 2: the class 'bus' is not listed in meta\.json",
+    ),
+    (
+        "supervisely",
+        "polygon of two points",
+        lambda r: edit(r / FIGURES, lambda d: d["objects"][1].update(geometryType="polygon", points=EXTERIOR)),
+        r"b\.png\.json, object 2: a polygon has 2 points but needs three",
+    ),
+    (
+        "supervisely",
+        "box",
+        lambda r: edit(r / FIGURES, lambda d: d["objects"][1].update(geometryType="rectangle")),
+        r"b\.png\.json, object 2 is a rectangle; bitmaps and polygons",
+    ),
+    (
+        "supervisely",
+        "wrong size",
+        lambda r: edit(r / FIGURES, lambda d: d["size"].update(height=99)),
+        r"b\.png\.json has 16x99 pixels, but the image .*b\.png has 16x12",
+    ),
+    (
+        "supervisely",
+        "bitmap outside the image",
+        lambda r: edit(r / FIGURES, lambda d: d["objects"][1]["bitmap"].update(origin=[12, 6])),
+        r"b\.png\.json, object 2: the bitmap does not lie within the 16x12 pixels",
+    ),
+    (
+        "supervisely",
+        "bitmap that is no PNG",
+        lambda r: edit(r / FIGURES, lambda d: d["objects"][1]["bitmap"].update(data="AAAA")),
+        r"b\.png\.json, object 2: the bitmap cannot be read",
+    ),
+    (
+        "supervisely",
+        "broken JSON",
+        lambda r: (r / FIGURES).write_text("["),
+        r"b\.png\.json is not valid JSON",
     ),
 ]
 

@@ -48,11 +48,33 @@ def write_yolo(root, polygons):
     exports.write_yolo(root, scenes(), CLASSES[1:], described)
 
 
+def write_label_studio(root, polygons):
+    tasks = []
+    for number, scene in enumerate(scenes()):
+        exports.save_image(root / "photos" / f"{scene.name}.png", scene.image)
+        points = (100 * polygons[number] / (WIDTH, HEIGHT)).tolist()
+        region = exports.label_studio_region(scene, "polygonlabels", "shape", points=points, closed=True)
+        tasks.append(exports.label_studio_task(number, f"/data/local-files/?d=photos/{scene.name}.png", [region]))
+    exports.write_json(root / "project-1.json", tasks)
+
+
+def write_supervisely(root, polygons):
+    exports.write_json(root / "meta.json", {"classes": [{"title": "shape", "shape": "polygon", "color": "#FF0000"}]})
+    for number, scene in enumerate(scenes()):
+        exports.save_image(root / "ds0/img" / f"{scene.name}.png", scene.image)
+        points = {"exterior": polygons[number].tolist(), "interior": []}
+        document = exports.supervisely_document(scene, [exports.supervisely_object("shape", "polygon", points=points)])
+        exports.write_json(root / "ds0/ann" / f"{scene.name}.png.json", document)
+
+
 def labels_of(folder):
-    return {path.stem: np.asarray(Image.open(path)) for path in folder.glob("*/labels/*.png")}
+    return {path.stem: np.asarray(Image.open(path)) for path in folder.glob("*/labels/**/*.png")}
 
 
-@pytest.mark.parametrize(("write", "offset"), [(write_coco, 0.5), (write_labelme, 0.0), (write_yolo, 0.5)])
+@pytest.mark.parametrize(
+    ("write", "offset"),
+    [(write_coco, 0.5), (write_labelme, 0.0), (write_yolo, 0.5), (write_label_studio, 0.5), (write_supervisely, 0.0)],
+)
 def test_polygons_of_a_format_equal_the_even_odd_rule_in_its_convention(tmp_path, write, offset):
     polygons = list(outlines(seed=7, count=NUMBER))
     if write is write_yolo:
@@ -236,3 +258,26 @@ def test_polygon_files_are_read_in_the_layouts_of_ultralytics_cvat_and_roboflow(
     assert results[0]["0"].sum() > 1000
     for other in results[1:]:
         assert all(np.array_equal(other[name], results[0][name]) for name in "01")
+
+
+def test_interiors_of_supervisely_are_holes_with_their_outline(tmp_path):
+    square, hole = [[10, 10], [29, 10], [29, 29], [10, 29]], [[15, 15], [20, 15], [20, 20], [15, 20]]
+    write_supervisely(tmp_path / "export", [np.array(square)] * NUMBER)
+    for path in (tmp_path / "export/ds0/ann").iterdir():
+        document = json.loads(path.read_text())
+        document["objects"][0]["points"]["interior"] = [hole]
+        path.write_text(json.dumps(document))
+    import_export(tmp_path / "export", tmp_path / "data")
+    expected = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    expected[10:30, 10:30] = 1
+    expected[15:21, 15:21] = 0
+    assert np.array_equal(labels_of(tmp_path / "data")["3"], expected)
+
+
+@pytest.mark.parametrize("address", ["/data/upload/1/1a2b3c4d-{}", "https://example.com/a/{}", "s3://bucket/x%20y/{}"])
+def test_images_of_label_studio_are_found_by_the_addresses_of_its_server(tmp_path, address):
+    write_label_studio(tmp_path / "export", list(outlines(seed=7, count=NUMBER)))
+    path = tmp_path / "export/project-1.json"
+    path.write_text(path.read_text().replace("/data/local-files/?d=photos/", address.format("")))
+    import_export(path, tmp_path / "data", image_dir=tmp_path / "export/photos")
+    assert sorted(labels_of(tmp_path / "data")) == [str(number) for number in range(NUMBER)]
