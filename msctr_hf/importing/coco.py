@@ -75,17 +75,17 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     for path, document in documents.items():
         labels = {number: classes.index(name) for number, name in categories[path].items()}
         listed = read_images(document, path)
-        annotations: dict[int, list[dict[str, Any]]] = {}
-        for number, annotation in enumerate(document["annotations"]):
-            image_id = image_of(annotation, f"{path}, annotation {name_of(annotation, number)}", listed)
-            annotations.setdefault(image_id, []).append(annotation)
+        annotations: dict[int | str, list[tuple[dict[str, Any], str]]] = {}
+        for number, annotation in enumerate(entry(document, "annotations", list, str(path))):
+            name = f"{path}, annotation {name_of(annotation, number)}"
+            annotations.setdefault(image_of(annotation, name, listed), []).append((annotation, name))
         for image_id, image in listed.items():
             images.append(
                 exported_image(
                     image,
                     path,
                     files,
-                    partial(_draw, annotations[image_id], labels, background, keep_crowds, path)
+                    partial(_draw, annotations[image_id], labels, background, keep_crowds)
                     if image_id in annotations
                     else None,
                 )
@@ -104,20 +104,20 @@ def read_categories(document: dict[str, Any], path: Path) -> dict[int, str]:
     return names
 
 
-def read_images(document: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
-    """Read the entries of images by id."""
-    listed: dict[int, dict[str, Any]] = {}
+def read_images(document: dict[str, Any], path: Path) -> dict[int | str, dict[str, Any]]:
+    """Read the entries of images by id, which is text in some data sets, such as Cityscapes."""
+    listed: dict[int | str, dict[str, Any]] = {}
     for number, image in enumerate(entry(document, "images", list, str(path))):
-        image_id = entry(image, "id", int, f"{path}, image {name_of(image, number)}")
+        image_id = entry(image, "id", (int, str), f"{path}, image {name_of(image, number)}")
         if image_id in listed:
             raise UsageError(f"{path}: two images have the id {image_id}.")
         listed[image_id] = image
     return listed
 
 
-def image_of(annotation: Any, source: str, listed: dict[int, dict[str, Any]]) -> int:
+def image_of(annotation: Any, source: str, listed: dict[int | str, dict[str, Any]]) -> int | str:
     """Return the id of the image of an annotation; refuse one that is not listed."""
-    image_id = entry(annotation, "image_id", int, source)
+    image_id = entry(annotation, "image_id", (int, str), source)
     if image_id not in listed:
         raise UsageError(f"{source}: the image with the id {image_id} is not listed in `images`.")
     return image_id
@@ -153,16 +153,14 @@ def label_of(annotation: dict[str, Any], labels: dict[int, int], source: str) ->
 
 
 def _draw(
-    annotations: Sequence[dict[str, Any]],
+    annotations: Sequence[tuple[dict[str, Any], str]],
     labels: dict[int, int],
     background: int,
     keep_crowds: bool,
-    path: Path,
     size: Size,
 ) -> np.ndarray:
     objects = []
-    for annotation in annotations:
-        source = f"{path}, annotation {name_of(annotation, 0)}"
+    for annotation, source in annotations:
         label, is_crowd = label_of(annotation, labels, source), bool(annotation.get("iscrowd"))
         patch = _patch(annotation.get("segmentation"), size, source)
         objects.append(DrawnObject(IGNORE_INDEX if is_crowd and not keep_crowds else label, patch, is_crowd))

@@ -166,6 +166,12 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
     ),
     (
         "coco",
+        "annotation that is no object",
+        lambda r: edit(r / COCO, lambda d: d["annotations"].insert(1, None)),
+        r"instances_train\.json, annotation at position 1: 'image_id' must be an integer or text, got None",
+    ),
+    (
+        "coco",
         "polygon of two points",
         lambda r: edit(r / COCO, lambda d: d["annotations"][2].update(segmentation=[[1, 1, 5, 5]])),
         r"instances_train\.json, annotation 3: a polygon has 2 points but needs three",
@@ -501,3 +507,10 @@ def test_every_format_is_recognized(tmp_path, name):
     assert [*FORMATS] == [*dict.fromkeys([*FORMATS, *WRITERS])]
     source = WRITERS[name](tmp_path / "export", scenes(), CLASSES)
     assert [each for each, kind in FORMATS.items() if kind.is_export(source)] == [name]
+
+
+def test_a_file_that_is_named_must_have_what_its_format_needs(tmp_path):
+    source = write_coco_polygons(tmp_path / "export", scenes(), CLASSES) / COCO
+    edit(source, lambda document: document.pop("annotations"))
+    with pytest.raises(UsageError, match=r"instances_train\.json: 'annotations' must be a list, got None"):
+        import_export(source, tmp_path / "data", "coco", image_dir=tmp_path / "export/images")

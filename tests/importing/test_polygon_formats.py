@@ -145,6 +145,17 @@ def test_an_image_of_another_folder_with_the_same_name_is_not_taken(tmp_path):
         import_export(tmp_path / "export", tmp_path / "data")
 
 
+def test_ids_of_images_may_be_text(tmp_path):
+    write_coco(tmp_path / "export", list(outlines(seed=7, count=NUMBER)))
+    path = tmp_path / "export/annotations/instances_default.json"
+    document = json.loads(path.read_text())
+    for image, annotation in zip(document["images"], document["annotations"], strict=True):
+        image["id"] = annotation["image_id"] = f"aachen_{image['id']}"
+    path.write_text(json.dumps(document))
+    import_export(tmp_path / "export", tmp_path / "data")
+    assert all((labels == 1).any() for labels in labels_of(tmp_path / "data").values())
+
+
 def test_crowd_regions_are_ignored_below_all_objects_or_have_their_class(tmp_path):
     document = exports.coco_document(scenes(2), CLASSES[1:])
     square = [[10, 10, 20, 10, 20, 20, 10, 20]]
