@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ def exported_image(image: dict[str, Any], path: Path, files: ImageFiles, draw: A
     kind = path.stem.rpartition("_")[2]  # "train2017" of instances_train2017.json
     found = files.find(file_name, source, near=(kind, path.parent.name))
     # the name in the data set: that in the export, or the place of the file if that is one of another machine
-    listed = file_name.replace("\\", "/")
+    listed = PurePosixPath(file_name.replace("\\", "/")).as_posix()  # without "./"
     is_below = found.as_posix().endswith(f"/{listed}")
     name = listed.removeprefix("images/") if is_below else found.name
     size = entry(image, "width", int, source), entry(image, "height", int, source)

@@ -117,6 +117,41 @@ def test_colors_of_the_export_are_the_palette_of_the_data_set(tmp_path, name):
     assert description["palette"] == {"background": [0, 0, 0], "road": [60, 241, 7], "car": [80, 232, 14]}
 
 
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_masks_of_cvat_may_have_a_palette_or_the_numbers_of_classes(tmp_path, mode):
+    source = exports.write_cvat(tmp_path / "export", four(), ("background", "road", "car"))
+    for scene in four():
+        mask = Image.fromarray(scene.labels)
+        if mode == "P":
+            mask = Image.fromarray(2 - scene.labels, "P")
+            mask.putpalette([value for color in exports.colors_of(3)[::-1] for value in color])
+        mask.save(source / "SegmentationClass" / f"{scene.name}.png")
+    import_export(source, tmp_path / "data")
+    assert all(np.array_equal(labels_of(tmp_path / "data", scene.name), scene.labels) for scene in four())
+
+
+def test_names_in_subfolders_are_kept(tmp_path):
+    scenes = [small(f"left/{name}") for name in "ab"] + [small(f"right/{name}") for name in "ab"]
+    import_export(exports.write_cvat(tmp_path / "cvat", scenes, ("background", "road", "car")), tmp_path / "one")
+    source = exports.write_coco(tmp_path / "coco", scenes, ("background", "road", "car"))
+    path = source / "annotations/instances_default.json"
+    path.write_text(path.read_text().replace('"left/', '"./left/'))
+    import_export(source, tmp_path / "two")
+    import_export(
+        exports.write_labelme(tmp_path / "labelme", scenes, ("background", "car", "road")), tmp_path / "three"
+    )
+    for folder in ("one", "two", "three"):
+        names = {path.relative_to(tmp_path / folder).as_posix() for path in (tmp_path / folder).glob("*/labels/*/*")}
+        assert {name.partition("/labels/")[2] for name in names} == {f"{scene.name}.png" for scene in scenes}
+
+
+def test_two_images_with_the_same_name_but_for_the_ending_are_refused(tmp_path):
+    source = exports.write_labelme(tmp_path / "export", four(), ("background", "car", "road"))
+    Image.new("RGB", (16, 16)).save(source / "a.jpg")
+    with pytest.raises(UsageError, match=r"a\.jpg and .*a\.png would have the same name in the split "):
+        import_export(source, tmp_path / "data", unannotated_images="background", validation_share=0.3)
+
+
 def test_files_of_images_stay_byte_equal(tmp_path):
     source = exports.write_labelme(tmp_path / "export", four(), ("background", "road", "car"))
     for name in "abcd":
