@@ -99,7 +99,8 @@ def _path_of(address: str) -> str:
 
 def _read_regions(task: dict[str, Any], source: str) -> list[Region]:
     """Read the regions of the only annotation of a task that was not canceled."""
-    annotations = [each for each in entry(task, "annotations", list, source) if not each.get("was_cancelled")]
+    listed = entry(task, "annotations", list, source)
+    annotations = [each for each in listed if not isinstance(each, dict) or not each.get("was_cancelled")]
     if len(annotations) > 1:
         raise UsageError(f"{source} has {len(annotations)} annotations; delete all but one of them.")
     regions: list[Region] = []

@@ -424,6 +424,12 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
     ),
     (
         "label_studio",
+        "annotation that is no object",
+        lambda r: edit(r / TASKS, lambda d: d[1].update(annotations=["x"])),
+        r"task 2: 'result' must be a list, got None",
+    ),
+    (
+        "label_studio",
         "broken JSON",
         lambda r: (r / TASKS).write_text((r / TASKS).read_text()[:-9]),
         r"01-31\.json is not valid JSON",
