@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train a network, with or without contrast",
     "evaluate": "score a network on a data set: mean IoU and a report",
     "predict": "label images",
+    "import": "turn the export of a labeling tool into a checked data set",
     "prepare": "check a data set, and make a copy that loads faster",
     "export": "export a network to ONNX or torch.export",
     "push": "push a trained model to the Hub",

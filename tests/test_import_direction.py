@@ -8,11 +8,12 @@ import msctr_hf
 PACKAGE = Path(msctr_hf.__file__).parent
 LADDER = (
     *("errors", "settings", "progress", "folder_lock"),
-    *("models", "data", "evaluation", "training", "hub", "commands"),
+    *("models", "data", "importing", "evaluation", "training", "hub", "commands"),
 )
 MAY_IMPORT = {
     "models": {"models"},
     "data": {"errors", "settings", "progress", "folder_lock", "data"},
+    "importing": {"errors", "settings", "progress", "folder_lock", "data", "importing"},
     **{folder: set(LADDER[: LADDER.index(folder) + 1]) for folder in ("evaluation", "training", "hub", "commands")},
 }
 

@@ -28,7 +28,10 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
         raise UsageError(f"`dataset='{FOLDER}'` needs `data_dir`, the folder with {DESCRIPTION}.")
     path = Path(data_dir) / DESCRIPTION
     if not path.is_file():
-        raise UsageError(f"The file {path} does not exist; it must list `classes:` and `splits:` (see docs/data.md).")
+        raise UsageError(
+            f"The file {path} does not exist; it must list `classes:` and `splits:` (see docs/data.md). `msctr "
+            "import` writes one from the export of a labeling tool."
+        )
     description = _read_yaml(path)
     if not isinstance(description, dict):
         raise UsageError(f"{path} must contain `classes:` and `splits:`.")

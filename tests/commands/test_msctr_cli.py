@@ -48,6 +48,7 @@ MISSPELLED = [  # module, words before the flag, misspelled flag, intended flag
     ("msctr_hf.commands.train", [], "lerning_rate", "learning_rate"),
     ("msctr_hf.commands.evaluate", [], "modl", "model"),
     ("msctr_hf.commands.predict", [], "modl", "model"),
+    ("msctr_hf.commands.import", [], "outputdir", "output_dir"),
     ("msctr_hf.commands.prepare", [], "datadir", "data_dir"),
     ("msctr_hf.commands.export", [], "modl", "model"),
     ("msctr_hf.commands.push", [], "hub_modl_id", "hub_model_id"),

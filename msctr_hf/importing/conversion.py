@@ -1,0 +1,185 @@
+"""Conversion of an export to a folder data set: copies of its images, labels as PNGs, and a `dataset.yaml`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from ..data.folder_spec import DESCRIPTION, read_folder_spec
+from ..data.image_files import name_some
+from ..data.labels import IGNORE_INDEX, MAX_CLASSES
+from ..data.preparation import prepare
+from ..data.saved_source import SavedDataset
+from ..errors import UsageError
+from ..progress import progress
+from .export import Export, ExportedImage, draw_labels
+from .formats import find_format
+from .splitting import divide
+
+_FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def import_export(
+    source: Path,
+    output_dir: Path,
+    format: str | None = None,
+    *,
+    image_dir: Path | None = None,
+    unannotated_images: Literal["background", "ignore"] | None = None,
+    crowd_regions: Literal["ignore", "class"] = "ignore",
+    ignored_classes: Sequence[str] = (),
+    validation_share: float | None = None,
+    seed: int = 0,
+    group_pattern: str | None = None,
+    num_workers: int = 0,
+) -> None:
+    """Write a folder data set from an export, check it as `msctr prepare` does, and print its contents.
+
+    It is written beside `output_dir` and renamed when it has passed the check; after an error nothing is left.
+
+    Args:
+        source (`Path`): Folder, or file of annotations, of the export.
+        output_dir (`Path`): Folder to write; it must be empty or missing.
+        format (`str`, *optional*): Name in `FORMATS`; by default it is recognized.
+        image_dir (`Path`, *optional*): Folder of the images, where the export does not contain them.
+        unannotated_images (`str`, *optional*): Whether images without annotation show background or are ignored; by
+            default they are refused, but those of test have no labels.
+        crowd_regions (`str`): Whether crowd regions of COCO are ignored or have their class.
+        ignored_classes (`Sequence[str]`): Classes whose pixels are ignored.
+        validation_share, seed, group_pattern: See `divide`.
+        num_workers (`int`): Number of worker processes of the check.
+
+    Raises:
+        UsageError: If the export is not recognized, or anything in it is wrong; the message names file and item.
+    """
+    _check_places(source, output_dir)
+    kind = find_format(format, source)
+    export = kind.read_export(source, image_dir, crowd_regions == "class")
+    if not export.images:
+        raise UsageError(f"{source} has no images.")
+    images = divide(export.images, validation_share, seed, group_pattern)
+    _refuse_same_names(images)
+    _refuse_unannotated(images, export, unannotated_images)
+    table = _table(export, ignored_classes)
+    fill = {"background": export.background, "ignore": IGNORE_INDEX, None: None}[unannotated_images]
+    with _written_beside(output_dir) as folder:
+        for image in progress(images, title=f"importing {kind.title}", unit="image"):
+            _write_image(image, table, fill, folder)
+        (folder / DESCRIPTION).write_text(_describe(export, ignored_classes, folder), encoding="utf-8")
+        prepare(read_folder_spec(folder), None, folder, SavedDataset(), num_workers=num_workers)
+    counts = [f"{sum(image.split == split for image in images)} of {split}" for split in _FOLDERS]
+    print(f"{len(images)} images ({', '.join(counts)}) are in {output_dir}; train with it as a data set `folder`.")
+
+
+def _check_places(source: Path, output_dir: Path) -> None:
+    if not source.exists():
+        raise UsageError(f"`source`: {source} does not exist.")
+    if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz"):
+        raise UsageError(f"`source`: {source} is an archive; unpack it and name the folder.")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UsageError(f"`output_dir`: {output_dir} exists and is not an empty folder; choose another one.")
+
+
+def _refuse_same_names(images: Sequence[ExportedImage]) -> None:
+    """Refuse images whose labels would have the same name, and names that lead out of the data set."""
+    taken: dict[tuple[str | None, Path], ExportedImage] = {}
+    for image in images:
+        name = Path(image.name)
+        if name.is_absolute() or any(part.startswith(".") for part in name.parts):
+            raise UsageError(f"{image.source}: the name {image.name!r} must lead to a file below a folder of images.")
+        other = taken.setdefault((image.split, name.with_suffix("")), image)
+        if other is not image:
+            raise UsageError(
+                f"{other.path} and {image.path} would have the same name in the split {image.split}; rename one of "
+                "them in the labeling tool."
+            )
+
+
+def _refuse_unannotated(
+    images: Sequence[ExportedImage], export: Export, unannotated: Literal["background", "ignore"] | None
+) -> None:
+    without = [image for image in images if image.draw is None]
+    if unannotated is None and (missing := [image.path for image in without if image.split != "test"]):
+        raise UsageError(
+            f"{len(missing)} of {len(images)} images have no annotation: {name_some(missing)}; say in "
+            "`unannotated_images` whether they show only background or are to be ignored (background, ignore)."
+        )
+    if without and unannotated == "background" and export.background is None:
+        raise UsageError(
+            "`unannotated_images='background'`: the export has no class with the name background; its classes are "
+            f"{', '.join(export.classes)}."
+        )
+
+
+def _table(export: Export, ignored: Sequence[str]) -> np.ndarray:
+    """Return the labels to write for the positions of classes in the export, (256,) uint8."""
+    if unknown := [name for name in ignored if name not in export.classes]:
+        raise UsageError(
+            f"`ignored_classes`: the export has no class {unknown[0]!r}; its classes are {', '.join(export.classes)}."
+        )
+    kept = _kept(export, ignored)
+    if len(kept) > MAX_CLASSES or len(export.classes) > MAX_CLASSES:
+        raise UsageError(f"The export has {len(export.classes)} classes, more than {MAX_CLASSES}.")
+    if len(kept) < 2:
+        raise UsageError(
+            f"Two classes or more are needed, but {kept} is all that the export has besides ignored ones."
+        )
+    table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
+    for label, name in enumerate(kept):
+        table[list(export.classes).index(name)] = label
+    return table
+
+
+def _kept(export: Export, ignored: Sequence[str]) -> list[str]:
+    return [name for name in export.classes if name not in ignored]
+
+
+@contextmanager
+def _written_beside(output_dir: Path) -> Iterator[Path]:
+    """Give a folder that gets its name when all is written, and is removed after an error.
+
+    What a killed process has left is removed at the start.
+    """
+    folder = output_dir.absolute().with_name(f"{output_dir.absolute().name}.importing")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        if output_dir.exists():
+            output_dir.rmdir()
+        folder.rename(output_dir)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_image(image: ExportedImage, table: np.ndarray, unannotated: int | None, folder: Path) -> None:
+    labels = draw_labels(image, unannotated)
+    place = folder / _FOLDERS[str(image.split)]
+    copy = place / "images" / image.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(image.path, copy)
+    if labels is not None:
+        path = (place / "labels" / image.name).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(table[labels]).save(path)
+
+
+def _describe(export: Export, ignored: Sequence[str], folder: Path) -> str:
+    """Describe the folder as `read_folder_spec` reads it."""
+    classes = _kept(export, ignored)
+    description: dict[str, Any] = {"classes": classes, "ignored": [IGNORE_INDEX]}
+    if palette := {name: list(export.colors[name]) for name in classes if name in export.colors}:
+        description["palette"] = palette
+    description["splits"] = {
+        split: {kind: f"{place}/{kind}" for kind in ("images", "labels") if (folder / place / kind).is_dir()}
+        for split, place in _FOLDERS.items()
+        if (folder / place).is_dir()
+    }
+    return yaml.safe_dump(description, sort_keys=False, allow_unicode=True, default_flow_style=None)

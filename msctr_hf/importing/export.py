@@ -1,0 +1,227 @@
+"""What the readers of all formats return, and how they read files and refuse what is wrong in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.image_files import files_below, name_some
+from ..data.images import read_image, read_raw_labels
+from ..data.labels import Color
+from ..errors import UsageError, as_usage_error
+
+BACKGROUND = "background"
+_SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "test": "test"}
+_SPLITS |= {"validation": "validation", "testing": "test"}
+
+Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class ExportedImage:
+    """Image of an export.
+
+    Args:
+        name (`str`): Path of the image in the data set, below the folder of its split.
+        path (`Path`): The image file.
+        split (`str`, *optional*): train, validation or test; `None` if the export does not say it.
+        draw (`Callable`, *optional*): Function from the size in which a viewer shows the image to labels (H, W) uint8:
+            positions in the list of classes, 255 where ignored. `None` if the image has no annotation.
+        size (`tuple[int, int]`, *optional*): Width and height by the export, at which the labels are drawn.
+        source (`str`): File and item that describe the image, for messages.
+    """
+
+    name: str
+    path: Path
+    split: str | None
+    draw: Callable[[Size], np.ndarray] | None
+    size: Size | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Contents of an export.
+
+    Args:
+        classes (`Sequence[str]`): Names of classes.
+        images (`Sequence[ExportedImage]`): The images.
+        background (`int`, *optional*): Position of the class of pixels that show none of the objects.
+        colors (`Mapping[str, Color]`): Colors of classes, as far as the export has them.
+    """
+
+    classes: Sequence[str]
+    images: Sequence[ExportedImage]
+    background: int | None = None
+    colors: Mapping[str, Color] = field(default_factory=dict)
+
+
+def with_background(names: Iterable[str]) -> tuple[list[str], int]:
+    """Put a class "background" before the classes of objects, unless there is one; return its position, too."""
+    classes = list(dict.fromkeys(names))
+    place = find_background(classes)
+    return (classes, place) if place is not None else ([BACKGROUND, *classes], 0)
+
+
+def find_background(classes: Sequence[str]) -> int | None:
+    """Return the position of the class with the name "background", in capital letters or not."""
+    return next((place for place, name in enumerate(classes) if name.lower() == BACKGROUND), None)
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that the name of a folder or list means, such as "valid" or "train2017"; otherwise `None`."""
+    return _SPLITS.get(name.lower().rstrip("0123456789"))
+
+
+def class_name(value: Any, source: str) -> str:
+    """Return the name of a class; refuse anything but text, and an empty name."""
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{source} has no name: a class needs one, got {value!r}.")
+    return value.strip()
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8."""
+    with as_usage_error(OSError, UnicodeDecodeError, prefix=f"{path} cannot be read: "):
+        return path.read_text(encoding="utf-8-sig")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    text = read_text(path)
+    with as_usage_error(ValueError, RecursionError, prefix=f"{path} is not valid JSON: "):
+        return json.loads(text)
+
+
+def entry(mapping: Any, key: str, kind: type | tuple[type, ...], source: str) -> Any:
+    """Return a value of a JSON object; refuse a missing one and one of another type."""
+    value = mapping.get(key) if isinstance(mapping, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        names = " or ".join(_JSON_NAMES[each] for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UsageError(f"{source}: {key!r} must be {names}, got {value!r:.60}.")
+    return value
+
+
+_JSON_NAMES = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "an object"}
+
+
+def polygon_points(flat: Any, source: str) -> np.ndarray:
+    """Check the coordinates x, y, x, y, ... of a polygon and return them as (N, 2) float64.
+
+    Raises:
+        UsageError: If there are fewer than three points, half a point, or anything but finite numbers.
+    """
+    numbers = isinstance(flat, list) and all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) for value in flat
+    )
+    if not numbers or not np.isfinite(np.array(flat, dtype=np.float64)).all():
+        raise UsageError(f"{source}: a polygon must be a list of finite numbers, got {flat!r:.60}.")
+    if len(flat) % 2:
+        raise UsageError(f"{source}: a polygon has {len(flat)} coordinates, which is not an even number.")
+    if len(flat) < 6:
+        raise UsageError(f"{source}: a polygon has {len(flat) // 2} points but needs three or more.")
+    return np.array(flat, dtype=np.float64).reshape(-1, 2)
+
+
+def read_mask(path: Path, by_color: bool) -> np.ndarray:
+    """Read a mask as values (H, W), or as colors (H, W, 3); refuse a missing one and one compressed with loss."""
+    return read_raw_labels({"path": str(path)}, by_color)
+
+
+def draw_labels(image: ExportedImage, unannotated: int | None) -> np.ndarray | None:
+    """Draw the labels (H, W) of an image; without annotation, fill them with a label, or return `None`.
+
+    They have the size of the image as a viewer shows it, or as its file stores it before an EXIF orientation turns it.
+
+    Raises:
+        UsageError: If the image or its annotation cannot be read, or they differ in size.
+    """
+    shown = read_image(image.path).size
+    with Image.open(image.path) as file:
+        sizes = {shown, file.size}
+    if image.size is not None and image.size not in sizes:
+        raise UsageError(_other_size(image, image.size, shown))
+    size = image.size or shown
+    if image.draw is None:
+        return None if unannotated is None else np.full(size[::-1], unannotated, dtype=np.uint8)
+    labels = image.draw(size)
+    if labels.shape[::-1] not in sizes:
+        raise UsageError(_other_size(image, labels.shape[::-1], shown))
+    return labels
+
+
+def _other_size(image: ExportedImage, size: tuple[int, ...], shown: Size) -> str:
+    return (
+        f"{image.source} has {size[0]}x{size[1]} pixels, but the image {image.path} has {shown[0]}x{shown[1]}; use "
+        "the image that was labeled."
+    )
+
+
+class ImageFiles:
+    """Image files below a folder, found by the paths that an export lists.
+
+    Args:
+        folder (`Path`): The folder.
+        without (`Sequence[str]`): Names of folders that hold masks.
+    """
+
+    def __init__(self, folder: Path, without: Sequence[str] = ()):
+        if not folder.is_dir():
+            raise UsageError(f"The folder {folder} does not exist.")
+        self.folder = folder
+        self.paths = [
+            path for path in files_below(folder).images if not {*without} & {*path.relative_to(folder).parts[:-1]}
+        ]
+        self._by_name: dict[str, list[Path]] = {}
+        for path in self.paths:
+            self._by_name.setdefault(path.name, []).append(path)
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a file with a name, in whatever folder."""
+        return name in self._by_name
+
+    def find(self, listed: str, source: str, near: Sequence[str] = ()) -> Path:
+        """Find the file with a listed path, which may be that of another machine.
+
+        Args:
+            listed (`str`): Path in the export; "/" and "\\" separate folders.
+            source (`str`): File and item that list it, for messages.
+            near (`Sequence[str]`): Names of folders that are preferred.
+
+        Raises:
+            UsageError: If there is no such file, or more than one.
+        """
+        parts = [part for part in PurePosixPath(listed.replace("\\", "/")).parts if part != "."]
+        is_foreign = not parts or parts[0] in ("/", "..") or parts[0].endswith(":")
+        found: list[tuple[int, int, Path]] = []
+        for path in self._by_name.get(parts[-1] if parts else "", []):
+            own = (self.folder.absolute().name, *path.relative_to(self.folder).parts)
+            shared = _shared_end(own, parts)
+            if shared == len(parts) or is_foreign:
+                found.append((shared, len({*near} & {*own}), path))
+        if not found:
+            raise UsageError(
+                f"{source}: the image {listed!r} is not below {self.folder}; put it there, or name the folder of the "
+                "images in `image_dir`."
+            )
+        best = max(each[:2] for each in found)
+        paths = [path for *match, path in found if tuple(match) == best]
+        if len(paths) > 1:
+            raise UsageError(
+                f"{source}: the image {listed!r} may be {name_some(paths)}; name the folder of the images in "
+                "`image_dir`."
+            )
+        return paths[0]
+
+
+def _shared_end(own: Sequence[str], listed: Sequence[str]) -> int:
+    count = 0
+    while count < min(len(own), len(listed)) and own[-1 - count] == listed[-1 - count]:
+        count += 1
+    return count

@@ -1,0 +1,136 @@
+"""Polygon files of ultralytics: data.yaml, folders of images, and a text file with polygons for each image.
+
+Coordinates are shares of the width and height, edges between pixels: the first pixel of ten extends from 0 to 0.1.
+Every line is one object, and has one polygon.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..data.image_files import files_below, is_image
+from ..errors import UsageError, as_usage_error
+from .drawing import DrawnObject, draw_objects, fill_polygons
+from .export import Export, ExportedImage, Size, class_name, polygon_points, read_text, with_background
+
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+_TOLERANCE = 0.01  # beyond the image, for coordinates that were rounded or drawn over its border
+
+
+def is_export(source: Path) -> bool:
+    """Return whether a file, or one in a folder, describes classes and splits as ultralytics does."""
+    return any(isinstance(each, dict) and {"names", "train"} <= {*each} for each in map(_read_yaml, _files(source)))
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source] if source.suffix in (".yaml", ".yml") else []
+    return sorted(path for path in source.glob("*.y*ml") if path.name != "dataset.yaml")
+
+
+def _read_yaml(path: Path) -> Any:
+    with as_usage_error(yaml.YAMLError, ValueError, prefix=f"{path} is not valid YAML: "):
+        return yaml.safe_load(read_text(path))
+
+
+def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Export:
+    """Read an export. It names the folders of the images itself, and has no crowd regions."""
+    if image_dir is not None:
+        raise UsageError("`image_dir`: data.yaml names the folders of the images; leave `image_dir` out.")
+    files = [path for path in _files(source) if isinstance(_read_yaml(path), dict)]
+    if len(files) != 1:
+        raise UsageError(f"{source} must have one file data.yaml, but has {len(files)}; name the file instead.")
+    path, description = files[0], _read_yaml(files[0])
+    names = _read_names(description.get("names"), path)
+    classes, background = with_background(names.values())
+    labels = {number: classes.index(name) for number, name in names.items()}
+    images = []
+    for key, split in _SPLITS.items():
+        places = description.get(key) or []
+        for place in places if isinstance(places, list) else [places]:
+            folder = _resolve(description, str(place), path, key)
+            for name, image in _list_images(folder, path.parent):
+                text = _label_file(image)
+                lines = _read_lines(text) if text.is_file() else []
+                draw = partial(_draw, lines, labels, background) if lines else None
+                images.append(ExportedImage(name, image, split, draw, source=str(text if lines else image)))
+    if not images:
+        raise UsageError(f"{path} names no folder with images in `train`, `val` or `test`.")
+    if not any(image.draw for image in images):
+        raise UsageError(f"No image of {path} has labels; {_label_file(images[0].path)} should be one of their files.")
+    return Export(classes, images, background)
+
+
+def _read_names(names: Any, path: Path) -> dict[int, str]:
+    pairs = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(pairs, dict) or not pairs or not all(isinstance(number, int) for number in pairs):
+        raise UsageError(f"{path}: `names` must list the classes, got {names!r:.60}.")
+    return {number: class_name(name, f"{path}: the class {number}") for number, name in pairs.items()}
+
+
+def _resolve(description: dict[str, Any], place: str, path: Path, key: str) -> Path:
+    """Find a folder or list of images: relative to `path` of the description, or to the folder of the file.
+
+    Exports of Roboflow start it with "../", although it is beside the file.
+    """
+    roots = [path.parent / str(description.get("path") or ""), path.parent]
+    places = [place, place.removeprefix("../")]
+    for candidate in (root / each for root in roots for each in places):
+        if candidate.exists():
+            return candidate
+    raise UsageError(f"{path}: `{key}` names {place}, but {path.parent / place} does not exist.")
+
+
+def _list_images(folder: Path, root: Path) -> list[tuple[str, Path]]:
+    """List images with their names: those below a folder, or those of a text file with one path per line."""
+    if folder.is_dir():
+        return [(image.relative_to(folder).as_posix(), image) for image in files_below(folder).images]
+    images = []
+    for number, line in enumerate(read_text(folder).splitlines(), 1):
+        listed = line.strip()
+        if not listed:
+            continue
+        image = next((base / listed for base in (folder.parent, root) if (base / listed).is_file()), None)
+        if image is None or not is_image(image):
+            raise UsageError(f"{folder}, line {number}: the image {listed} does not exist below {folder.parent}.")
+        images.append((image.name, image))
+    return images
+
+
+def _label_file(image: Path) -> Path:
+    """Return the text file of an image: in labels/ instead of the last folder images/ of its path."""
+    parts = list(image.parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_lines(path: Path) -> list[tuple[str, list[str]]]:
+    """Read the words of every line that is not empty, with the words for the line in messages."""
+    lines = read_text(path).splitlines()
+    return [(f"{path}, line {number}", line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _draw(lines: list[tuple[str, list[str]]], labels: dict[int, int], background: int, size: Size) -> np.ndarray:
+    objects = []
+    for source, words in lines:
+        number = int(words[0]) if words[0].isdecimal() else None
+        if number not in labels:
+            raise UsageError(f"{source}: the class {words[0]} is not listed in `names`, which has {sorted(labels)}.")
+        if len(words) == 5:
+            raise UsageError(
+                f"{source} has four numbers, a box or a polygon of two points; polygons of three or more points are "
+                "needed."
+            )
+        with as_usage_error(ValueError, prefix=f"{source}: a coordinate is not a number: "):
+            flat = [float(word) for word in words[1:]]
+        shares = polygon_points(flat, source)
+        if shares.min() < -_TOLERANCE or shares.max() > 1 + _TOLERANCE:
+            raise UsageError(f"{source}: coordinates must be shares of the image, from 0 to 1, got {flat!r:.60}.")
+        objects.append(DrawnObject(labels[number], fill_polygons([shares * np.array(size)], size)))
+    return draw_objects(objects, size, background)
