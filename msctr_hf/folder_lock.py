@@ -20,6 +20,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_TRIES = 100  # of other processes that remove the file between two system calls of this one
+
 _held: set[int] = set()  # descriptors of the locks of this process
 
 
@@ -72,12 +74,14 @@ def _acquire(path: Path) -> int:
     """
     if fcntl is None:
         raise OSError("this system has no flock")
-    while True:
+    for tries_left in reversed(range(_TRIES)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
-            continue  # another process has just removed the empty folder around it
+            if tries_left:
+                continue  # another process has just removed the empty folder around it
+            raise  # no file can be created in this folder: /proc
         _held.add(descriptor)
         try:
             # Not lockf, whose locks belong to the process: two threads, as in a notebook, would both get it, and
@@ -94,6 +98,7 @@ def _acquire(path: Path) -> int:
             _close(descriptor)
             raise
         _close(descriptor)  # its holder removed the file after it was opened here, and before it was locked
+    raise BlockingIOError  # others lock and release it all the time
 
 
 def _is_file(path: Path, descriptor: int) -> bool:

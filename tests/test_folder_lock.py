@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -125,4 +126,9 @@ def test_a_system_without_flock_and_a_folder_that_cannot_be_written_give_a_warni
         pass
     monkeypatch.setattr(folder_lock, "fcntl", None)
     with pytest.warns(InputWarning, match=r"cannot be locked \(this system has no flock\)"), locked(tmp_path / "run"):
+        pass
+
+
+def test_a_folder_in_which_no_file_can_be_created_gives_a_warning_and_no_lock():
+    with pytest.warns(InputWarning, match="/proc/run cannot be locked"), locked(Path("/proc/run")):
         pass

@@ -60,6 +60,7 @@ class Served:
 @pytest.fixture
 def serve(monkeypatch, tmp_path):
     """Return a function that serves the page of a network; uploads are kept outside the folder of the images."""
+    pytest.importorskip("gradio")
     pages = []
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
 

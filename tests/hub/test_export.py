@@ -3,17 +3,18 @@ import subprocess
 import sys
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, SWIN_TINY
-from transformers.exporters import ExportedModel
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.hub import export
 from msctr_hf.hub.export import export_network
 from msctr_hf.models.decode_heads import DECODE_HEADS, average_cells
+
+onnxruntime = pytest.importorskip("onnxruntime")
+ExportedModel = pytest.importorskip("transformers.exporters").ExportedModel
 
 
 def network(config):
