@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 
 from ..data.class_balance import median_frequency_weights, pixels_of_classes
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
 from .data_record import DATA_FILE
+from .processes import on_main
 from .run_folder import read_json
 
 AUTO = "auto"
@@ -30,11 +29,10 @@ class ClassPixels:
         train_set (`datasets.Dataset`): Samples {image, label, image_id}.
         spec (`DatasetSpec`): The data set.
         num_workers (`int`): Number of worker processes that read labels.
-        accelerator (`Accelerator`): Processes of the run.
     """
 
-    def __init__(self, train_set: Dataset, spec: DatasetSpec, num_workers: int, accelerator: Accelerator):
-        self.train_set, self.spec, self.num_workers, self.accelerator = train_set, spec, num_workers, accelerator
+    def __init__(self, train_set: Dataset, spec: DatasetSpec, num_workers: int):
+        self.train_set, self.spec, self.num_workers = train_set, spec, num_workers
 
     @cached_property
     def of_images(self) -> np.ndarray:
@@ -43,16 +41,7 @@ class ClassPixels:
         Raises:
             UsageError: On all processes, if labels cannot be read.
         """
-        found: list[Any] = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                found[0] = pixels_of_classes(self.train_set, len(self.spec.classes), num_workers=self.num_workers)
-            except UsageError as error:
-                found[1] = str(error)
-        pixels, fault = broadcast_object_list(found)
-        if fault is not None:
-            raise UsageError(fault)
-        return pixels
+        return on_main(lambda: pixels_of_classes(self.train_set, len(self.spec.classes), num_workers=self.num_workers))
 
 
 def choose_class_weights(given: Any, class_pixels: ClassPixels, checkpoint: Path | None) -> list[float] | None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 
 from ..data.checking import no_labeled_pixel
@@ -15,6 +11,7 @@ from ..data.overlap import shared_images
 from ..data.predecoded import ReadMapped
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
+from .processes import on_main
 
 MAX_PIXELS = 3 * 10**8  # of labels that are read, about three seconds; the command `prepare` reads all
 
@@ -24,7 +21,6 @@ def check_data(
     validation_set: Dataset | IterableDataset,
     spec: DatasetSpec,
     train_split: str,
-    accelerator: Accelerator,
 ) -> list[str]:
     """Check the data of a run on the main process, and return sentences to print at its start.
 
@@ -32,23 +28,20 @@ def check_data(
         train_set, validation_set (`datasets.Dataset` or `datasets.IterableDataset`): Samples {image, label, image_id}.
         spec (`DatasetSpec`): The data set.
         train_split (`str`): Name of the training split, or several joined by `+`.
-        accelerator (`Accelerator`): Processes of the run.
 
     Raises:
         UsageError: On all processes, if no pixel of the training set has a class.
     """
-    found: list[Any] = [[], None]
-    if accelerator.is_main_process and isinstance(train_set, Dataset):
-        try:
-            found[0] = missing_classes(train_set, spec)
-            if isinstance(validation_set, Dataset) and "validation" not in train_split:
-                found[0] += _shared(train_set, validation_set)
-        except UsageError as error:
-            found[1] = str(error)
-    notes, fault = broadcast_object_list(found)
-    if fault is not None:
-        raise UsageError(fault)
-    return notes
+
+    def check() -> list[str]:
+        if not isinstance(train_set, Dataset):
+            return []
+        notes = missing_classes(train_set, spec)
+        if isinstance(validation_set, Dataset) and "validation" not in train_split:
+            notes += _shared(train_set, validation_set)
+        return notes
+
+    return on_main(check)
 
 
 def missing_classes(train_set: Dataset, spec: DatasetSpec) -> list[str]:

@@ -96,8 +96,8 @@ class Setup:
                 "this device only emulates bf16, so a step can take many times as long as in float32, which a new run "
                 "gets by mixed_precision auto or no"
             )
-        self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split, accelerator)
-        class_pixels = ClassPixels(self.train_set, self.spec, data_arguments.num_workers, accelerator)
+        self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split)
+        class_pixels = ClassPixels(self.train_set, self.spec, data_arguments.num_workers)
         if not model_arguments.contrastive_adapter:  # which refuses class weights
             weights = choose_class_weights(network_settings.get(CLASS_WEIGHTS), class_pixels, self.checkpoint)
             if weights is not None:

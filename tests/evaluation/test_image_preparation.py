@@ -41,6 +41,7 @@ from msctr_hf.evaluation.predictor import Predictor, load_predictor
 from msctr_hf.evaluation.scoring import score_dataset
 from msctr_hf.evaluation.settings import InferenceSettings
 from msctr_hf.training.adapted_network import adapt_saved, image_processor_of_saved
+from msctr_hf.training.class_weights import ClassPixels
 from msctr_hf.training.settings import TrainingSettings
 from msctr_hf.training.training_data import build_loader
 
@@ -163,7 +164,9 @@ def pixel_values_of_training_and_validation(processor, folder):
     options = {"do_resize": False, "size_divisor": 1, "padding_mode": "constant"}
     saved = image_processor_of_saved(str(folder / "model"), options)
     data = write_red_blocks(folder / "data")
-    loader, _ = build_loader(data.load("train"), data, TrainingSettings(batch_size=2), saved, Accelerator(cpu=True))
+    train_set, accelerator = data.load("train"), Accelerator(cpu=True)
+    class_pixels = ClassPixels(train_set, data.spec, 0)
+    loader, _ = build_loader(train_set, data, TrainingSettings(batch_size=2), saved, class_pixels, accelerator)
     predictor = Predictor(NeverWrong(processor), saved)
     return next(iter(loader))["pixel_values"][:1], predictor.prepare([data.load("validation")[0]["image"]])
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from accelerate import Accelerator
 from layouts import write_folder, write_labels
 from small_run import flags
 
@@ -31,7 +30,7 @@ def relabel(root, rows):
 @pytest.fixture
 def class_pixels(folder):
     spec = get_dataset_spec("folder", folder)
-    return ClassPixels(load_segmentation_dataset("folder", "train", folder), spec, 0, Accelerator())
+    return ClassPixels(load_segmentation_dataset("folder", "train", folder), spec, 0)
 
 
 def test_auto_is_computed_from_the_training_split(class_pixels):
