@@ -36,14 +36,20 @@ def locked(folder: Path | None) -> Iterator[None]:
             nothing is locked without one.
 
     Raises:
-        UsageError: If it is locked already; the message names the process if it is known. Nothing is changed then.
+        UsageError: If it is locked already, in which case the message names the process if it is known, or if its path
+            cannot be followed. Nothing is changed then.
     """
     if folder is None:
         yield
         return
-    resolved = folder.resolve()  # all links to a folder have the same lock
-    path = resolved.parent / f".{resolved.name}.lock"
-    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        resolved = folder.resolve()  # all links to a folder have the same lock
+        path = resolved.parent / f".{resolved.name}.lock"
+        missing = [parent for parent in path.parents if not parent.exists()]
+    except (OSError, RuntimeError) as error:  # before Python 3.13, links in a circle are a RuntimeError
+        raise UsageError(
+            f"`output_dir`: {folder} cannot be reached ({brief_reason(error)}); choose another folder."
+        ) from error
     descriptor = None
     try:
         descriptor = _acquire(path)

@@ -132,3 +132,15 @@ def test_a_system_without_flock_and_a_folder_that_cannot_be_written_give_a_warni
 def test_a_folder_in_which_no_file_can_be_created_gives_a_warning_and_no_lock():
     with pytest.warns(InputWarning, match="/proc/run cannot be locked"), locked(Path("/proc/run")):
         pass
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), RuntimeError("Symlink loop")])
+def test_a_folder_whose_path_cannot_be_followed_is_refused_in_a_sentence(tmp_path, monkeypatch, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(Path, "exists", fail)
+    sentence = refusal(tmp_path / "closed/new/run")
+    assert sentence.startswith(f"`output_dir`: {tmp_path / 'closed/new/run'} cannot be reached (")
+    assert sentence.endswith("); choose another folder.")
+    assert names(tmp_path) == []
