@@ -125,8 +125,12 @@ def test_a_system_without_flock_and_a_folder_that_cannot_be_written_give_a_warni
     with pytest.warns(InputWarning, match="cannot be locked"), locked(tmp_path / "file/run"):
         pass
     monkeypatch.setattr(folder_lock, "fcntl", None)
-    with pytest.warns(InputWarning, match=r"cannot be locked \(this system has no flock\)"), locked(tmp_path / "run"):
+    with (
+        pytest.warns(InputWarning, match=r"cannot be locked \(this system has no flock\)") as warned,
+        locked(tmp_path / "run"),
+    ):
         pass
+    assert [each.filename for each in warned] == [__file__]
 
 
 def test_a_folder_in_which_no_file_can_be_created_gives_a_warning_and_no_lock():
