@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import timm
 import torch
@@ -48,6 +50,21 @@ def test_settings_with_which_a_network_takes_one_image_size_are_refused():
     ):
         config_of(None, backbone_config=settings % "coat_lite_tiny")
     assert config_of(None, backbone_config=settings % "test_vit").out_indices == [0, 1]  # any multiple of 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"backbone": "resnet1800"}, r"timm cannot build resnet1800 with these settings \(Unknown model"),
+        ({"out_indices": [1, 9]}, r"timm cannot build test_resnet with these settings \(list index out of range"),
+        ({"size_multiple": -32}, r"\(`size_multiple` must be a whole number of pixels, at least 1, got -32"),
+        ({"size_multiple": "32"}, r"\(`size_multiple` must be a whole number of pixels, at least 1, got '32'"),
+    ],
+)
+def test_settings_with_which_timm_cannot_build_a_network_are_refused_with_the_reason(settings, reason):
+    settings = {"model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [0, 1], **settings}
+    with pytest.raises(UsageError, match=rf"\A`backbone_config`: .*{reason}.*\)\.\Z"):
+        config_of(None, backbone_config=json.dumps(settings))
 
 
 @pytest.mark.parametrize(
