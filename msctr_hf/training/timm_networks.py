@@ -14,7 +14,7 @@ from ..models.timm_backbones import MsctrTimmBackbone
 
 _ADVICE = "use another network, or a Hub id of transformers"
 TRIED_SIZES = ((96, 160), (107, 130), (230, 400))
-SIZE_MULTIPLES = (1, 14, 16, 32, 64, 128, 224, 256, 384)  # patches, strides, and windows at the coarsest stride
+SIZE_MULTIPLES = (1, 4, 8, 14, 16, 32, 64, 128, 224, 256, 384)  # patches, strides, and windows at the coarsest stride
 ANY_SIZE = ({"strict_img_size": False}, {"dynamic_img_size": True, "dynamic_img_pad": True})  # names in timm
 
 

@@ -97,6 +97,17 @@ def test_networks_for_multiples_of_a_size_get_padded_images(name, multiple):
         assert torch.equal(actual, full[..., : actual.shape[2], : actual.shape[3]])
 
 
+def test_images_are_padded_no_further_than_a_network_needs():
+    config = config_of("swin_tiny_patch4_window7_224")
+    assert config.size_multiple == 4  # of its patches; it pads windows itself, where 12 more rows would change them
+    backbone = build_backbone(config).eval()
+    pixel_values = torch.randn(1, 3, 100, 132)
+    with torch.no_grad():
+        maps, expected = backbone(pixel_values).feature_maps, backbone._backbone(pixel_values)
+    for actual, stage in zip(maps, expected, strict=True):
+        assert torch.equal(actual, stage.permute(0, 3, 1, 2))
+
+
 @pytest.mark.slow
 def test_stages_are_counted_as_timm_counts_them():
     assert config_of("tresnet_m").out_indices == [1, 2, 3, 4]  # timm leaves out a map 0
