@@ -74,8 +74,9 @@ def warn_caller(sentence: str) -> None:
     Args:
         sentence (`str`): What is unusual, and what happens to it.
     """
+    passed = (f"{__package__}.", "contextlib")  # which enters our context managers
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(passed):
         frame, level = frame.f_back, level + 1
     warnings.warn(sentence, InputWarning, stacklevel=level)
 

@@ -1,8 +1,9 @@
 """Locks of output folders, so that two processes never write the files of one folder at the same time.
 
 The lock of FOLDER is a file .FOLDER.lock next to it: the folder itself may be renamed or replaced, and an empty one
-stays empty. The kernel releases the lock when its process ends, however it ends; a file that a killed process leaves
-behind locks nothing.
+stays empty. A folder at which a volume is mounted is locked itself, since next to it every container has another
+file; such a folder cannot be renamed. The kernel releases the lock when its process ends, however it ends; a file that
+a killed process leaves behind locks nothing.
 """
 
 from __future__ import annotations
@@ -36,14 +37,20 @@ def locked(folder: Path | None) -> Iterator[None]:
             nothing is locked without one.
 
     Raises:
-        UsageError: If it is locked already; the message names the process if it is known. Nothing is changed then.
+        UsageError: If it is locked already, in which case the message names the process if it is known, or if its path
+            cannot be followed. Nothing is changed then.
     """
     if folder is None:
         yield
         return
-    resolved = folder.resolve()  # all links to a folder have the same lock
-    path = resolved.parent / f".{resolved.name}.lock"
-    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        resolved = folder.resolve()  # all links to a folder have the same lock
+        path = resolved if os.path.ismount(resolved) else resolved.parent / f".{resolved.name}.lock"
+        missing = [parent for parent in path.parents if not parent.exists()]
+    except (OSError, RuntimeError) as error:  # before Python 3.13, links in a circle are a RuntimeError
+        raise UsageError(
+            f"`output_dir`: {folder} cannot be reached ({brief_reason(error)}); choose another folder."
+        ) from error
     descriptor = None
     try:
         descriptor = _acquire(path)
@@ -57,8 +64,9 @@ def locked(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         if descriptor in _held:  # not in a forked copy of this process
-            with suppress(OSError):
-                path.unlink()  # before it is released, so that nobody else can have locked it yet
+            if path != resolved:
+                with suppress(OSError):
+                    path.unlink()  # before it is released, so that nobody else can have locked it yet
             _close(descriptor)
             for parent in missing:
                 with suppress(OSError):  # it is not empty
@@ -66,7 +74,7 @@ def locked(folder: Path | None) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    """Create a file, lock it and return its descriptor.
+    """Create a file, unless the path is a folder, lock it and return its descriptor.
 
     Raises:
         BlockingIOError: If another process, or another call in this one, holds the lock.
@@ -74,10 +82,12 @@ def _acquire(path: Path) -> int:
     """
     if fcntl is None:
         raise OSError("this system has no flock")
+    is_folder = path.is_dir()
+    flags = os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     for tries_left in reversed(range(_TRIES)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(path, flags, 0o666)
         except FileNotFoundError:
             if tries_left:
                 continue  # another process has just removed the empty folder around it
@@ -89,11 +99,12 @@ def _acquire(path: Path) -> int:
             # share the lock and could keep it after a kill of this one, is paid by `_close_copies`.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_file(path, descriptor):
-                os.truncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                if not is_folder:
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return descriptor
         except OSError as error:
-            if not isinstance(error, BlockingIOError):
+            if not is_folder and not isinstance(error, BlockingIOError):
                 path.unlink(missing_ok=True)  # the file system has no locks
             _close(descriptor)
             raise

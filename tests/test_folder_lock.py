@@ -83,6 +83,26 @@ def test_links_to_a_folder_and_the_folder_under_its_new_name_share_one_lock(tmp_
         assert "is in use" in refusal(tmp_path / "run")
 
 
+def test_a_folder_at_which_a_volume_is_mounted_is_locked_in_all_containers(tmp_path, monkeypatch):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "output")
+    for container in ("one", "other"):
+        (tmp_path / container).mkdir()
+        # a folder that is under two paths needs privileges, a link to it does not
+        (tmp_path / container / "output").symlink_to(volume)
+    monkeypatch.setattr(Path, "resolve", Path.absolute)
+    with locked(tmp_path / "one/output"):
+        assert refusal(tmp_path / "other/output").endswith(
+            "is in use by another process; wait until it ends, or choose another folder."
+        )
+        assert names(volume) == []
+    with locked(tmp_path / "other/output"):
+        assert "is in use by" in refusal(tmp_path / "one/output")
+    assert names(tmp_path / "one") == names(tmp_path / "other") == ["output"]
+    assert not folder_lock._held
+
+
 def test_a_forked_process_that_ends_neither_releases_nor_removes_the_lock(tmp_path):
     with locked(tmp_path / "run"):
         child = multiprocessing.get_context("fork").Process(target=os.getpid)
@@ -125,10 +145,26 @@ def test_a_system_without_flock_and_a_folder_that_cannot_be_written_give_a_warni
     with pytest.warns(InputWarning, match="cannot be locked"), locked(tmp_path / "file/run"):
         pass
     monkeypatch.setattr(folder_lock, "fcntl", None)
-    with pytest.warns(InputWarning, match=r"cannot be locked \(this system has no flock\)"), locked(tmp_path / "run"):
+    with (
+        pytest.warns(InputWarning, match=r"cannot be locked \(this system has no flock\)") as warned,
+        locked(tmp_path / "run"),
+    ):
         pass
+    assert [each.filename for each in warned] == [__file__]
 
 
 def test_a_folder_in_which_no_file_can_be_created_gives_a_warning_and_no_lock():
     with pytest.warns(InputWarning, match="/proc/run cannot be locked"), locked(Path("/proc/run")):
         pass
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), RuntimeError("Symlink loop")])
+def test_a_folder_whose_path_cannot_be_followed_is_refused_in_a_sentence(tmp_path, monkeypatch, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(Path, "exists", fail)
+    sentence = refusal(tmp_path / "closed/new/run")
+    assert sentence.startswith(f"`output_dir`: {tmp_path / 'closed/new/run'} cannot be reached (")
+    assert sentence.endswith("); choose another folder.")
+    assert names(tmp_path) == []

@@ -52,7 +52,7 @@ class ImagePreparation:
     """
 
     def __init__(self, image_processor: Any):
-        self.image_processor = image_processor
+        self.given = self.image_processor = image_processor
         self._resizes_for_processor = False
         if isinstance(image_processor, (MsctrImageProcessor, MsctrImageProcessorPil)):
             return

@@ -32,8 +32,8 @@ class Predictor:
         settings (`InferenceSettings`): Scales, mirror images, windows, batch size.
         train_ids (`Sequence[int]`, *optional*): Train id of every class of the network, for a data set whose classes
             have another order; by default, the classes of the network are the train ids.
-        preparation (`ImagePreparation`, *optional*): Path from images to pixel values; that of the image processor by
-            default.
+        preparation (`ImagePreparation`, *optional*): Path from images to pixel values of this image processor, to save
+            the time to measure it again; another image processor gets its own.
 
     Raises:
         UsageError: If the model predicts masks, or the image processor does not show it whole images.
@@ -47,7 +47,10 @@ class Predictor:
 
     def __post_init__(self):
         refuse_universal(getattr(self.model, "config", None), type(self.model).__name__)
-        if self.preparation is None and self.image_processor is not None:
+        if self.image_processor is None:
+            return
+        # also after `dataclasses.replace`, which passes on the preparation of the former image processor
+        if self.preparation is None or self.preparation.given is not self.image_processor:
             self.preparation = ImagePreparation(self.image_processor)
 
     @property

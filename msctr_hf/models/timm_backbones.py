@@ -40,6 +40,9 @@ class MsctrTimmBackbone(TimmBackbone):
     supports_gradient_checkpointing = True
 
     def __init__(self, config: PreTrainedConfig, **kwargs):
+        multiple = getattr(config, "size_multiple", None)
+        if multiple is not None and not (isinstance(multiple, int) and multiple >= 1):
+            raise ValueError(f"`size_multiple` must be a whole number of pixels, at least 1, got {multiple!r}.")
         settings = {**(getattr(config, "timm_kwargs", None) or {}), **kwargs}
         # `from_pretrained` builds networks on the device "meta", whose tensors have no values
         on_meta = torch.get_default_device().type == "meta"
@@ -59,7 +62,7 @@ class MsctrTimmBackbone(TimmBackbone):
             for module in self.to("meta").modules():
                 vars(module).pop("_is_hf_initialized", None)  # transformers would leave its buffers as they are
         self._channels_last = str(getattr(self._backbone, "output_fmt", "NCHW")).endswith("NHWC")
-        self.size_multiple: int = getattr(config, "size_multiple", None) or 1
+        self.size_multiple: int = multiple or 1
         self._checkpointing = False
         _interpolate_fuse_layers_bilinearly(self._backbone)
 

@@ -14,7 +14,7 @@ from ..models.timm_backbones import MsctrTimmBackbone
 
 _ADVICE = "use another network, or a Hub id of transformers"
 TRIED_SIZES = ((96, 160), (107, 130), (230, 400))
-SIZE_MULTIPLES = (1, 14, 16, 32, 64, 128, 224, 256, 384)  # patches, strides, and windows at the coarsest stride
+SIZE_MULTIPLES = (1, 4, 8, 14, 16, 32, 64, 128, 224, 256, 384)  # patches, strides, and windows at the coarsest stride
 ANY_SIZE = ({"strict_img_size": False}, {"dynamic_img_size": True, "dynamic_img_pad": True})  # names in timm
 
 
@@ -84,13 +84,15 @@ def timm_backbone_config(name: str, output_stride: int | None = None) -> dict[st
 
 
 def refuse_one_size(config: TimmBackboneConfig) -> None:
-    """Refuse settings with which a network of timm has feature maps for images of one size only.
+    """Refuse settings with which timm cannot build a network, or has feature maps of it for one image size only.
 
     Raises:
         UsageError: If they are refused; training would end with an error of timm at its first step or validation.
     """
     faults = []
     with torch.random.fork_rng(devices=[]):
+        if (fault := _fault_of_building(config, "meta") and _fault_of_building(config, "cpu")) is not None:
+            raise UsageError(f"`backbone_config`: timm cannot build {config.backbone} with these settings ({fault}).")
         for multiple in SIZE_MULTIPLES[-3:]:
             for device in ("meta", "cpu"):  # some networks compute with values, which "meta" does not have
                 faults.append(_fault_at(config, (multiple, 2 * multiple), device))
@@ -128,6 +130,14 @@ def _build(config: dict[str, Any] | TimmBackboneConfig, device: str) -> MsctrTim
         config = TimmBackboneConfig(**{key: value for key, value in config.items() if key != "model_type"})
     with torch.device(device):
         return MsctrTimmBackbone(config).eval()
+
+
+def _fault_of_building(config: TimmBackboneConfig, device: str) -> str | None:
+    try:
+        _build(config, device)
+    except Exception as error:  # as above
+        return brief_reason(error)
+    return None
 
 
 def _fault_at(config: dict[str, Any] | TimmBackboneConfig, size: tuple[int, int], device: str) -> str | None:

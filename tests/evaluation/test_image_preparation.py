@@ -1,8 +1,10 @@
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from layouts import write_folder
 from PIL import Image
@@ -306,3 +308,10 @@ def test_the_pipeline_refuses_a_universal_model_by_name(tmp_path):
         pipeline("msctr-segmentation", model=str(tmp_path))
     with pytest.raises(UsageError, match=f"^{sentence}"):
         Predictor(model, SegformerImageProcessor())
+
+
+def test_another_image_processor_in_a_copy_of_a_predictor_is_used():
+    predictor = Predictor(torch.nn.Conv2d(3, 2, 1), SegformerImageProcessor(size={"height": 32, "width": 32}))
+    assert replace(predictor, settings=InferenceSettings(flip=True)).preparation is predictor.preparation
+    other = replace(predictor, image_processor=SegformerImageProcessor(size={"height": 64, "width": 48}))
+    assert other.prepare([Image.new("RGB", (90, 70))]).shape == (1, 3, 64, 48)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import timm
 import torch
@@ -51,6 +53,21 @@ def test_settings_with_which_a_network_takes_one_image_size_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"backbone": "resnet1800"}, r"timm cannot build resnet1800 with these settings \(Unknown model"),
+        ({"out_indices": [1, 9]}, r"timm cannot build test_resnet with these settings \(list index out of range"),
+        ({"size_multiple": -32}, r"\(`size_multiple` must be a whole number of pixels, at least 1, got -32"),
+        ({"size_multiple": "32"}, r"\(`size_multiple` must be a whole number of pixels, at least 1, got '32'"),
+    ],
+)
+def test_settings_with_which_timm_cannot_build_a_network_are_refused_with_the_reason(settings, reason):
+    settings = {"model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [0, 1], **settings}
+    with pytest.raises(UsageError, match=rf"\A`backbone_config`: .*{reason}.*\)\.\Z"):
+        config_of(None, backbone_config=json.dumps(settings))
+
+
+@pytest.mark.parametrize(
     "name", ["convmixer_768_32", "gmlp_ti16_224", pytest.param("crossvit_tiny_240", marks=pytest.mark.slow)]
 )
 def test_networks_without_maps_at_usual_strides_are_refused_by_name(name):
@@ -78,6 +95,17 @@ def test_networks_for_multiples_of_a_size_get_padded_images(name, multiple):
     assert [tuple(stage.shape[2:]) for stage in maps] == [(19, 33), (10, 17), (5, 9), (3, 5)]
     for actual, full in zip(maps, expected, strict=True):
         assert torch.equal(actual, full[..., : actual.shape[2], : actual.shape[3]])
+
+
+def test_images_are_padded_no_further_than_a_network_needs():
+    config = config_of("swin_tiny_patch4_window7_224")
+    assert config.size_multiple == 4  # of its patches; it pads windows itself, where 12 more rows would change them
+    backbone = build_backbone(config).eval()
+    pixel_values = torch.randn(1, 3, 100, 132)
+    with torch.no_grad():
+        maps, expected = backbone(pixel_values).feature_maps, backbone._backbone(pixel_values)
+    for actual, stage in zip(maps, expected, strict=True):
+        assert torch.equal(actual, stage.permute(0, 3, 1, 2))
 
 
 @pytest.mark.slow
