@@ -63,12 +63,13 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     labels = {name: number for number, name in enumerate(classes)}
     labels = {_BACKGROUND: background, _IGNORED: IGNORE_INDEX, **labels}
     files = ImageFiles(image_dir or source)
+    below = {_real(path): path for path in files.paths}
     images = {}
     for path, document in documents.items():
         listed = entry(document, "imagePath", str, str(path))
         place = path.parent.relative_to(source).parts
-        image = _beside(path, listed) if image_dir is None else None
-        image = image or files.find(listed, str(path), near=place)
+        beside = _beside(path, listed) if image_dir is None else None
+        image = below.get(beside, beside) if beside is not None else files.find(listed, str(path), near=place)
         if image in images:
             raise UsageError(f"{path}: the image {image} has another JSON file, too.")
         size = entry(document, "imageWidth", int, str(path)), entry(document, "imageHeight", int, str(path))
@@ -90,15 +91,19 @@ def _listed_classes(path: Path) -> list[str]:
 def _beside(path: Path, listed: str) -> Path | None:
     """Look for an image at its path, which is relative to the JSON file."""
     image = path.parent / listed.replace("\\", "/")
-    return Path(image.parent.resolve() / image.name) if image.is_file() else None
+    return _real(image) if image.is_file() else None
+
+
+def _real(path: Path) -> Path:
+    """Return the path without links to folders and without "..", by which the same file has one name."""
+    return path.parent.resolve() / path.name
 
 
 def _exported(
     image: Path, files: ImageFiles, place: tuple[str, ...], draw: Any, size: Size | None, source: str
 ) -> ExportedImage:
     split = split_of(place[0]) if place else None
-    below = image.resolve().is_relative_to(files.folder.resolve())
-    parts = image.resolve().relative_to(files.folder.resolve()).parts if below else (image.name,)
+    parts = image.relative_to(files.folder).parts if image.is_relative_to(files.folder) else (image.name,)
     parts = parts[1:] if split and parts[0] == place[0] else parts
     return ExportedImage("/".join(parts), image, split, draw, size, source)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import exports
 import numpy as np
@@ -143,6 +144,30 @@ def test_names_in_subfolders_are_kept(tmp_path):
     for folder in ("one", "two", "three"):
         names = {path.relative_to(tmp_path / folder).as_posix() for path in (tmp_path / folder).glob("*/labels/*/*")}
         assert {name.partition("/labels/")[2] for name in names} == {f"{scene.name}.png" for scene in scenes}
+
+
+@pytest.mark.parametrize("kind", ["relative", "link"])
+@pytest.mark.parametrize("name", [*MASK_FORMATS, "label_studio"])
+def test_the_path_of_an_export_may_be_relative_or_a_link(tmp_path, monkeypatch, name, kind):
+    scenes = [small(f"{folder}_{number}") for folder in ("left", "right") for number in "ab"]
+    write = {**MASK_FORMATS, "label_studio": exports.write_label_studio}[name]
+    write(tmp_path / "real/export", scenes, ("background", "car", "road"))
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path / "link")
+    source = Path("export") if kind == "relative" else tmp_path / "link/export"
+    import_export(source, tmp_path / "data", name)
+    assert len(list((tmp_path / "data").glob("*/labels/**/*.png"))) == 4
+
+
+def test_images_of_labelme_may_be_links_in_subfolders(tmp_path):
+    scenes = [small(f"{folder}/{number}") for folder in ("left", "right") for number in "ab"]
+    source = exports.write_labelme(tmp_path / "export", scenes, ("background", "car", "road"))
+    for number, path in enumerate(sorted(source.rglob("*.png"))):
+        path.rename(tmp_path / f"{number}.png")
+        path.symlink_to(tmp_path / f"{number}.png")
+    import_export(source, tmp_path / "data")
+    names = {path.as_posix().partition("/labels/")[2] for path in (tmp_path / "data").glob("*/labels/*/*")}
+    assert names == {f"{scene.name}.png" for scene in scenes}
 
 
 def test_two_images_with_the_same_name_but_for_the_ending_are_refused(tmp_path):
