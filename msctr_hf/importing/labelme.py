@@ -72,7 +72,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         image = below.get(beside, beside) if beside is not None else files.find(listed, str(path), near=place)
         if image in images:
             raise UsageError(f"{path}: the image {image} has another JSON file, too.")
-        size = entry(document, "imageWidth", int, str(path)), entry(document, "imageHeight", int, str(path))
+        size = _read_size(document, str(path))
         draw = partial(_draw, shapes[path], labels, background) if shapes[path] else None
         images[image] = _exported(image, files, place, draw, size, str(path))
     for image in files.paths:
@@ -80,6 +80,13 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             place = image.parent.relative_to(files.folder).parts
             images[image] = _exported(image, files, place, None, None, str(image))
     return Export(classes, [images[image] for image in sorted(images)], background)
+
+
+def _read_size(document: dict[str, Any], source: str) -> Size | None:
+    """Read the size of the image, which LabelMe writes since the end of 2018."""
+    if document.get("imageWidth") is None and document.get("imageHeight") is None:
+        return None
+    return entry(document, "imageWidth", int, source), entry(document, "imageHeight", int, source)
 
 
 def _listed_classes(path: Path) -> list[str]:

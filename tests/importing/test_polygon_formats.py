@@ -243,6 +243,17 @@ def test_rectangles_circles_and_masks_of_labelme_have_its_pixels(tmp_path):
     ]
 
 
+def test_files_of_old_versions_of_labelme_have_no_size_and_no_type_of_shapes(tmp_path):
+    for scene in scenes(2):
+        exports.save_image(tmp_path / "export" / f"{scene.name}.png", scene.image)
+        square = {"label": "a", "line_color": None, "fill_color": None, "points": [[2, 2], [9, 2], [9, 9], [2, 9]]}
+        document = {"shapes": [square], "lineColor": [0, 255, 0, 128], "fillColor": [255, 0, 0, 128]}
+        document |= {"version": "3.4.0", "flags": {}, "imagePath": f"{scene.name}.png", "imageData": "iVBORw0KGgo="}
+        exports.write_json(tmp_path / "export" / f"{scene.name}.json", document)
+    import_export(tmp_path / "export", tmp_path / "data")
+    assert all((labels == 1).sum() == 64 for labels in labels_of(tmp_path / "data").values())
+
+
 def test_labels_txt_gives_the_order_of_classes_of_labelme(tmp_path):
     square = [[2, 2], [9, 2], [9, 9], [2, 9]]
     write_shapes(tmp_path / "export", [{"label": "a", "points": square}])
