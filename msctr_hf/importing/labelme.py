@@ -54,7 +54,7 @@ def _is_document(document: Any) -> bool:
 
 def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Export:
     """Read all JSON files below a folder; images beside them without one have no annotation."""
-    documents = {path: read_json(path) for path in _json_files(source)}
+    documents = {path: _read_document(path) for path in _json_files(source)}
     if not documents:
         raise UsageError(f"{source} has no JSON files.")
     shapes = {path: _read_shapes(document, path) for path, document in documents.items()}
@@ -80,6 +80,14 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             place = image.parent.relative_to(files.folder).parts
             images[image] = _exported(image, files, place, None, None, str(image))
     return Export(classes, [images[image] for image in sorted(images)], background)
+
+
+def _read_document(path: Path) -> Any:
+    """Read a JSON file without the copy of the image in it, since all files together may exceed the memory."""
+    document = read_json(path)
+    if isinstance(document, dict):
+        document.pop("imageData", None)
+    return document
 
 
 def _read_size(document: dict[str, Any], source: str) -> Size | None:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import shutil
+import tracemalloc
 
 import exports
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from test_drawing import HEIGHT, WIDTH, inside, intersection_over_union, outlines
 
 from msctr_hf.errors import UsageError
-from msctr_hf.importing import coco
+from msctr_hf.importing import coco, labelme
 from msctr_hf.importing.conversion import import_export
 
 CLASSES = ("background", "shape")
@@ -252,6 +253,22 @@ def test_files_of_old_versions_of_labelme_have_no_size_and_no_type_of_shapes(tmp
         exports.write_json(tmp_path / "export" / f"{scene.name}.json", document)
     import_export(tmp_path / "export", tmp_path / "data")
     assert all((labels == 1).sum() == 64 for labels in labels_of(tmp_path / "data").values())
+
+
+def test_images_inside_the_files_of_labelme_are_not_kept_in_memory(tmp_path):
+    write_shapes(tmp_path, [{"label": "a", "points": [[2, 2], [9, 2], [9, 9], [2, 9]]}])
+    content = json.loads((tmp_path / "0.json").read_text()) | {"imageData": "A" * 2**20}
+    for number in range(2, 20):
+        shutil.copy(tmp_path / "0.png", tmp_path / f"{number}.png")
+        exports.write_json(tmp_path / f"{number}.json", content | {"imagePath": f"{number}.png"})
+    tracemalloc.start()
+    try:
+        export = labelme.read_export(tmp_path, None, False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(export.images) == 20
+    assert peak < 10 * 2**20
 
 
 def test_labels_txt_gives_the_order_of_classes_of_labelme(tmp_path):
