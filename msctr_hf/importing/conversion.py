@@ -74,6 +74,11 @@ def import_export(
             _write_image(image, table, fill, folder)
         (folder / DESCRIPTION).write_text(_describe(export, ignored_classes, folder), encoding="utf-8")
         prepare(read_folder_spec(folder), None, folder, SavedDataset(), num_workers=num_workers)
+    if export.left_over:
+        print(
+            f"warning: {len(export.left_over)} images that the export does not list are left out: "
+            f"{name_some(export.left_over)}."
+        )
     counts = [f"{sum(image.split == split for image in images)} of {split}" for split in _FOLDERS]
     print(f"{len(images)} images ({', '.join(counts)}) are in {output_dir}; train with it as a data set `folder`.")
 

@@ -56,22 +56,18 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
                 f"{source / place}: the image {name!r} is not in {files.folder}; put it there, export again with "
                 "images, or name the folder of the images in `image_dir`."
             )
-    return Export(
-        classes,
-        [
-            ExportedImage(
-                path.relative_to(files.folder).as_posix(),
-                path,
-                listed.get(name, (None, ""))[0],
-                partial(_draw, masks[name], path, colors) if name in masks else None,
-                source=str(masks.get(name, path)),
-            )
-            for name, path in images.items()
-            if not listed or name in listed or name in masks
-        ],
-        find_background(classes),
-        colors,
-    )
+    chosen = [
+        ExportedImage(
+            path.relative_to(files.folder).as_posix(),
+            path,
+            listed.get(name, (None, ""))[0],
+            partial(_draw, masks[name], path, colors) if name in masks else None,
+            source=str(masks.get(name, path)),
+        )
+        for name, path in images.items()
+        if not listed or name in listed or name in masks
+    ]
+    return Export(classes, chosen, find_background(classes), colors, files.left_over(chosen))
 
 
 def _image_folder(source: Path) -> Path:

@@ -54,12 +54,14 @@ class Export:
         images (`Sequence[ExportedImage]`): The images.
         background (`int`, *optional*): Position of the class of pixels that show none of the objects.
         colors (`Mapping[str, Color]`): Colors of classes, as far as the export has them.
+        left_over (`Sequence[Path]`): Image files of the export, or of the folder of images, that it does not list.
     """
 
     classes: Sequence[str]
     images: Sequence[ExportedImage]
     background: int | None = None
     colors: Mapping[str, Color] = field(default_factory=dict)
+    left_over: Sequence[Path] = ()
 
 
 def with_background(names: Iterable[str]) -> tuple[list[str], int]:
@@ -181,6 +183,11 @@ class ImageFiles:
         self._by_name: dict[str, list[Path]] = {}
         for path in self.paths:
             self._by_name.setdefault(path.name, []).append(path)
+
+    def left_over(self, images: Iterable[ExportedImage]) -> list[Path]:
+        """Return the files that are none of the images of an export."""
+        used = {image.path for image in images}
+        return [path for path in self.paths if path not in used]
 
     def has(self, name: str) -> bool:
         """Return whether there is a file with a name, in whatever folder."""

@@ -170,6 +170,21 @@ def test_images_of_labelme_may_be_links_in_subfolders(tmp_path):
     assert names == {f"{scene.name}.png" for scene in scenes}
 
 
+@pytest.mark.parametrize("name", ["cvat", "coco", "coco_panoptic", "label_studio"])
+def test_images_that_the_export_does_not_list_are_left_out_with_a_warning(tmp_path, capsys, name):
+    write = {**MASK_FORMATS, "label_studio": exports.write_label_studio}[name]
+    source = write(tmp_path / "export", four(), ("background", "car", "road"))
+    folder = next(path.parent for path in source.rglob("*a.png") if "Seg" not in str(path))
+    if name == "coco_panoptic":
+        folder = source / "default"
+    for extra in ("y", "z"):
+        Image.new("RGB", (16, 16)).save(folder / f"{extra}.png")
+    import_export(source, tmp_path / "data", name)
+    assert len(list((tmp_path / "data").glob("*/images/**/*.png"))) == 4
+    sentence = f"warning: 2 images that the export does not list are left out: {folder}/y.png, {folder}/z.png."
+    assert sentence in capsys.readouterr().out.splitlines()
+
+
 def test_two_images_with_the_same_name_but_for_the_ending_are_refused(tmp_path):
     source = exports.write_labelme(tmp_path / "export", four(), ("background", "car", "road"))
     Image.new("RGB", (16, 16)).save(source / "a.jpg")
