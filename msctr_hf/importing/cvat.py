@@ -19,6 +19,7 @@ from .export import (
     ExportedImage,
     ImageFiles,
     Size,
+    by_name,
     class_name,
     find_background,
     read_mask,
@@ -39,13 +40,10 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     colors = _read_label_map(source / _LABEL_MAP)
     classes = list(colors)
     files = ImageFiles(image_dir or _image_folder(source))
-    images = {path.relative_to(files.folder).with_suffix("").as_posix(): path for path in files.paths}
+    images = by_name(files.paths, files.folder)
     if not (source / _MASKS).is_dir():
         raise UsageError(f"The folder {source / _MASKS} does not exist.")
-    masks = {
-        path.relative_to(source / _MASKS).with_suffix("").as_posix(): path
-        for path in files_below(source / _MASKS).images
-    }
+    masks = by_name(files_below(source / _MASKS).images, source / _MASKS)
     listed = _read_lists(source / _LISTS)
     for name, place in {
         **dict.fromkeys(masks, _MASKS),

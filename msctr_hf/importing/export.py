@@ -131,6 +131,16 @@ def polygon_points(flat: Any, source: str) -> np.ndarray:
     return np.array(flat, dtype=np.float64).reshape(-1, 2)
 
 
+def by_name(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Name files by their paths below a folder without endings; refuse two of one name, since a mask fits both."""
+    named: dict[str, Path] = {}
+    for path in paths:
+        other = named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if other != path:
+            raise UsageError(f"{other} and {path} have the same name but for the ending; remove one of them.")
+    return named
+
+
 def read_mask(path: Path, by_color: bool) -> np.ndarray:
     """Read a mask as values (H, W), or as colors (H, W, 3); refuse a missing one and one compressed with loss."""
     return read_raw_labels({"path": str(path)}, by_color)

@@ -185,6 +185,16 @@ def test_images_that_the_export_does_not_list_are_left_out_with_a_warning(tmp_pa
     assert sentence in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("cvat", "JPEGImages"), ("roboflow", "."), ("cvat", "SegmentationClass")]
+)
+def test_a_mask_that_fits_two_images_is_refused(tmp_path, name, folder):
+    source = MASK_FORMATS[name](tmp_path / "export", four(), ("background", "car", "road"))
+    Image.new("RGB", (16, 16)).save(source / folder / "a.bmp")
+    with pytest.raises(UsageError, match=r"a\.bmp and .*a\.png have the same name but for the ending; remove one"):
+        import_export(source, tmp_path / "data", name)
+
+
 def test_two_images_with_the_same_name_but_for_the_ending_are_refused(tmp_path):
     source = exports.write_labelme(tmp_path / "export", four(), ("background", "car", "road"))
     Image.new("RGB", (16, 16)).save(source / "a.jpg")
