@@ -16,7 +16,7 @@ import yaml
 from ..data.image_files import files_below, is_image
 from ..errors import UsageError, as_usage_error
 from .drawing import DrawnObject, draw_objects, fill_polygons
-from .export import Export, ExportedImage, Size, class_name, polygon_points, read_text, with_background
+from .export import Export, ExportedImage, Size, class_name, polygon_points, read_text, split_of, with_background
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _TOLERANCE = 0.01  # beyond the image, for coordinates that were rounded or drawn over its border
@@ -54,7 +54,8 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         places = description.get(key) or []
         for place in places if isinstance(places, list) else [places]:
             folder = _resolve(description, str(place), path, key)
-            for name, image in _list_images(folder, path.parent):
+            listed = _list_images(folder, path.parent)
+            for name, image in listed:
                 text = _label_file(image)
                 lines = _read_lines(text) if text.is_file() else []
                 draw = partial(_draw, lines, labels, background) if lines else None
@@ -98,8 +99,15 @@ def _list_images(folder: Path, root: Path) -> list[tuple[str, Path]]:
         image = next((base / listed for base in (folder.parent, root) if (base / listed).is_file()), None)
         if image is None or not is_image(image):
             raise UsageError(f"{folder}, line {number}: the image {listed} does not exist below {folder.parent}.")
-        images.append((image.name, image))
+        images.append((_name_of(image), image))
     return images
+
+
+def _name_of(image: Path) -> str:
+    """Name a listed image by its path below images/ and, there, below the folder of its split."""
+    parts = image.parts
+    below = parts[len(parts) - parts[::-1].index("images") :] if "images" in parts[:-1] else parts[-1:]
+    return "/".join(below[1:] if len(below) > 1 and split_of(below[0]) else below)
 
 
 def _label_file(image: Path) -> Path:

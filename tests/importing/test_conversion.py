@@ -195,6 +195,16 @@ def test_a_mask_that_fits_two_images_is_refused(tmp_path, name, folder):
         import_export(source, tmp_path / "data", name)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_images_of_ultralytics_keep_their_subfolders(tmp_path, listed):
+    scenes = [small(f"{folder}/{number}", "train") for folder in ("left", "right") for number in "ab"]
+    polygons = {scene.name: [(1, [[1, 1], [9, 1], [5, 9]])] for scene in scenes}
+    source = exports.write_yolo(tmp_path / "export", scenes, ("background", "car"), polygons, listed=listed)
+    import_export(source, tmp_path / "data", validation_share=0.5, group_pattern="^(left|right)/")
+    names = [path.as_posix().partition("/labels/")[2] for path in (tmp_path / "data/val").glob("labels/*/*")]
+    assert sorted(names) in (["left/a.png", "left/b.png"], ["right/a.png", "right/b.png"])
+
+
 def test_two_images_with_the_same_name_but_for_the_ending_are_refused(tmp_path):
     source = exports.write_labelme(tmp_path / "export", four(), ("background", "car", "road"))
     Image.new("RGB", (16, 16)).save(source / "a.jpg")
