@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..data.image_files import files_below, is_image
+from ..data.image_files import files_below, is_image, name_some
 from ..errors import UsageError, as_usage_error
 from .drawing import DrawnObject, draw_objects, fill_polygons
 from .export import Export, ExportedImage, Size, class_name, polygon_points, read_text, split_of, with_background
@@ -55,6 +55,8 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         for place in places if isinstance(places, list) else [places]:
             folder = _resolve(description, str(place), path, key)
             listed = _list_images(folder, path.parent)
+            if folder.is_dir():
+                _refuse_left_labels(folder, [image for _, image in listed])
             for name, image in listed:
                 text = _label_file(image)
                 lines = _read_lines(text) if text.is_file() else []
@@ -108,6 +110,20 @@ def _name_of(image: Path) -> str:
     parts = image.parts
     below = parts[len(parts) - parts[::-1].index("images") :] if "images" in parts[:-1] else parts[-1:]
     return "/".join(below[1:] if len(below) > 1 and split_of(below[0]) else below)
+
+
+def _refuse_left_labels(folder: Path, images: list[Path]) -> None:
+    """Refuse label files without an image, unless they are among the images, where other texts may be."""
+    labels = _label_file(folder / "_").parent
+    if labels == folder or not labels.is_dir():
+        return
+    known = {_label_file(image) for image in images}
+    texts = [path for path in files_below(labels).files if path.suffix == ".txt" and path.name != "classes.txt"]
+    if left := [path for path in texts if path not in known]:
+        raise UsageError(
+            f"{len(left)} of {len(texts)} label files have no image in {folder}: {name_some(left)}; put the images "
+            "there."
+        )
 
 
 def _label_file(image: Path) -> Path:

@@ -328,6 +328,12 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
     ),
     (
         "yolo",
+        "missing image in a folder",
+        lambda r: (r / "images/train/b.png").unlink(),
+        r"1 of 2 label files have no image in .*images/train: .*labels/train/b\.txt; put the images there",
+    ),
+    (
+        "yolo",
         "class without a name",
         lambda r: replace(r / "data.yaml", "1: road", "1: ''"),
         r"data\.yaml: the class 1 has no name",
