@@ -20,6 +20,8 @@ BACKGROUND = "background"
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "test": "test"}
 _SPLITS |= {"validation": "validation", "testing": "test"}
 
+_MAX_COORDINATE = 1e9
+
 Size = tuple[int, int]  # width, height
 
 
@@ -113,17 +115,26 @@ def entry(mapping: Any, key: str, kind: type | tuple[type, ...], source: str) ->
 _JSON_NAMES = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "an object"}
 
 
+def is_coordinate(value: Any) -> bool:
+    """Return whether a value is a finite number, of a size at which float64 is exact to less than a pixel."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_COORDINATE
+
+
+def pair_points(listed: Any, source: str) -> np.ndarray:
+    """Check the points [x, y] of a polygon and return them as (N, 2) float64, as `polygon_points` does."""
+    if not isinstance(listed, list) or not all(isinstance(point, list) and len(point) == 2 for point in listed):
+        raise UsageError(f"{source}: a polygon must be a list of points [x, y], got {listed!r:.60}.")
+    return polygon_points([value for point in listed for value in point], source)
+
+
 def polygon_points(flat: Any, source: str) -> np.ndarray:
     """Check the coordinates x, y, x, y, ... of a polygon and return them as (N, 2) float64.
 
     Raises:
-        UsageError: If there are fewer than three points, half a point, or anything but finite numbers.
+        UsageError: If there are fewer than three points, half a point, or anything but finite numbers up to 1e9.
     """
-    numbers = isinstance(flat, list) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) for value in flat
-    )
-    if not numbers or not np.isfinite(np.array(flat, dtype=np.float64)).all():
-        raise UsageError(f"{source}: a polygon must be a list of finite numbers, got {flat!r:.60}.")
+    if not isinstance(flat, list) or not all(map(is_coordinate, flat)):
+        raise UsageError(f"{source}: a polygon must be a list of finite numbers up to 1e9, got {flat!r:.60}.")
     if len(flat) % 2:
         raise UsageError(f"{source}: a polygon has {len(flat)} coordinates, which is not an even number.")
     if len(flat) < 6:

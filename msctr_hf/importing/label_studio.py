@@ -24,7 +24,7 @@ from .export import (
     Size,
     class_name,
     entry,
-    polygon_points,
+    pair_points,
     read_json,
     with_background,
 )
@@ -140,9 +140,7 @@ def _patch(region: dict[str, Any], size: Size, source: str) -> Patch:
     value = region["value"]
     if region["type"] == "brushlabels":
         return Patch.of(_unpack(entry(value, "rle", list, source), size, source))
-    points = entry(value, "points", list, source)
-    flat = [number for point in points for number in (point if isinstance(point, list) else [None])]
-    return fill_polygons([polygon_points(flat, source) * np.array(size) / 100], size)
+    return fill_polygons([pair_points(value.get("points"), source) * np.array(size) / 100], size)
 
 
 def _unpack(packed: list[Any], size: Size, source: str) -> np.ndarray:

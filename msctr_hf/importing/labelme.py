@@ -27,7 +27,8 @@ from .export import (
     Size,
     class_name,
     entry,
-    polygon_points,
+    is_coordinate,
+    pair_points,
     read_json,
     read_text,
     split_of,
@@ -144,8 +145,7 @@ def _patch(shape: dict[str, Any], size: Size, source: str) -> Patch:
     kind = shape.get("shape_type") or "polygon"
     listed = entry(shape, "points", list, source)
     if kind in _POLYGONS:
-        flat = [value for point in listed for value in (point if isinstance(point, list) else [None])]
-        return fill_polygons([polygon_points(flat, source)], size, centers=True)
+        return fill_polygons([pair_points(listed, source)], size, centers=True)
     if kind not in ("rectangle", "circle", "mask"):
         raise UsageError(
             f"{source} is a {kind}, which has no area; LabelMe's polygons, rectangles, circles and masks can be "
@@ -166,12 +166,11 @@ def _two_points(listed: list[Any], source: str) -> np.ndarray:
     """Return two points; a rectangle of newer versions has its four corners, of which the first and third suffice."""
     chosen = [listed[0], listed[2]] if len(listed) == 4 else listed
     valid = len(chosen) == 2 and all(
-        isinstance(point, list) and len(point) == 2 and all(isinstance(value, (int, float)) for value in point)
-        for point in chosen
+        isinstance(point, list) and len(point) == 2 and all(map(is_coordinate, point)) for point in chosen
     )
-    if not valid or not np.isfinite(points := np.array(chosen, dtype=np.float64)).all():
+    if not valid:
         raise UsageError(f"{source}: two points of two numbers are needed, got {listed!r:.60}.")
-    return points
+    return np.array(chosen, dtype=np.float64)
 
 
 def _decode(encoded: Any, left: int, top: int, size: Size, source: str) -> Patch:

@@ -27,7 +27,7 @@ from .export import (
     Size,
     class_name,
     entry,
-    polygon_points,
+    pair_points,
     read_json,
     split_of,
     with_background,
@@ -109,17 +109,9 @@ def _patch(figure: dict[str, Any], size: Size, source: str) -> Patch:
     if kind != "polygon":
         raise UsageError(f"{source} is a {kind}; bitmaps and polygons say which pixels belong to an object.")
     points = entry(figure, "points", dict, source)
-    exterior = fill_polygons([_outline(points.get("exterior"), source)], size, centers=True)
-    interiors = [_outline(each, source) for each in entry({"interior": [], **points}, "interior", list, source)]
+    exterior = fill_polygons([pair_points(points.get("exterior"), source)], size, centers=True)
+    interiors = [pair_points(each, source) for each in entry({"interior": [], **points}, "interior", list, source)]
     return cut_out(exterior, fill_polygons(interiors, size, centers=True), size) if interiors else exterior
-
-
-def _outline(listed: Any, source: str) -> np.ndarray:
-    if not isinstance(listed, list):
-        raise UsageError(f"{source}: a polygon must be a list of points, got {listed!r:.60}.")
-    return polygon_points(
-        [value for point in listed for value in (point if isinstance(point, list) else [None])], source
-    )
 
 
 def _decode(bitmap: dict[str, Any], size: Size, source: str) -> Patch:

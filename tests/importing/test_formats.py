@@ -184,6 +184,14 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
     ),
     (
         "coco",
+        "huge coordinates",
+        lambda r: edit(
+            r / COCO, lambda d: d["annotations"][2].update(segmentation=[[-1e308, -1e308, 1e308, 1e308, 4, 9]])
+        ),
+        r"annotation 3: a polygon must be a list of finite numbers up to 1e9",
+    ),
+    (
+        "coco",
         "coordinates that are no numbers",
         lambda r: edit(r / COCO, lambda d: d["annotations"][2].update(segmentation=[[1, 1, 5, 5, 1, "2"]])),
         r"annotation 3: a polygon must be a list of finite numbers",
@@ -283,6 +291,29 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
         "polygon of two points",
         lambda r: edit(r / "train/b.json", lambda d: d["shapes"][1].update(shape_type="polygon")),
         r"train/b\.json, shape 2: a polygon has 2 points but needs three",
+    ),
+    (
+        "labelme",
+        "points of three coordinates",
+        lambda r: edit(
+            r / "train/b.json", lambda d: d["shapes"][1].update(shape_type="polygon", points=4 * [[1, 2, 3]])
+        ),
+        r"train/b\.json, shape 2: a polygon must be a list of points \[x, y\], got \[\[1, 2, 3\]",
+    ),
+    *(
+        (
+            "labelme",
+            f"{kind} of {name} coordinates",
+            lambda r, kind=kind, value=value: edit(
+                r / "train/b.json",
+                lambda d: d["shapes"][1].update(
+                    shape_type=kind, points=[[1, value], [value, 2], [3, 1]][: 3 if kind == "polygon" else 2]
+                ),
+            ),
+            r"train/b\.json, shape 2",
+        )
+        for kind in ("polygon", "rectangle", "circle")
+        for name, value in (("huge", 1e308), ("long", 10**400), ("infinite", float("inf")))
     ),
     (
         "labelme",
