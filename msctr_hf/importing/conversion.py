@@ -23,6 +23,7 @@ from .export import Export, ExportedImage, draw_labels
 from .formats import find_format
 from .splitting import divide
 
+_UNFINISHED = ".importing"
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
@@ -42,7 +43,7 @@ def import_export(
 ) -> None:
     """Write a folder data set from an export, check it as `msctr prepare` does, and print its contents.
 
-    It is written beside `output_dir` and renamed when it has passed the check; after an error nothing is left.
+    It gets its name, `output_dir`, when it has passed the check; after an error nothing is left.
 
     Args:
         source (`Path`): Folder, or file of annotations, of the export.
@@ -88,7 +89,8 @@ def _check_places(source: Path, output_dir: Path) -> None:
         raise UsageError(f"`source`: {source} does not exist.")
     if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz"):
         raise UsageError(f"`source`: {source} is an archive; unpack it and name the folder.")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    is_file = output_dir.exists() and not output_dir.is_dir()
+    if is_file or (output_dir.is_dir() and any(path.name != _UNFINISHED for path in output_dir.iterdir())):
         raise UsageError(f"`output_dir`: {output_dir} exists and is not an empty folder; choose another one.")
 
 
@@ -150,16 +152,22 @@ def _kept(export: Export, ignored: Sequence[str]) -> list[str]:
 def _written_beside(output_dir: Path) -> Iterator[Path]:
     """Give a folder that gets its name when all is written, and is removed after an error.
 
-    What a killed process has left is removed at the start.
+    A folder that exists is filled, the description last: it may be the working directory, a link or a mounted disk,
+    none of which can be replaced. What a killed process has left is removed at the start.
     """
-    folder = output_dir.absolute().with_name(f"{output_dir.absolute().name}.importing")
-    shutil.rmtree(folder, ignore_errors=True)
+    place = output_dir.resolve()
+    beside, inside = place.with_name(f"{place.name}.importing"), place / _UNFINISHED
+    for left in (beside, inside):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = inside if place.is_dir() else beside
     folder.mkdir(parents=True)
     try:
         yield folder
-        if output_dir.exists():
-            output_dir.rmdir()
-        folder.rename(output_dir)
+        if folder == beside:
+            folder.rename(place)
+        else:
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == DESCRIPTION):
+                path.rename(place / path.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

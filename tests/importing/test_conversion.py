@@ -296,6 +296,35 @@ def test_after_an_error_nothing_is_left_and_a_second_try_succeeds(tmp_path):
         import_export(source, tmp_path / "data")
 
 
+@pytest.mark.parametrize("kind", ["working directory", "link", "link to a folder that is missing"])
+def test_the_folder_to_write_may_be_the_working_directory_or_a_link(tmp_path, monkeypatch, kind):
+    source = exports.write_cvat(tmp_path / "export", four(), ("background", "road", "car"))
+    target = tmp_path / "elsewhere/data"
+    target.parent.mkdir()
+    if "missing" not in kind:
+        target.mkdir()
+        (target / ".importing/old").mkdir(parents=True)  # of a process that was killed
+    if kind == "working directory":
+        monkeypatch.chdir(target)
+        output_dir = Path()
+    else:
+        output_dir = tmp_path / "link"
+        output_dir.symlink_to(target)
+    import_export(source, output_dir)
+    assert sorted(path.name for path in target.iterdir()) == ["dataset.yaml", "train", "val"]
+    assert [path.name for path in target.parent.iterdir()] == ["data"]
+    assert len(load_segmentation_dataset("folder", "train", target)) == 3
+
+
+def test_after_an_error_an_empty_folder_stays_empty(tmp_path):
+    source = exports.write_cvat(tmp_path / "export", four(), ("background", "road", "car"))
+    exports.save_image(source / "SegmentationClass/d.png", np.full((16, 16, 3), 77, np.uint8))
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError, match=r"d\.png: label colors"):
+        import_export(source, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
 @pytest.mark.slow
 def test_a_killed_import_leaves_no_data_set_under_its_name(tmp_path):
     scenes = [small(f"{number:03d}", size=256) for number in range(60)]
