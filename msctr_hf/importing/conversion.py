@@ -18,6 +18,7 @@ from ..data.labels import IGNORE_INDEX, MAX_CLASSES
 from ..data.preparation import prepare
 from ..data.saved_source import SavedDataset
 from ..errors import UsageError
+from ..folder_lock import locked
 from ..progress import progress
 from .export import Export, ExportedImage, draw_labels
 from .formats import find_format
@@ -58,7 +59,8 @@ def import_export(
         num_workers (`int`): Number of worker processes of the check.
 
     Raises:
-        UsageError: If the export is not recognized, or anything in it is wrong; the message names file and item.
+        UsageError: If the export is not recognized, anything in it is wrong, or another process writes `output_dir`;
+            the message names file and item.
     """
     _check_places(source, output_dir)
     kind = find_format(format, source)
@@ -70,7 +72,7 @@ def import_export(
     _refuse_unannotated(images, export, unannotated_images)
     table = _table(export, ignored_classes)
     fill = {"background": export.background, "ignore": IGNORE_INDEX, None: None}[unannotated_images]
-    with _written_beside(output_dir) as folder:
+    with locked(output_dir), _written_beside(output_dir) as folder:
         for image in progress(images, title=f"importing {kind.title}", unit="image"):
             _write_image(image, table, fill, folder)
         (folder / DESCRIPTION).write_text(_describe(export, ignored_classes, folder), encoding="utf-8")
@@ -89,6 +91,10 @@ def _check_places(source: Path, output_dir: Path) -> None:
         raise UsageError(f"`source`: {source} does not exist.")
     if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz"):
         raise UsageError(f"`source`: {source} is an archive; unpack it and name the folder.")
+    _check_output_dir(output_dir)
+
+
+def _check_output_dir(output_dir: Path) -> None:
     is_file = output_dir.exists() and not output_dir.is_dir()
     if is_file or (output_dir.is_dir() and any(path.name != _UNFINISHED for path in output_dir.iterdir())):
         raise UsageError(f"`output_dir`: {output_dir} exists and is not an empty folder; choose another one.")
@@ -155,6 +161,7 @@ def _written_beside(output_dir: Path) -> Iterator[Path]:
     A folder that exists is filled, the description last: it may be the working directory, a link or a mounted disk,
     none of which can be replaced. What a killed process has left is removed at the start.
     """
+    _check_output_dir(output_dir)  # again: another process may have filled it while the export was read
     place = output_dir.resolve()
     beside, inside = place.with_name(f"{place.name}.importing"), place / _UNFINISHED
     for left in (beside, inside):

@@ -18,6 +18,7 @@ from PIL import Image
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.synthetic import SYNTHETIC_CLASSES
 from msctr_hf.errors import UsageError
+from msctr_hf.folder_lock import locked
 from msctr_hf.importing.conversion import import_export
 from msctr_hf.importing.formats import FORMATS
 
@@ -314,6 +315,14 @@ def test_the_folder_to_write_may_be_the_working_directory_or_a_link(tmp_path, mo
     assert sorted(path.name for path in target.iterdir()) == ["dataset.yaml", "train", "val"]
     assert [path.name for path in target.parent.iterdir()] == ["data"]
     assert len(load_segmentation_dataset("folder", "train", target)) == 3
+
+
+def test_two_imports_do_not_write_the_same_folder(tmp_path):
+    source = exports.write_cvat(tmp_path / "export", four(), ("background", "road", "car"))
+    (tmp_path / "data.importing").mkdir()  # of the other import
+    with locked(tmp_path / "data"), pytest.raises(UsageError, match="data"):
+        import_export(source, tmp_path / "data")
+    assert (tmp_path / "data.importing").is_dir()
 
 
 def test_after_an_error_an_empty_folder_stays_empty(tmp_path):
