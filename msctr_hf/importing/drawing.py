@@ -84,6 +84,15 @@ def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int], *, cent
     return Patch(mask, int(left), int(top))
 
 
+def pixels_of(points: np.ndarray) -> np.ndarray:
+    """Return the pixels in which points lie, for tools whose own drawing drops the fractions of coordinates.
+
+    Their editors show coordinates as edges between pixels, so that 10.7 lies in pixel 10, but they draw from center to
+    center of such pixels, with the outline. Without this, an object would be half a pixel too far to the lower right.
+    """
+    return np.floor(points)
+
+
 def cut_out(patch: Patch, hole: Patch, size: tuple[int, int]) -> Patch:
     """Take the pixels of a hole out of an object; `size` is width and height of the image."""
     mask = np.zeros(size[::-1], dtype=bool)

@@ -1,7 +1,8 @@
 """LabelMe: a JSON file beside each image, with polygons, rectangles, circles and masks.
 
-Coordinates are centers of pixels, and the outline belongs to an object, as in LabelMe's own conversion to masks: the
-first pixel extends from -0.5 to 0.5. Its labels `_background_` and `__ignore__` mean background and ignored pixels.
+A coordinate means the center of the pixel in which it lies, and the outline belongs to an object, as in LabelMe's own
+conversion to masks: its fraction is dropped. The labels `_background_` and `__ignore__` mean background and ignored
+pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..data.image_files import files_below
 from ..data.images import read_raw_labels
 from ..data.labels import IGNORE_INDEX
 from ..errors import UsageError, as_usage_error
-from .drawing import DrawnObject, Patch, draw_objects, fill_polygons
+from .drawing import DrawnObject, Patch, draw_objects, fill_polygons, pixels_of
 from .export import (
     BACKGROUND,
     Export,
@@ -145,7 +146,7 @@ def _patch(shape: dict[str, Any], size: Size, source: str) -> Patch:
     kind = shape.get("shape_type") or "polygon"
     listed = entry(shape, "points", list, source)
     if kind in _POLYGONS:
-        return fill_polygons([pair_points(listed, source)], size, centers=True)
+        return fill_polygons([pixels_of(pair_points(listed, source))], size, centers=True)
     if kind not in ("rectangle", "circle", "mask"):
         raise UsageError(
             f"{source} is a {kind}, which has no area; LabelMe's polygons, rectangles, circles and masks can be "
@@ -155,11 +156,12 @@ def _patch(shape: dict[str, Any], size: Size, source: str) -> Patch:
     if kind == "mask":
         return _decode(shape.get("mask"), round(x0), round(y0), size, source)
     if kind == "rectangle":
-        corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-        return fill_polygons([corners], size, centers=True)
+        (x0, y0), (x1, y1) = pixels_of(np.array([[min(x0, x1), min(y0, y1)], [max(x0, x1), max(y0, y1)]]))
+        corners = np.array([[x0, y0], [x1 + 1, y0], [x1 + 1, y1 + 1], [x0, y1 + 1]])
+        return fill_polygons([corners], size)  # both corners belong to it, even if they are one pixel
     angles = np.linspace(0, 2 * np.pi, _CIRCLE_POINTS, endpoint=False)
     outline = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.hypot(x1 - x0, y1 - y0)
-    return fill_polygons([outline + np.array([x0, y0])], size, centers=True)
+    return fill_polygons([pixels_of(outline + np.array([x0, y0]))], size, centers=True)
 
 
 def _two_points(listed: list[Any], source: str) -> np.ndarray:

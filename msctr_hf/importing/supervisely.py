@@ -1,7 +1,8 @@
 """Supervisely: a project with meta.json, and img/ and ann/ in the folder of every data set; bitmaps and polygons.
 
-Coordinates of polygons are centers of pixels, and the outline belongs to an object, as in Supervisely's own drawing:
-the first pixel extends from -0.5 to 0.5. Interiors of a polygon are holes, to which their outline belongs.
+A coordinate of a polygon means the center of the pixel in which it lies, and the outline belongs to an object, as in
+Supervisely's own drawing: its fraction, which only files with subpixels have, is dropped. Interiors of a polygon are
+holes, to which their outline belongs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from PIL import Image
 from ..data.image_files import is_image
 from ..data.labels import Color
 from ..errors import UsageError
-from .drawing import DrawnObject, Patch, cut_out, draw_objects, fill_polygons
+from .drawing import DrawnObject, Patch, cut_out, draw_objects, fill_polygons, pixels_of
 from .export import (
     Export,
     ExportedImage,
@@ -109,9 +110,13 @@ def _patch(figure: dict[str, Any], size: Size, source: str) -> Patch:
     if kind != "polygon":
         raise UsageError(f"{source} is a {kind}; bitmaps and polygons say which pixels belong to an object.")
     points = entry(figure, "points", dict, source)
-    exterior = fill_polygons([pair_points(points.get("exterior"), source)], size, centers=True)
-    interiors = [pair_points(each, source) for each in entry({"interior": [], **points}, "interior", list, source)]
+    exterior = fill_polygons([_outline(points.get("exterior"), source)], size, centers=True)
+    interiors = [_outline(each, source) for each in entry({"interior": [], **points}, "interior", list, source)]
     return cut_out(exterior, fill_polygons(interiors, size, centers=True), size) if interiors else exterior
+
+
+def _outline(listed: Any, source: str) -> np.ndarray:
+    return pixels_of(pair_points(listed, source))
 
 
 def _decode(bitmap: dict[str, Any], size: Size, source: str) -> Patch:
