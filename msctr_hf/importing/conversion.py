@@ -108,6 +108,11 @@ def _refuse_same_names(images: Sequence[ExportedImage]) -> None:
         if name.is_absolute() or any(part.startswith(".") for part in name.parts):
             raise UsageError(f"{image.source}: the name {image.name!r} must lead to a file below a folder of images.")
         other = taken.setdefault((image.split, name.with_suffix("")), image)
+        if other is not image and other.path == image.path:
+            raise UsageError(
+                f"The image {image.path} is listed twice in the split {image.split}: by {other.source} and by "
+                f"{image.source}; remove one of them."
+            )
         if other is not image:
             raise UsageError(
                 f"{other.path} and {image.path} would have the same name in the split {image.split}; rename one of "

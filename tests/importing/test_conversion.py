@@ -206,6 +206,14 @@ def test_images_of_ultralytics_keep_their_subfolders(tmp_path, listed):
     assert sorted(names) in (["left/a.png", "left/b.png"], ["right/a.png", "right/b.png"])
 
 
+def test_an_image_that_two_files_list_is_refused_with_both(tmp_path):
+    source = exports.write_coco(tmp_path / "export", four(), ("background", "car", "road"))
+    (source / "annotations/again.json").write_bytes((source / "annotations/instances_default.json").read_bytes())
+    sentence = r"a\.png is listed twice in the split .*: by .*again\.json, image 1 .* and by .*default\.json, image 1"
+    with pytest.raises(UsageError, match=sentence):
+        import_export(source, tmp_path / "data")
+
+
 def test_two_images_with_the_same_name_but_for_the_ending_are_refused(tmp_path):
     source = exports.write_labelme(tmp_path / "export", four(), ("background", "car", "road"))
     Image.new("RGB", (16, 16)).save(source / "a.jpg")
