@@ -82,10 +82,13 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
 def _find_image(task: dict[str, Any], files: ImageFiles, source: str) -> Path:
     """Find the image of a task, which names it by an address, a path of the server or one of this machine."""
     data = entry(task, "data", dict, source)
-    addresses = [value for value in data.values() if isinstance(value, str) and is_image(Path(_path_of(value)))]
-    if len(addresses) != 1:
-        raise UsageError(f"{source}: `data` must name one image, got {data!r:.60}.")
-    listed = _path_of(addresses[0])
+    paths = {key: _path_of(value) for key, value in data.items() if isinstance(value, str)}
+    paths = {key: path for key, path in paths.items() if is_image(Path(path))}
+    if len(paths) > 1:  # such as a column with the name of the file beside it
+        paths = {key: path for key, path in paths.items() if key == "image"}
+    if len(paths) != 1:
+        raise UsageError(f"{source}: `data` must name one image, or one as 'image', got {data!r:.60}.")
+    (listed,) = paths.values()
     name = listed.rpartition("/")[2]
     if (uploaded := _UPLOADED.fullmatch(name)) and not files.has(name):
         return files.find(f"/{uploaded[1]}", source)
@@ -93,7 +96,10 @@ def _find_image(task: dict[str, Any], files: ImageFiles, source: str) -> Path:
 
 
 def _path_of(address: str) -> str:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # a text of another column, such as "see //[1]"
+        return ""
     return unquote(f"/{parts.query[2:]}" if parts.query.startswith("d=") else parts.path)
 
 

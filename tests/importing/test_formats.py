@@ -413,6 +413,18 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
     ),
     (
         "label_studio",
+        "address that is not valid",
+        lambda r: edit(r / TASKS, lambda d: d[1].update(data={"image": "http://[x/b.png"})),
+        r"task 2: `data` must name one image, or one as 'image', got \{'image': 'http://\[x/b\.png'",
+    ),
+    (
+        "label_studio",
+        "two images",
+        lambda r: edit(r / TASKS, lambda d: d[1].update(data={"left": "/a.png", "right": "/b.png"})),
+        r"task 2: `data` must name one image, or one as 'image', got \{'left': '/a\.png'",
+    ),
+    (
+        "label_studio",
         "class without a name",
         lambda r: edit(r / TASKS, lambda d: region(d)["value"].update(brushlabels=[""])),
         r"task 2, region 1: the class has no name",

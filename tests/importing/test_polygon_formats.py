@@ -360,6 +360,17 @@ def test_interiors_of_supervisely_are_holes_with_their_outline(tmp_path):
     assert np.array_equal(labels_of(tmp_path / "data")["3"], expected)
 
 
+def test_other_columns_of_label_studio_may_name_the_file_and_contain_any_text(tmp_path):
+    write_label_studio(tmp_path / "export", list(outlines(seed=7, count=NUMBER)))
+    path = tmp_path / "export/project-1.json"
+    tasks = json.loads(path.read_text())
+    for number, task in enumerate(tasks):
+        task["data"] |= {"filename": f"{number}.png", "comment": "see http://[1]"}
+    path.write_text(json.dumps(tasks))
+    import_export(path, tmp_path / "data")
+    assert sorted(labels_of(tmp_path / "data")) == [str(number) for number in range(NUMBER)]
+
+
 @pytest.mark.parametrize("address", ["/data/upload/1/1a2b3c4d-{}", "https://example.com/a/{}", "s3://bucket/x%20y/{}"])
 def test_images_of_label_studio_are_found_by_the_addresses_of_its_server(tmp_path, address):
     write_label_studio(tmp_path / "export", list(outlines(seed=7, count=NUMBER)))
