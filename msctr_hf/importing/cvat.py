@@ -25,6 +25,7 @@ from .export import (
     read_mask,
     read_text,
     split_of,
+    whole_number,
 )
 
 _LABEL_MAP, _MASKS, _LISTS = "labelmap.txt", "SegmentationClass", "ImageSets/Segmentation"
@@ -86,9 +87,10 @@ def _read_label_map(path: Path) -> dict[str, Color]:
         source = f"{path}, line {number}"
         name, *rest = line.rsplit(":", 3)
         parts = rest[0].split(",") if rest else []
-        if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
-            raise UsageError(f"{source}: a line must be like 'car:128,0,0::', got {line!r}.")
-        red, green, blue = (int(part) for part in parts)
+        values = [value for part in parts if (value := whole_number(part.strip())) is not None and value < 256]
+        if len(parts) != 3 or len(values) != 3:
+            raise UsageError(f"{source}: a line must be like 'car:128,0,0::', got {line!r:.60}.")
+        red, green, blue = values
         if class_name(name, f"{source}: the class") in colors:
             raise UsageError(f"{source}: the class {name.strip()!r} is listed twice.")
         if (red, green, blue) in colors.values():

@@ -90,6 +90,11 @@ def class_name(value: Any, source: str) -> str:
     return value.strip()
 
 
+def whole_number(text: str) -> int | None:
+    """Return the number that digits mean; `None` for other texts, and for longer ones than labels need."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None
+
+
 def read_text(path: Path) -> str:
     """Read a text file in UTF-8."""
     with as_usage_error(OSError, UnicodeDecodeError, prefix=f"{path} cannot be read: "):

@@ -108,7 +108,8 @@ def _listed_classes(path: Path) -> list[str]:
 def _beside(path: Path, listed: str) -> Path | None:
     """Look for an image at its path, which is relative to the JSON file."""
     image = path.parent / listed.replace("\\", "/")
-    return _real(image) if image.is_file() else None
+    with as_usage_error(OSError, prefix=f"{path}: the image cannot be found: "):  # a name may be too long
+        return _real(image) if image.is_file() else None
 
 
 def _real(path: Path) -> Path:

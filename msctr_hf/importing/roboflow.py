@@ -14,7 +14,18 @@ import numpy as np
 from ..data.image_files import is_image
 from ..data.labels import LabelMapping, is_raw_value
 from ..errors import UsageError, as_usage_error
-from .export import Export, ExportedImage, Size, by_name, class_name, find_background, read_mask, read_text, split_of
+from .export import (
+    Export,
+    ExportedImage,
+    Size,
+    by_name,
+    class_name,
+    find_background,
+    read_mask,
+    read_text,
+    split_of,
+    whole_number,
+)
 
 _CLASSES, _MASK = "_classes.csv", "_mask"
 
@@ -66,9 +77,9 @@ def _read_classes(path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for number, row in enumerate(rows[1:], 2):
         source = f"{path}, line {number}"
-        value = int(row[0]) if row[0].strip().isdecimal() else None
+        value = whole_number(row[0].strip())
         if not is_raw_value(value) or len(row) != 2:
-            raise UsageError(f"{source}: a line must be like '1, car', got {', '.join(row)!r}.")
+            raise UsageError(f"{source}: a line must be like '1, car', got {', '.join(row)!r:.60}.")
         if value in names:
             raise UsageError(f"{source}: the value {value} is listed twice.")
         names[value] = class_name(row[1], f"{source}: the class")

@@ -16,7 +16,17 @@ import yaml
 from ..data.image_files import files_below, is_image, name_some
 from ..errors import UsageError, as_usage_error
 from .drawing import DrawnObject, draw_objects, fill_polygons
-from .export import Export, ExportedImage, Size, class_name, polygon_points, read_text, split_of, with_background
+from .export import (
+    Export,
+    ExportedImage,
+    Size,
+    class_name,
+    polygon_points,
+    read_text,
+    split_of,
+    whole_number,
+    with_background,
+)
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _TOLERANCE = 0.01  # beyond the image, for coordinates that were rounded or drawn over its border
@@ -83,9 +93,10 @@ def _resolve(description: dict[str, Any], place: str, path: Path, key: str) -> P
     """
     roots = [path.parent / str(description.get("path") or ""), path.parent]
     places = [place, place.removeprefix("../")]
-    for candidate in (root / each for root in roots for each in places):
-        if candidate.exists():
-            return candidate
+    with as_usage_error(OSError, prefix=f"{path}: `{key}` cannot be found: "):  # a name may be too long
+        for candidate in (root / each for root in roots for each in places):
+            if candidate.exists():
+                return candidate
     raise UsageError(f"{path}: `{key}` names {place}, but {path.parent / place} does not exist.")
 
 
@@ -98,7 +109,8 @@ def _list_images(folder: Path, root: Path) -> list[tuple[str, Path]]:
         listed = line.strip()
         if not listed:
             continue
-        image = next((base / listed for base in (folder.parent, root) if (base / listed).is_file()), None)
+        with as_usage_error(OSError, prefix=f"{folder}, line {number}: "):  # a name may be too long
+            image = next((base / listed for base in (folder.parent, root) if (base / listed).is_file()), None)
         if image is None or not is_image(image):
             raise UsageError(f"{folder}, line {number}: the image {listed} does not exist below {folder.parent}.")
         images.append((_name_of(image), image))
@@ -143,9 +155,11 @@ def _read_lines(path: Path) -> list[tuple[str, list[str]]]:
 def _draw(lines: list[tuple[str, list[str]]], labels: dict[int, int], background: int, size: Size) -> np.ndarray:
     objects = []
     for source, words in lines:
-        number = int(words[0]) if words[0].isdecimal() else None
+        number = whole_number(words[0])
         if number not in labels:
-            raise UsageError(f"{source}: the class {words[0]} is not listed in `names`, which has {sorted(labels)}.")
+            raise UsageError(
+                f"{source}: the class {words[0]:.60} is not listed in `names`, which has {sorted(labels)}."
+            )
         if len(words) == 5:
             raise UsageError(
                 f"{source} has four numbers, a box or a polygon of two points; polygons of three or more points are "

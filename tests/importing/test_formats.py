@@ -424,6 +424,36 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
         r"task 2: `data` must name one image, or one as 'image', got \{'left': '/a\.png'",
     ),
     (
+        "cvat",
+        "long number",
+        lambda r: replace(r / "labelmap.txt", "60,241,7", "6" * 5000 + ",241,7"),
+        r"labelmap\.txt, line 3: a line must be like",
+    ),
+    (
+        "roboflow",
+        "long number",
+        lambda r: replace(r / "train/_classes.csv", "2, car", "2" * 5000 + ", car"),
+        r"_classes\.csv, line 4: a line must be like '1, car', got '2222",
+    ),
+    (
+        "yolo",
+        "long number",
+        lambda r: replace(r / "labels/train/b.txt", "\n2 ", "\n" + "2" * 5000 + " "),
+        r"labels/train/b\.txt, line 2: the class 2222.* is not listed in `names`",
+    ),
+    (
+        "yolo",
+        "long name of a folder",
+        lambda r: replace(r / "data.yaml", "images/train", "t" * 5000),
+        r"data\.yaml: `train` cannot be found: .*File name too long",
+    ),
+    (
+        "labelme",
+        "long name of an image",
+        lambda r: edit(r / "train/b.json", lambda d: d.update(imagePath="b" * 5000)),
+        r"train/b\.json: the image cannot be found: .*File name too long",
+    ),
+    (
         "label_studio",
         "class without a name",
         lambda r: edit(r / TASKS, lambda d: region(d)["value"].update(brushlabels=[""])),
