@@ -8,8 +8,9 @@ Images are copied unchanged; labels become PNGs, in which 255 is ignored; datase
 outside all objects are background, which --ignored_classes background ignores. Objects with more pixels are drawn
 first, so that smaller ones lie above them; of equal ones the later lies above. Polygons of one object are united;
 within a polygon the even-odd rule holds, and a pixel belongs to it if its center is inside. Whole coordinates are
-edges between pixels, but centers of pixels in labelme and supervisely, where the outline belongs to the object. Crowd
-regions are ignored, and lie below all objects. Train with --dataset folder --data_dir my_data.
+edges between pixels, but centers of pixels in labelme and supervisely, where fractions are dropped and the outline
+belongs to the object. Crowd regions are ignored, and lie below all objects. Train with --dataset folder --data_dir
+my_data.
 """
 
 from __future__ import annotations

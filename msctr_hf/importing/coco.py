@@ -90,7 +90,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
                     else None,
                 )
             )
-    return Export(classes, images, background)
+    return Export(classes, images, background, left_over=files.left_over(images))
 
 
 def read_categories(document: dict[str, Any], path: Path) -> dict[int, str]:

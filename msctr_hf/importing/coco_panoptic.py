@@ -59,7 +59,8 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             png = masks[path] / entry(annotation, "file_name", str, source_of)
             draws[image_id] = partial(_draw, png, ids, source_of)
         images += [exported_image(image, path, files, draws.get(image_id)) for image_id, image in listed.items()]
-    return Export(classes, images, find_background(classes), _read_colors(documents.values()))
+    colors = _read_colors(documents.values())
+    return Export(classes, images, find_background(classes), colors, files.left_over(images))
 
 
 def _mask_folder(path: Path) -> Path:

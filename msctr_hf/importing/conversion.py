@@ -18,11 +18,13 @@ from ..data.labels import IGNORE_INDEX, MAX_CLASSES
 from ..data.preparation import prepare
 from ..data.saved_source import SavedDataset
 from ..errors import UsageError
+from ..folder_lock import locked
 from ..progress import progress
 from .export import Export, ExportedImage, draw_labels
 from .formats import find_format
 from .splitting import divide
 
+_UNFINISHED = ".importing"
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
@@ -42,7 +44,7 @@ def import_export(
 ) -> None:
     """Write a folder data set from an export, check it as `msctr prepare` does, and print its contents.
 
-    It is written beside `output_dir` and renamed when it has passed the check; after an error nothing is left.
+    It gets its name, `output_dir`, when it has passed the check; after an error nothing is left.
 
     Args:
         source (`Path`): Folder, or file of annotations, of the export.
@@ -57,7 +59,8 @@ def import_export(
         num_workers (`int`): Number of worker processes of the check.
 
     Raises:
-        UsageError: If the export is not recognized, or anything in it is wrong; the message names file and item.
+        UsageError: If the export is not recognized, anything in it is wrong, or another process writes `output_dir`;
+            the message names file and item.
     """
     _check_places(source, output_dir)
     kind = find_format(format, source)
@@ -69,11 +72,16 @@ def import_export(
     _refuse_unannotated(images, export, unannotated_images)
     table = _table(export, ignored_classes)
     fill = {"background": export.background, "ignore": IGNORE_INDEX, None: None}[unannotated_images]
-    with _written_beside(output_dir) as folder:
+    with locked(output_dir), _written_beside(output_dir) as folder:
         for image in progress(images, title=f"importing {kind.title}", unit="image"):
             _write_image(image, table, fill, folder)
         (folder / DESCRIPTION).write_text(_describe(export, ignored_classes, folder), encoding="utf-8")
         prepare(read_folder_spec(folder), None, folder, SavedDataset(), num_workers=num_workers)
+    if export.left_over:
+        print(
+            f"warning: {len(export.left_over)} images that the export does not list are left out: "
+            f"{name_some(export.left_over)}."
+        )
     counts = [f"{sum(image.split == split for image in images)} of {split}" for split in _FOLDERS]
     print(f"{len(images)} images ({', '.join(counts)}) are in {output_dir}; train with it as a data set `folder`.")
 
@@ -83,7 +91,12 @@ def _check_places(source: Path, output_dir: Path) -> None:
         raise UsageError(f"`source`: {source} does not exist.")
     if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz"):
         raise UsageError(f"`source`: {source} is an archive; unpack it and name the folder.")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    _check_output_dir(output_dir)
+
+
+def _check_output_dir(output_dir: Path) -> None:
+    is_file = output_dir.exists() and not output_dir.is_dir()
+    if is_file or (output_dir.is_dir() and any(path.name != _UNFINISHED for path in output_dir.iterdir())):
         raise UsageError(f"`output_dir`: {output_dir} exists and is not an empty folder; choose another one.")
 
 
@@ -95,6 +108,11 @@ def _refuse_same_names(images: Sequence[ExportedImage]) -> None:
         if name.is_absolute() or any(part.startswith(".") for part in name.parts):
             raise UsageError(f"{image.source}: the name {image.name!r} must lead to a file below a folder of images.")
         other = taken.setdefault((image.split, name.with_suffix("")), image)
+        if other is not image and other.path == image.path:
+            raise UsageError(
+                f"The image {image.path} is listed twice in the split {image.split}: by {other.source} and by "
+                f"{image.source}; remove one of them."
+            )
         if other is not image:
             raise UsageError(
                 f"{other.path} and {image.path} would have the same name in the split {image.split}; rename one of "
@@ -145,16 +163,23 @@ def _kept(export: Export, ignored: Sequence[str]) -> list[str]:
 def _written_beside(output_dir: Path) -> Iterator[Path]:
     """Give a folder that gets its name when all is written, and is removed after an error.
 
-    What a killed process has left is removed at the start.
+    A folder that exists is filled, the description last: it may be the working directory, a link or a mounted disk,
+    none of which can be replaced. What a killed process has left is removed at the start.
     """
-    folder = output_dir.absolute().with_name(f"{output_dir.absolute().name}.importing")
-    shutil.rmtree(folder, ignore_errors=True)
+    _check_output_dir(output_dir)  # again: another process may have filled it while the export was read
+    place = output_dir.resolve()
+    beside, inside = place.with_name(f"{place.name}.importing"), place / _UNFINISHED
+    for left in (beside, inside):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = inside if place.is_dir() else beside
     folder.mkdir(parents=True)
     try:
         yield folder
-        if output_dir.exists():
-            output_dir.rmdir()
-        folder.rename(output_dir)
+        if folder == beside:
+            folder.rename(place)
+        else:
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == DESCRIPTION):
+                path.rename(place / path.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -19,11 +19,13 @@ from .export import (
     ExportedImage,
     ImageFiles,
     Size,
+    by_name,
     class_name,
     find_background,
     read_mask,
     read_text,
     split_of,
+    whole_number,
 )
 
 _LABEL_MAP, _MASKS, _LISTS = "labelmap.txt", "SegmentationClass", "ImageSets/Segmentation"
@@ -39,13 +41,10 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     colors = _read_label_map(source / _LABEL_MAP)
     classes = list(colors)
     files = ImageFiles(image_dir or _image_folder(source))
-    images = {path.relative_to(files.folder).with_suffix("").as_posix(): path for path in files.paths}
+    images = by_name(files.paths, files.folder)
     if not (source / _MASKS).is_dir():
         raise UsageError(f"The folder {source / _MASKS} does not exist.")
-    masks = {
-        path.relative_to(source / _MASKS).with_suffix("").as_posix(): path
-        for path in files_below(source / _MASKS).images
-    }
+    masks = by_name(files_below(source / _MASKS).images, source / _MASKS)
     listed = _read_lists(source / _LISTS)
     for name, place in {
         **dict.fromkeys(masks, _MASKS),
@@ -56,22 +55,18 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
                 f"{source / place}: the image {name!r} is not in {files.folder}; put it there, export again with "
                 "images, or name the folder of the images in `image_dir`."
             )
-    return Export(
-        classes,
-        [
-            ExportedImage(
-                path.relative_to(files.folder).as_posix(),
-                path,
-                listed.get(name, (None, ""))[0],
-                partial(_draw, masks[name], path, colors) if name in masks else None,
-                source=str(masks.get(name, path)),
-            )
-            for name, path in images.items()
-            if not listed or name in listed or name in masks
-        ],
-        find_background(classes),
-        colors,
-    )
+    chosen = [
+        ExportedImage(
+            path.relative_to(files.folder).as_posix(),
+            path,
+            listed.get(name, (None, ""))[0],
+            partial(_draw, masks[name], path, colors) if name in masks else None,
+            source=str(masks.get(name, path)),
+        )
+        for name, path in images.items()
+        if not listed or name in listed or name in masks
+    ]
+    return Export(classes, chosen, find_background(classes), colors, files.left_over(chosen))
 
 
 def _image_folder(source: Path) -> Path:
@@ -92,9 +87,10 @@ def _read_label_map(path: Path) -> dict[str, Color]:
         source = f"{path}, line {number}"
         name, *rest = line.rsplit(":", 3)
         parts = rest[0].split(",") if rest else []
-        if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
-            raise UsageError(f"{source}: a line must be like 'car:128,0,0::', got {line!r}.")
-        red, green, blue = (int(part) for part in parts)
+        values = [value for part in parts if (value := whole_number(part.strip())) is not None and value < 256]
+        if len(parts) != 3 or len(values) != 3:
+            raise UsageError(f"{source}: a line must be like 'car:128,0,0::', got {line!r:.60}.")
+        red, green, blue = values
         if class_name(name, f"{source}: the class") in colors:
             raise UsageError(f"{source}: the class {name.strip()!r} is listed twice.")
         if (red, green, blue) in colors.values():

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 _NUDGE = 1e-6  # pixels
+_MAX_STEPS = 100_000  # more pixels than images have in a row; coordinates may be far outside
 _NUDGES = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
@@ -79,9 +80,20 @@ def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int], *, cent
         if not centers:
             mask |= _fill(shifted - 0.5, box)
             continue
+        filled = np.zeros_like(mask)
         for nudge in _NUDGES:  # a center on the outline gets inside by one of them
-            mask |= _fill(shifted + _NUDGE * np.array(nudge), box)
+            filled |= _fill(shifted + _NUDGE * np.array(nudge), box)
+        mask |= filled if filled.any() else _draw_outline(shifted, box)  # nothing is inside a line
     return Patch(mask, int(left), int(top))
+
+
+def pixels_of(points: np.ndarray) -> np.ndarray:
+    """Return the pixels in which points lie, for tools whose own drawing drops the fractions of coordinates.
+
+    Their editors show coordinates as edges between pixels, so that 10.7 lies in pixel 10, but they draw from center to
+    center of such pixels, with the outline. Without this, an object would be half a pixel too far to the lower right.
+    """
+    return np.floor(points)
 
 
 def cut_out(patch: Patch, hole: Patch, size: tuple[int, int]) -> Patch:
@@ -91,6 +103,17 @@ def cut_out(patch: Patch, hole: Patch, size: tuple[int, int]) -> Patch:
         height, width = part.mask.shape
         mask[part.top : part.top + height, part.left : part.left + width][part.mask] = value
     return Patch.of(mask)
+
+
+def _draw_outline(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Draw the edges of a polygon that is thinner than a pixel, in the coordinates of `_fill`."""
+    mask = np.zeros(size[::-1], dtype=bool)
+    for start, end in zip(points, np.roll(points, -1, axis=0), strict=True):
+        steps = min(int(np.abs(end - start).max()), _MAX_STEPS)
+        x, y = np.rint(np.linspace(start, end, steps + 1)).astype(int).T
+        inside = (x >= 0) & (y >= 0) & (x < size[0]) & (y < size[1])
+        mask[y[inside], x[inside]] = True
+    return mask
 
 
 def _fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:

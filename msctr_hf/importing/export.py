@@ -20,6 +20,8 @@ BACKGROUND = "background"
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "test": "test"}
 _SPLITS |= {"validation": "validation", "testing": "test"}
 
+_MAX_COORDINATE = 1e9
+
 Size = tuple[int, int]  # width, height
 
 
@@ -54,12 +56,14 @@ class Export:
         images (`Sequence[ExportedImage]`): The images.
         background (`int`, *optional*): Position of the class of pixels that show none of the objects.
         colors (`Mapping[str, Color]`): Colors of classes, as far as the export has them.
+        left_over (`Sequence[Path]`): Image files of the export, or of the folder of images, that it does not list.
     """
 
     classes: Sequence[str]
     images: Sequence[ExportedImage]
     background: int | None = None
     colors: Mapping[str, Color] = field(default_factory=dict)
+    left_over: Sequence[Path] = ()
 
 
 def with_background(names: Iterable[str]) -> tuple[list[str], int]:
@@ -84,6 +88,11 @@ def class_name(value: Any, source: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{source} has no name: a class needs one, got {value!r}.")
     return value.strip()
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that digits mean; `None` for other texts, and for longer ones than labels need."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def read_text(path: Path) -> str:
@@ -111,22 +120,41 @@ def entry(mapping: Any, key: str, kind: type | tuple[type, ...], source: str) ->
 _JSON_NAMES = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "an object"}
 
 
+def is_coordinate(value: Any) -> bool:
+    """Return whether a value is a finite number, of a size at which float64 is exact to less than a pixel."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_COORDINATE
+
+
+def pair_points(listed: Any, source: str) -> np.ndarray:
+    """Check the points [x, y] of a polygon and return them as (N, 2) float64, as `polygon_points` does."""
+    if not isinstance(listed, list) or not all(isinstance(point, list) and len(point) == 2 for point in listed):
+        raise UsageError(f"{source}: a polygon must be a list of points [x, y], got {listed!r:.60}.")
+    return polygon_points([value for point in listed for value in point], source)
+
+
 def polygon_points(flat: Any, source: str) -> np.ndarray:
     """Check the coordinates x, y, x, y, ... of a polygon and return them as (N, 2) float64.
 
     Raises:
-        UsageError: If there are fewer than three points, half a point, or anything but finite numbers.
+        UsageError: If there are fewer than three points, half a point, or anything but finite numbers up to 1e9.
     """
-    numbers = isinstance(flat, list) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) for value in flat
-    )
-    if not numbers or not np.isfinite(np.array(flat, dtype=np.float64)).all():
-        raise UsageError(f"{source}: a polygon must be a list of finite numbers, got {flat!r:.60}.")
+    if not isinstance(flat, list) or not all(map(is_coordinate, flat)):
+        raise UsageError(f"{source}: a polygon must be a list of finite numbers up to 1e9, got {flat!r:.60}.")
     if len(flat) % 2:
         raise UsageError(f"{source}: a polygon has {len(flat)} coordinates, which is not an even number.")
     if len(flat) < 6:
         raise UsageError(f"{source}: a polygon has {len(flat) // 2} points but needs three or more.")
     return np.array(flat, dtype=np.float64).reshape(-1, 2)
+
+
+def by_name(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Name files by their paths below a folder without endings; refuse two of one name, since a mask fits both."""
+    named: dict[str, Path] = {}
+    for path in paths:
+        other = named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if other != path:
+            raise UsageError(f"{other} and {path} have the same name but for the ending; remove one of them.")
+    return named
 
 
 def read_mask(path: Path, by_color: bool) -> np.ndarray:
@@ -181,6 +209,11 @@ class ImageFiles:
         self._by_name: dict[str, list[Path]] = {}
         for path in self.paths:
             self._by_name.setdefault(path.name, []).append(path)
+
+    def left_over(self, images: Iterable[ExportedImage]) -> list[Path]:
+        """Return the files that are none of the images of an export."""
+        used = {image.path for image in images}
+        return [path for path in self.paths if path not in used]
 
     def has(self, name: str) -> bool:
         """Return whether there is a file with a name, in whatever folder."""

@@ -24,7 +24,7 @@ from .export import (
     Size,
     class_name,
     entry,
-    polygon_points,
+    pair_points,
     read_json,
     with_background,
 )
@@ -76,16 +76,19 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         )
         for image, regions, name in found
     ]
-    return Export(classes, images, background)
+    return Export(classes, images, background, left_over=files.left_over(images))
 
 
 def _find_image(task: dict[str, Any], files: ImageFiles, source: str) -> Path:
     """Find the image of a task, which names it by an address, a path of the server or one of this machine."""
     data = entry(task, "data", dict, source)
-    addresses = [value for value in data.values() if isinstance(value, str) and is_image(Path(_path_of(value)))]
-    if len(addresses) != 1:
-        raise UsageError(f"{source}: `data` must name one image, got {data!r:.60}.")
-    listed = _path_of(addresses[0])
+    paths = {key: _path_of(value) for key, value in data.items() if isinstance(value, str)}
+    paths = {key: path for key, path in paths.items() if is_image(Path(path))}
+    if len(paths) > 1:  # such as a column with the name of the file beside it
+        paths = {key: path for key, path in paths.items() if key == "image"}
+    if len(paths) != 1:
+        raise UsageError(f"{source}: `data` must name one image, or one as 'image', got {data!r:.60}.")
+    (listed,) = paths.values()
     name = listed.rpartition("/")[2]
     if (uploaded := _UPLOADED.fullmatch(name)) and not files.has(name):
         return files.find(f"/{uploaded[1]}", source)
@@ -93,7 +96,10 @@ def _find_image(task: dict[str, Any], files: ImageFiles, source: str) -> Path:
 
 
 def _path_of(address: str) -> str:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # a text of another column, such as "see //[1]"
+        return ""
     return unquote(f"/{parts.query[2:]}" if parts.query.startswith("d=") else parts.path)
 
 
@@ -140,9 +146,7 @@ def _patch(region: dict[str, Any], size: Size, source: str) -> Patch:
     value = region["value"]
     if region["type"] == "brushlabels":
         return Patch.of(_unpack(entry(value, "rle", list, source), size, source))
-    points = entry(value, "points", list, source)
-    flat = [number for point in points for number in (point if isinstance(point, list) else [None])]
-    return fill_polygons([polygon_points(flat, source) * np.array(size) / 100], size)
+    return fill_polygons([pair_points(value.get("points"), source) * np.array(size) / 100], size)
 
 
 def _unpack(packed: list[Any], size: Size, source: str) -> np.ndarray:

@@ -1,7 +1,8 @@
 """LabelMe: a JSON file beside each image, with polygons, rectangles, circles and masks.
 
-Coordinates are centers of pixels, and the outline belongs to an object, as in LabelMe's own conversion to masks: the
-first pixel extends from -0.5 to 0.5. Its labels `_background_` and `__ignore__` mean background and ignored pixels.
+A coordinate means the center of the pixel in which it lies, and the outline belongs to an object, as in LabelMe's own
+conversion to masks: its fraction is dropped. The labels `_background_` and `__ignore__` mean background and ignored
+pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..data.image_files import files_below
 from ..data.images import read_raw_labels
 from ..data.labels import IGNORE_INDEX
 from ..errors import UsageError, as_usage_error
-from .drawing import DrawnObject, Patch, draw_objects, fill_polygons
+from .drawing import DrawnObject, Patch, draw_objects, fill_polygons, pixels_of
 from .export import (
     BACKGROUND,
     Export,
@@ -27,7 +28,8 @@ from .export import (
     Size,
     class_name,
     entry,
-    polygon_points,
+    is_coordinate,
+    pair_points,
     read_json,
     read_text,
     split_of,
@@ -54,7 +56,7 @@ def _is_document(document: Any) -> bool:
 
 def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Export:
     """Read all JSON files below a folder; images beside them without one have no annotation."""
-    documents = {path: read_json(path) for path in _json_files(source)}
+    documents = {path: _read_document(path) for path in _json_files(source)}
     if not documents:
         raise UsageError(f"{source} has no JSON files.")
     shapes = {path: _read_shapes(document, path) for path, document in documents.items()}
@@ -63,15 +65,16 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     labels = {name: number for number, name in enumerate(classes)}
     labels = {_BACKGROUND: background, _IGNORED: IGNORE_INDEX, **labels}
     files = ImageFiles(image_dir or source)
+    below = {_real(path): path for path in files.paths}
     images = {}
     for path, document in documents.items():
         listed = entry(document, "imagePath", str, str(path))
         place = path.parent.relative_to(source).parts
-        image = _beside(path, listed) if image_dir is None else None
-        image = image or files.find(listed, str(path), near=place)
+        beside = _beside(path, listed) if image_dir is None else None
+        image = below.get(beside, beside) if beside is not None else files.find(listed, str(path), near=place)
         if image in images:
             raise UsageError(f"{path}: the image {image} has another JSON file, too.")
-        size = entry(document, "imageWidth", int, str(path)), entry(document, "imageHeight", int, str(path))
+        size = _read_size(document, str(path))
         draw = partial(_draw, shapes[path], labels, background) if shapes[path] else None
         images[image] = _exported(image, files, place, draw, size, str(path))
     for image in files.paths:
@@ -79,6 +82,21 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             place = image.parent.relative_to(files.folder).parts
             images[image] = _exported(image, files, place, None, None, str(image))
     return Export(classes, [images[image] for image in sorted(images)], background)
+
+
+def _read_document(path: Path) -> Any:
+    """Read a JSON file without the copy of the image in it, since all files together may exceed the memory."""
+    document = read_json(path)
+    if isinstance(document, dict):
+        document.pop("imageData", None)
+    return document
+
+
+def _read_size(document: dict[str, Any], source: str) -> Size | None:
+    """Read the size of the image, which LabelMe writes since the end of 2018."""
+    if document.get("imageWidth") is None and document.get("imageHeight") is None:
+        return None
+    return entry(document, "imageWidth", int, source), entry(document, "imageHeight", int, source)
 
 
 def _listed_classes(path: Path) -> list[str]:
@@ -90,15 +108,20 @@ def _listed_classes(path: Path) -> list[str]:
 def _beside(path: Path, listed: str) -> Path | None:
     """Look for an image at its path, which is relative to the JSON file."""
     image = path.parent / listed.replace("\\", "/")
-    return Path(image.parent.resolve() / image.name) if image.is_file() else None
+    with as_usage_error(OSError, prefix=f"{path}: the image cannot be found: "):  # a name may be too long
+        return _real(image) if image.is_file() else None
+
+
+def _real(path: Path) -> Path:
+    """Return the path without links to folders and without "..", by which the same file has one name."""
+    return path.parent.resolve() / path.name
 
 
 def _exported(
     image: Path, files: ImageFiles, place: tuple[str, ...], draw: Any, size: Size | None, source: str
 ) -> ExportedImage:
     split = split_of(place[0]) if place else None
-    below = image.resolve().is_relative_to(files.folder.resolve())
-    parts = image.resolve().relative_to(files.folder.resolve()).parts if below else (image.name,)
+    parts = image.relative_to(files.folder).parts if image.is_relative_to(files.folder) else (image.name,)
     parts = parts[1:] if split and parts[0] == place[0] else parts
     return ExportedImage("/".join(parts), image, split, draw, size, source)
 
@@ -124,8 +147,7 @@ def _patch(shape: dict[str, Any], size: Size, source: str) -> Patch:
     kind = shape.get("shape_type") or "polygon"
     listed = entry(shape, "points", list, source)
     if kind in _POLYGONS:
-        flat = [value for point in listed for value in (point if isinstance(point, list) else [None])]
-        return fill_polygons([polygon_points(flat, source)], size, centers=True)
+        return fill_polygons([pixels_of(pair_points(listed, source))], size, centers=True)
     if kind not in ("rectangle", "circle", "mask"):
         raise UsageError(
             f"{source} is a {kind}, which has no area; LabelMe's polygons, rectangles, circles and masks can be "
@@ -135,23 +157,23 @@ def _patch(shape: dict[str, Any], size: Size, source: str) -> Patch:
     if kind == "mask":
         return _decode(shape.get("mask"), round(x0), round(y0), size, source)
     if kind == "rectangle":
-        corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-        return fill_polygons([corners], size, centers=True)
+        (x0, y0), (x1, y1) = pixels_of(np.array([[min(x0, x1), min(y0, y1)], [max(x0, x1), max(y0, y1)]]))
+        corners = np.array([[x0, y0], [x1 + 1, y0], [x1 + 1, y1 + 1], [x0, y1 + 1]])
+        return fill_polygons([corners], size)  # both corners belong to it, even if they are one pixel
     angles = np.linspace(0, 2 * np.pi, _CIRCLE_POINTS, endpoint=False)
     outline = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.hypot(x1 - x0, y1 - y0)
-    return fill_polygons([outline + np.array([x0, y0])], size, centers=True)
+    return fill_polygons([pixels_of(outline + np.array([x0, y0]))], size, centers=True)
 
 
 def _two_points(listed: list[Any], source: str) -> np.ndarray:
     """Return two points; a rectangle of newer versions has its four corners, of which the first and third suffice."""
     chosen = [listed[0], listed[2]] if len(listed) == 4 else listed
     valid = len(chosen) == 2 and all(
-        isinstance(point, list) and len(point) == 2 and all(isinstance(value, (int, float)) for value in point)
-        for point in chosen
+        isinstance(point, list) and len(point) == 2 and all(map(is_coordinate, point)) for point in chosen
     )
-    if not valid or not np.isfinite(points := np.array(chosen, dtype=np.float64)).all():
+    if not valid:
         raise UsageError(f"{source}: two points of two numbers are needed, got {listed!r:.60}.")
-    return points
+    return np.array(chosen, dtype=np.float64)
 
 
 def _decode(encoded: Any, left: int, top: int, size: Size, source: str) -> Patch:

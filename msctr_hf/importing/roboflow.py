@@ -14,7 +14,18 @@ import numpy as np
 from ..data.image_files import is_image
 from ..data.labels import LabelMapping, is_raw_value
 from ..errors import UsageError, as_usage_error
-from .export import Export, ExportedImage, Size, class_name, find_background, read_mask, read_text, split_of
+from .export import (
+    Export,
+    ExportedImage,
+    Size,
+    by_name,
+    class_name,
+    find_background,
+    read_mask,
+    read_text,
+    split_of,
+    whole_number,
+)
 
 _CLASSES, _MASK = "_classes.csv", "_mask"
 
@@ -37,8 +48,9 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     for folder, names in values.items():
         mapping = LabelMapping({value: classes.index(name) for value, name in names.items()})
         paths = sorted(path for path in folder.iterdir() if is_image(path) and not path.name.startswith("."))
-        masks = {path.stem.removesuffix(_MASK): path for path in paths if path.stem.endswith(_MASK)}
-        shown = {path.stem: path for path in paths if not path.stem.endswith(_MASK)}
+        named = by_name(paths, folder)
+        masks = {name.removesuffix(_MASK): path for name, path in named.items() if name.endswith(_MASK)}
+        shown = {name: path for name, path in named.items() if not name.endswith(_MASK)}
         if without := sorted({*masks} - {*shown}):
             raise UsageError(f"{masks[without[0]]}: the image of this mask, {without[0]!r}, is not beside it.")
         images += [
@@ -65,9 +77,9 @@ def _read_classes(path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for number, row in enumerate(rows[1:], 2):
         source = f"{path}, line {number}"
-        value = int(row[0]) if row[0].strip().isdecimal() else None
+        value = whole_number(row[0].strip())
         if not is_raw_value(value) or len(row) != 2:
-            raise UsageError(f"{source}: a line must be like '1, car', got {', '.join(row)!r}.")
+            raise UsageError(f"{source}: a line must be like '1, car', got {', '.join(row)!r:.60}.")
         if value in names:
             raise UsageError(f"{source}: the value {value} is listed twice.")
         names[value] = class_name(row[1], f"{source}: the class")

@@ -28,7 +28,8 @@ def divide(
             first group, matches is the same for images that must be in one split. By default each image is a group.
 
     Raises:
-        UsageError: If the pattern is not valid or matches no part of a name, or there is only one group.
+        UsageError: If the pattern is not valid or matches no part of a name, there is only one group, or the export
+            has no training images.
     """
     if validation_share is None and any(image.split == "validation" for image in images):
         if group_pattern is not None:
@@ -36,12 +37,19 @@ def divide(
                 "`group_pattern`: the export has a validation split, which is kept; add `validation_share` to divide "
                 "its images anew, or leave `group_pattern` out."
             )
+        if all(image.split in ("validation", "test") for image in images):
+            raise UsageError(
+                "The export has validation images but no training images; import all of its splits together, or add "
+                "`validation_share` to divide the validation images."
+            )
         return [replace(image, split=image.split or "train") for image in images]
     groups: dict[str, int] = {}
     for image in images:
         if image.split != "test":
             group = _group(image, group_pattern)
             groups[group] = groups.get(group, 0) + 1
+    if not groups:
+        raise UsageError(f"All {len(images)} images are of the test split; import all splits of the export together.")
     if len(groups) < 2:
         raise UsageError(
             f"{sum(groups.values())} images in {len(groups)} group(s) cannot be divided into training and validation "

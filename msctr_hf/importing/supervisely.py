@@ -1,7 +1,8 @@
 """Supervisely: a project with meta.json, and img/ and ann/ in the folder of every data set; bitmaps and polygons.
 
-Coordinates of polygons are centers of pixels, and the outline belongs to an object, as in Supervisely's own drawing:
-the first pixel extends from -0.5 to 0.5. Interiors of a polygon are holes, to which their outline belongs.
+A coordinate of a polygon means the center of the pixel in which it lies, and the outline belongs to an object, as in
+Supervisely's own drawing: its fraction, which only files with subpixels have, is dropped. Interiors of a polygon are
+holes, to which their outline belongs.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from PIL import Image
 from ..data.image_files import is_image
 from ..data.labels import Color
 from ..errors import UsageError
-from .drawing import DrawnObject, Patch, cut_out, draw_objects, fill_polygons
+from .drawing import DrawnObject, Patch, cut_out, draw_objects, fill_polygons, pixels_of
 from .export import (
     Export,
     ExportedImage,
     Size,
     class_name,
     entry,
-    polygon_points,
+    pair_points,
     read_json,
     split_of,
     with_background,
@@ -115,11 +116,7 @@ def _patch(figure: dict[str, Any], size: Size, source: str) -> Patch:
 
 
 def _outline(listed: Any, source: str) -> np.ndarray:
-    if not isinstance(listed, list):
-        raise UsageError(f"{source}: a polygon must be a list of points, got {listed!r:.60}.")
-    return polygon_points(
-        [value for point in listed for value in (point if isinstance(point, list) else [None])], source
-    )
+    return pixels_of(pair_points(listed, source))
 
 
 def _decode(bitmap: dict[str, Any], size: Size, source: str) -> Patch:

@@ -13,10 +13,20 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..data.image_files import files_below, is_image
+from ..data.image_files import files_below, is_image, name_some
 from ..errors import UsageError, as_usage_error
 from .drawing import DrawnObject, draw_objects, fill_polygons
-from .export import Export, ExportedImage, Size, class_name, polygon_points, read_text, with_background
+from .export import (
+    Export,
+    ExportedImage,
+    Size,
+    class_name,
+    polygon_points,
+    read_text,
+    split_of,
+    whole_number,
+    with_background,
+)
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _TOLERANCE = 0.01  # beyond the image, for coordinates that were rounded or drawn over its border
@@ -54,7 +64,10 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         places = description.get(key) or []
         for place in places if isinstance(places, list) else [places]:
             folder = _resolve(description, str(place), path, key)
-            for name, image in _list_images(folder, path.parent):
+            listed = _list_images(folder, path.parent)
+            if folder.is_dir():
+                _refuse_left_labels(folder, [image for _, image in listed])
+            for name, image in listed:
                 text = _label_file(image)
                 lines = _read_lines(text) if text.is_file() else []
                 draw = partial(_draw, lines, labels, background) if lines else None
@@ -80,9 +93,10 @@ def _resolve(description: dict[str, Any], place: str, path: Path, key: str) -> P
     """
     roots = [path.parent / str(description.get("path") or ""), path.parent]
     places = [place, place.removeprefix("../")]
-    for candidate in (root / each for root in roots for each in places):
-        if candidate.exists():
-            return candidate
+    with as_usage_error(OSError, prefix=f"{path}: `{key}` cannot be found: "):  # a name may be too long
+        for candidate in (root / each for root in roots for each in places):
+            if candidate.exists():
+                return candidate
     raise UsageError(f"{path}: `{key}` names {place}, but {path.parent / place} does not exist.")
 
 
@@ -95,11 +109,33 @@ def _list_images(folder: Path, root: Path) -> list[tuple[str, Path]]:
         listed = line.strip()
         if not listed:
             continue
-        image = next((base / listed for base in (folder.parent, root) if (base / listed).is_file()), None)
+        with as_usage_error(OSError, prefix=f"{folder}, line {number}: "):  # a name may be too long
+            image = next((base / listed for base in (folder.parent, root) if (base / listed).is_file()), None)
         if image is None or not is_image(image):
             raise UsageError(f"{folder}, line {number}: the image {listed} does not exist below {folder.parent}.")
-        images.append((image.name, image))
+        images.append((_name_of(image), image))
     return images
+
+
+def _name_of(image: Path) -> str:
+    """Name a listed image by its path below images/ and, there, below the folder of its split."""
+    parts = image.parts
+    below = parts[len(parts) - parts[::-1].index("images") :] if "images" in parts[:-1] else parts[-1:]
+    return "/".join(below[1:] if len(below) > 1 and split_of(below[0]) else below)
+
+
+def _refuse_left_labels(folder: Path, images: list[Path]) -> None:
+    """Refuse label files without an image, unless they are among the images, where other texts may be."""
+    labels = _label_file(folder / "_").parent
+    if labels == folder or not labels.is_dir():
+        return
+    known = {_label_file(image) for image in images}
+    texts = [path for path in files_below(labels).files if path.suffix == ".txt" and path.name != "classes.txt"]
+    if left := [path for path in texts if path not in known]:
+        raise UsageError(
+            f"{len(left)} of {len(texts)} label files have no image in {folder}: {name_some(left)}; put the images "
+            "there."
+        )
 
 
 def _label_file(image: Path) -> Path:
@@ -119,9 +155,11 @@ def _read_lines(path: Path) -> list[tuple[str, list[str]]]:
 def _draw(lines: list[tuple[str, list[str]]], labels: dict[int, int], background: int, size: Size) -> np.ndarray:
     objects = []
     for source, words in lines:
-        number = int(words[0]) if words[0].isdecimal() else None
+        number = whole_number(words[0])
         if number not in labels:
-            raise UsageError(f"{source}: the class {words[0]} is not listed in `names`, which has {sorted(labels)}.")
+            raise UsageError(
+                f"{source}: the class {words[0]:.60} is not listed in `names`, which has {sorted(labels)}."
+            )
         if len(words) == 5:
             raise UsageError(
                 f"{source} has four numbers, a box or a polygon of two points; polygons of three or more points are "

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import exports
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.synthetic import SYNTHETIC_CLASSES
 from msctr_hf.errors import UsageError
+from msctr_hf.folder_lock import locked
 from msctr_hf.importing.conversion import import_export
 from msctr_hf.importing.formats import FORMATS
 
@@ -145,6 +147,73 @@ def test_names_in_subfolders_are_kept(tmp_path):
         assert {name.partition("/labels/")[2] for name in names} == {f"{scene.name}.png" for scene in scenes}
 
 
+@pytest.mark.parametrize("kind", ["relative", "link"])
+@pytest.mark.parametrize("name", [*MASK_FORMATS, "label_studio"])
+def test_the_path_of_an_export_may_be_relative_or_a_link(tmp_path, monkeypatch, name, kind):
+    scenes = [small(f"{folder}_{number}") for folder in ("left", "right") for number in "ab"]
+    write = {**MASK_FORMATS, "label_studio": exports.write_label_studio}[name]
+    write(tmp_path / "real/export", scenes, ("background", "car", "road"))
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path / "link")
+    source = Path("export") if kind == "relative" else tmp_path / "link/export"
+    import_export(source, tmp_path / "data", name)
+    assert len(list((tmp_path / "data").glob("*/labels/**/*.png"))) == 4
+
+
+def test_images_of_labelme_may_be_links_in_subfolders(tmp_path):
+    scenes = [small(f"{folder}/{number}") for folder in ("left", "right") for number in "ab"]
+    source = exports.write_labelme(tmp_path / "export", scenes, ("background", "car", "road"))
+    for number, path in enumerate(sorted(source.rglob("*.png"))):
+        path.rename(tmp_path / f"{number}.png")
+        path.symlink_to(tmp_path / f"{number}.png")
+    import_export(source, tmp_path / "data")
+    names = {path.as_posix().partition("/labels/")[2] for path in (tmp_path / "data").glob("*/labels/*/*")}
+    assert names == {f"{scene.name}.png" for scene in scenes}
+
+
+@pytest.mark.parametrize("name", ["cvat", "coco", "coco_panoptic", "label_studio"])
+def test_images_that_the_export_does_not_list_are_left_out_with_a_warning(tmp_path, capsys, name):
+    write = {**MASK_FORMATS, "label_studio": exports.write_label_studio}[name]
+    source = write(tmp_path / "export", four(), ("background", "car", "road"))
+    folder = next(path.parent for path in source.rglob("*a.png") if "Seg" not in str(path))
+    if name == "coco_panoptic":
+        folder = source / "default"
+    for extra in ("y", "z"):
+        Image.new("RGB", (16, 16)).save(folder / f"{extra}.png")
+    import_export(source, tmp_path / "data", name)
+    assert len(list((tmp_path / "data").glob("*/images/**/*.png"))) == 4
+    sentence = f"warning: 2 images that the export does not list are left out: {folder}/y.png, {folder}/z.png."
+    assert sentence in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("cvat", "JPEGImages"), ("roboflow", "."), ("cvat", "SegmentationClass")]
+)
+def test_a_mask_that_fits_two_images_is_refused(tmp_path, name, folder):
+    source = MASK_FORMATS[name](tmp_path / "export", four(), ("background", "car", "road"))
+    Image.new("RGB", (16, 16)).save(source / folder / "a.bmp")
+    with pytest.raises(UsageError, match=r"a\.bmp and .*a\.png have the same name but for the ending; remove one"):
+        import_export(source, tmp_path / "data", name)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_images_of_ultralytics_keep_their_subfolders(tmp_path, listed):
+    scenes = [small(f"{folder}/{number}", "train") for folder in ("left", "right") for number in "ab"]
+    polygons = {scene.name: [(1, [[1, 1], [9, 1], [5, 9]])] for scene in scenes}
+    source = exports.write_yolo(tmp_path / "export", scenes, ("background", "car"), polygons, listed=listed)
+    import_export(source, tmp_path / "data", validation_share=0.5, group_pattern="^(left|right)/")
+    names = [path.as_posix().partition("/labels/")[2] for path in (tmp_path / "data/val").glob("labels/*/*")]
+    assert sorted(names) in (["left/a.png", "left/b.png"], ["right/a.png", "right/b.png"])
+
+
+def test_an_image_that_two_files_list_is_refused_with_both(tmp_path):
+    source = exports.write_coco(tmp_path / "export", four(), ("background", "car", "road"))
+    (source / "annotations/again.json").write_bytes((source / "annotations/instances_default.json").read_bytes())
+    sentence = r"a\.png is listed twice in the split .*: by .*again\.json, image 1 .* and by .*default\.json, image 1"
+    with pytest.raises(UsageError, match=sentence):
+        import_export(source, tmp_path / "data")
+
+
 def test_two_images_with_the_same_name_but_for_the_ending_are_refused(tmp_path):
     source = exports.write_labelme(tmp_path / "export", four(), ("background", "car", "road"))
     Image.new("RGB", (16, 16)).save(source / "a.jpg")
@@ -234,6 +303,43 @@ def test_after_an_error_nothing_is_left_and_a_second_try_succeeds(tmp_path):
     assert not (tmp_path / "data/old").exists()
     with pytest.raises(UsageError, match="`output_dir`: .* is not an empty folder"):
         import_export(source, tmp_path / "data")
+
+
+@pytest.mark.parametrize("kind", ["working directory", "link", "link to a folder that is missing"])
+def test_the_folder_to_write_may_be_the_working_directory_or_a_link(tmp_path, monkeypatch, kind):
+    source = exports.write_cvat(tmp_path / "export", four(), ("background", "road", "car"))
+    target = tmp_path / "elsewhere/data"
+    target.parent.mkdir()
+    if "missing" not in kind:
+        target.mkdir()
+        (target / ".importing/old").mkdir(parents=True)  # of a process that was killed
+    if kind == "working directory":
+        monkeypatch.chdir(target)
+        output_dir = Path()
+    else:
+        output_dir = tmp_path / "link"
+        output_dir.symlink_to(target)
+    import_export(source, output_dir)
+    assert sorted(path.name for path in target.iterdir()) == ["dataset.yaml", "train", "val"]
+    assert [path.name for path in target.parent.iterdir()] == ["data"]
+    assert len(load_segmentation_dataset("folder", "train", target)) == 3
+
+
+def test_two_imports_do_not_write_the_same_folder(tmp_path):
+    source = exports.write_cvat(tmp_path / "export", four(), ("background", "road", "car"))
+    (tmp_path / "data.importing").mkdir()  # of the other import
+    with locked(tmp_path / "data"), pytest.raises(UsageError, match="data"):
+        import_export(source, tmp_path / "data")
+    assert (tmp_path / "data.importing").is_dir()
+
+
+def test_after_an_error_an_empty_folder_stays_empty(tmp_path):
+    source = exports.write_cvat(tmp_path / "export", four(), ("background", "road", "car"))
+    exports.save_image(source / "SegmentationClass/d.png", np.full((16, 16, 3), 77, np.uint8))
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError, match=r"d\.png: label colors"):
+        import_export(source, tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
 
 
 @pytest.mark.slow

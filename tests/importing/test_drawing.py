@@ -70,6 +70,15 @@ def test_an_outline_at_the_border_of_the_image_fills_it():
     assert whole(fill_polygons([edges - [[0, 0], [1, 0], [1, 1], [0, 1]]], SIZE, centers=True)).all()
 
 
+@pytest.mark.parametrize("end", [(10, 10), (10, 20), (20, 10), (20, 20), (20, 15)])
+def test_a_polygon_thinner_than_a_pixel_is_a_line_where_the_outline_belongs_to_it(end):
+    points = np.array([[10, 10], end, end, [10, 10]], dtype=float)
+    mask = whole(fill_polygons([points], SIZE, centers=True))
+    assert mask.sum() == max(end[0] - 10, end[1] - 10) + 1
+    assert mask[10, 10] and mask[end[1], end[0]]
+    assert not whole(fill_polygons([points + 500], SIZE, centers=True)).any()
+
+
 def test_polygons_outside_the_image_cover_nothing():
     far = np.array([[200.0, 10.0], [300.0, 10.0], [250.0, 90.0]])
     assert not whole(fill_polygons([far], SIZE)).any()

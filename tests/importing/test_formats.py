@@ -184,6 +184,14 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
     ),
     (
         "coco",
+        "huge coordinates",
+        lambda r: edit(
+            r / COCO, lambda d: d["annotations"][2].update(segmentation=[[-1e308, -1e308, 1e308, 1e308, 4, 9]])
+        ),
+        r"annotation 3: a polygon must be a list of finite numbers up to 1e9",
+    ),
+    (
+        "coco",
         "coordinates that are no numbers",
         lambda r: edit(r / COCO, lambda d: d["annotations"][2].update(segmentation=[[1, 1, 5, 5, 1, "2"]])),
         r"annotation 3: a polygon must be a list of finite numbers",
@@ -286,6 +294,29 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
     ),
     (
         "labelme",
+        "points of three coordinates",
+        lambda r: edit(
+            r / "train/b.json", lambda d: d["shapes"][1].update(shape_type="polygon", points=4 * [[1, 2, 3]])
+        ),
+        r"train/b\.json, shape 2: a polygon must be a list of points \[x, y\], got \[\[1, 2, 3\]",
+    ),
+    *(
+        (
+            "labelme",
+            f"{kind} of {name} coordinates",
+            lambda r, kind=kind, value=value: edit(
+                r / "train/b.json",
+                lambda d: d["shapes"][1].update(
+                    shape_type=kind, points=[[1, value], [value, 2], [3, 1]][: 3 if kind == "polygon" else 2]
+                ),
+            ),
+            r"train/b\.json, shape 2",
+        )
+        for kind in ("polygon", "rectangle", "circle")
+        for name, value in (("huge", 1e308), ("long", 10**400), ("infinite", float("inf")))
+    ),
+    (
+        "labelme",
         "shape without area",
         lambda r: edit(r / "train/b.json", lambda d: d["shapes"][1].update(shape_type="linestrip")),
         r"train/b\.json, shape 2 is a linestrip, which has no area",
@@ -325,6 +356,12 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
         "missing image",
         lambda r: exports.write_yolo(r, scenes(), CLASSES, listed=True) and (r / "images/train/b.png").unlink(),
         r"train\.txt, line 2: the image images/train/b\.png does not exist",
+    ),
+    (
+        "yolo",
+        "missing image in a folder",
+        lambda r: (r / "images/train/b.png").unlink(),
+        r"1 of 2 label files have no image in .*images/train: .*labels/train/b\.txt; put the images there",
     ),
     (
         "yolo",
@@ -373,6 +410,48 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
         "missing image",
         lambda r: (r / "upload/1/1a2b3c4d-b.png").unlink(),
         r"01-31\.json, task 2: the image '/b\.png' is not below",
+    ),
+    (
+        "label_studio",
+        "address that is not valid",
+        lambda r: edit(r / TASKS, lambda d: d[1].update(data={"image": "http://[x/b.png"})),
+        r"task 2: `data` must name one image, or one as 'image', got \{'image': 'http://\[x/b\.png'",
+    ),
+    (
+        "label_studio",
+        "two images",
+        lambda r: edit(r / TASKS, lambda d: d[1].update(data={"left": "/a.png", "right": "/b.png"})),
+        r"task 2: `data` must name one image, or one as 'image', got \{'left': '/a\.png'",
+    ),
+    (
+        "cvat",
+        "long number",
+        lambda r: replace(r / "labelmap.txt", "60,241,7", "6" * 5000 + ",241,7"),
+        r"labelmap\.txt, line 3: a line must be like",
+    ),
+    (
+        "roboflow",
+        "long number",
+        lambda r: replace(r / "train/_classes.csv", "2, car", "2" * 5000 + ", car"),
+        r"_classes\.csv, line 4: a line must be like '1, car', got '2222",
+    ),
+    (
+        "yolo",
+        "long number",
+        lambda r: replace(r / "labels/train/b.txt", "\n2 ", "\n" + "2" * 5000 + " "),
+        r"labels/train/b\.txt, line 2: the class 2222.* is not listed in `names`",
+    ),
+    (
+        "yolo",
+        "long name of a folder",
+        lambda r: replace(r / "data.yaml", "images/train", "t" * 5000),
+        r"data\.yaml: `train` cannot be found: .*File name too long",
+    ),
+    (
+        "labelme",
+        "long name of an image",
+        lambda r: edit(r / "train/b.json", lambda d: d.update(imagePath="b" * 5000)),
+        r"train/b\.json: the image cannot be found: .*File name too long",
     ),
     (
         "label_studio",

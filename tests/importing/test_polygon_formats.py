@@ -4,17 +4,18 @@ import base64
 import io
 import json
 import shutil
+import tracemalloc
 
 import exports
 import numpy as np
 import pytest
 import yaml
 from exports import Scene
-from PIL import Image
+from PIL import Image, ImageDraw
 from test_drawing import HEIGHT, WIDTH, inside, intersection_over_union, outlines
 
 from msctr_hf.errors import UsageError
-from msctr_hf.importing import coco
+from msctr_hf.importing import coco, labelme
 from msctr_hf.importing.conversion import import_export
 
 CLASSES = ("background", "shape")
@@ -76,6 +77,7 @@ def labels_of(folder):
     [(write_coco, 0.5), (write_labelme, 0.0), (write_yolo, 0.5), (write_label_studio, 0.5), (write_supervisely, 0.0)],
 )
 def test_polygons_of_a_format_equal_the_even_odd_rule_in_its_convention(tmp_path, write, offset):
+    """Where coordinates are centers, their fractions are dropped, and the outline belongs to the object."""
     polygons = list(outlines(seed=7, count=NUMBER))
     if write is write_yolo:
         polygons = [np.clip(points, 0, (WIDTH, HEIGHT)) for points in polygons]
@@ -84,7 +86,53 @@ def test_polygons_of_a_format_equal_the_even_odd_rule_in_its_convention(tmp_path
     labels = labels_of(tmp_path / "data")
     assert len(labels) == NUMBER
     for number, points in enumerate(polygons):
-        assert intersection_over_union(labels[str(number)] == 1, inside(points, offset)) >= 0.98
+        if offset == 0:
+            points = np.floor(points)
+        expected = inside(points, offset) | (outline(points) if offset == 0 else False)
+        assert intersection_over_union(labels[str(number)] == 1, expected) >= 0.98
+
+
+@pytest.mark.parametrize("kind", ["polygon", "rectangle", "circle"])
+def test_shapes_of_labelme_lie_where_its_own_conversion_draws_them(tmp_path, kind):
+    """Its `shape_to_mask` draws with Pillow, which drops the fractions of coordinates and draws the outline."""
+    random = np.random.default_rng(5)
+    polygons = list(outlines(seed=7, count=NUMBER))
+    boxes = random.uniform(20, 40, (NUMBER, 2, 2)) + [[0, 0], [20, 30]]
+    boxes[0] = [[30.2, 30.3], [30.9, 30.4]]  # within one pixel
+    expected = []
+    for number, scene in enumerate(scenes()):
+        exports.save_image(tmp_path / "export" / f"{scene.name}.png", scene.image)
+        points = polygons[number] if kind == "polygon" else boxes[number]
+        shape = {"label": "shape", "points": points.tolist(), "shape_type": kind}
+        exports.write_json(
+            tmp_path / "export" / f"{scene.name}.json", exports.labelme_document(scene, [shape], suffix=".png")
+        )
+        image = Image.new("L", (WIDTH, HEIGHT))
+        draw = ImageDraw.Draw(image)
+        if kind == "polygon":
+            draw.polygon([tuple(point) for point in points], outline=1, fill=1)
+        elif kind == "rectangle":
+            draw.rectangle([tuple(point) for point in points], outline=1, fill=1)
+        else:
+            radius = np.hypot(*(points[1] - points[0]))
+            draw.ellipse([*(points[0] - radius), *(points[0] + radius)], outline=1, fill=1)
+        expected.append(np.array(image) == 1)
+    import_export(tmp_path / "export", tmp_path / "data")
+    labels = labels_of(tmp_path / "data")
+    pairs = [(labels[str(number)] == 1, mask) for number, mask in enumerate(expected)]
+    shifts = [np.mean(np.nonzero(drawn), axis=1) - np.mean(np.nonzero(mask), axis=1) for drawn, mask in pairs]
+    assert np.abs(np.mean(shifts, axis=0)).max() < 0.15
+    assert np.mean([intersection_over_union(*pair) for pair in pairs]) > {"rectangle": 0.999}.get(kind, 0.94)
+
+
+def outline(points):
+    """Test which centers of pixels are on an edge of a polygon."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    found = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        within = (x >= min(x0, x1)) & (x <= max(x0, x1)) & (y >= min(y0, y1)) & (y <= max(y0, y1))
+        found |= within & ((x - x0) * (y1 - y0) == (y - y0) * (x1 - x0))
+    return found
 
 
 def move(document, folder, target):
@@ -232,8 +280,8 @@ def test_rectangles_circles_and_masks_of_labelme_have_its_pixels(tmp_path):
     expected[82:85, 103:107] = 3
     expected[:6, :6] = 255
     expected[13:15, 12:15] = 0
-    disc = (x - 60.2) ** 2 + (y - 60.4) ** 2 <= 400
-    assert intersection_over_union(labels == 2, disc) >= 0.99
+    disc = (x - 59.7) ** 2 + (y - 59.9) ** 2 <= 20.5**2
+    assert intersection_over_union(labels == 2, disc) >= 0.97
     assert np.array_equal(np.where(disc | (labels == 2), 0, labels), np.where(disc | (labels == 2), 0, expected))
     assert yaml.safe_load((tmp_path / "data/dataset.yaml").read_text())["classes"] == [
         "background",
@@ -241,6 +289,33 @@ def test_rectangles_circles_and_masks_of_labelme_have_its_pixels(tmp_path):
         "disc",
         "mask",
     ]
+
+
+def test_files_of_old_versions_of_labelme_have_no_size_and_no_type_of_shapes(tmp_path):
+    for scene in scenes(2):
+        exports.save_image(tmp_path / "export" / f"{scene.name}.png", scene.image)
+        square = {"label": "a", "line_color": None, "fill_color": None, "points": [[2, 2], [9, 2], [9, 9], [2, 9]]}
+        document = {"shapes": [square], "lineColor": [0, 255, 0, 128], "fillColor": [255, 0, 0, 128]}
+        document |= {"version": "3.4.0", "flags": {}, "imagePath": f"{scene.name}.png", "imageData": "iVBORw0KGgo="}
+        exports.write_json(tmp_path / "export" / f"{scene.name}.json", document)
+    import_export(tmp_path / "export", tmp_path / "data")
+    assert all((labels == 1).sum() == 64 for labels in labels_of(tmp_path / "data").values())
+
+
+def test_images_inside_the_files_of_labelme_are_not_kept_in_memory(tmp_path):
+    write_shapes(tmp_path, [{"label": "a", "points": [[2, 2], [9, 2], [9, 9], [2, 9]]}])
+    content = json.loads((tmp_path / "0.json").read_text()) | {"imageData": "A" * 2**20}
+    for number in range(2, 20):
+        shutil.copy(tmp_path / "0.png", tmp_path / f"{number}.png")
+        exports.write_json(tmp_path / f"{number}.json", content | {"imagePath": f"{number}.png"})
+    tracemalloc.start()
+    try:
+        export = labelme.read_export(tmp_path, None, False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(export.images) == 20
+    assert peak < 10 * 2**20
 
 
 def test_labels_txt_gives_the_order_of_classes_of_labelme(tmp_path):
@@ -283,6 +358,17 @@ def test_interiors_of_supervisely_are_holes_with_their_outline(tmp_path):
     expected[10:30, 10:30] = 1
     expected[15:21, 15:21] = 0
     assert np.array_equal(labels_of(tmp_path / "data")["3"], expected)
+
+
+def test_other_columns_of_label_studio_may_name_the_file_and_contain_any_text(tmp_path):
+    write_label_studio(tmp_path / "export", list(outlines(seed=7, count=NUMBER)))
+    path = tmp_path / "export/project-1.json"
+    tasks = json.loads(path.read_text())
+    for number, task in enumerate(tasks):
+        task["data"] |= {"filename": f"{number}.png", "comment": "see http://[1]"}
+    path.write_text(json.dumps(tasks))
+    import_export(path, tmp_path / "data")
+    assert sorted(labels_of(tmp_path / "data")) == [str(number) for number in range(NUMBER)]
 
 
 @pytest.mark.parametrize("address", ["/data/upload/1/1a2b3c4d-{}", "https://example.com/a/{}", "s3://bucket/x%20y/{}"])

@@ -27,6 +27,15 @@ def test_the_share_of_validation_images_is_kept(share, count):
     assert names(divided, "train") | names(divided, "validation") == {*NUMBERED}
 
 
+def test_an_export_without_training_images_is_refused_unless_it_is_divided_anew():
+    validation, test = images(NUMBERED[:10], "validation"), images(NUMBERED[10:], "test")
+    with pytest.raises(UsageError, match="has validation images but no training images; import all of its splits"):
+        divide([*validation, *test], None, 0, None)
+    assert len(names(divide([*validation, *test], 0.2, 0, None), "train")) == 8
+    with pytest.raises(UsageError, match="All 190 images are of the test split"):
+        divide(test, None, 0, None)
+
+
 def test_the_division_depends_on_the_seed_and_not_on_the_order():
     first = names(divide(images(NUMBERED), 0.1, 0, None), "validation")
     assert names(divide(images(NUMBERED[::-1]), 0.1, 0, None), "validation") == first
