@@ -91,7 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             exists = name in self.hub.repositories
             if not exists:
                 self.hub.repositories[name] = {
-                    "private": wanted.get("visibility") == "private",
+                    # huggingface_hub 1.5 sends "private", newer versions "visibility"
+                    "private": wanted.get("private") or wanted.get("visibility") == "private",
                     "files": {},
                     "messages": [],
                 }

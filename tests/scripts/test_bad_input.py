@@ -60,7 +60,10 @@ NETWORKS = [
     ({"backbone": "resnet1"}, "timm has no backbone 'resnet1'; similar names:"),
     ({"backbone": "microsoft/none"}, "The configuration of microsoft/none cannot be loaded from the Hub"),
     ({"backbone_config": "{"}, "--backbone_config is not valid JSON"),
-    ({"output_stride": 8, "backbone": "hrnet_w18"}, "--output_stride 8: hrnet_w18 cannot be dilated to this stride; leave it out,"),
+    (
+        {"output_stride": 8, "backbone": "hrnet_w18"},
+        "--output_stride 8: hrnet_w18 cannot be dilated to this stride; leave it out,",
+    ),
     ({"backbone_weights": "/no/file.pth"}, "--backbone_weights: the file /no/file.pth does not exist"),
     ({"backbone_weights": "hub"}, "use --backbone_weights FILE"),
     ({"model_name_or_path": "/no/model"}, "--model_name_or_path: /no/model cannot be loaded"),
