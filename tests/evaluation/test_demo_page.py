@@ -1,7 +1,6 @@
 import io
 import json
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +15,8 @@ from msctr_hf.evaluation.demo_page import (
     similarity_figures,
 )
 from msctr_hf.evaluation.predictor import Predictor
+
+httpx = pytest.importorskip("httpx")  # gradio needs it
 
 
 @pytest.fixture
