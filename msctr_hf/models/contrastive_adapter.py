@@ -33,6 +33,7 @@ from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
 from .modeling_msctr import MsctrSegmenterOutput, contrast_and_keep_facts, initialize_convolution
 from .projection_head import ProjectionHead
+from .transfers import mark_complete
 
 MAX_STAGES = 4
 _DEFAULT_IMAGE_SIZE = 224
@@ -145,6 +146,8 @@ class ContrastiveAdapter(PreTrainedModel):
         if output_projections and self.projection_head is None:
             raise ValueError("The adapter has no projection head: it was made with `contrastive_mode='ce'`.")
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
+        if contrasts and labels.is_cuda:
+            mark_complete(labels)
         needs_maps = contrasts or bool(output_projections)
         output = self.model(
             pixel_values=pixel_values,

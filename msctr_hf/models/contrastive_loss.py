@@ -43,6 +43,7 @@ from .info_nce import (
     refuse_transforms,
     unit_rows,
 )
+from .transfers import beside_queue, hand_over
 
 DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
 MAX_LISTED = 5  # values that an error quotes
@@ -283,7 +284,7 @@ class MultiScaleContrastiveLoss(nn.Module):
     ) -> ContrastiveResult:
         self._check_batch(features, labels, project)
         refuse_transforms(labels, *features)
-        anchors = self._sample(features, labels.long(), generator)
+        anchors = self._sample(features, labels, generator)
         if project is not None:
             anchors = [
                 stage._replace(features=projection(stage.features))
@@ -354,11 +355,17 @@ class MultiScaleContrastiveLoss(nn.Module):
     def _sample(
         self, features: Sequence[torch.Tensor], labels: torch.Tensor, generator: torch.Generator | None
     ) -> list[Anchors]:
-        """Sample every stage; the class counts of all stages reach the host in one synchronization."""
-        pairs = [pair_of_every_pixel(labels, stage, self.num_labels, self.ignore_index) for stage in features]
-        counts = [count_pairs(stage, len(labels), self.num_labels).flatten() for stage in pairs]
-        unknown = self._is_unknown(labels).sum()
-        *numbers, num_unknown = torch.cat([*counts, unknown[None]]).tolist()
+        """Sample every stage; the class counts of all stages reach the host in one synchronization.
+
+        Counts depend on labels alone. Where labels are marked as complete, the host does not wait for the maps.
+        """
+        with beside_queue(labels):
+            classes = labels.long()
+            pairs = [pair_of_every_pixel(classes, stage, self.num_labels, self.ignore_index) for stage in features]
+            counts = [count_pairs(stage, len(labels), self.num_labels).flatten() for stage in pairs]
+            unknown = self._is_unknown(classes).sum()
+            *numbers, num_unknown = torch.cat([*counts, unknown[None]]).tolist()
+        hand_over(pairs)
         if num_unknown:
             self._refuse_unknown(labels)
         anchors = []

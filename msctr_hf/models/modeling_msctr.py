@@ -32,6 +32,7 @@ from .decode_heads import DECODE_HEADS, AuxiliaryHead, Classifier, concatenate_s
 from .feature_pyramid import SimpleFeaturePyramid
 from .projection_head import ProjectionHead
 from .semantic_losses import cross_entropy, dice_loss, hard_pixel_cross_entropy
+from .transfers import mark_complete
 
 CLASSIFIER_STD = 0.01
 
@@ -184,13 +185,15 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         """
         if output_projections and self.projection_head is None:
             raise ValueError("The network has no projection head: it was configured with `contrastive_mode='ce'`.")
+        contrasts = labels is not None and self.training and self.contrastive_loss is not None
+        if contrasts and labels.is_cuda:
+            mark_complete(labels)
         feature_maps = self.backbone(pixel_values).feature_maps
         if self.feature_pyramid is not None:
             feature_maps = self.feature_pyramid(feature_maps)
         logits, auxiliary_logits, pyramid = self._decode(feature_maps)
 
         hidden, loss, loss_terms, diagnostics = None, None, None, None
-        contrasts = labels is not None and self.training and self.contrastive_loss is not None
         if contrasts or output_projections:
             hidden = self.projection_head.hidden(self._projected_maps(feature_maps, pyramid))
         if labels is not None:

@@ -11,11 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Copies from the host to a device for which the host does not wait."""
+"""Copies between the host and a device for which the host waits as little as possible."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_MARKS = WeakTensorKeyDictionary()  # tensor -> (its version, event in the queue of its GPU at which it is complete)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -27,3 +34,46 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.numel():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+@torch.compiler.disable  # an event would be a constant of a compiled graph
+def mark_complete(tensor: torch.Tensor) -> None:
+    """Remember that a tensor is complete once the work is done that is queued on its GPU now; elsewhere, do nothing.
+
+    What is computed from it by `beside_queue` need not wait for the work that is queued later, such as a whole
+    forward pass.
+    """
+    if tensor.is_cuda and not tensor.is_inference():  # an inference tensor has no version
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(tensor.device))
+        _MARKS[tensor] = (tensor._version, event)
+
+
+@contextlib.contextmanager
+def beside_queue(tensor: torch.Tensor) -> Iterator[None]:
+    """Compute on the device of a tensor from that tensor alone, beside the work queued since it was marked complete.
+
+    A host that reads a result inside the block then waits for the block, and not for all that is queued: it goes on
+    queueing while the device is busy. Without a mark, or after a change of the tensor, the block takes its place in
+    the queue. Tensors that are used after the block belong into `hand_over`.
+    """
+    version, event = _MARKS.get(tensor, (None, None)) if tensor.is_cuda else (None, None)
+    if event is None or version != tensor._version:
+        yield
+        return
+    stream = _urgent_stream(tensor.device)
+    stream.wait_event(event)
+    with torch.cuda.stream(stream):
+        yield
+
+
+def hand_over(tensors: Iterable[torch.Tensor]) -> None:
+    """Keep the memory of tensors from a block of `beside_queue` until the queue, which uses them now, is done."""
+    for tensor in tensors:
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+
+@functools.cache
+def _urgent_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=-1)  # its small kernels go before those of the forward pass

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..models.contrastive_adapter import ContrastiveAdapter
+from ..models.info_nce_tiles import tile_rows
 from .duration import Duration
 from .settings import TrainingSettings, purpose
 
@@ -50,6 +51,7 @@ def describe_run(
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
             "device": _device_name(),
+            "contrastive_tile_rows": tile_rows(accelerator.device),
             "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
             "git_commit": git_commit(),
             "git_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),

@@ -10,6 +10,7 @@ from experiments.benchmark.measuring import peak_megabytes
 from experiments.benchmark.reference import dense_info_nce_loss
 from msctr_hf import MultiScaleContrastiveLoss, info_nce_loss, sample_anchors
 from msctr_hf.models.anchor_sampling import resize_labels
+from msctr_hf.models.transfers import mark_complete
 
 # Largest difference from float64 relative to the largest entry, for the value and for the gradients. A logit is a sum
 # of 256 products over t = 0.1: float32 rounds it by some 1e-6. TensorFloat-32 keeps 11 bits of the factors, which is
@@ -135,6 +136,32 @@ def test_the_whole_objective_equals_float64_on_the_host(device, figures, precisi
     expected = with_gradients(function, maps, labels=labels)
     actual = with_gradients(function, on(device, maps, precision), labels=labels.to(device))
     assert_close(actual, expected, precision, figures)
+
+
+@part(30)
+def test_the_host_does_not_wait_for_work_that_is_queued_after_complete_labels(device, figures):
+    objective = MultiScaleContrastiveLoss(19)
+    labels = blob_labels(2, (64, 128), torch.device(device))
+    maps = [torch.randn(2, 32, 64 // stride, 128 // stride, device=device) for stride in (4, 8, 16, 32)]
+    losses = []
+    for marks, changes in ((False, False), (True, False), (True, True)):
+        generator = torch.Generator(device=device).manual_seed(5)
+        losses += [objective(maps, labels, generator=generator)[0]]  # compiles and allocates what it needs
+        generator.manual_seed(5)
+        if marks:
+            mark_complete(labels)
+        if changes:
+            labels += 0  # whoever changes labels in place afterwards gets the counts of the changed ones
+        if device == "cuda":
+            torch.cuda._sleep(400_000_000)  # clock cycles: a fifth of a second
+            end = torch.cuda.Event()
+            end.record()
+        losses += [objective(maps, labels, generator=generator)[0]]
+        if device == "cuda":
+            figures[f"waits, marked {marks}, changed {changes}"] = waits = end.query()
+            assert waits == (not marks or changes)
+            torch.cuda.synchronize()
+    assert len({loss.item() for loss in losses}) == 1
 
 
 @part(60)

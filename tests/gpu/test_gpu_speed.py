@@ -98,7 +98,7 @@ def test_time_of_the_six_terms(device, figures, monkeypatch):
     device = torch.device(device)
     size = 200 if device.type == "cpu" else 10_000
     stages = [sorted_rows(size, device) for _ in STRIDES]
-    figures["anchors"] = size
+    figures["anchors"], figures["rows of a tile"] = size, info_nce_tiles.tile_rows(device)
     for precision, aim in AIMS.items():
         with tf32(products=precision == "tf32", convolutions=True):
             found = milliseconds(lambda: six_terms(stages), device)
@@ -106,7 +106,7 @@ def test_time_of_the_six_terms(device, figures, monkeypatch):
             figures[f"{precision} peak GB"] = peak_gigabytes(lambda: six_terms(stages), device)
             for rows in (1024, 2048, 4096, 8192) if device.type == "cuda" else ():
                 with monkeypatch.context() as patch:
-                    patch.setattr(info_nce_tiles, "DEVICE_TILE_ROWS", rows)
+                    patch.setattr(info_nce_tiles, "tile_rows", lambda _, rows=rows: rows)
                     figures[f"{precision} ms with tiles of {rows}"] = milliseconds(lambda: six_terms(stages), device)
             for part_size in (1000, 3000) if device.type == "cuda" else ():
                 fewer = [sorted_rows(part_size, device) for _ in STRIDES]

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from msctr_hf.models.info_nce_tiles import _softplus, class_groups, strips
+from msctr_hf.models import info_nce_tiles
+from msctr_hf.models.info_nce_tiles import _softplus, class_groups, strips, tile_rows
 
 
 @pytest.mark.parametrize("sizes", [[], [1], [3, 3, 3, 3], [100, 1, 1, 50], [7] * 40])
@@ -27,3 +30,23 @@ def test_softplus_is_precise_where_it_is_tiny(dtype, rtol):
     gaps = torch.cat([torch.linspace(-60, 60, 10001, dtype=dtype), torch.tensor([-torch.inf, 1e4], dtype=dtype)])
     expected = torch.where(gaps.double() > 40, gaps.double(), gaps.double().exp().log1p())
     torch.testing.assert_close(_softplus(gaps).double(), expected, rtol=rtol, atol=0)
+
+
+# L2 caches as NVIDIA states them: V100 6 MB, T4 4 MB, A100 40 MB, RTX 4090 72 MB, H100 50 MB, H200 60 MB
+@pytest.mark.parametrize(
+    ("megabytes", "rows"), [(4, 512), (6, 512), (40, 2048), (50, 2048), (60, 2048), (72, 2048), (0, 2048)]
+)
+def test_a_tile_stays_in_the_cache_of_a_gpu_and_has_a_size_that_follows_from_its_figures(monkeypatch, megabytes, rows):
+    figures = SimpleNamespace(L2_cache_size=megabytes * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: figures)
+    info_nce_tiles._cache_bytes.cache_clear()
+    try:
+        assert tile_rows(torch.device("cuda", 0)) == rows
+    finally:
+        info_nce_tiles._cache_bytes.cache_clear()
+    assert not megabytes or rows == 512 or rows * 2 * rows * 4 <= figures.L2_cache_size
+
+
+def test_devices_without_a_known_cache_have_tiles_too():
+    assert tile_rows(torch.device("cpu")) == 256
+    assert tile_rows(torch.device("mps")) == 2048
