@@ -110,7 +110,7 @@ class TrainingStep:
             self.model = torch.compile(network)
         else:
             self.model = network
-            network.decode_head.register_forward_hook(self._record_time)  # the last module before the loss
+        self.decode_head = network.decode_head
         self.setting = setting
 
     def _record_time(self, *_: Any) -> None:
@@ -128,10 +128,15 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
     def run(self) -> dict[str, float]:
-        """Run one step and return the seconds of its phases."""
-        device = self.setting.device
+        """Run one step and return the seconds of its phases, between which the host waits for the device."""
+        device, self.logits_at = self.setting.device, 0.0
         start = clock(device)
-        loss = self.forward()
+        if self.setting.compile:
+            loss = self.forward()
+        else:
+            # The decode head is the last module before the loss. The hook goes again: other steps must not wait.
+            with self.decode_head.register_forward_hook(self._record_time):
+                loss = self.forward()
         end_of_forward = clock(device)
         loss.backward()
         end_of_backward = clock(device)

@@ -19,13 +19,14 @@ B = images, K = classes, C = channels, N = sampled anchors; a *pair* is one clas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from numbers import Integral
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from .transfers import to_device
+from .transfers import repeat_on_host, to_device
 
 _RANDOM_BITS = 31
 _USUAL_STRIDES = (1, 2, 4, 8, 14, 16, 32, 64)
@@ -278,12 +279,10 @@ def draw_anchors(
 
 def _positions_and_labels(plan: SamplingPlan) -> torch.Tensor:
     """Return, as (2, N) on the host, the positions of the sample among all pixels sorted by pair, and its labels."""
-    draws = torch.tensor(plan.draws, dtype=torch.int64)
-    available = torch.tensor(plan.available, dtype=torch.int64)
-    labels = torch.tensor([label for label, _ in plan.pairs], dtype=torch.int64)
-    skipped = (available - draws).cumsum(0) - (available - draws)  # pixels of earlier pairs that are left out
-    positions = torch.arange(sum(plan.draws)) + skipped.repeat_interleave(draws)
-    return torch.stack([positions, labels.repeat_interleave(draws)])
+    left_out = [count - drawn for count, drawn in zip(plan.available, plan.draws, strict=True)]
+    skipped = list(accumulate(left_out, initial=0))[:-1]  # pixels of earlier pairs that are left out
+    positions = torch.arange(sum(plan.draws)) + repeat_on_host(skipped, plan.draws)
+    return torch.stack([positions, repeat_on_host([label for label, _ in plan.pairs], plan.draws)])
 
 
 class _GatherPixels(torch.autograd.Function):

@@ -28,7 +28,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .info_nce import UnitRows
-from .transfers import to_device
+from .transfers import repeat_on_host, to_device
 
 
 class GatheredRows(NamedTuple):
@@ -104,7 +104,7 @@ def _sort_by_class(padded_rows: torch.Tensor, sizes: torch.Tensor) -> GatheredRo
     own = dist.get_rank()
     own_columns = _expand_runs(target[:, own], sizes[own])
     per_class = sizes.sum(0)
-    labels = torch.arange(num_labels).repeat_interleave(per_class)
+    labels = repeat_on_host(range(num_labels), per_class.tolist())
     device = padded_rows.device
     order, labels = to_device(torch.stack([order, labels]), device)
     rows = UnitRows(
@@ -116,7 +116,7 @@ def _sort_by_class(padded_rows: torch.Tensor, sizes: torch.Tensor) -> GatheredRo
 
 def _expand_runs(starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """Concatenate `arange(start, start + size)` for all starts and sizes."""
-    return torch.arange(int(sizes.sum())) + (starts - sizes.cumsum(0) + sizes).repeat_interleave(sizes)
+    return torch.arange(int(sizes.sum())) + repeat_on_host((starts - sizes.cumsum(0) + sizes).tolist(), sizes.tolist())
 
 
 class _AllGather(torch.autograd.Function):

@@ -11,14 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Copies between the host and a device for which the host waits as little as possible."""
+"""Work of the host for a device, and copies between them, for which nobody waits longer than needed."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -34,6 +35,14 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.numel():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def repeat_on_host(values: Sequence[int], times: Sequence[int]) -> torch.Tensor:
+    """Repeat integers on the host, each its number of times, on one thread: (N,) int64.
+
+    `repeat_interleave` wakes all threads of PyTorch for a handful of entries: on 16 cores that took 5 to 15 ms a step.
+    """
+    return torch.from_numpy(np.repeat(np.array(values, dtype=np.int64), np.array(times, dtype=np.int64)))
 
 
 @torch.compiler.disable  # an event would be a constant of a compiled graph
