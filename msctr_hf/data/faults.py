@@ -29,7 +29,7 @@ def _kind(name: str, sentence: str) -> str:
     stem = re.escape(name.rpartition("/")[2].partition(".")[0])
     for pattern in (r"\[.*\]", r"b'.*?'", rf"\S*{stem}\S*", r"[\d,.]*\d"):
         sentence = re.sub(pattern, "#", sentence)
-    return sentence
+    return re.sub(r"\S*#\S*", "#", sentence)  # the size of 5.png lost its "5x", that of b.png did not
 
 
 def _summary(group: list[tuple[str, str]]) -> str:
