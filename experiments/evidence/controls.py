@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -31,11 +32,8 @@ def placebo() -> Iterator[None]:
     def draw_and_shuffle(*arguments: Any, **keywords: Any) -> Anchors:
         return _shuffled(draw_anchors(*arguments, **keywords))
 
-    contrastive_loss.draw_anchors = draw_and_shuffle
-    try:
+    with patch.object(contrastive_loss, "draw_anchors", draw_and_shuffle):
         yield
-    finally:
-        contrastive_loss.draw_anchors = draw_anchors
 
 
 def _shuffled(anchors: Anchors) -> Anchors:
@@ -66,11 +64,8 @@ def same() -> Iterator[None]:
             torch.rand((), device=result[0].device)
         return result
 
-    MsctrForSemanticSegmentation._loss = loss_and_draw
-    try:
+    with patch.object(MsctrForSemanticSegmentation, "_loss", loss_and_draw):
         yield
-    finally:
-        MsctrForSemanticSegmentation._loss = loss
 
 
 CONTROLS: dict[str, Callable[[], AbstractContextManager[None]]] = {"placebo": placebo, "same": same}
