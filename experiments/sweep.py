@@ -151,9 +151,10 @@ def plan_run(arm: str, seed: int, folder: Path, flags: Sequence[str], **more: An
         UsageError: If the folder holds a run with other settings.
     """
     own = [*flags, "--seed", str(seed), "--output_dir", str(folder)]
-    last = _settings(own)["max_steps"] or BEYOND_ANY_RUN
-    own += ["--validation_steps", str(last)]
-    run = SweepRun(arm, seed, folder, own, _settings(own), **more)
+    settings = _settings(own)
+    settings["validation_steps"] = settings["max_steps"] or BEYOND_ANY_RUN
+    own += ["--validation_steps", str(settings["validation_steps"])]
+    run = SweepRun(arm, seed, folder, own, settings, **more)
     _check_settings(run)
     return run
 

@@ -32,7 +32,7 @@ def write_fold(fold: Fold, dataset: str, data_dir: str, folder: Path) -> None:
     if spec.ignored is None:
         raise UsageError(f"{dataset} ignores all values that it does not list, which a folder cannot describe.")
     rows = load_segmentation_dataset(dataset, POOL, data_dir).with_format(None)
-    files = {row["image_id"]: (Path(row["image"]).resolve(), Path(row["label"]).resolve()) for row in rows}
+    files = {row["image_id"]: [row[kind]["path"] for kind in ("image", "label")] for row in rows}
     for split, path in fold._asdict().items():
         try:
             names = path.read_text().split()
@@ -42,10 +42,10 @@ def write_fold(fold: Fold, dataset: str, data_dir: str, folder: Path) -> None:
             if name not in files:
                 raise UsageError(f"{path} names {name}, which is not an image of {dataset} {POOL}.")
             for kind, file in zip(("images", "labels"), files[name], strict=True):
-                link = folder / split / kind / f"{name}{file.suffix}"
+                link = folder / split / kind / f"{name}{Path(file).suffix}"
                 link.parent.mkdir(parents=True, exist_ok=True)
                 if not link.is_symlink():
-                    link.symlink_to(file)
+                    link.symlink_to(Path(file).resolve())
     raw = {key if isinstance(key, int) else ",".join(map(str, key)): label for key, label in spec.label_values.items()}
     is_colored = any(isinstance(key, str) for key in raw)
     description = {
