@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from msctr_hf.commands.train import command_line
+from msctr_hf.training.interruption import StopRequest
+from msctr_hf.training.loop import TrainingLoop
 from msctr_hf.training.setup import Setup
 
 REPETITIONS = 15
@@ -28,7 +32,7 @@ class StepCost(NamedTuple):
 def measure_step_cost(arm: Sequence[str], baseline: Sequence[str], threads: int) -> StepCost:
     """Measure steps of two arms on the same batches of training images, in turn, after a warm-up.
 
-    A step is forward pass, objective, backward pass and update; loading runs beside it in training, and is left out.
+    They are the steps of the training loop, without loading, which other processes do meanwhile.
 
     Args:
         arm, baseline (`Sequence[str]`): Flags of `scripts/train.py`.
@@ -37,43 +41,37 @@ def measure_step_cost(arm: Sequence[str], baseline: Sequence[str], threads: int)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        steps = [_Step(flags) for flags in (arm, baseline)]
-        batches = list(itertools.islice(_batches(steps[1].setup), WARM_UP + REPETITIONS))
-        rounds = []
-        for number, batch in enumerate(batches):
-            order = (0, 1) if number % 2 else (1, 0)  # so that neither always finds the caches of the other
-            seconds = {place: steps[place].seconds(batch) for place in order}
-            rounds.append((seconds[0], seconds[1]))
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            loops = [_start(flags, Path(folder) / name, stack) for name, flags in (("arm", arm), ("base", baseline))]
+            rounds = []
+            for number in range(WARM_UP + REPETITIONS):
+                batches = list(loops[1].next_batches())
+                order = (0, 1) if number % 2 else (1, 0)  # so that neither always finds the caches of the other
+                seconds = {place: seconds_of_step(loops[place], batches) for place in order}
+                rounds.append((seconds[0], seconds[1]))
+            for loop in loops:
+                loop.batches.close()
     finally:
         torch.set_num_threads(before)
-    rounds = rounds[WARM_UP:]
-    arms, baselines = zip(*rounds, strict=True)
-    return StepCost(statistics.median(arms), statistics.median(baselines), statistics.median(a / b for a, b in rounds))
+    measured = rounds[WARM_UP:]
+    arms, baselines = zip(*measured, strict=True)
+    ratio = statistics.median(ours / base for ours, base in measured)
+    return StepCost(statistics.median(arms), statistics.median(baselines), ratio)
 
 
-def _batches(setup: Setup) -> Any:
-    while True:
-        yield from setup.loader
+def _start(flags: Sequence[str], folder: Path, stack: ExitStack) -> TrainingLoop:
+    model, data, training, _, network = command_line().parse([*flags, "--output_dir", str(folder)])
+    setup = Setup(model, data, training, network, validation_images=1)
+    setup.start()
+    loop = TrainingLoop(setup, StopRequest())
+    loop.model.train()
+    stack.enter_context(loop.meter.running(0, WARM_UP + REPETITIONS))
+    return loop
 
 
-class _Step:
-    """Training step of one arm, with all that a run has, but without its files."""
-
-    def __init__(self, flags: Sequence[str]):
-        model, data, training, _, network = command_line().parse(flags)
-        self.setup = Setup(model, data, training, network, validation_images=1)
-        self.setup.model.train()
-
-    def seconds(self, batch: dict[str, torch.Tensor]) -> float:
-        setup = self.setup
-        pixel_values = batch["pixel_values"]
-        if setup.args.channels_last:
-            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        start = time.perf_counter()
-        output = setup.model(pixel_values=pixel_values, labels=batch["labels"])
-        setup.accelerator.backward(output.loss)
-        setup.optimizer.step()
-        setup.optimizer.zero_grad()
-        if setup.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+def seconds_of_step(loop: TrainingLoop, batches: list[dict[str, Any]]) -> float:
+    """Train for one step, and return its seconds, up to the end of the work of the device."""
+    start = time.perf_counter()
+    loop.train_step(iter(batches))
+    loop.guard.check(wait=True)
+    return time.perf_counter() - start
