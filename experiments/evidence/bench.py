@@ -92,16 +92,11 @@ def _run_missing(experiment: Experiment, folder: Path, options: Options) -> None
         if (run.arm, run.seed, run.fold) not in records
     ]
     print(f"{experiment.name}: {len(runs)} of {len(experiment.runs())} runs are left", flush=True)
-    limit = None
-    if options.time_left is not None:
-        limit = TimeLeft(options.time_left, runs, options.parallel, experiment.minutes / experiment.steps)
 
     def keep(run: SweepRun, minutes: float) -> None:
         record = write_record(experiment, run, folder, machine, code, minutes)
         if experiment.split == "test":
             note_test_score(experiment, record["dataset"], options.results)
-        if limit is not None:
-            limit.measured(run, minutes)
         shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)  # of a finished run, whose networks stay
         # no score of a confirmation: two of them would already be a difference
         score = f"mIoU {100 * record['mean_iou']:.2f} %, " if experiment.purpose == "selection" else ""
@@ -110,8 +105,16 @@ def _run_missing(experiment: Experiment, folder: Path, options: Options) -> None
     for run in [run for run in runs if run.finished]:  # scored, but the sweep was killed before it wrote the record
         keep(run, 0.0)
         runs.remove(run)
-    admit = {} if limit is None else {"may_start": limit.may_start}
-    run_all(runs, options.parallel, keep, threads=experiment.threads, **admit)
+    if options.time_left is None:
+        run_all(runs, options.parallel, keep, threads=experiment.threads)
+        return
+    limit = TimeLeft(options.time_left, runs, options.parallel, experiment.minutes / experiment.steps)
+
+    def keep_and_measure(run: SweepRun, minutes: float) -> None:
+        keep(run, minutes)
+        limit.measured(run, minutes)
+
+    run_all(runs, options.parallel, keep_and_measure, threads=experiment.threads, may_start=limit.may_start)
 
 
 def plan_experiment(experiment: Experiment, output_dir: Path, flags: Sequence[str]) -> list[SweepRun]:

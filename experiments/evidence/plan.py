@@ -262,5 +262,7 @@ def _check_names(experiment: Experiment) -> None:
         raise UsageError("a comparison is listed twice.")
     if experiment.split == "test" and experiment.purpose == "selection":
         raise UsageError("a selection never loads the test split.")
+    if experiment.purpose == "selection" and not experiment.folds:
+        raise UsageError("a selection leaves videos out, so `folds:` must name at least one.")
     if experiment.primary is not None and experiment.primary.arm == experiment.primary.baseline:
         raise UsageError("`primary:` must name two arms.")

@@ -23,7 +23,8 @@ from .verdict import group_score
 RUNS = "runs"
 Key = tuple[str, int, str]  # arm, seed, fold
 _NEEDED = ("arm", "seed", "mean_iou", "per_category_iou", "machine", "code")
-_SCORES = ("images", "mean_iou", "per_category_iou", "mean_boundary_iou", "per_category_boundary_iou", "videos")
+_SCORES = ("images", "mean_iou", "per_category_iou", "mean_boundary_iou", "per_category_boundary_iou")
+_SCORES_OF_VIDEO = ("images", "mean_iou", "per_category_iou")
 
 
 def record_path(folder: Path, key: Key) -> Path:
@@ -81,6 +82,9 @@ def write_record(
         "dataset": described["dataset"],
         "split": experiment.split,
         **{name: scores[name] for name in _SCORES if name in scores},
+        "videos": {
+            video: {name: of[name] for name in _SCORES_OF_VIDEO} for video, of in scores.get("videos", {}).items()
+        },
         "groups": {name: group_score(scores["per_category_iou"], of) for name, of in experiment.groups.items()},
         "max_steps": described["max_steps"],
         "batch_size": described["batch_size"],

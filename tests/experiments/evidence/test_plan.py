@@ -72,9 +72,9 @@ def test_faulty_files_are_refused_in_one_sentence(tmp_path, changes, message):
     ({"split": "test"}, r"a selection has no \['split'\]"),
     ({"flags": f"{FLAGS} --train_split train+test"}, "a selection never loads the test split"),
     ({"flags": f"{FLAGS} --train_split test"}, "a selection never loads the test split"),
-    ({"arms": {"a": {"run": "x: ms"}, "b": {"run": "ce"}}}, "must be a mode"),
+    ({"folds": {}}, "a selection leaves videos out, so `folds:` must name at least one"),
 ])  # fmt: skip
-def test_a_selection_cannot_name_the_test_split(tmp_path, changes, message):
+def test_a_selection_cannot_name_the_test_split_or_judge_on_the_validation_split(tmp_path, changes, message):
     path = tmp_path / "selection.yaml"
     path.write_text(yaml.safe_dump(SELECTION | changes))
     with pytest.raises(ValueError, match=message):
