@@ -9,6 +9,7 @@ results/ledger.json                        all experiments that touched a test s
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from msctr_hf.commands.train import command_line
+from msctr_hf.data.folder_spec import FOLDER
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.precision import has_bf16
 from msctr_hf.training.run_folder import CHECKPOINTS, read_json, replace_file, write_json
@@ -125,21 +127,20 @@ def plan_experiment(experiment: Experiment, output_dir: Path, flags: Sequence[st
         output_dir (`Path`): Folder for the runs and the folds.
         flags (`Sequence[str]`): Flags of `scripts/train.py` about this machine.
     """
-    flags = [*experiment.flags, *flags]
-    data = command_line().parse(flags)[1]
+    data = command_line().parse([*experiment.flags, *flags])[1]
     folds = {name: output_dir / "folds" / name for name in experiment.folds}
     for name, folder in folds.items():
         write_fold(experiment.folds[name], data.dataset, data.data_dir, folder)
     runs = []
     for name, seed, fold in experiment.runs():
         arm = experiment.arms[name]
-        of_fold = ["--dataset", "folder", "--data_dir", str(folds[fold])] if fold else []
+        where = ["--dataset", FOLDER, "--data_dir", str(folds[fold])] if fold else _data_dir(data)
         runs.append(
             plan_run(
                 name,
                 seed,
                 output_dir / name / fold / f"seed_{seed}",
-                [*flags, *of_fold, *_of_arm(arm)],
+                [*experiment.flags, *_without_data_dir(flags), *where, *_of_arm(arm)],
                 fold=fold,
                 control=arm.control,
                 scoring=None if fold else _scoring(experiment, data),
@@ -153,8 +154,17 @@ def _of_arm(arm: PlannedArm) -> list[str]:
 
 
 def _scoring(experiment: Experiment, data: Any) -> tuple[str, ...]:
-    where = [] if data.data_dir is None else ["--data_dir", str(data.data_dir)]
-    return ("--dataset", data.dataset, *where, "--split", experiment.split, "--num_workers", "1")
+    return ("--dataset", data.dataset, *_data_dir(data), "--split", experiment.split, "--num_workers", "1")
+
+
+def _data_dir(data: Any) -> list[str]:
+    return [] if data.data_dir is None else ["--data_dir", str(data.data_dir)]
+
+
+def _without_data_dir(flags: Sequence[str]) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data_dir")
+    return parser.parse_known_args(flags)[1]
 
 
 def _check_flags(flags: Sequence[str]) -> None:

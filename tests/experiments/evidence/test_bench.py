@@ -248,7 +248,7 @@ def test_a_selection_cannot_see_the_test_split(selection, tmp_path):
     folders = {run.settings["data_dir"] for run in runs}
     assert {run.settings["dataset"] for run in runs} == {"folder"}
     assert all(run.scoring is None for run in runs)
-    assert str(data) not in folders
+    assert not any(str(data) in run.flags for run in runs)
     for folder in folders:
         reached = {os.path.realpath(os.path.join(top, name)) for top, _, files in os.walk(folder) for name in files}
         assert len([name for name in reached if name.endswith(".png")]) == 12  # of training and validation
