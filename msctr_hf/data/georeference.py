@@ -67,19 +67,21 @@ def is_georeferenced(path: Path) -> bool:
 def save_like(
     source: Path, labels: np.ndarray, target: Path, palette: Sequence[Sequence[int]] | None, without_data: int
 ) -> None:
-    """Write a class map (H, W) of 8 or 16 bits as a GeoTIFF with the georeference of its image.
+    """Write a class map (H, W) as a GeoTIFF with the georeference of its image.
 
     Args:
         source (`Path`): GeoTIFF file of the image.
-        labels (`np.ndarray` of shape `(H, W)`, uint8 or uint16): Classes.
+        labels (`np.ndarray` of shape `(H, W)`, any integer type): Classes.
         target (`Path`): File to write.
         palette (`Sequence`, *optional*): RGB colors of the classes, of 8 bits.
-        without_data (`int`): Value of the pixels that have no data in the image.
+        without_data (`int`): Value of the pixels that have no data in the image; above 255, values have 16 bits.
     """
     no_data = no_data_of({"path": str(source)})
+    labels = labels.astype(np.uint8 if without_data <= np.iinfo(np.uint8).max else np.uint16, copy=False)
     if no_data is not None:
-        labels = np.where(no_data.mask(slice(0, labels.shape[0]), slice(0, labels.shape[1])), without_data, labels)
-        labels = labels.astype(np.uint8 if without_data <= np.iinfo(np.uint8).max else np.uint16)
+        without = no_data.mask(slice(0, labels.shape[0]), slice(0, labels.shape[1]))
+        if without.shape == labels.shape:  # not of a TIFF that is turned by its orientation
+            labels = np.where(without, labels.dtype.type(without_data), labels)
     with _opened(str(source)) as image:
         profile = {"crs": image.crs, "transform": image.transform}
         points, points_crs = image.gcps
