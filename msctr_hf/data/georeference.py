@@ -16,12 +16,6 @@ from PIL import Image, TiffImagePlugin
 from ..errors import warn_caller
 from .tiff_blocks import SUFFIXES
 
-try:  # optional: it brings GDAL
-    import rasterio
-    from rasterio.windows import Window
-except ImportError:
-    rasterio = None
-
 _NO_DATA = 42113  # tag of GDAL
 _GEOREFERENCE = (33550, 33922, 34264, 34735)  # tags of GeoTIFF: pixel scale, tie points, transformation, keys
 _INSTALL = '`pip install "msctr_hf[geo]"` installs rasterio.'
@@ -35,8 +29,8 @@ class NoData:
 
     def mask(self, rows: slice, columns: slice) -> np.ndarray:
         """Return where a region has no data, (height, width) bool."""
-        window = Window.from_slices(rows, columns)
         with _opened(self.path) as file:
+            window = ((rows.start, rows.stop), (columns.start, columns.stop))
             return file.dataset_mask(window=window) == 0
 
 
@@ -49,7 +43,7 @@ def no_data_of(file: Any) -> NoData | None:
     path = file.get("path") if file and not file.get("bytes") else None
     if path is None or _NO_DATA not in _tags_of(path):
         return None
-    if rasterio is None:
+    if _rasterio() is None:
         warn_caller(f"The no-data value of a GeoTIFF is not read, so all of its pixels count as valid; {_INSTALL}")
         return None
     return NoData(path)
@@ -59,9 +53,10 @@ def is_georeferenced(path: Path) -> bool:
     """Return whether a file is a GeoTIFF whose georeference can be kept, for which rasterio is needed."""
     if not any(tag in _tags_of(str(path)) for tag in _GEOREFERENCE):
         return False
-    if rasterio is None:
+    has_rasterio = _rasterio() is not None
+    if not has_rasterio:
         warn_caller(f"The georeference of a GeoTIFF is not kept, since rasterio is missing; {_INSTALL}")
-    return rasterio is not None
+    return has_rasterio
 
 
 def save_like(
@@ -87,7 +82,7 @@ def save_like(
         points, points_crs = image.gcps
         if points:
             profile = {"crs": points_crs, "gcps": points}
-    with rasterio.open(
+    with _rasterio().open(
         target, "w", driver="GTiff", height=labels.shape[0], width=labels.shape[1], count=1, dtype=labels.dtype,
         nodata=None if no_data is None else without_data, compress="deflate", **profile,
     ) as file:  # fmt: skip
@@ -99,7 +94,16 @@ def save_like(
 def _opened(path: str) -> Any:
     with warnings.catch_warnings():  # rasterio warns about images that have a no-data value but no georeference
         warnings.simplefilter("ignore")
-        return rasterio.open(path)
+        return _rasterio().open(path)
+
+
+def _rasterio() -> Any:
+    """Import rasterio, which brings GDAL; return `None` if it is not installed."""
+    try:
+        import rasterio
+    except ImportError:
+        return None
+    return rasterio
 
 
 def _tags_of(path: str) -> frozenset[int]:

@@ -1,5 +1,7 @@
 """Georeference and no-data values of GeoTIFF files are kept in labels and predictions."""
 
+import sys
+
 import numpy as np
 import pytest
 import rasterio
@@ -79,7 +81,7 @@ def test_a_no_data_value_of_16_bits_is_compared_before_values_are_divided(folder
 
 def test_without_rasterio_all_pixels_count_and_a_warning_says_so(folder, monkeypatch):
     root, expected = folder
-    monkeypatch.setattr(georeference, "rasterio", None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     dataset = load_segmentation_dataset("folder", "train", root)
     with pytest.warns(InputWarning, match=r'no-data value of a GeoTIFF is not read.*pip install "msctr_hf\[geo\]"'):
         label = np.asarray(dataset[0]["label"])

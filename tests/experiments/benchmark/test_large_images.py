@@ -17,6 +17,12 @@ from msctr_hf.errors import UsageError
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def small_scenes(monkeypatch):
+    monkeypatch.setattr(benchmark, "SMALL", 64)
+    monkeypatch.setattr(benchmark, "SCENE", (75, 100))
+
+
 def test_rows_have_memory_and_speed_and_miss_their_target_above_the_limit(monkeypatch):
     peaks = {"small": 2000.0, "copy": 2500.0, "tiles": 2501.0, "strips": 1900.0}
 
@@ -36,7 +42,7 @@ def test_rows_have_memory_and_speed_and_miss_their_target_above_the_limit(monkey
         return peaks[data_dir.name], 1.0
 
     monkeypatch.setattr(benchmark, "peak_of_processes", run)
-    rows = benchmark.large_images((300, 420), 2, CPU)
+    rows = benchmark.large_images((200, 220), 2, CPU)
     assert [row["command"] for row in rows] == ["train"] * 4 + ["predict"] * 3
     assert [row["limited MB"] for row in rows] == [None, 500, 501, -100, 3072, 3073, 3073]
     assert [misses_target(row) for row in rows] == [False, False, True, False, False, True, True]
@@ -47,8 +53,8 @@ def test_rows_have_memory_and_speed_and_miss_their_target_above_the_limit(monkey
 def test_the_large_image_is_the_same_in_every_format(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "peak_of_processes", lambda command: (0.0, 1.0))
     benchmark._write_small(tmp_path / "small")
-    benchmark._write_large(tmp_path, (800, 1100))
-    image, label = benchmark._mosaic((800, 1100))
+    benchmark._write_large(tmp_path, (200, 220))
+    image, label = benchmark._mosaic((200, 220))
     for name, suffix in (("png", "png"), ("tiles", "tif"), ("strips", "tif")):
         for kind, pixels in (("images", image), ("labels", label)):
             assert np.array_equal(np.asarray(Image.open(tmp_path / f"{name}/train/{kind}/0.{suffix}")), pixels)
