@@ -7,6 +7,7 @@
     python scripts/benchmark.py data                 # training samples, from files to augmented crops
     python scripts/benchmark.py upsampling           # from logits to classes at the size of the labels
     python scripts/benchmark.py metric               # from classes to mean IoU
+    python scripts/benchmark.py large_images         # memory and speed with images of 12,000 x 9,000 pixels
     python scripts/benchmark.py step --config configs/cityscapes/hrnet_w48.yaml --batch_size 2
 
 Each command prints a table and writes it, with a description of the machine, to benchmark_NAME.json.
@@ -29,6 +30,7 @@ from msctr_hf.training.description import git_commit
 from msctr_hf.training.run_folder import write_json
 
 from . import contrast, data, evaluation
+from .large_images import large_images
 from .measuring import describe_machine, markdown_table, misses_target
 from .step import Setting, training_step
 
@@ -105,6 +107,13 @@ def parser() -> argparse.ArgumentParser:
 
     add("metric", "compare mean IoU with the stock metric of evaluate", lambda o, device: evaluation.metric(
         o.repetitions, device))  # fmt: skip
+
+    large = add("large_images", "measure training and prediction of large images", lambda o, device: large_images(
+        o.size, o.steps, device))  # fmt: skip
+    large.add_argument(
+        "--size", type=_positive, nargs=2, default=[9000, 12_000], help="height and width in pixels (9000 12000)"
+    )
+    large.add_argument("--steps", type=_positive, default=12, help="training steps, at least 2 (12)")
 
     step = add("step", "measure a training step with and without contrast", lambda o, device: training_step(
         o.config, Setting(o.batch_size, o.crop_size, device, PRECISIONS[o.mixed_precision], o.compile,

@@ -106,15 +106,34 @@ def read_pair(image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool 
     turns = _matching_turns(stored.size, stored.orientation, size, orientation)
     if turns is None:
         width, height = _turned_size(size, orientation)
-        shown = _turned_size(stored.size, stored.orientation)
-        raise UsageError(
-            f"{_name(label)} is {width}x{height} pixels but its image {_name(image)} is {shown[0]}x{shown[1]}; they "
-            "must have the same size. Export the labels at the size of the images, or resize them by nearest neighbor."
-        )
+        raise other_size(image, label, _turned_size(stored.size, stored.orientation), (width, height))
     pixels = _turned(_as_rgb(stored.pixels, _name(image)), turns[0])
     labels = _turned(train_ids, turns[1])
     convert = np.asarray if as_arrays else _as_image
     return Pair(convert(pixels), convert(labels), stored.bits, _tagged(stored.orientation, turns))
+
+
+def other_size(image: Any, label: Any, image_size: Size, label_size: Size) -> UsageError:
+    """Return the error about labels that have another size than their image."""
+    (width, height), shown = label_size, image_size
+    return UsageError(
+        f"{_name(label)} is {width}x{height} pixels but its image {_name(image)} is {shown[0]}x{shown[1]}; they "
+        "must have the same size. Export the labels at the size of the images, or resize them by nearest neighbor."
+    )
+
+
+def read_size(file: Any) -> Size:
+    """Read width and height of an image as viewers show it, without decoding it.
+
+    Raises:
+        UsageError: If the file cannot be read.
+    """
+
+    def decode() -> Size:
+        with Image.open(BytesIO(file["bytes"]) if file.get("bytes") else file["path"]) as header:
+            return _turned_size(header.size, _orientation(header))
+
+    return _decode_or_name(_name(file), decode)
 
 
 def read_sample(image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool = False) -> tuple[Any, Any]:

@@ -81,6 +81,7 @@ def prepare(
     corrections: Path | None = None,
     output_dir: Path | None = None,
     predecode: bool = False,
+    tile_size: Sequence[int] | None = None,
     skip_broken: bool = False,
     num_workers: int = 0,
 ) -> None:
@@ -95,6 +96,8 @@ def prepare(
         corrections (`Path`, *optional*): CSV file of images to leave out or to relabel.
         output_dir (`Path`, *optional*): Folder for the copy; by default the data set is only checked.
         predecode (`bool`): Whether to write raw pixels instead of parquet files.
+        tile_size (`Sequence[int]`, *optional*): Height and width of the tiles in which raw pixels of larger images are
+            stored; by default images are stored whole.
         skip_broken (`bool`): Whether to leave out broken images instead of refusing the data set.
         num_workers (`int`): Number of worker processes of the check.
 
@@ -104,6 +107,8 @@ def prepare(
     """
     with locked(output_dir):
         _check_options(output_dir, predecode, skip_broken)
+        if tile_size is not None and not predecode:
+            raise UsageError("`tile_size` is how raw pixels are stored; add `predecode`, or leave `tile_size` out.")
         names = dict.fromkeys(splits or _existing_splits(spec, data_dir, saved))
         found = [_find(spec, split, data_dir, saved, corrections) for split in names]
         if output_dir is not None:
@@ -140,7 +145,7 @@ def prepare(
             refuse_unlabeled(split.report, spec, split.name)
         refuse_mixed_orientations({name: report.traits for name, report in reports.items()})
         if output_dir is not None:
-            _convert(spec, found, data_dir, output_dir, predecode)
+            _convert(spec, found, data_dir, output_dir, predecode, tile_size)
 
 
 def _check_options(output_dir: Path | None, predecode: bool, skip_broken: bool) -> None:
@@ -235,7 +240,12 @@ def _check_output_dir(output_dir: Path | None) -> None:
 
 
 def _convert(
-    spec: DatasetSpec, splits: Sequence[_Split], data_dir: Path | None, output_dir: Path, predecode: bool
+    spec: DatasetSpec,
+    splits: Sequence[_Split],
+    data_dir: Path | None,
+    output_dir: Path,
+    predecode: bool,
+    tile_size: Sequence[int] | None,
 ) -> None:
     for split in splits:
         if split.report.unlabeled:
@@ -253,7 +263,13 @@ def _convert(
         if predecode:
             dataset = attach(rows, split.reader)
             written = write_predecoded(
-                dataset, split.name, output_dir, name=spec.name, classes=spec.classes, label_records=records
+                dataset,
+                split.name,
+                output_dir,
+                name=spec.name,
+                classes=spec.classes,
+                label_records=records,
+                tile_size=tile_size,
             )
             with progress(total=len(rows), title=f"decoding {split.name}", unit="image") as bar:
                 for done in written:

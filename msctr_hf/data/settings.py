@@ -130,6 +130,16 @@ class DataSettings(DatasetSettings):
         above=0,
         at_most=1,
     )
+    tile_size: list[int] | None = setting(
+        None,
+        help="Height and width of the tiles into which larger images are divided: every tile is a sample, so that an "
+        "epoch shows all of them once, and its crop is drawn from it; by default a crop is drawn from a whole image.",
+        length=2,
+        above=0,
+    )
+    tile_overlap: int = setting(
+        0, help="Number of pixels that neighboring tiles of training images share.", at_least=0
+    )
     crop_size: list[int] = setting(
         [512, 1024], help="Height and width of a training crop, in pixels.", length=2, above=0
     )
@@ -187,6 +197,20 @@ class DataSettings(DatasetSettings):
         in_card=False,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tile_size is None:
+            if self.tile_overlap:
+                raise UsageError("`tile_overlap` needs `tile_size`.")
+            return
+        if self.tile_overlap >= min(self.tile_size):
+            raise UsageError(
+                f"`tile_overlap` must be smaller than the sides of `tile_size`, {self.tile_size}, got "
+                f"{self.tile_overlap}."
+            )
+        if self.streaming:
+            raise UsageError("`tile_size` needs random access to the images; leave `streaming` out.")
+
 
 @dataclass(kw_only=True)
 class PreparationSettings(DatasetSettings):
@@ -199,5 +223,12 @@ class PreparationSettings(DatasetSettings):
         None, help="Folder for the copy; by default the data set is only checked.", is_path=True
     )
     predecode: bool = setting(False, help="Write raw pixels, which are memory-mapped, instead of parquet.")
+    tile_size: list[int] | None = setting(
+        None,
+        help="With predecode: height and width of the tiles in which larger images are stored, so that a crop reads "
+        "few places of the disk.",
+        length=2,
+        above=0,
+    )
     skip_broken: bool = setting(False, help="Leave broken images out of the copy instead of refusing the data set.")
     num_workers: int = setting(2, help="Number of worker processes of the check.", at_least=0)

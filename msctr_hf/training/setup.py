@@ -13,6 +13,7 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 
 from ..data.settings import DataSettings
+from ..data.tiles import cut_into_tiles
 from ..data.user_transform import import_transform
 from ..errors import UsageError
 from ..evaluation.precision import has_bf16
@@ -97,6 +98,14 @@ class Setup:
                 "gets by mixed_precision auto or no"
             )
         self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split)
+        if data_arguments.tile_size is not None:  # after the check, which is about images
+            self.train_set = cut_into_tiles(self.train_set, data_arguments.tile_size, data_arguments.tile_overlap)
+            validation_set = cut_into_tiles(validation_set, data_arguments.tile_size)
+            height, width = data_arguments.tile_size
+            self.notes.append(
+                f"tiles of {height} x {width} pixels count as images: {len(self.train_set)} for training and "
+                f"{len(validation_set)} for validation"
+            )
         class_pixels = ClassPixels(self.train_set, self.spec, data_arguments.num_workers)
         if not model_arguments.contrastive_adapter:  # which refuses class weights
             weights = choose_class_weights(network_settings.get(CLASS_WEIGHTS), class_pixels, self.checkpoint)
