@@ -23,7 +23,7 @@ from msctr_hf.training.run_folder import RESULTS_FILE, RUN_FILE, read_json, read
 from msctr_hf.training.settings import purpose
 
 _SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
-_SETTINGS = ("contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
+_SETTINGS = ("contrastive_mode", "contrastive_sampling", "train_images", "seed", "max_steps", "batch_size")
 _DEFAULTS = {name: getattr(MsctrConfig, name) for name in ("decode_head", "contrastive_mode", "contrastive_sampling")}
 _ENVIRONMENT = ("device", "mixed_precision", "versions", "git_commit")
 
