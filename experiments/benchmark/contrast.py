@@ -6,6 +6,7 @@ thread, the target that the ratio should reach.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from msctr_hf.models.contrastive_loss import MultiScaleContrastiveLoss
 from msctr_hf.models.info_nce import info_nce_loss
 from msctr_hf.models.projection_head import StageProjection
 
-from .measuring import Step, add_targets, compare, median_seconds, peak_megabytes
+from .measuring import Step, add_targets, compare, median_seconds, peak_megabytes, ratio
 from .reference import dense_info_nce_loss, dense_multi_scale_loss, sample_pair_by_pair
 
 CHANNELS = 256
@@ -26,6 +27,16 @@ PAIRS = ((0, 3), (0, 2))
 CROP = (512, 1024)
 NUM_LABELS = 19
 VIEWS = 5  # anchors per image and class; nearly always 5 in practice
+
+OPTIONS: dict[str, dict] = {
+    "default": {},
+    "hard": {"anchor_selection": "hard"},
+    "any": {"positives": "any"},
+}
+BUDGET = 2048  # anchors of a stage
+LEAD_OF_LABELS = (
+    4.0  # of the logit of the label, in deviations of the others: about 5 % of the pixels are misclassified
+)
 
 LOSS_TARGETS = {
     "within": {500: 0.85, 1000: 1.3, 2000: 1.8, 5000: 4.0, 10_000: 5.0},
@@ -57,7 +68,11 @@ def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | Non
 
 def loss_step(way: str, term: str, size: int, num_labels: int, device: torch.device) -> Step:
     """Build a forward and backward pass over random anchors, sorted by class as the sampler returns them."""
-    functions: dict[str, Callable] = {"dense": dense_info_nce_loss, "ours": info_nce_loss}
+    functions: dict[str, Callable] = {
+        "dense": dense_info_nce_loss,
+        "ours": info_nce_loss,
+        "any": functools.partial(info_nce_loss, positives="any"),
+    }
     generator = torch.Generator().manual_seed(0)
     sides: list[torch.Tensor] = []
     for _ in range(1 if term == "within" else 2):
@@ -101,6 +116,89 @@ def together(batch_sizes: Sequence[int], repetitions: int | None, device: torch.
         rows.append({"images": batch_size, "crop": "x".join(map(str, CROP))} | compare(seconds))
         add_targets(rows[-1], device, speed=TOGETHER_TARGETS.get(batch_size))
     return rows
+
+
+def options(
+    batch_sizes: Sequence[int],
+    sizes: Sequence[int],
+    num_labels: Sequence[int],
+    repetitions: int | None,
+    device: torch.device,
+) -> list[dict]:
+    """Compare hard anchors and any positive with the defaults: the whole objective, then the loss alone.
+
+    `hard share` is the share of the anchors of all stages that hard anchors take from misclassified pixels.
+    """
+    rows = []
+    for sampling in ("rarest", "budget"):
+        for images in batch_sizes:
+            for classes in num_labels:
+                ways = {way: (way, images, classes, sampling, device) for way in OPTIONS}
+                warm_up = ("default", 1, 5, sampling, device)
+                memory = {way: peak_megabytes(objective_step, each, warm_up, device) for way, each in ways.items()}
+                steps = {way: objective_step(*each) for way, each in ways.items()}
+                seconds = median_seconds(steps, repetitions or 9, device)
+                share = _hard_share(images, classes, sampling, device)
+                what = {"part": f"objective, {sampling}", "images": images, "anchors": None, "classes": classes}
+                rows.append(what | _costs(seconds, memory) | {"hard share": share})
+    for term in ("within", "across"):
+        for size in sizes:
+            for classes in num_labels:
+                ways = {
+                    name: (way, term, size, classes, device) for name, way in (("default", "ours"), ("any", "any"))
+                }
+                memory = {
+                    way: peak_megabytes(loss_step, each, (each[0], term, 200, 5, device), device)
+                    for way, each in ways.items()
+                }
+                seconds = median_seconds(
+                    {way: loss_step(*each) for way, each in ways.items()},
+                    repetitions or max(3, 20_000 // size),
+                    device,
+                )
+                what = {"part": f"loss, {term}", "images": None, "anchors": size, "classes": classes}
+                rows.append(what | _costs(seconds, memory) | {"hard share": None})
+    return rows
+
+
+def _costs(seconds: dict[str, float], memory: dict[str, float]) -> dict:
+    """Make the columns of the options: milliseconds, megabytes, and ratios to the defaults."""
+    columns: dict = {}
+    for way in OPTIONS:
+        columns[f"{way} ms"] = 1000 * seconds[way] if way in seconds else None
+        columns[f"{way} MB"] = memory.get(way)
+        if way != "default":
+            columns[f"{way} / default"] = (
+                ratio(columns[f"{way} ms"], columns["default ms"], unit="ms") if way in seconds else None
+            )
+    return columns
+
+
+def objective_step(way: str, images: int, num_labels: int, sampling: str, device: torch.device) -> Step:
+    """Build a forward and backward pass of the whole objective with an option, with logits that are mostly right."""
+    objective, maps, labels, logits = _objective(way, images, num_labels, sampling, device)
+    return lambda: _backward(objective(maps, labels, logits=logits)[0], maps)
+
+
+def _objective(way: str, images: int, num_labels: int, sampling: str, device: torch.device) -> tuple:
+    limits = {} if sampling == "rarest" else {"max_anchors": BUDGET}
+    objective = MultiScaleContrastiveLoss(
+        num_labels, (1, 2, 3, 4), SCALE_WEIGHTS, PAIRS, (1.0, 1.0), sampling=sampling, **limits, **OPTIONS[way]
+    )
+    labels = blob_labels(images, CROP, device, num_labels)
+    maps = [_map(images, CHANNELS, stride, device) for stride in STRIDES]
+    coarse = labels[:, :: STRIDES[0], :: STRIDES[0]]
+    logits = torch.randn(len(coarse), num_labels, *coarse.shape[1:], device=device)
+    logits.scatter_add_(1, coarse[:, None], torch.full_like(logits[:, :1], LEAD_OF_LABELS))
+    return objective, maps, labels, logits
+
+
+def _hard_share(images: int, num_labels: int, sampling: str, device: torch.device) -> float:
+    objective, maps, labels, logits = _objective("hard", images, num_labels, sampling, device)
+    facts = objective.contrast(maps, labels, logits=logits).facts
+    stages = [f"contrastive/stage_{stage}" for stage in objective.stages]
+    hard = sum(facts[f"{stage}/anchors"] * facts[f"{stage}/hard_share"] for stage in stages)
+    return hard / sum(facts[f"{stage}/anchors"] for stage in stages)
 
 
 def projection(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:

@@ -126,7 +126,7 @@ class DataSettings(DatasetSettings):
     train_split: str = setting("train", help="Split to train on; 'train+validation' is both.")
     train_images: int | None = setting(
         None,
-        help="Train on this many images of the split, drawn at random, as if only these were labeled; by default on all.",
+        help="Number of images to train on, drawn at random, as if only these were labeled; by default all.",
         at_least=1,
     )
     subset_seed: int | None = setting(

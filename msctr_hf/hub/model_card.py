@@ -329,7 +329,7 @@ def _drawn_images(run: dict) -> dict[str, str]:
         return {}
     image_ids = drawn["image_ids"]
     more = len(image_ids) - _MAX_IMAGES
-    listed = ", ".join(image_ids[:_MAX_IMAGES]) + (f" and {more} more, listed in run.json" if more > 0 else "")
+    listed = ", ".join(image_ids[:_MAX_IMAGES]) + (f" and {more} more" if more > 0 else "")
     return {"labeled images": f"{describe_drawn(drawn)}: {listed}"}
 
 
