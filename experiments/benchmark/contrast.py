@@ -7,6 +7,7 @@ thread, the target that the ratio should reach.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -34,9 +35,7 @@ OPTIONS: dict[str, dict] = {
     "any": {"positives": "any"},
 }
 BUDGET = 2048  # anchors of a stage
-LEAD_OF_LABELS = (
-    4.0  # of the logit of the label, in deviations of the others: about 5 % of the pixels are misclassified
-)
+LEAD_OF_LABELS = 4.0  # of logits of labels, in deviations of the others: 5 to 10 % of the pixels are misclassified
 
 LOSS_TARGETS = {
     "within": {500: 0.85, 1000: 1.3, 2000: 1.8, 5000: 4.0, 10_000: 5.0},
@@ -129,48 +128,33 @@ def options(
 
     `hard share` is the share of the anchors of all stages that hard anchors take from misclassified pixels.
     """
-    rows = []
-    for sampling in ("rarest", "budget"):
-        for images in batch_sizes:
-            for classes in num_labels:
-                ways = {way: (way, images, classes, sampling, device) for way in OPTIONS}
-                warm_up = ("default", 1, 5, sampling, device)
-                memory = {way: peak_megabytes(objective_step, each, warm_up, device) for way, each in ways.items()}
-                steps = {way: objective_step(*each) for way, each in ways.items()}
-                seconds = median_seconds(steps, repetitions or 9, device)
-                share = _hard_share(images, classes, sampling, device)
-                what = {"part": f"objective, {sampling}", "images": images, "anchors": None, "classes": classes}
-                rows.append(what | _costs(seconds, memory) | {"hard share": share})
-    for term in ("within", "across"):
-        for size in sizes:
-            for classes in num_labels:
-                ways = {
-                    name: (way, term, size, classes, device) for name, way in (("default", "ours"), ("any", "any"))
-                }
-                memory = {
-                    way: peak_megabytes(loss_step, each, (each[0], term, 200, 5, device), device)
-                    for way, each in ways.items()
-                }
-                seconds = median_seconds(
-                    {way: loss_step(*each) for way, each in ways.items()},
-                    repetitions or max(3, 20_000 // size),
-                    device,
-                )
-                what = {"part": f"loss, {term}", "images": None, "anchors": size, "classes": classes}
-                rows.append(what | _costs(seconds, memory) | {"hard share": None})
+    rows, arguments = [], dict[str, tuple]()
+    for sampling, images, classes in itertools.product(("rarest", "budget"), batch_sizes, num_labels):
+        arguments = {way: (way, images, classes, sampling, device) for way in OPTIONS}
+        costs = _costs(objective_step, arguments, ("default", 1, 5, sampling, device), repetitions or 9)
+        what = {"part": f"objective, {sampling}", "images": images, "anchors": None, "classes": classes}
+        rows.append(what | costs | {"hard share": _hard_share(images, classes, sampling, device)})
+    for term, size, classes in itertools.product(("within", "across"), sizes, num_labels):
+        arguments = {"default": ("ours", term, size, classes, device), "any": ("any", term, size, classes, device)}
+        costs = _costs(loss_step, arguments, ("any", term, 200, 5, device), repetitions or max(5, 20_000 // size))
+        what = {"part": f"loss, {term}", "images": None, "anchors": size, "classes": classes}
+        rows.append(what | costs | {"hard share": None})
     return rows
 
 
-def _costs(seconds: dict[str, float], memory: dict[str, float]) -> dict:
-    """Make the columns of the options: milliseconds, megabytes, and ratios to the defaults."""
+def _costs(build: Callable[..., Step], arguments: dict[str, tuple], warm_up: tuple, repetitions: int) -> dict:
+    """Measure the options that `arguments` lists, and make the columns of all: time, memory, and ratio of times."""
+    device = warm_up[-1]
+    memory = {way: peak_megabytes(build, of_way, warm_up, device) for way, of_way in arguments.items()}
+    seconds = median_seconds({way: build(*of_way) for way, of_way in arguments.items()}, repetitions, device)
     columns: dict = {}
     for way in OPTIONS:
-        columns[f"{way} ms"] = 1000 * seconds[way] if way in seconds else None
+        measured = way in seconds
+        columns[f"{way} ms"] = 1000 * seconds[way] if measured else None
         columns[f"{way} MB"] = memory.get(way)
         if way != "default":
-            columns[f"{way} / default"] = (
-                ratio(columns[f"{way} ms"], columns["default ms"], unit="ms") if way in seconds else None
-            )
+            times = 1000 * seconds.get(way, 0), 1000 * seconds["default"]
+            columns[f"{way} / default"] = ratio(*times, unit="ms") if measured else None
     return columns
 
 
@@ -181,7 +165,7 @@ def objective_step(way: str, images: int, num_labels: int, sampling: str, device
 
 
 def _objective(way: str, images: int, num_labels: int, sampling: str, device: torch.device) -> tuple:
-    limits = {} if sampling == "rarest" else {"max_anchors": BUDGET}
+    limits: dict = {} if sampling == "rarest" else {"max_anchors": BUDGET}
     objective = MultiScaleContrastiveLoss(
         num_labels, (1, 2, 3, 4), SCALE_WEIGHTS, PAIRS, (1.0, 1.0), sampling=sampling, **limits, **OPTIONS[way]
     )
