@@ -180,7 +180,8 @@ def _objective(way: str, images: int, num_labels: int, sampling: str, device: to
 def _hard_share(images: int, num_labels: int, sampling: str, device: torch.device) -> float:
     objective, maps, labels, logits = _objective("hard", images, num_labels, sampling, device)
     facts = objective.contrast(maps, labels, logits=logits).facts
-    stages = [f"contrastive/stage_{stage}" for stage in objective.stages]
+    names = [f"contrastive/stage_{stage}" for stage in objective.stages]
+    stages = [name for name in names if facts[f"{name}/anchors"]]  # without anchors, the share is NaN
     hard = sum(facts[f"{stage}/anchors"] * facts[f"{stage}/hard_share"] for stage in stages)
     return hard / sum(facts[f"{stage}/anchors"] for stage in stages)
 
