@@ -3,6 +3,7 @@
     python scripts/benchmark.py loss                 # the contrastive loss, within and across scales
     python scripts/benchmark.py sampling             # sampling the anchors of a stage, with the gradient of its map
     python scripts/benchmark.py together             # the whole objective: sampling at four stages, six terms
+    python scripts/benchmark.py options              # hard anchors and any positive, beside the defaults
     python scripts/benchmark.py projection           # projecting sampled pixels instead of whole maps
     python scripts/benchmark.py data                 # training samples, from files to augmented crops
     python scripts/benchmark.py upsampling           # from logits to classes at the size of the labels
@@ -94,6 +95,12 @@ def parser() -> argparse.ArgumentParser:
     together = add("together", "compare the whole objective with a dense one", lambda o, device: contrast.together(
         o.batch_sizes, o.repetitions, device))  # fmt: skip
     together.add_argument("--batch_sizes", type=_positive, nargs="+", default=[2, 6], help="images per batch (2 6)")
+
+    options = add("options", "compare hard anchors and any positive with the defaults", lambda o, device:
+        contrast.options(o.batch_sizes, o.sizes, o.classes, o.repetitions, device))  # fmt: skip
+    options.add_argument("--batch_sizes", type=_positive, nargs="+", default=[2, 6], help="images per batch (2 6)")
+    options.add_argument("--sizes", type=_positive, nargs="+", default=[1000, 10_000], help="anchors (1000 10000)")
+    options.add_argument("--classes", type=_positive, nargs="+", default=[19, 150], help="numbers of classes (19 150)")
 
     projection = add("projection", "compare projecting pixels and maps", lambda o, device: contrast.projection(
         o.batch_size, o.repetitions, device))  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -124,6 +124,17 @@ class DataSettings(DatasetSettings):
     _argument_group_name = "data set and augmentation"
 
     train_split: str = setting("train", help="Split to train on; 'train+validation' is both.")
+    train_images: int | None = setting(
+        None,
+        help="Number of images to train on, drawn at random, as if only these were labeled; by default all.",
+        at_least=1,
+    )
+    subset_seed: int | None = setting(
+        None,
+        help="Seed that draws `train_images`; by default that of the run. With one seed, fewer images are among more.",
+        at_least=0,
+        below=2**32,
+    )
     repeat_factor_threshold: float | None = setting(
         None,
         help="Repeat images with classes that occur in less than this share of the images (CaDIS: 0.15).",
@@ -199,6 +210,11 @@ class DataSettings(DatasetSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.subset_seed is not None and self.train_images is None:
+            raise UsageError(
+                f"`subset_seed` is {self.subset_seed}, but all images are trained on; give their number in "
+                "`train_images`, or leave it out."
+            )
         if self.tile_size is None:
             if self.tile_overlap:
                 raise UsageError("`tile_overlap` needs `tile_size`.")
@@ -210,6 +226,25 @@ class DataSettings(DatasetSettings):
             )
         if self.streaming:
             raise UsageError("`tile_size` needs random access to the images; leave `streaming` out.")
+
+    def load_training(self, seed: int) -> tuple[Dataset | IterableDataset, dict[str, Any] | None]:
+        """Load the training images, of which `train_images` are drawn if that is given.
+
+        Args:
+            seed (`int`): Seed of the run, which draws them unless there is a `subset_seed`.
+
+        Returns:
+            `tuple`: the images, and a description of the drawn ones as from `draw_images`, or `None` if all are used.
+
+        Raises:
+            UsageError: If there are fewer images, or their number is not known.
+        """
+        from .subset import draw_images
+
+        dataset = self.load(self.train_split)
+        if self.train_images is None:
+            return dataset, None
+        return draw_images(dataset, self.train_images, seed if self.subset_seed is None else self.subset_seed)
 
 
 @dataclass(kw_only=True)

@@ -20,6 +20,7 @@ from ..evaluation.scoring import iou_table, percent
 from ..models.backbone_weights import HUB, NONE
 from ..models.configuration_msctr import MsctrConfig
 from ..models.decode_heads import DECODE_HEADS
+from ..training.description import DRAWN_IMAGES, describe_drawn
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
 from ..training.settings import purpose
 
@@ -34,6 +35,7 @@ _METRIC_NAMES = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "over
 _NESTED_FIELDS = {"backbone_config", "palette"}  # too long for a table
 _UNNAMED_DATASET = "custom data set"
 _MAX_WORST_CLASSES, _MAX_CONFUSIONS = 3, 5  # numbers of rows in the section on limitations
+_MAX_IMAGES = 50  # that are listed, if a run drew its training images
 
 
 def write_model_card(
@@ -316,7 +318,19 @@ def _data(spec: DatasetSpec | None, run: dict) -> dict[str, Any]:
         "read from": _hub_dataset(run),
         "terms": spec.license or "not stated",
         "source": spec.homepage,
+        **_drawn_images(run),
     }
+
+
+def _drawn_images(run: dict) -> dict[str, str]:
+    """Describe and list the training images, if they are only a part of the split."""
+    drawn = run.get(DRAWN_IMAGES)
+    if not drawn:
+        return {}
+    image_ids = drawn["image_ids"]
+    more = len(image_ids) - _MAX_IMAGES
+    listed = ", ".join(image_ids[:_MAX_IMAGES]) + (f" and {more} more" if more > 0 else "")
+    return {"labeled images": f"{describe_drawn(drawn)}: {listed}"}
 
 
 def _training(config: dict, run: dict) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
+from .contrastive_weight import ContrastiveWeight
 from .modeling_msctr import MsctrSegmenterOutput, contrast_and_keep_facts, initialize_convolution
 from .projection_head import ProjectionHead
 from .transfers import mark_complete
@@ -108,6 +109,7 @@ class ContrastiveAdapter(PreTrainedModel):
         self.projection_head = None
         self.contrastive_loss = None
         self.contrastive_facts: dict[str, float] = {}
+        self.contrastive_weight = ContrastiveWeight.from_config(self.objective)
         if self.objective.contrastive_mode != "ce":
             channels = [stage.shape[1] for stage in self._maps(hidden_states, size)]
             # The random state is restored, so that one seed starts all modes from the same network.
@@ -162,7 +164,7 @@ class ContrastiveAdapter(PreTrainedModel):
         if needs_maps:
             hidden = self.projection_head.hidden(self._maps(output.hidden_states, pixel_values.shape[-2:]))
         if contrasts:
-            contrast = contrast_and_keep_facts(self, hidden, labels)
+            contrast = contrast_and_keep_facts(self, hidden, labels, output.logits)
             loss = loss + self.objective.contrastive_loss_weight * contrast.loss
             terms, diagnostics = {**terms, **contrast.terms}, contrast.cosines
         adapted = MsctrSegmenterOutput(
@@ -249,7 +251,7 @@ class ContrastiveAdapter(PreTrainedModel):
         if not (folder / HEADS_FILE).exists():
             raise ValueError(f"{folder} has no {HEADS_FILE}: it is not a checkpoint of a `ContrastiveAdapter`.")
         with safe_open(folder / HEADS_FILE, framework="pt") as file:
-            saved = json.loads(file.metadata()["settings"])
+            saved = {**_default_settings(), **json.loads(file.metadata()["settings"])}  # an older version had fewer
         for name, value in self._settings.items():
             if value != saved.get(name):
                 raise ValueError(
@@ -264,8 +266,7 @@ class ContrastiveAdapter(PreTrainedModel):
     @property
     def _settings(self) -> dict[str, Any]:
         """Settings that decide what is trained, as they are in JSON."""
-        names = [each.name for each in fields(MsctrConfig) if each.name.startswith(_SETTING_PREFIXES)]
-        settings = {name: getattr(self.objective, name) for name in names}
+        settings = {name: getattr(self.objective, name) for name in _default_settings()}
         return json.loads(json.dumps({"layers": self.layers, **settings}))
 
     def _layer(self, stage: int) -> int:
@@ -275,6 +276,10 @@ class ContrastiveAdapter(PreTrainedModel):
         """Select the projected stages, as maps (B, C, h, w)."""
         stages = [hidden_states[self._layer(stage)] for stage in self.objective.projection_stages]
         return [stage if stage.ndim == 4 else _map_of_patches(stage, size, self.model) for stage in stages]
+
+
+def _default_settings() -> dict[str, Any]:
+    return {each.name: each.default for each in fields(MsctrConfig) if each.name.startswith(_SETTING_PREFIXES)}
 
 
 def _part(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .backbones import build_backbone, works_at_one_stride
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import ContrastiveResult, MultiScaleContrastiveLoss
+from .contrastive_weight import ContrastiveWeight
 from .decode_heads import DECODE_HEADS, AuxiliaryHead, Classifier, concatenate_stages, resize
 from .feature_pyramid import SimpleFeaturePyramid
 from .projection_head import ProjectionHead
@@ -117,7 +118,8 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
     only during training; inference costs what the plain network costs.
 
     `contrastive_facts` are the facts of the newest batch, as in `ContrastiveResult`; reading them does not wait for
-    the device.
+    the device. `contrastive_weight` is the factor of the weight of the contrastive loss, which a training loop sets
+    before the forward pass if the configuration has a warm-up or a schedule.
 
     Source: https://arxiv.org/abs/2203.13409.
     """
@@ -148,6 +150,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         self.projection_head = None
         self.contrastive_loss = None
         self.contrastive_facts: dict[str, float] = {}
+        self.contrastive_weight = ContrastiveWeight.from_config(config)
         if config.contrastive_mode != "ce":
             # The random state is restored, so that one seed starts all modes from the same network.
             with torch.random.fork_rng(devices=[]):
@@ -244,7 +247,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             loss = loss + config.auxiliary_loss_weight * auxiliary
         if hidden is None:
             return loss, terms, diagnostics or None
-        contrast = contrast_and_keep_facts(self, hidden, labels)
+        contrast = contrast_and_keep_facts(self, hidden, labels, logits)
         loss = loss + config.contrastive_loss_weight * contrast.loss
         return loss, {**terms, **contrast.terms}, {**diagnostics, **contrast.cosines}
 
@@ -273,15 +276,20 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
 
 
 @torch.compiler.disable  # facts of the host would be constants of a compiled graph
-def contrast_and_keep_facts(network: Any, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor) -> ContrastiveResult:
+def contrast_and_keep_facts(
+    network: Any, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, logits: torch.Tensor
+) -> ContrastiveResult:
     """Contrast the anchors of a batch, and keep its facts in `network.contrastive_facts`.
+
+    The loss is multiplied by the factor of `network.contrastive_weight`.
 
     The facts of a batch replace those of the batch before in the same dict, which the replicas of `nn.DataParallel`
     share with the network: what a replica assigns is lost.
     """
-    contrast = network.contrastive_loss.contrast(hidden, labels, project=network.projection_head.row_projections)
-    network.contrastive_facts.update(contrast.facts)
-    return contrast
+    project = network.projection_head.row_projections
+    contrast = network.contrastive_loss.contrast(hidden, labels, project=project, logits=logits)
+    network.contrastive_facts.update(contrast.facts | network.contrastive_weight.facts())
+    return contrast._replace(loss=network.contrastive_weight(contrast.loss))
 
 
 def _check_stages(config: MsctrConfig, num_stages: int) -> None:

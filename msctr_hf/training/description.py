@@ -31,6 +31,7 @@ _ENVIRONMENT = re.compile(
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)
 _TOKEN = re.compile(r"\bhf_\w{8,}|\bapi_org_\w{8,}")
 HIDDEN = "***"
+DRAWN_IMAGES = "drawn_images"  # key in run.json: the training images, if not all of the split are used
 
 
 def describe_run(
@@ -58,6 +59,11 @@ def describe_run(
             "environment": {name: value for name, value in sorted(os.environ.items()) if _ENVIRONMENT.match(name)},
         }
     )
+
+
+def describe_drawn(drawn: dict[str, Any]) -> str:
+    """Return a sentence about drawn training images, which `draw_images` described."""
+    return f"{drawn['images']} of {drawn['of']} training images, drawn by seed {drawn['subset_seed']}"
 
 
 def _paths(settings: dict[str, Any]) -> list[str]:
