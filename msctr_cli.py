@@ -15,6 +15,7 @@ COMMANDS = {
     "push": "push a trained model to the Hub",
     "convert": "convert a checkpoint of the paper's released code",
     "embeddings": "plot embeddings of pixels by class, and their similarity to one pixel",
+    "index": "keep embeddings of a labeled data set in one file, with prototypes of every class",
     "demo": "serve a web page that labels your images",
 }
 _WIDTH = max(map(len, COMMANDS)) + 2

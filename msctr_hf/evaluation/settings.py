@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..data.settings import DatasetSettings, ImageSettings
 from ..errors import UsageError
+from ..models.pixel_embeddings import FORMER_FEATURES
 from ..settings import Settings, setting
 
 Size = tuple[int, int]  # height, width
@@ -16,6 +17,13 @@ _ANY_MODEL = "Saved folder or Hub id of any AutoModelForSemanticSegmentation."
 _CLASS_ORDER = (
     "How the classes of the network are matched with those of the data set: by their names in any order, or by their "
     "position if the same classes have other names."
+)
+_WINDOW_SIZE = "Height and width of a sliding window; whole images by default."
+_WINDOW_STRIDE = "Stride of the window; by default two thirds of its size."
+_FEATURES = (
+    "Embeddings of the projection head, which the contrast trains, or of parts that a network without contrast also "
+    "has: the pyramid of the decode head (UPerNet), or the stages of the backbone (of a model of transformers: its "
+    "hidden states)."
 )
 _DEVICE = "cpu, cuda, cuda:1, ...; by default an accelerator, if there is one."
 
@@ -82,12 +90,8 @@ class EvaluationSettings(Settings):
 
     scales: list[float] = setting([1.0], help="Scales whose probabilities are averaged.", above=0)
     flip: bool = setting(False, help="Average the probabilities with those of the mirror image.")
-    window_size: list[int] | None = setting(
-        None, help="Height and width of a sliding window; whole images by default.", length=2, above=0
-    )
-    window_stride: list[int] | None = setting(
-        None, help="Stride of the window; by default two thirds of its size.", length=2, above=0
-    )
+    window_size: list[int] | None = setting(None, help=_WINDOW_SIZE, length=2, above=0)
+    window_stride: list[int] | None = setting(None, help=_WINDOW_STRIDE, length=2, above=0)
     batch_size: int = setting(1, help="Number of images, or windows, in one forward pass.", at_least=1)
     device: str | None = setting(None, help=_DEVICE)
     dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", help="Precision of the network.")
@@ -98,8 +102,8 @@ class EvaluationSettings(Settings):
         return InferenceSettings(
             scales=tuple(self.scales),
             flip=self.flip,
-            window_size=None if self.window_size is None else (self.window_size[0], self.window_size[1]),
-            window_stride=None if self.window_stride is None else (self.window_stride[0], self.window_stride[1]),
+            window_size=_as_size(self.window_size),
+            window_stride=_as_size(self.window_stride),
             batch_size=self.batch_size,
         )
 
@@ -159,11 +163,9 @@ class EmbeddingSettings(DatasetSettings):
 
     _argument_group_name = "network and images"
 
-    model: str = setting(help="Saved folder or Hub id of a network of msctr_hf.")
-    features: Literal["projections", "stages", "pyramid"] = setting(
-        "projections",
-        help="Projections, or features that a network without contrast also has: maps of the stages of the backbone, "
-        "or of the pyramid of UPerNet.",
+    model: str = setting(help=_ANY_MODEL)
+    features: Literal["projection", "decode_head", "backbone"] = setting(
+        "projection", help=_FEATURES, former_values=FORMER_FEATURES
     )
     split: str = setting("validation", help="train, validation or test.")
     output_dir: str = setting("embeddings", help="Folder for embeddings.png and similarity.png.", is_path=True)
@@ -188,6 +190,37 @@ class EmbeddingSettings(DatasetSettings):
             raise UsageError("`streaming`: embeddings need random access to the images; leave it out.")
 
 
+@dataclass(kw_only=True)
+class IndexSettings(DatasetSettings):
+    """Settings of a bank of embeddings: network, labeled images, and what is kept of them."""
+
+    _argument_group_name = "network and images"
+
+    model: str = setting(help=_ANY_MODEL)
+    bank: str = setting("bank.safetensors", help="File of the bank; an older bank there is replaced.", is_path=True)
+    split: str = setting("train", help="train, validation or test; 'train+validation' is both.")
+    features: Literal["projection", "decode_head", "backbone"] = setting(
+        "projection", help=_FEATURES, former_values=FORMER_FEATURES
+    )
+    stage: int | None = setting(None, help="Stage, from 1, the finest; by default all stages together.", at_least=1)
+    prototypes_per_class: int = setting(8, help="Number of prototypes (k-means) of every class.", at_least=1)
+    pixels_per_class: int = setting(1000, help="Largest number of pixels of every class that are kept.", at_least=1)
+    window_size: list[int] | None = setting(None, help=_WINDOW_SIZE, length=2, above=0)
+    window_stride: list[int] | None = setting(None, help=_WINDOW_STRIDE, length=2, above=0)
+    batch_size: int = setting(1, help="Number of windows in one forward pass.", at_least=1)
+    seed: int = setting(0, help="Seed of the choice of pixels and of the prototypes.", at_least=0)
+    device: str | None = setting(None, help=_DEVICE)
+
+    @property
+    def inference(self) -> InferenceSettings:
+        """Windows and batches of the images."""
+        return InferenceSettings(
+            window_size=_as_size(self.window_size),
+            window_stride=_as_size(self.window_stride),
+            batch_size=self.batch_size,
+        )
+
+
 @dataclass
 class DemoSettings(ImageSettings):
     """Settings of the demo: network, example images and port."""
@@ -204,3 +237,7 @@ class DemoSettings(ImageSettings):
         super().__post_init__()
         if not self.model:
             raise UsageError("Name the network: `model='FOLDER or Hub id'`.")
+
+
+def _as_size(values: list[int] | None) -> Size | None:
+    return None if values is None else (values[0], values[1])
