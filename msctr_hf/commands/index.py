@@ -13,25 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..evaluation.settings import IndexSettings
+from ..evaluation.settings import EmbedderSettings, IndexSettings
 from .command_line import CommandLine
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `msctr index` with the arguments that follow it on the command line."""
-    CommandLine([IndexSettings], __doc__, "index").run(argv, _index)
+    CommandLine([IndexSettings, EmbedderSettings], __doc__, "index").run(argv, _index)
 
 
-def _index(arguments: IndexSettings) -> None:
+def _index(arguments: IndexSettings, embedding: EmbedderSettings) -> None:
     from ..evaluation.embedding_bank import index_dataset, refuse_other_files
     from ..evaluation.embedding_maps import Embedder
     from ..evaluation.predictor import load_predictor
 
     refuse_other_files(arguments.bank)
     spec, dataset = arguments.spec, arguments.load(arguments.split)
-    predictor = load_predictor(arguments.model, arguments.inference, device=arguments.device)
+    predictor = load_predictor(embedding.model, embedding.inference, device=embedding.device)
     bank = index_dataset(
-        Embedder(predictor, arguments.features, arguments.stage),
+        Embedder(predictor, embedding.features, embedding.stage),
         dataset,
         spec.classes,
         prototypes_per_class=arguments.prototypes_per_class,

@@ -191,24 +191,19 @@ class EmbeddingSettings(DatasetSettings):
 
 
 @dataclass(kw_only=True)
-class IndexSettings(DatasetSettings):
-    """Settings of a bank of embeddings: network, labeled images, and what is kept of them."""
+class EmbedderSettings(Settings):
+    """Settings of embeddings of pixels: network, features, windows, device."""
 
-    _argument_group_name = "network and images"
+    _argument_group_name = "network and embeddings"
 
     model: str = setting(help=_ANY_MODEL)
-    bank: str = setting("bank.safetensors", help="File of the bank; an older bank there is replaced.", is_path=True)
-    split: str = setting("train", help="train, validation or test; 'train+validation' is both.")
     features: Literal["projection", "decode_head", "backbone"] = setting(
         "projection", help=_FEATURES, former_values=FORMER_FEATURES
     )
     stage: int | None = setting(None, help="Stage, from 1, the finest; by default all stages together.", at_least=1)
-    prototypes_per_class: int = setting(8, help="Number of prototypes (k-means) of every class.", at_least=1)
-    pixels_per_class: int = setting(1000, help="Largest number of pixels of every class that are kept.", at_least=1)
     window_size: list[int] | None = setting(None, help=_WINDOW_SIZE, length=2, above=0)
     window_stride: list[int] | None = setting(None, help=_WINDOW_STRIDE, length=2, above=0)
     batch_size: int = setting(1, help="Number of windows in one forward pass.", at_least=1)
-    seed: int = setting(0, help="Seed of the choice of pixels and of the prototypes.", at_least=0)
     device: str | None = setting(None, help=_DEVICE)
 
     @property
@@ -219,6 +214,53 @@ class IndexSettings(DatasetSettings):
             window_stride=_as_size(self.window_stride),
             batch_size=self.batch_size,
         )
+
+
+@dataclass(kw_only=True)
+class IndexSettings(DatasetSettings):
+    """Settings of a bank of embeddings: labeled images, and what is kept of them."""
+
+    bank: str = setting("bank.safetensors", help="File of the bank; an older bank there is replaced.", is_path=True)
+    split: str = setting("train", help="train, validation or test; 'train+validation' is both.")
+    prototypes_per_class: int = setting(8, help="Number of prototypes (k-means) of every class.", at_least=1)
+    pixels_per_class: int = setting(1000, help="Largest number of pixels of every class that are kept.", at_least=1)
+    seed: int = setting(0, help="Seed of the choice of pixels and of the prototypes.", at_least=0)
+
+
+@dataclass(kw_only=True)
+class FindSettings(ImageSettings):
+    """Settings of a search: what is shown, where it is searched, and what counts as alike."""
+
+    _argument_group_name = "search"
+
+    image: str = setting(help="Image that shows what is searched.")
+    pixel: list[int] | None = setting(
+        None, help="Row and column of a pixel of it, or of several: '150 60 170 64' is two.", at_least=0
+    )
+    box: list[int] | None = setting(
+        None,
+        help="Instead of pixels, the first row and column of a box, and those after its last.",
+        length=4,
+        at_least=0,
+    )
+    input: list[str] = setting(help="Images, folders that are searched for images, or quoted patterns.")
+    output_dir: str = setting("found", help="Folder for find.html, matches.csv, masks and overlays.", is_path=True)
+    cache_dir: str | None = setting(
+        None,
+        help="Folder in which the embeddings of searched images are kept, so that the next search is fast.",
+        is_path=True,
+    )
+    threshold: float = setting(0.8, help="Smallest cosine in a mask.", at_least=-1, at_most=1)
+    top: int = setting(50, help="Number of images in the list, the most similar ones.", at_least=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.pixel is None) == (self.box is None):
+            raise UsageError("Show what is searched: either `pixel` or `box`.")
+        if self.pixel is not None and (not self.pixel or len(self.pixel) % 2):
+            raise UsageError(f"`pixel` needs a row and a column of every pixel, got {self.pixel}.")
+        if not self.input:
+            raise UsageError("Name the images to search: `input='IMAGE, FOLDER or PATTERN'`.")
 
 
 @dataclass
