@@ -28,6 +28,7 @@ from .settings import Size
 from .visualization import overlay
 
 PAGE = "find.html"
+_CHANNELS = 32  # converted to float32 at a time, which stay in the cache: six times as fast as all 1024
 _RANKED_FILE = re.compile(r"\d{3,}(_mask)?\.png")
 _FOUND_COLOR, _MARK_COLOR = (230, 0, 0), "red"
 _STYLE = (
@@ -202,7 +203,7 @@ def find_alike(
         except UsageError as error:
             unreadable.append(str(error))
             continue
-        cosines = (queries @ embeddings.flatten(1).float()).amax(dim=0).unflatten(0, embeddings.shape[1:])
+        cosines = _largest_cosines(queries, embeddings)
         area = float(_mask(cosines, size, threshold).float().mean())
         found = Found(path, size, cosines, area)
         heapq.heappush(best, (found.score, -place, found))  # of equal scores, the first image is kept
@@ -269,6 +270,13 @@ def _figure(file: str, text: str) -> str:
 def _with_mask(image: Image.Image, mask: np.ndarray) -> Image.Image:
     red = overlay(image, mask.astype(np.uint8), [(0, 0, 0), _FOUND_COLOR])
     return Image.composite(red, image.convert("RGB"), Image.fromarray(mask))
+
+
+def _largest_cosines(queries: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    """Compute the largest cosine of every cell with one of the queries, (h, w), from (Q, D) and (D, h, w)."""
+    parts = zip(queries.split(_CHANNELS, dim=1), embeddings.flatten(1).split(_CHANNELS), strict=True)
+    cosines = sum(of_queries @ channels.float() for of_queries, channels in parts)
+    return cosines.amax(dim=0).unflatten(0, embeddings.shape[1:])
 
 
 def _mask(cosines: torch.Tensor, size: Size, threshold: float) -> torch.Tensor:
