@@ -71,7 +71,7 @@ def predict_files(
         NotFiniteError: If the logits of an image are not finite; the images before it are labeled.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else sources
-    targets = _plan_outputs(_find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
+    targets = _plan_outputs(find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
     names, colors = predictor.class_names, predictor.palette
     if len(names) > MAX_VALUES:
         raise UsageError(f"The network has {len(names)} classes, but a PNG stores at most {MAX_VALUES}.")
@@ -157,7 +157,7 @@ def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrP
     return values.astype(np.uint8 if values.max() < PALETTE_COLORS else np.uint16)
 
 
-def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:
+def find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:
     """Map every image, once, to the path of its output files, relative to the output folder and without suffix."""
     output_dir = output_dir.resolve()
     images: dict[Path, Path] = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..data.specs import DatasetSpec
 from ..data.synthetic import SyntheticSource
@@ -19,6 +19,7 @@ from ..errors import UsageError, as_usage_error
 from ..evaluation.scoring import iou_table, percent
 from ..models.backbone_weights import HUB, NONE
 from ..models.configuration_msctr import MsctrConfig
+from ..models.contrastive_adapter import HEADS_FILE
 from ..models.decode_heads import DECODE_HEADS
 from ..training.description import DRAWN_IMAGES, describe_drawn
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
@@ -81,6 +82,7 @@ def write_model_card(
         name=name,
         predictions=PREDICTIONS_FILE if free and (folder / PREDICTIONS_FILE).exists() else None,
         network=_cells(_network(config, run, folder)),
+        embeddings=_cells(_embeddings(config, folder)),
         signature=_SIGNATURE,
     )
     with as_usage_error(OSError, prefix=f"{path} cannot be written: "):
@@ -290,6 +292,35 @@ def _network(config: dict, run: dict, folder: Path) -> dict[str, Any]:
         **{name: value for name, value in _own_fields(config).items() if not name.startswith("contrastive_")},
         "parameters": _parameters(folder),
     }
+
+
+def _embeddings(config: dict, folder: Path) -> dict[str, Any]:
+    """Describe the embeddings of pixels that the network has, by the value of `features`."""
+    if config["model_type"] != MsctrConfig.model_type:
+        settings = _settings_of_saved_head(folder)
+        projection = {"`projection`": _channels(settings["projection_dim"], settings["projection_stages"])}
+        return {**(projection if settings["projection_dim"] else {}), "`backbone`": "hidden states"}
+    found = {}
+    if config["contrastive_mode"] != "ce":
+        found["`projection`"] = _channels(config["projection_dim"], config["projection_stages"])
+    if DECODE_HEADS[config["decode_head"]].gives_pyramid:
+        found["`decode_head`"] = _channels(config["hidden_size"], range(1, len(config["decode_stages"]) + 1))
+    return {**found, "`backbone`": "stage maps"}
+
+
+def _settings_of_saved_head(folder: Path) -> dict[str, Any]:
+    """Read the settings of the projection head of an adapted model; without one, they are `None`."""
+    if not (folder / HEADS_FILE).exists():
+        return {"projection_dim": None, "projection_stages": []}
+    with (
+        as_usage_error(OSError, SafetensorError, KeyError, ValueError, prefix=f"{folder / HEADS_FILE} is damaged: "),
+        safe_open(folder / HEADS_FILE, framework="pt") as heads,
+    ):
+        return json.loads(heads.metadata()["settings"])
+
+
+def _channels(number: int, stages: Sequence[int]) -> str:
+    return f"{number} channels at stage{'s' if len(stages) > 1 else ''} {', '.join(map(str, stages))}"
 
 
 def _parameters(folder: Path) -> str | None:
