@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .tiff_blocks import SUFFIXES
 
 _NO_DATA = 42113  # tag of GDAL
 _GEOREFERENCE = (33550, 33922, 34264, 34735)  # tags of GeoTIFF: pixel scale, tie points, transformation, keys
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of a TIFF and a BigTIFF, in both byte orders
 _INSTALL = '`pip install "msctr_hf[geo]"` installs rasterio.'
 
 
@@ -25,11 +27,11 @@ _INSTALL = '`pip install "msctr_hf[geo]"` installs rasterio.'
 class NoData:
     """Pixels of a file that have no data: those whose channels all have the no-data value."""
 
-    path: str
+    file: str | bytes  # path, or contents
 
     def mask(self, rows: slice, columns: slice) -> np.ndarray:
         """Return where a region has no data, (height, width) bool."""
-        with _opened(self.path) as file:
+        with _opened(self.file) as file:
             window = ((rows.start, rows.stop), (columns.start, columns.stop))
             return file.dataset_mask(window=window) == 0
 
@@ -38,15 +40,15 @@ def no_data_of(file: Any) -> NoData | None:
     """Return the pixels without data of an image; `None` if its file states no such value, or rasterio is missing.
 
     Args:
-        file: Dict with `path` and `bytes`; of embedded files, which have bytes, the value is not read.
+        file: Dict with `path` and `bytes`.
     """
-    path = file.get("path") if file and not file.get("bytes") else None
-    if path is None or _NO_DATA not in _tags_of(path):
+    stored = (file.get("bytes") or file.get("path")) if file else None
+    if not stored or _NO_DATA not in _tags_of(stored):
         return None
     if _rasterio() is None:
         warn_caller(f"The no-data value of a GeoTIFF is not read, so all of its pixels count as valid; {_INSTALL}")
         return None
-    return NoData(path)
+    return NoData(stored)
 
 
 def is_georeferenced(path: Path) -> bool:
@@ -91,10 +93,10 @@ def save_like(
             file.write_colormap(1, {label: tuple(color) for label, color in enumerate(palette[: 1 << 8])})
 
 
-def _opened(path: str) -> Any:
+def _opened(file: str | bytes) -> Any:
     with warnings.catch_warnings():  # rasterio warns about images that have a no-data value but no georeference
         warnings.simplefilter("ignore")
-        return _rasterio().open(path)
+        return _rasterio().open(BytesIO(file) if isinstance(file, bytes) else file)
 
 
 def _rasterio() -> Any:
@@ -106,18 +108,25 @@ def _rasterio() -> Any:
     return rasterio
 
 
-def _tags_of(path: str) -> frozenset[int]:
-    """Return the tags of a TIFF file; none of other files."""
-    if not path.lower().endswith(SUFFIXES):
+def _tags_of(file: str | bytes) -> frozenset[int]:
+    """Return the tags of a TIFF file, of which the path or the contents are given; none of other files."""
+    is_tiff = file.startswith(_MAGIC) if isinstance(file, bytes) else file.lower().endswith(SUFFIXES)
+    if not is_tiff:
         return frozenset()
     try:
-        status = os.stat(path)
-        return _tags_in(path, status.st_mtime_ns, status.st_size)
+        if isinstance(file, bytes):
+            return _read_tags(BytesIO(file))
+        status = os.stat(file)
+        return _tags_in(file, status.st_mtime_ns, status.st_size)
     except Exception:  # Pillow raises many kinds for a file that cannot be read, which is refused when it is decoded
         return frozenset()
 
 
 @functools.lru_cache(maxsize=1024)
 def _tags_in(path: str, changed: int, length: int) -> frozenset[int]:
-    with Image.open(path) as image:
+    return _read_tags(path)
+
+
+def _read_tags(file: str | BytesIO) -> frozenset[int]:
+    with Image.open(file) as image:
         return frozenset(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else frozenset()

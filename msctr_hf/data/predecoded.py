@@ -232,7 +232,7 @@ def write_predecoded(
             sample = samples[number]
             image_id, pixels, train_ids = sample["image_id"], as_pixels(sample["image"]), as_pixels(sample["label"])
             height, width = train_ids.shape
-            tile = list(tile_size) if tile_size and (tile_size[0] < height or tile_size[1] < width) else None
+            tile = _stored_tile(height, width, tile_size)
             for region in _tiles_of((height, width), tile or (height, width)):
                 images.write(pixels[region].tobytes())
                 labels.write(train_ids[region].tobytes())
@@ -250,6 +250,33 @@ def write_predecoded(
             os.fsync(file.fileno())
     splits = sorted({*description["splits"], split})
     (folder / DESCRIPTION).write_text(json.dumps({**description, "splits": splits}, indent=2))
+
+
+def refuse_other_tiles(folder: Path, tile_size: Sequence[int] | None) -> None:
+    """Refuse a copy with images that are stored in other tiles, since images that are copied are not written again.
+
+    Raises:
+        UsageError: The message names the tiles.
+    """
+    for index in sorted(folder.glob("*.index.jsonl")):
+        with as_usage_error(OSError, ValueError, prefix=f"{index} cannot be read: "):
+            rows = list(_read_index(index))
+        for row in rows:
+            stored, wanted = row.get("tile"), _stored_tile(row["height"], row["width"], tile_size)
+            if stored != wanted:
+                raise UsageError(
+                    f"`tile_size`: {folder} stores {row['image_id']} {_in_tiles(stored)} and not {_in_tiles(wanted)}; "
+                    "keep the setting, or choose another folder."
+                )
+
+
+def _stored_tile(height: int, width: int, tile_size: Sequence[int] | None) -> list[int] | None:
+    """Return the size of the tiles in which an image is stored; `None` if it is stored whole."""
+    return list(tile_size) if tile_size and (tile_size[0] < height or tile_size[1] < width) else None
+
+
+def _in_tiles(tile: Sequence[int] | None) -> str:
+    return "whole" if tile is None else f"in tiles of {tile[0]} x {tile[1]} pixels"
 
 
 def _description(name: str, classes: Sequence[str], labels: Sequence[LabelRecord], folder: Path) -> dict[str, Any]:

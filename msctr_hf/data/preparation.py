@@ -25,7 +25,7 @@ from .folder_spec import FOLDER
 from .label_record import LabelRecord, label_differences, label_record
 from .loading import index_split
 from .parquet_copy import parquet_shards, write_card, write_parquet
-from .predecoded import files_of_split, holds_predecoded, predecoded_splits, write_predecoded
+from .predecoded import files_of_split, holds_predecoded, predecoded_splits, refuse_other_tiles, write_predecoded
 from .saved_source import SPLIT_NAMES, SavedDataset, is_a_copy, splits_of_copy
 from .specs import DatasetSpec
 
@@ -113,6 +113,8 @@ def prepare(
         found = [_find(spec, split, data_dir, saved, corrections) for split in names]
         if output_dir is not None:
             _refuse_other_labels(spec, output_dir)
+            if predecode:
+                refuse_other_tiles(output_dir, tile_size)
             if data_dir is not None and saved.name is None and holds_predecoded(data_dir):
                 raise UsageError(
                     f"`data_dir`: {data_dir} is a pre-decoded copy; make another copy from the original files."

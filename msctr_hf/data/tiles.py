@@ -17,25 +17,29 @@ from .predecoded import ReadMapped
 from .regions import LARGE_PIXELS, Pixels, Window, as_pixels, large_blocks, whole
 
 Tile = tuple[int, int, int, int]  # top, left, height, width
+_IMAGE = "tile_image"
 _COLUMNS = ("tile_top", "tile_left", "tile_height", "tile_width")
 
 
 @dataclass(frozen=True)
 class ReadTiles:
-    """Reader of tiles, whose rows are those of the images with the place of the tile.
+    """Reader of tiles, whose rows have the number of the image and the place of the tile.
 
     Args:
+        images (`datasets.Dataset`): Undecoded rows of the images, which those of tiles do not repeat: a copy may hold
+            the whole files in them.
         reader (`ReadSamples` or `ReadMapped`): Reader of the images.
         for_cropping (`bool`): Whether tiles are left unread until they are indexed.
     """
 
+    images: Dataset
     reader: ReadSamples | ReadMapped
     for_cropping: bool = False
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
         """Read tiles: RGB image, train ids (mode L), image id with the first row and column of the tile."""
         places = list(zip(*(batch[name] for name in _COLUMNS), strict=True))
-        samples = self.reader.for_crops()({name: rows for name, rows in batch.items() if name not in _COLUMNS})
+        samples = self.reader.for_crops()(self.images[batch[_IMAGE]])
         parts: dict[str, list[Any]] = {
             name: [self._part(as_pixels(image), place) for image, place in zip(samples[name], places, strict=True)]
             for name in ("image", "label")
@@ -76,18 +80,15 @@ def cut_into_tiles(dataset: Dataset, tile_size: Sequence[int], overlap: int | No
     rows, reader = dataset.with_format(None), reader_of(dataset)
     if not isinstance(reader, (ReadSamples, ReadMapped)):
         raise UsageError("`tile_size` needs image files; leave it out for scenes that are drawn on demand.")
-    columns = {name: rows[name][:] for name in rows.column_names}
-    numbers, places = [], []
-    for number, (height, width) in enumerate(_sizes(columns, reader)):
-        tiles = list(_tiles(height, width, tile_size, overlap))
-        numbers += [number] * len(tiles)
-        places += tiles
-    cut = {name: [values[number] for number in numbers] for name, values in columns.items()}
-    cut |= {name: [place[axis] for place in places] for axis, name in enumerate(_COLUMNS)}
-    ids = zip(cut["image_id"], places, strict=True)
-    cut["image_id"] = [f"{image_id}@{top},{left}" for image_id, (top, left, _, _) in ids]
-    features = Features({**rows.features, **{name: Value("int64") for name in _COLUMNS}})
-    return attach(Dataset.from_dict(cut, features=features), ReadTiles(reader))
+    image_ids = rows["image_id"][:]
+    cut: dict[str, list] = {name: [] for name in ("image_id", _IMAGE, *_COLUMNS)}
+    for number, (height, width) in enumerate(_sizes(rows, reader)):
+        for place in _tiles(height, width, tile_size, overlap):
+            entries = (f"{image_ids[number]}@{place[0]},{place[1]}", number, *place)
+            for name, entry in zip(cut, entries, strict=True):
+                cut[name].append(entry)
+    features = Features({name: Value("string" if name == "image_id" else "int64") for name in cut})
+    return attach(Dataset.from_dict(cut, features=features), ReadTiles(rows, reader))
 
 
 def tile_starts(side: int, tile: int, overlap: int | None = None) -> list[int]:
@@ -105,14 +106,14 @@ def _tiles(height: int, width: int, tile_size: Sequence[int], overlap: int | Non
             yield top, left, min(tile_size[0], height - top), min(tile_size[1], width - left)
 
 
-def _sizes(columns: dict[str, list], reader: ReadSamples | ReadMapped) -> Iterator[tuple[int, int]]:
+def _sizes(rows: Dataset, reader: ReadSamples | ReadMapped) -> Iterator[tuple[int, int]]:
     """Yield height and width of every image, and refuse those that every tile would decode whole."""
     if isinstance(reader, ReadMapped):
-        yield from zip(columns["height"], columns["width"], strict=True)
+        yield from zip(rows["height"][:], rows["width"][:], strict=True)
         return
-    for image, label in zip(columns["image"], columns["label"], strict=True):
-        width, height = read_size(label)
-        for file in (image, label):
+    for row in rows:
+        width, height = read_size(row["label"])
+        for file in (row["image"], row["label"]):
             if height * width > LARGE_PIXELS and large_blocks(file) is None:
                 raise UsageError(
                     f"`tile_size`: {file.get('path')} has {width}x{height} pixels and can only be decoded whole, "

@@ -15,6 +15,9 @@ from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor, load_seg
 from msctr_hf.data import georeference, regions
 from msctr_hf.data.decoding import rows_for_crops, rows_of_labels
 from msctr_hf.data.images import read_image
+from msctr_hf.data.loading import get_dataset_spec
+from msctr_hf.data.preparation import prepare
+from msctr_hf.data.saved_source import SavedDataset
 from msctr_hf.errors import InputWarning
 from msctr_hf.evaluation.prediction import predict_files
 from msctr_hf.evaluation.predictor import Predictor
@@ -77,6 +80,15 @@ def test_a_no_data_value_of_16_bits_is_compared_before_values_are_divided(folder
     write_geotiff(root / "images/a.tif", pixels, nodata=0)
     label = load_segmentation_dataset("folder", "train", root)[0]["label"]
     assert np.array_equal(np.asarray(label), expected)
+
+
+def test_a_copy_that_holds_the_files_ignores_the_same_pixels(folder, tmp_path):
+    root, expected = folder
+    spec = get_dataset_spec("folder", root)
+    prepare(spec, ["train"], root, SavedDataset(), output_dir=tmp_path / "copy")
+    dataset = load_segmentation_dataset("folder", "train", tmp_path / "copy")
+    for rows in (dataset, rows_for_crops(dataset), rows_of_labels(dataset)):
+        assert np.array_equal(np.asarray(rows[0]["label"]), expected)
 
 
 def test_without_rasterio_all_pixels_count_and_a_warning_says_so(folder, monkeypatch):

@@ -224,3 +224,21 @@ def test_settings_of_tiles_that_contradict_each_other_are_refused(tmp_path, tiff
     spec = get_dataset_spec("folder", tiff_folder)
     with pytest.raises(UsageError, match="add `predecode`"):
         prepare(spec, None, tiff_folder, SavedDataset(), output_dir=tmp_path / "copy", tile_size=[64, 64])
+
+
+def test_tiles_of_a_copy_do_not_repeat_its_files_and_are_those_of_the_folder(tmp_path):
+    folder, copy = write(tmp_path / "png", "png"), tmp_path / "copy"
+    prepare(get_dataset_spec("folder", folder), None, folder, SavedDataset(), output_dir=copy)
+    tiles = cut_into_tiles(load(copy), (20, 20), 0)
+    assert len(tiles) == 176
+    assert tiles.data.nbytes < 100 * len(tiles)  # a file has 95,000 bytes
+    assert_equal_batches(crops(tiles, num_workers=1), crops(cut_into_tiles(load(folder), (20, 20), 0)))
+
+
+def test_a_copy_that_stores_other_tiles_is_refused_and_not_taken_for_complete(tmp_path):
+    folder, copy = write(tmp_path / "png", "png"), tmp_path / "copy"
+    spec = get_dataset_spec("folder", folder)
+    prepare(spec, ["train"], folder, SavedDataset(), output_dir=copy, predecode=True)
+    with pytest.raises(UsageError, match=r"`tile_size`: .*copy stores 0 whole and not in tiles of 64 x 40 pixels"):
+        prepare(spec, ["train"], folder, SavedDataset(), output_dir=copy, predecode=True, tile_size=[64, 40])
+    prepare(spec, ["train"], folder, SavedDataset(), output_dir=copy, predecode=True, tile_size=[HEIGHT, WIDTH])
