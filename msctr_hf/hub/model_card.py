@@ -161,6 +161,7 @@ def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None) -> 
         "validation_was_trained_on": "validation" in settings.get("train_split", "").split("+"),
         "scores": iou_table(results) if results else None,
         "images": results.get("images"),
+        "tile_size": " x ".join(map(str, settings.get("tile_size") or ())),
         "worst": _worst_classes(results),
         "absent": ", ".join(_absent_classes(results)),
         "confusions": _confusions(results),

@@ -213,6 +213,14 @@ def test_results_of_older_runs_without_confusions_still_make_a_card(run_folder):
     assert "predicted as" not in text
 
 
+def test_scores_on_tiles_are_not_called_those_of_whole_images(run_folder):
+    text = card_of(run_folder).text
+    assert "on the validation split: whole images at one scale, at" in text
+    text = card_of(run_folder, {"tile_size": [64, 96]}).text
+    assert "on the validation split: tiles of at most 64 x 96 pixels, each by itself, at one scale, at" in text
+    assert "Measured in the best validation, on 12 tiles:" in text
+
+
 def test_scores_on_images_of_the_training_are_called_so(run_folder):
     fresh, seen = (
         "It was validated on the validation split",
