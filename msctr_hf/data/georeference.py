@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from ..errors import warn_caller
+from ..errors import as_usage_error, warn_caller
 from .tiff_blocks import SUFFIXES
 
 _NO_DATA = 42113  # tag of GDAL
@@ -25,13 +25,28 @@ _INSTALL = '`pip install "msctr_hf[geo]"` installs rasterio.'
 
 @dataclass(frozen=True)
 class NoData:
-    """Pixels of a file that have no data: those whose channels all have the no-data value."""
+    """Pixels of a file that have no data: those whose channels all have the no-data value.
 
-    file: str | bytes  # path, or contents
+    Args:
+        name (`str`): Name of the file, for messages.
+        file (`str` or `bytes`): Its path or its contents.
+    """
+
+    name: str
+    file: str | bytes
 
     def mask(self, rows: slice, columns: slice) -> np.ndarray:
-        """Return where a region has no data, (height, width) bool."""
-        with _opened(self.file) as file:
+        """Return where a region has no data, (height, width) bool.
+
+        Raises:
+            UsageError: If the file cannot be read; the message names it.
+        """
+        # labels are read without their image, too, so that nothing else may have found out that it is damaged
+        errors = _rasterio().errors.RasterioError
+        with (
+            as_usage_error(OSError, errors, prefix=f"The no-data value of {self.name} cannot be read: "),
+            _opened(self.file) as file,
+        ):
             window = ((rows.start, rows.stop), (columns.start, columns.stop))
             return file.dataset_mask(window=window) == 0
 
@@ -48,7 +63,7 @@ def no_data_of(file: Any) -> NoData | None:
     if _rasterio() is None:
         warn_caller(f"The no-data value of a GeoTIFF is not read, so all of its pixels count as valid; {_INSTALL}")
         return None
-    return NoData(stored)
+    return NoData(str(file.get("path") or "a file without a name"), stored)
 
 
 def is_georeferenced(path: Path) -> bool:
@@ -103,6 +118,7 @@ def _rasterio() -> Any:
     """Import rasterio, which brings GDAL; return `None` if it is not installed."""
     try:
         import rasterio
+        import rasterio.errors
     except ImportError:
         return None
     return rasterio

@@ -18,7 +18,7 @@ from msctr_hf.data.images import read_image
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.preparation import prepare
 from msctr_hf.data.saved_source import SavedDataset
-from msctr_hf.errors import InputWarning
+from msctr_hf.errors import InputWarning, UsageError
 from msctr_hf.evaluation.prediction import predict_files
 from msctr_hf.evaluation.predictor import Predictor
 
@@ -89,6 +89,17 @@ def test_a_copy_that_holds_the_files_ignores_the_same_pixels(folder, tmp_path):
     dataset = load_segmentation_dataset("folder", "train", tmp_path / "copy")
     for rows in (dataset, rows_for_crops(dataset), rows_of_labels(dataset)):
         assert np.array_equal(np.asarray(rows[0]["label"]), expected)
+
+
+def test_a_damaged_image_is_refused_by_name_where_only_labels_are_read(folder):
+    root, _ = folder
+    path = root / "images/a.tif"
+    write_geotiff(
+        path, image_with_a_black_corner(), nodata=0, compress="deflate", tiled=True, blockxsize=16, blockysize=16
+    )
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(UsageError, match=r"no-data value of .*a.tif cannot be read"):
+        rows_of_labels(load_segmentation_dataset("folder", "train", root))[0]
 
 
 def test_without_rasterio_all_pixels_count_and_a_warning_says_so(folder, monkeypatch):
