@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,8 +70,8 @@ def cut_into_tiles(dataset: Dataset, tile_size: Sequence[int], overlap: int | No
         dataset (`datasets.Dataset`): Samples {image, label, image_id} from files or a pre-decoded copy.
         tile_size (`Sequence[int]`): Height and width of a tile, in pixels; smaller images are one tile.
         overlap (`int`, *optional*): Number of pixels that neighboring tiles share. All tiles have the full size then:
-            the last of a row or column is shifted inside the image. By default no pixel is in two tiles, and the last
-            ones are smaller.
+            the last of a row or column is shifted inside the image. By default no pixel is in two tiles, and all have
+            nearly the same size, which is at most the full one: a strip of a few pixels is no input for a network.
 
     Returns:
         `datasets.Dataset`: Samples {image, label, image_id}, whose ids end in `@ROW,COLUMN` of the first pixel.
@@ -94,16 +96,26 @@ def cut_into_tiles(dataset: Dataset, tile_size: Sequence[int], overlap: int | No
 def tile_starts(side: int, tile: int, overlap: int | None = None) -> list[int]:
     """List the first pixels of the tiles along one side, as `cut_into_tiles` places them."""
     if overlap is None:
-        return list(range(0, side, tile))
+        count = math.ceil(side / tile)
+        return [side * number // count for number in range(count)]
     if side <= tile:
         return [0]
     return [*range(0, side - tile, tile - overlap), side - tile]
 
 
 def _tiles(height: int, width: int, tile_size: Sequence[int], overlap: int | None) -> Iterator[Tile]:
-    for top in tile_starts(height, tile_size[0], overlap):
-        for left in tile_starts(width, tile_size[1], overlap):
-            yield top, left, min(tile_size[0], height - top), min(tile_size[1], width - left)
+    for top, rows in _spans(height, tile_size[0], overlap):
+        for left, columns in _spans(width, tile_size[1], overlap):
+            yield top, left, rows, columns
+
+
+def _spans(side: int, tile: int, overlap: int | None) -> Iterator[tuple[int, int]]:
+    """Yield the first pixel and the length of the tiles along one side."""
+    starts = tile_starts(side, tile, overlap)
+    if overlap is None:
+        yield from ((start, stop - start) for start, stop in itertools.pairwise([*starts, side]))
+    else:
+        yield from ((start, min(tile, side)) for start in starts)
 
 
 def _sizes(rows: Dataset, reader: ReadSamples | ReadMapped) -> Iterator[tuple[int, int]]:
