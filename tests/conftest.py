@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,12 @@ def seeded():
 def pytest_sessionstart():
     """Do not wait for the disk: what a killed process has written stays, and no test cuts the power."""
     os.fsync = os.fstat  # raises the same error for a wrong file descriptor
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector the million objects of imported libraries, which live until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
