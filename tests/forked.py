@@ -7,6 +7,7 @@ starts are started as usual. What differs from a usual start: modules are loaded
 template have the same hash seed.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -99,6 +100,7 @@ def _import_libraries():
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     names = names[1:] if names[1:] != ["jemalloc_bg_thd"] else []  # jemalloc starts its thread again in a fork
     assert not names, f"threads that a fork would not have: {names}"
+    gc.freeze()  # keeps the collector of a fork from copying the memory of all libraries
 
 
 def _serve(connection):
