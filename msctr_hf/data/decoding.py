@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from datasets import Dataset, IterableDataset
 
 from ..errors import UsageError
+from .channels import Channels
 from .file_traits import traits_of
 from .images import read_image_file, read_labels, read_pair
 from .labels import LabelMapping
@@ -42,6 +43,7 @@ class ReadSamples:
         embedded (`bool`): Whether to refuse rows that contain the path of a file instead of the file: a copy made by
             someone else must not choose which files of this machine are read.
         with_traits (`bool`): Whether samples have a column `traits`, which a check of the data set counts.
+        channels (`Channels`, *optional*): Channels of the images, which are then arrays (H, W, N); RGB by default.
     """
 
     mapping: LabelMapping
@@ -50,18 +52,20 @@ class ReadSamples:
     with_labels: bool = True
     embedded: bool = False
     with_traits: bool = False
+    channels: Channels | None = None
 
     def __call__(self, batch: Batch) -> Batch:
         """Decode rows to samples: RGB image, train ids (mode L), image id."""
         if self.embedded:
             _refuse_missing(batch, ("image", "label") if self.with_labels else ("image",))
         if not self.with_labels:
-            return {"image": list(map(read_image_file, batch["image"])), "image_id": batch["image_id"]}
+            images = [read_image_file(file, self.channels) for file in batch["image"]]
+            return {"image": images, "image_id": batch["image_id"]}
         if not self.with_images:
             labels = [read_labels(file, self.mapping) for file in batch["label"]]
             return {"label": labels, "image_id": batch["image_id"]}
         pairs = [
-            read_pair(image, label, self.mapping, as_arrays=self.as_arrays)
+            read_pair(image, label, self.mapping, as_arrays=self.as_arrays, channels=self.channels)
             for image, label in zip(batch["image"], batch["label"], strict=True)
         ]
         samples = {
@@ -82,6 +86,10 @@ class ReadSamples:
     def images_only(self) -> ReadSamples:
         """Return a reader that skips labels, which may be missing."""
         return replace(self, with_labels=False)
+
+    def with_channels(self, channels: Channels) -> ReadSamples:
+        """Return a reader whose images have these channels."""
+        return replace(self, channels=channels)
 
     def for_check(self) -> ReadSamples:
         """Return a reader whose samples have a column `traits`."""
@@ -115,6 +123,11 @@ def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:
 def reader_of(dataset: Dataset) -> Reader:
     """Return the reader that was attached to a data set."""
     return dataset.format["format_kwargs"]["transform"]
+
+
+def rows_with_channels(dataset: Dataset, channels: Channels) -> Dataset:
+    """Return the same data set, with images that must have these channels."""
+    return dataset.with_transform(reader_of(dataset).with_channels(channels))  # type: ignore[attr-defined]
 
 
 def rows_for_crops(dataset: Dataset) -> Dataset:

@@ -13,6 +13,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
 from ..errors import UsageError, as_usage_error, warn_caller
+from .channels import ARRAY_SUFFIX, Channels
 from .decoding import ReadSamples
 from .image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, NAMES_SHOWN, files_below, may_be_image, name_some
 from .labels import LabelMapping
@@ -89,14 +90,16 @@ class FileSource:
     Args:
         layouts (`Sequence[Layout]`): Folder structures in which the data set is distributed.
         roots (`Sequence[str]`): Folders that may come between `data_dir` and the splits.
+        channels (`Channels`, *optional*): Channels of the images, which may be arrays of numpy then; RGB by default.
     """
 
     layouts: Sequence[Layout]
     roots: Sequence[str] = ()
+    channels: Channels | None = None
 
     def reader(self, mapping: LabelMapping) -> ReadSamples:
         """Return the reader that decodes rows and maps labels to train ids."""
-        return ReadSamples(mapping)
+        return ReadSamples(mapping, channels=self.channels)
 
     def index(
         self, split: str, data_dir: Path | None, corrections: Path | None = None, *, name: str, where_to_get: str = ""
@@ -180,6 +183,8 @@ class FileSource:
         if not data_dir.is_dir():
             raise UsageError(f"`data_dir`: the folder {data_dir} does not exist.{where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
+        if self.channels is not None:
+            folders = [replace(each, image_suffixes=(*each.image_suffixes, ARRAY_SUFFIX)) for each in folders]
         if labels_optional:
             folders = [
                 each if (root / (each.labels or "")).is_dir() else replace(each, labels=None) for each in folders

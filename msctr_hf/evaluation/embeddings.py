@@ -71,12 +71,14 @@ def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projections") -> dict[int, torch.Tensor]:
+def stage_features(
+    predictor: Predictor, image: Image.Image | np.ndarray, kind: str = "projections"
+) -> dict[int, torch.Tensor]:
     """Compute unit features (C, h, w) of an image for every backbone stage, finest first.
 
     Args:
         predictor (`Predictor`): Network with its image processor.
-        image (`Image.Image`): RGB image.
+        image (`Image` or `np.ndarray` of shape `(H, W, N)`): Image, as the `predictor` takes it.
         kind (`str`): `"projections"`, or maps that a network without contrast also has: `"stages"` of the backbone, or
             the `"pyramid"` of the decode head (UPerNet).
 

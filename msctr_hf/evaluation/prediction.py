@@ -9,10 +9,12 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..data.channels import ARRAY_SUFFIX, Channels
 from ..data.image_files import IMAGE_SUFFIXES, files_below, is_image, passes_a_circle
 from ..data.images import read_image
 from ..data.specs import DatasetSpec
@@ -65,13 +67,14 @@ def predict_files(
         NotFiniteError: If the logits of an image are not finite; the images before it are labeled.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else sources
-    targets = _plan_outputs(_find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
+    suffixes = IMAGE_SUFFIXES if predictor.channels is None else (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
+    targets = _plan_outputs(_find_images(sources, Path(output_dir), suffixes), Path(output_dir), submission_for)
     names, colors = predictor.class_names, predictor.palette
     if len(names) > MAX_VALUES:
         raise UsageError(f"The network has {len(names)} classes, but a PNG stores at most {MAX_VALUES}.")
     raw_values = _raw_values(submission_for, names, class_order) if submission_for is not None else None
     unreadable: list[str] = []
-    waiting: deque[tuple[Image.Image, Path]] = deque()  # read, but not labeled yet
+    waiting: deque[tuple[Any, Path]] = deque()  # read, but not labeled yet
     for labels in _label_maps(predictor, targets, waiting, unreadable):
         target = waiting[0][1]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,23 +114,26 @@ def save_labels(labels: np.ndarray, path: Path, palette: Sequence[Sequence[int]]
 def _label_maps(
     predictor: Predictor,
     targets: Mapping[Path, Path],
-    waiting: deque[tuple[Image.Image, Path]],
+    waiting: deque[tuple[Any, Path]],
     unreadable: list[str],
 ) -> Iterator[np.ndarray]:
     """Yield the class maps of the images that can be read; an error of the network names the image."""
     try:
-        yield from predictor(_readable(targets, waiting, unreadable))
+        yield from predictor(_readable(predictor.channels, targets, waiting, unreadable))
     except NotFiniteError as error:
         raise NotFiniteError(f"{waiting[0][1].name}: {error}") from error
 
 
 def _readable(
-    targets: Mapping[Path, Path], waiting: deque[tuple[Image.Image, Path]], unreadable: list[str]
-) -> Iterator[Image.Image]:
+    channels: Channels | None,
+    targets: Mapping[Path, Path],
+    waiting: deque[tuple[Any, Path]],
+    unreadable: list[str],
+) -> Iterator[Any]:
     """Yield the images that can be read, in order, and append each with its output path to `waiting`."""
     for path, target in progress(targets.items(), title="predicting", unit="image", shown=len(targets) > 1):
         try:
-            image = read_image(path)
+            image = read_image(path, channels)
         except UsageError as error:
             unreadable.append(str(error))
             continue
@@ -149,7 +155,7 @@ def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrP
     return values.astype(np.uint8 if values.max() < PALETTE_COLORS else np.uint16)
 
 
-def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:
+def _find_images(sources: Sequence[str | Path], output_dir: Path, suffixes: Sequence[str]) -> dict[Path, Path]:
     """Map every image, once, to the path of its output files, relative to the output folder and without suffix."""
     output_dir = output_dir.resolve()
     images: dict[Path, Path] = {}
@@ -157,15 +163,15 @@ def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, 
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            root, found = path, _images_below(path)
+            root, found = path, _images_below(path, suffixes)
         elif path.exists():
             root, found = path.parent, [path]
         else:
-            root, found = _matches(str(source))
+            root, found = _matches(str(source), suffixes)
         if not root.resolve().is_relative_to(output_dir):  # a second call must not label the files of the first
             found = [image for image in found if not _place(image).is_relative_to(output_dir)]
         if not found:
-            raise UsageError(f"`sources`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
+            raise UsageError(f"`sources`: {source} has no images ({', '.join(suffixes)}).")
         for image in found:
             if (place := os.path.abspath(image)) not in seen:
                 seen.add(place)
@@ -180,30 +186,34 @@ def _place(image: Path) -> Path:
     return image.parent.resolve() if image.exists() else image.resolve()
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Find images in a folder, and links that lead to no file, which are reported as images that cannot be read."""
     below = files_below(folder)
-    return sorted([*below.images, *below.broken_links])
+    images = (path for path in below.files if is_image(path, suffixes))
+    return sorted([*images, *below.broken_links])
 
 
-def _matches(pattern: str) -> tuple[Path, list[Path]]:
+def _matches(pattern: str, suffixes: Sequence[str]) -> tuple[Path, list[Path]]:
     """Return the folder above the first wildcard of a pattern, and the images that it, or a folder in it, matches."""
     if not glob.has_magic(pattern):
         raise UsageError(f"`sources`: {pattern} is neither a file nor a folder.")
     parts = Path(pattern).parts
     root = Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))])
     if "**" in parts:
-        files = _recursive_matches(parts[: parts.index("**")], parts[parts.index("**") :])
+        start = parts.index("**")
+        files = _recursive_matches(parts[:start], parts[start:], suffixes)
     else:
         matches = [Path(match) for match in sorted(glob.glob(pattern))]
-        files = [image for match in matches for image in (_images_below(match) if match.is_dir() else [match])]
+        files = [
+            image for match in matches for image in (_images_below(match, suffixes) if match.is_dir() else [match])
+        ]
     if not files:
         raise UsageError(f"`sources`: nothing matches {pattern!r}.")
-    found = (path for path in dict.fromkeys(files) if is_image(path) or not path.exists())
+    found = (path for path in dict.fromkeys(files) if is_image(path, suffixes) or not path.exists())
     return root, [path for path in found if not passes_a_circle(path, root)]
 
 
-def _recursive_matches(start: Sequence[str], pattern: Sequence[str]) -> list[Path]:
+def _recursive_matches(start: Sequence[str], pattern: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     """Find images that a pattern with `**` matches; `glob` would follow links that lead back again and again."""
     top = str(Path(*start))
     folders = [Path(match) for match in (sorted(glob.glob(top)) if glob.has_magic(top) else [top])]
@@ -211,7 +221,7 @@ def _recursive_matches(start: Sequence[str], pattern: Sequence[str]) -> list[Pat
         path
         for folder in folders
         if folder.is_dir()
-        for path in _images_below(folder)
+        for path in _images_below(folder, suffixes)
         if _fits(path.relative_to(folder).parts, pattern)
     ]
 

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
 
+from ..data.channels import count_of
 from ..data.specs import DatasetSpec
 from ..data.synthetic import SyntheticSource
 from ..errors import UsageError, as_usage_error
@@ -75,7 +76,7 @@ def write_model_card(
     card = ModelCard.from_template(
         _metadata(config, run, results, spec, license),
         template_path=str(_TEMPLATE),
-        **_facts(config, run, results, spec),
+        **_facts(config, run, results, spec, folder),
         name=name,
         predictions=PREDICTIONS_FILE if free and (folder / PREDICTIONS_FILE).exists() else None,
         network=_cells(_network(config, run, folder)),
@@ -141,13 +142,23 @@ def _beginning(run: dict) -> dict:
     return next((start for start in reversed(starts) if not start.get("from_step")), run)
 
 
-def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None) -> dict[str, Any]:
+def _channels(folder: Path) -> str | None:
+    """Describe images that only this package reads; `None` if they are gray or RGB images of 8 bits."""
+    processor = read_saved_json(folder / "preprocessor_config.json")
+    count, value_type = processor.get("num_channels") or 3, processor.get("value_type")
+    if count in (1, 3) and value_type in (None, "uint8"):
+        return None
+    return f"{count_of(count)}{f' of type {value_type}' if value_type else ''}"
+
+
+def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None, folder: Path) -> dict[str, Any]:
     settings = run.get("settings", {})
     return {
         "title": _title(config, spec),
         "num_classes": len(config["id2label"]),
         "contrast": _contrast(config, settings),
         "own_code": config["model_type"] == MsctrConfig.model_type,
+        "channels": _channels(folder),
         "objective": _cells(_objective(config, settings)),
         "data": _cells(_data(spec, run)),
         "data_name": _data_name(spec, run),
