@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ from ..errors import UsageError
 from ..progress import progress
 from .channels import VALUE_TYPES, Channels
 from .decoding import reader_of
+
+_PIXELS_AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,15 @@ class ChannelStatistics:
 
     @classmethod
     def of_image(cls, image: np.ndarray) -> ChannelStatistics:
-        """Compute the statistics of one image (H, W, N)."""
+        """Compute the statistics of one image (H, W, N), of which a part at a time is copied to float64."""
         values = image.reshape(-1, image.shape[2])
+        parts = (values[start : start + _PIXELS_AT_A_TIME] for start in range(0, len(values), _PIXELS_AT_A_TIME))
+        return functools.reduce(operator.add, map(cls._of_pixels, parts))
+
+    @classmethod
+    def _of_pixels(cls, values: np.ndarray) -> ChannelStatistics:
         means, variances = values.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64)
-        return cls(str(image.dtype), len(values), tuple(means.tolist()), tuple(variances.tolist()))
+        return cls(str(values.dtype), len(values), tuple(means.tolist()), tuple(variances.tolist()))
 
     def __add__(self, other: ChannelStatistics) -> ChannelStatistics:
         """Compute the statistics of all pixels of both; sums of squares would lose digits (Chan et al., 1979)."""

@@ -184,7 +184,7 @@ class FileSource:
             raise UsageError(f"`data_dir`: the folder {data_dir} does not exist.{where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
         if self.channels is not None:
-            folders = [replace(each, image_suffixes=(*each.image_suffixes, ARRAY_SUFFIX)) for each in folders]
+            folders = [_with_arrays(each) for each in folders]
         if labels_optional:
             folders = [
                 each if (root / (each.labels or "")).is_dir() else replace(each, labels=None) for each in folders
@@ -205,6 +205,12 @@ class FileSource:
         """Choose the layout of which most folders exist, or the first if none does, for the error message."""
         choices = [(data_dir / root, layout[split]) for layout in self.layouts for root in ("", *self.roots)]
         return max(choices, key=lambda choice: sum(os.path.isdir(choice[0] / files.images) for files in choice[1]))
+
+
+def _with_arrays(files: PairedFiles) -> PairedFiles:
+    """Accept arrays of numpy under the names of images."""
+    arrays = dict.fromkeys(ending[: ending.rindex(".")] + ARRAY_SUFFIX for ending in files.image_suffixes)
+    return replace(files, image_suffixes=(*files.image_suffixes, *arrays))
 
 
 def _refuse_incomplete(pairs: Pairs, split: str) -> None:

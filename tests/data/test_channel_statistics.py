@@ -7,7 +7,8 @@ from msctr_hf.data.channel_statistics import ChannelStatistics, measure_channels
 from msctr_hf.errors import UsageError
 
 
-def test_statistics_of_parts_are_those_of_all_pixels():
+def test_statistics_of_parts_are_those_of_all_pixels(monkeypatch):
+    monkeypatch.setattr("msctr_hf.data.channel_statistics._PIXELS_AT_A_TIME", 100)
     random = np.random.default_rng(0)
     # a mean far from 0, from which sums of squares in float32 would be wrong
     images = [random.normal(1e6, 3, (height, 17, 4)).astype(np.float32) for height in (5, 40, 1)]

@@ -14,6 +14,9 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 import msctr_hf
 from msctr_hf import MsctrImageProcessor, load_segmentation_dataset
 from msctr_hf.errors import UsageError
+from msctr_hf.evaluation.demo_page import build_page
+from msctr_hf.evaluation.embeddings import stage_features
+from msctr_hf.evaluation.predictor import load_predictor
 
 TYPES = {1: np.uint16, 4: np.uint8, 7: np.float32}
 TINY = {
@@ -138,6 +141,15 @@ def test_stock_pipeline_and_image_processors_refuse_other_images_in_a_sentence(t
         AutoImageProcessor.from_pretrained(run, backend="pil")
     with pytest.raises(ValueError, match=f"have 3 channel.*reads {count}"):
         AutoModelForSemanticSegmentation.from_pretrained(run)(torch.zeros(1, 3, 64, 64))
+
+
+def test_the_demo_refuses_such_networks_and_embeddings_are_computed(trained):
+    count, data, run = trained
+    predictor = load_predictor(str(run), device="cpu")
+    with pytest.raises(UsageError, match=f"shows RGB images of 8 bits, but this network reads {count} channel"):
+        build_page(predictor, "network")
+    features = stage_features(predictor, arrays(data)["0"])
+    assert all(stage.isfinite().all() and stage.shape[0] == 8 for stage in features.values())
 
 
 @pytest.mark.slow
