@@ -25,6 +25,7 @@ from msctr_hf.training.settings import purpose
 _SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
 _SETTINGS = ("contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
 _DEFAULTS = {name: getattr(MsctrConfig, name) for name in ("decode_head", "contrastive_mode", "contrastive_sampling")}
+_TRAINING_SCRIPTS = ("train.py", "control.py")
 _ENVIRONMENT = ("device", "mixed_precision", "versions", "git_commit")
 
 
@@ -72,9 +73,11 @@ def _network(settings: dict[str, Any]) -> str:
 
 def _command(started_as: str) -> str:
     """Build the command that repeats a run, without the flags of its start and with placeholders for local paths."""
-    words, flag = ["python", "scripts/train.py"], ""
-    given = shlex.split(started_as)[1:]
-    for word in given[1:] if given[:1] == ["train"] else given:  # started by `msctr train`, or by the script
+    program, *given = shlex.split(started_as)
+    script = Path(program).name
+    # started by a script of this repository, or by `msctr train`
+    words, flag = ["python", f"scripts/{script if script in _TRAINING_SCRIPTS else 'train.py'}"], ""
+    for word in given[1:] if given[:1] == ["train"] else given:
         flag = word if word.startswith("--") else flag
         name = flag.removeprefix("--")
         if name == "output_dir" or purpose(name).launch_only:

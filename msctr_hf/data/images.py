@@ -123,7 +123,7 @@ def read_pair(
         shown = _turned_size(stored.size, stored.orientation)
         raise UsageError(
             f"{_name(label)} is {width}x{height} pixels but its image {_name(image)} is {shown[0]}x{shown[1]}; they "
-            "must have the same size."
+            "must have the same size. Export the labels at the size of the images, or resize them by nearest neighbor."
         )
     convert = np.asarray if as_arrays else _as_image
     labels, tagged = convert(_turned(train_ids, turns[1])), _tagged(stored.orientation, turns)
@@ -253,9 +253,24 @@ def _read_raw_labels(label: Any, by_color: bool) -> tuple[np.ndarray, int]:
         remedy = "" if by_color else " For color-coded labels, list the colors in `label_colors` of dataset.yaml."
         raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}.{remedy}")
     raw = np.asarray(image.convert("RGB") if by_color else image)
+    if image.format == "GIF" and image.mode == "P" and not by_color:
+        raw = _gray_values(image, _name(label))
     if stored.white and image.mode in ("L", "I"):
         raw = _unstretched(raw, stored.white, 255 if image.mode == "L" else 65535)
     return raw, stored.orientation
+
+
+def _gray_values(gif: Image.Image, name: str) -> np.ndarray:
+    """Look up the gray values of a GIF, whose indices programs number anew in every file."""
+    palette = np.asarray(gif.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    indices = np.asarray(gif)
+    colors = palette[np.unique(indices).clip(max=len(palette) - 1)]
+    if (colors != colors[:, :1]).any():
+        raise UsageError(
+            f"{name}: the values of a GIF with colors may differ from file to file; list the colors in `label_colors` "
+            "of dataset.yaml, or save the labels again as PNG."
+        )
+    return palette[indices.clip(max=len(palette) - 1), 0]
 
 
 def _unstretched(raw: np.ndarray, white: int, full: int) -> np.ndarray:

@@ -43,6 +43,7 @@ class _Split:
     rows: Dataset
     reader: Reader
     without_label: list[Path]
+    notes: Sequence[str] = ()
     broken_links: Sequence[Path] = ()
     fingerprint: str = ""
     report: SplitReport | None = None
@@ -114,11 +115,14 @@ def prepare(
                 raise UsageError(
                     f"`data_dir`: {data_dir} is a pre-decoded copy; make another copy from the original files."
                 )
+        for note in dict.fromkeys(note for split in found for note in split.notes):
+            print(f"warning: {note}")
         for split in found:
             _check(split, spec, output_dir, num_workers)
             print(report_table(split.report, spec, split.name))
         reports = {split.name: split.report for split in found}
-        faults = [fault for split in found for fault in split.faults]
+        # splits that share files share their faults
+        faults = list(dict.fromkeys(fault for split in found for fault in split.faults))
         for sentence in group_faults(faults):
             print(f"broken: {sentence}")
         for warning in warnings_about(reports, spec):
@@ -160,8 +164,10 @@ def channels_of_check(folder: Path, split: str) -> ChannelStatistics | None:
 
 
 def _existing_splits(spec: DatasetSpec, data_dir: Path | None, saved: SavedDataset) -> list[str]:
-    """List train, validation, and test if the data set has it."""
+    """List train, validation, and test if the data set has it; of a copy with classes of its own, what it has."""
     if is_a_copy(saved, data_dir):
+        if spec.name == FOLDER and (own := splits_of_copy(saved, data_dir)):
+            return own
         has_test = "test" in splits_of_copy(saved, data_dir)
     elif data_dir is not None and holds_predecoded(data_dir):
         has_test = "test" in predecoded_splits(data_dir)
@@ -183,14 +189,14 @@ def _find(
         return _Split(split, rows, reader, without_label=[])
     is_test = split == "test"
     pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get, labels_optional=is_test)
-    for note in pairs.notes(split, with_companions=True):
-        print(f"warning: {note}")
     if corrections is not None:
         spec.source.check_corrections(corrections, data_dir, name=spec.name)
     rows = spec.source.rows(pairs, data_dir, corrections)
     if is_test and pairs.without_label:
         rows = concatenate_datasets([rows, _unlabeled_rows(pairs.without_label, data_dir)])
-    return _Split(split, rows, spec.reader(), [] if is_test else pairs.without_label, pairs.broken_links)
+    without_label = [] if is_test else pairs.without_label
+    notes = pairs.notes(split, of_check=True)
+    return _Split(split, rows, spec.reader(), without_label, notes, pairs.broken_links)
 
 
 def _unlabeled_rows(images: Sequence[Path], data_dir: Path) -> Dataset:

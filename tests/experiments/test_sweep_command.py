@@ -68,7 +68,7 @@ def test_single_runs_repeat_the_rows_of_a_sweep(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_resumes(folder, tmp_path, number):
     command = sweep(folder, tmp_path / "sweep", seeds=(0,), max_steps=60, checkpointing_steps=60)
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
@@ -77,9 +77,9 @@ def test_a_stopped_sweep_resumes(folder, tmp_path, number):
     while not steps.exists() or len(steps.read_text().splitlines()) < 3:
         assert process.poll() is None
         time.sleep(0.1)
-    os.killpg(process.pid, number)  # to all of its processes, as a terminal does on Ctrl-C
+    os.killpg(process.pid, number)  # to all of its processes, as a terminal does on Ctrl-C; runs have other groups
     process.communicate(timeout=300)
-    assert process.returncode == 75
+    assert process.returncode == (-number if number == signal.SIGKILL else 75)
     assert not (tmp_path / "sweep/ce/seed_0/results.json").exists()
     finished = run(command)
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -100,6 +100,8 @@ def test_a_failed_run_ends_the_sweep_with_the_error_of_the_run(folder, tmp_path)
     (("--parallel", "0"), "--parallel must be at least 1, got 0."),
     (("--seeds", "1", "1"), "--seeds: every entry must be given once"),
     (("--max_stepz", "3"), "Did you mean --max_steps?"),
+    (("--time_left", "9"), "--time_left needs --experiment."),
+    (("--experiment", "missing.yaml"), "--arms and --seeds are in the file of the experiment"),
 ])  # fmt: skip
 def test_faulty_input_is_reported_in_one_sentence(folder, tmp_path, more, message, run_script):
     code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep")[2:], *more)
