@@ -163,7 +163,7 @@ def _fault_of_maps(backbone: MsctrTimmBackbone, size: tuple[int, int], device: s
     """Return why maps of an image cannot be computed or do not have the strides of the network, or `None`."""
     try:
         with torch.no_grad(), torch.device(device):
-            maps = backbone(torch.zeros(1, 3, *size)).feature_maps
+            maps = backbone(torch.zeros(1, backbone.config.num_channels, *size)).feature_maps
     except Exception as error:  # timm asserts, divides and reshapes
         return brief_reason(error)
     strides = backbone._backbone.feature_info.reduction()
