@@ -15,6 +15,8 @@ COMMANDS = {
     "push": "push a trained model to the Hub",
     "convert": "convert a checkpoint of the paper's released code",
     "embeddings": "plot embeddings of pixels by class, and their similarity to one pixel",
+    "index": "keep embeddings of a labeled data set in one file, with prototypes of every class",
+    "find": "find in other images what is like a pixel or a box of one image",
     "demo": "serve a web page that labels your images",
 }
 _WIDTH = max(map(len, COMMANDS)) + 2

@@ -1,1 +1,1 @@
-"""Tools of this repository that are not in the wheel: sweeps, tables of runs, benchmarks, the network of examples/."""
+"""Tools of this repository that are not in the wheel: sweeps, experiments, tables, benchmarks, examples/."""

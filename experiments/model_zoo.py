@@ -19,12 +19,14 @@ from msctr_hf.commands.command_line import one_sentence
 from msctr_hf.commands.spelling import SpellingParser
 from msctr_hf.errors import UsageError
 from msctr_hf.models.configuration_msctr import MsctrConfig
+from msctr_hf.training.description import DRAWN_IMAGES
 from msctr_hf.training.run_folder import RESULTS_FILE, RUN_FILE, read_json, read_log, write_json
 from msctr_hf.training.settings import purpose
 
 _SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
-_SETTINGS = ("contrastive_mode", "contrastive_sampling", "seed", "max_steps", "batch_size")
+_SETTINGS = ("contrastive_mode", "contrastive_sampling", "train_images", "seed", "max_steps", "batch_size")
 _DEFAULTS = {name: getattr(MsctrConfig, name) for name in ("decode_head", "contrastive_mode", "contrastive_sampling")}
+_TRAINING_SCRIPTS = ("train.py", "control.py")
 _ENVIRONMENT = ("device", "mixed_precision", "versions", "git_commit")
 
 
@@ -53,6 +55,7 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
         "dataset": settings["dataset"],
         "split": "validation",
         **{name: settings.get(name) for name in _SETTINGS},
+        "subset_seed": run.get(DRAWN_IMAGES, {}).get("subset_seed"),
         "max_steps": run.get("duration", settings).get("max_steps"),
         **{name: results[name] for name in _SCORES},
         "images_per_second": statistics.median(line["images_per_second"] for line in log),
@@ -72,9 +75,11 @@ def _network(settings: dict[str, Any]) -> str:
 
 def _command(started_as: str) -> str:
     """Build the command that repeats a run, without the flags of its start and with placeholders for local paths."""
-    words, flag = ["python", "scripts/train.py"], ""
-    given = shlex.split(started_as)[1:]
-    for word in given[1:] if given[:1] == ["train"] else given:  # started by `msctr train`, or by the script
+    program, *given = shlex.split(started_as)
+    script = Path(program).name
+    # started by a script of this repository, or by `msctr train`
+    words, flag = ["python", f"scripts/{script if script in _TRAINING_SCRIPTS else 'train.py'}"], ""
+    for word in given[1:] if given[:1] == ["train"] else given:
         flag = word if word.startswith("--") else flag
         name = flag.removeprefix("--")
         if name == "output_dir" or purpose(name).launch_only:
@@ -129,7 +134,8 @@ def zoo_commands(rows: Sequence[dict[str, Any]]) -> str:
 def _groups(rows: Sequence[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        key = (row["network"], row["dataset"], row["split"], row["arm"], row["max_steps"])
+        few = f" ({row['train_images']} training images)" if row.get("train_images") else ""
+        key = (row["network"], row["dataset"] + few, row["split"], row["arm"], row["max_steps"])
         groups.setdefault(key, []).append(row)
     return groups
 

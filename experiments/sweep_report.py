@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from msctr_hf.training.run_folder import LOG_FILE, read_log
 
+from .evidence.paired_tests import t_interval
 from .sweep import SweepRun
 
 _TERM = re.compile(r"cross_entropy|auxiliary|contrastive/stage_\w+")
@@ -76,10 +77,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _half_interval(differences: Sequence[float]) -> float:
-    from scipy.stats import t  # in the optional dependencies `figures`
-
-    count = len(differences)
-    return float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
+    low, high = t_interval(differences)
+    return (high - low) / 2
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:

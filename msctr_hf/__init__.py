@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from .models.contrastive_adapter import ContrastiveAdapter
     from .models.contrastive_loss import MultiScaleContrastiveLoss
     from .models.info_nce import info_nce_loss
+    from .training.trainer_callback import ContrastiveWeightCallback
 
 __version__ = "0.1.0"
 
 _LOADED_ON_DEMAND = {
     "Anchors": "models.anchor_sampling",
     "ContrastiveAdapter": "models.contrastive_adapter",
+    "ContrastiveWeightCallback": "training.trainer_callback",
     "MeanIoU": "evaluation.mean_iou",
     "MultiScaleContrastiveLoss": "models.contrastive_loss",
     "info_nce_loss": "models.info_nce",
@@ -76,6 +78,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Anchors",
     "ContrastiveAdapter",
+    "ContrastiveWeightCallback",
     "MeanIoU",
     "MsctrConfig",
     "MsctrForSemanticSegmentation",

@@ -28,6 +28,7 @@ class SettingInfo:
         ascending (`bool`): Whether the values of a list must be in ascending order.
         aliases (`tuple[str, ...]`): Names in other libraries with exactly the same meaning, which are accepted.
         former (`tuple[str, ...]`): Names in older versions, which are accepted but not shown.
+        former_values (`Mapping[str, str]`): Values of older versions, and what they are called now; likewise.
         instead_of (`tuple[str, ...]`): Settings that exclude this one; a flag replaces their values in a recipe.
         resembles (`tuple[str, ...]`): Names in other libraries with nearly the same meaning, which are refused; the
             message names ours.
@@ -48,6 +49,7 @@ class SettingInfo:
     ascending: bool = False
     aliases: tuple[str, ...] = ()
     former: tuple[str, ...] = ()
+    former_values: Mapping[str, str] = field(default_factory=dict)
     instead_of: tuple[str, ...] = ()
     resembles: tuple[str, ...] = ()
     on_resume: Literal["refused", "announced", "batch", "replaced", "free"] = "refused"
@@ -100,7 +102,9 @@ class Settings:
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))
         for name, info in setting_infos(type(self)).items():
-            if (value := getattr(self, name)) is not None:
+            if isinstance(value := getattr(self, name), str) and value in info.former_values:
+                setattr(self, name, info.former_values[value])
+            elif value is not None:
                 _check(name, value, info, types[name])
 
 

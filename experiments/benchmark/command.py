@@ -3,10 +3,12 @@
     python scripts/benchmark.py loss                 # the contrastive loss, within and across scales
     python scripts/benchmark.py sampling             # sampling the anchors of a stage, with the gradient of its map
     python scripts/benchmark.py together             # the whole objective: sampling at four stages, six terms
+    python scripts/benchmark.py options              # hard anchors and any positive, beside the defaults
     python scripts/benchmark.py projection           # projecting sampled pixels instead of whole maps
     python scripts/benchmark.py data                 # training samples, from files to augmented crops
     python scripts/benchmark.py upsampling           # from logits to classes at the size of the labels
     python scripts/benchmark.py metric               # from classes to mean IoU
+    python scripts/benchmark.py large_images         # memory and speed with images of 12,000 x 9,000 pixels
     python scripts/benchmark.py step --config configs/cityscapes/hrnet_w48.yaml --batch_size 2
     python scripts/benchmark.py peers                # beside other libraries; pip install ".[peers]"
 
@@ -30,6 +32,7 @@ from msctr_hf.training.description import git_commit
 from msctr_hf.training.run_folder import write_json
 
 from . import contrast, data, evaluation
+from .large_images import large_images
 from .measuring import describe_machine, markdown_table, misses_target
 from .peers import PARTS, Sizes, missing_peers, peers
 from .step import Setting, training_step
@@ -97,6 +100,12 @@ def parser() -> argparse.ArgumentParser:
         o.batch_sizes, o.repetitions, device))  # fmt: skip
     together.add_argument("--batch_sizes", type=_positive, nargs="+", default=[2, 6], help="images per batch (2 6)")
 
+    options = add("options", "compare hard anchors and any positive with the defaults", lambda o, device:
+        contrast.options(o.batch_sizes, o.sizes, o.classes, o.repetitions, device))  # fmt: skip
+    options.add_argument("--batch_sizes", type=_positive, nargs="+", default=[2, 6], help="images per batch (2 6)")
+    options.add_argument("--sizes", type=_positive, nargs="+", default=[1000, 10_000], help="anchors (1000 10000)")
+    options.add_argument("--classes", type=_positive, nargs="+", default=[19, 150], help="numbers of classes (19 150)")
+
     projection = add("projection", "compare projecting pixels and maps", lambda o, device: contrast.projection(
         o.batch_size, o.repetitions, device))  # fmt: skip
     projection.add_argument("--batch_size", type=_positive, default=2, help="images per batch (2)")
@@ -116,6 +125,13 @@ def parser() -> argparse.ArgumentParser:
     beside.add_argument("--anchors", type=_positive, nargs="+", default=[1000, 5000], help="of the loss (1000 5000)")
     beside.add_argument("--image_size", type=_positive, default=512, help="side of a predicted image (512)")
     beside.add_argument("--training_size", type=_positive, default=256, help="side of images to train on (256)")
+
+    large = add("large_images", "measure training and prediction of large images", lambda o, device: large_images(
+        o.size, o.steps, device))  # fmt: skip
+    large.add_argument(
+        "--size", type=_positive, nargs=2, default=[9000, 12_000], help="height and width in pixels (9000 12000)"
+    )
+    large.add_argument("--steps", type=_positive, default=12, help="training steps, at least 2 (12)")
 
     step = add("step", "measure a training step with and without contrast", lambda o, device: training_step(
         o.config, Setting(o.batch_size, o.crop_size, device, PRECISIONS[o.mixed_precision], o.compile,

@@ -6,6 +6,8 @@ thread, the target that the ratio should reach.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,6 +29,14 @@ PAIRS = ((0, 3), (0, 2))
 CROP = (512, 1024)
 NUM_LABELS = 19
 VIEWS = 5  # anchors per image and class; nearly always 5 in practice
+
+OPTIONS: dict[str, dict] = {
+    "default": {},
+    "hard": {"anchor_selection": "hard"},
+    "any": {"positives": "any"},
+}
+BUDGET = 2048  # anchors of a stage
+LEAD_OF_LABELS = 4.0  # of logits of labels, in deviations of the others: 5 to 10 % of the pixels are misclassified
 
 LOSS_TARGETS = {
     "within": {500: 0.85, 1000: 1.3, 2000: 1.8, 5000: 4.0, 10_000: 5.0},
@@ -65,7 +75,12 @@ def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | Non
 
 def loss_step(way: str | Callable, term: str, size: int, num_labels: int, device: torch.device) -> Step:
     """Build a forward and backward pass over random anchors, sorted by class as the sampler returns them."""
-    function = {"dense": dense_info_nce_loss, "ours": info_nce_loss}[way] if isinstance(way, str) else way
+    functions: dict[str, Callable] = {
+        "dense": dense_info_nce_loss,
+        "ours": info_nce_loss,
+        "any": functools.partial(info_nce_loss, positives="any"),
+    }
+    function = functions[way] if isinstance(way, str) else way
     generator = torch.Generator().manual_seed(0)
     sides: list[torch.Tensor] = []
     for _ in range(1 if term == "within" else 2):
@@ -131,6 +146,75 @@ def together(batch_sizes: Sequence[int], repetitions: int | None, device: torch.
         rows.append({"images": batch_size, "crop": "x".join(map(str, CROP))} | compare(seconds))
         add_targets(rows[-1], device, speed=TOGETHER_TARGETS.get(batch_size))
     return rows
+
+
+def options(
+    batch_sizes: Sequence[int],
+    sizes: Sequence[int],
+    num_labels: Sequence[int],
+    repetitions: int | None,
+    device: torch.device,
+) -> list[dict]:
+    """Compare hard anchors and any positive with the defaults: the whole objective, then the loss alone.
+
+    `hard share` is the share of the anchors of all stages that hard anchors take from misclassified pixels.
+    """
+    rows, arguments = [], dict[str, tuple]()
+    for sampling, images, classes in itertools.product(("rarest", "budget"), batch_sizes, num_labels):
+        arguments = {way: (way, images, classes, sampling, device) for way in OPTIONS}
+        costs = _costs(objective_step, arguments, ("default", 1, 5, sampling, device), repetitions or 9)
+        what = {"part": f"objective, {sampling}", "images": images, "anchors": None, "classes": classes}
+        rows.append(what | costs | {"hard share": _hard_share(images, classes, sampling, device)})
+    for term, size, classes in itertools.product(("within", "across"), sizes, num_labels):
+        arguments = {"default": ("ours", term, size, classes, device), "any": ("any", term, size, classes, device)}
+        costs = _costs(loss_step, arguments, ("any", term, 200, 5, device), repetitions or max(5, 20_000 // size))
+        what = {"part": f"loss, {term}", "images": None, "anchors": size, "classes": classes}
+        rows.append(what | costs | {"hard share": None})
+    return rows
+
+
+def _costs(build: Callable[..., Step], arguments: dict[str, tuple], warm_up: tuple, repetitions: int) -> dict:
+    """Measure the options that `arguments` lists, and make the columns of all: time, memory, and ratio of times."""
+    device = warm_up[-1]
+    memory = {way: peak_megabytes(build, of_way, warm_up, device) for way, of_way in arguments.items()}
+    seconds = median_seconds({way: build(*of_way) for way, of_way in arguments.items()}, repetitions, device)
+    columns: dict = {}
+    for way in OPTIONS:
+        measured = way in seconds
+        columns[f"{way} ms"] = 1000 * seconds[way] if measured else None
+        columns[f"{way} MB"] = memory.get(way)
+        if way != "default":
+            times = 1000 * seconds.get(way, 0), 1000 * seconds["default"]
+            columns[f"{way} / default"] = ratio(*times, unit="ms") if measured else None
+    return columns
+
+
+def objective_step(way: str, images: int, num_labels: int, sampling: str, device: torch.device) -> Step:
+    """Build a forward and backward pass of the whole objective with an option, with logits that are mostly right."""
+    objective, maps, labels, logits = _objective(way, images, num_labels, sampling, device)
+    return lambda: _backward(objective(maps, labels, logits=logits)[0], maps)
+
+
+def _objective(way: str, images: int, num_labels: int, sampling: str, device: torch.device) -> tuple:
+    limits: dict = {} if sampling == "rarest" else {"max_anchors": BUDGET}
+    objective = MultiScaleContrastiveLoss(
+        num_labels, (1, 2, 3, 4), SCALE_WEIGHTS, PAIRS, (1.0, 1.0), sampling=sampling, **limits, **OPTIONS[way]
+    )
+    labels = blob_labels(images, CROP, device, num_labels)
+    maps = [_map(images, CHANNELS, stride, device) for stride in STRIDES]
+    coarse = labels[:, :: STRIDES[0], :: STRIDES[0]]
+    logits = torch.randn(len(coarse), num_labels, *coarse.shape[1:], device=device)
+    logits.scatter_add_(1, coarse[:, None], torch.full_like(logits[:, :1], LEAD_OF_LABELS))
+    return objective, maps, labels, logits
+
+
+def _hard_share(images: int, num_labels: int, sampling: str, device: torch.device) -> float:
+    objective, maps, labels, logits = _objective("hard", images, num_labels, sampling, device)
+    facts = objective.contrast(maps, labels, logits=logits).facts
+    names = [f"contrastive/stage_{stage}" for stage in objective.stages]
+    stages = [name for name in names if facts[f"{name}/anchors"]]  # without anchors, the share is NaN
+    hard = sum(facts[f"{stage}/anchors"] * facts[f"{stage}/hard_share"] for stage in stages)
+    return hard / sum(facts[f"{stage}/anchors"] for stage in stages)
 
 
 def projection(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:

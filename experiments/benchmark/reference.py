@@ -94,7 +94,9 @@ class StraightforwardContrast(nn.Module):
         self.objective = objective
         self.projection_head = projection_head
 
-    def contrast(self, hidden: Sequence[torch.Tensor], labels: torch.Tensor, project: object) -> ContrastiveResult:
+    def contrast(
+        self, hidden: Sequence[torch.Tensor], labels: torch.Tensor, project: object, logits: torch.Tensor
+    ) -> ContrastiveResult:
         """Compute the loss of `MultiScaleContrastiveLoss.contrast`, without terms and diagnostics."""
         objective = self.objective
         maps = [stage.float() for stage in self.projection_head.project(hidden)]  # projected under autocast

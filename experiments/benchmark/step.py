@@ -112,6 +112,7 @@ class TrainingStep:
             self.model = network
         self.decode_head = network.decode_head
         self.setting = setting
+        network.contrastive_weight.set_step(0, 1)  # a recipe may have a schedule
 
     def _record_time(self, *_: Any) -> None:
         self.logits_at = clock(self.setting.device)

@@ -92,6 +92,8 @@ class CommandLine(HfArgumentParser):
         action = parser._option_string_actions[f"--{field.name}"]
         if action.nargs == "+":
             action.nargs = "*"  # an empty list is a value too, and the config.yaml of a run contains some
+        if info.former_values:
+            action.type = _with_former_values(action.type, info.former_values)
         if bool in get_args(field.type) and action.nargs is None:
             action.nargs, action.const = "?", True  # the flag alone means true, as for every other boolean
         if (complement := parser._option_string_actions.get(f"--no_{field.name}")) is not None:
@@ -224,6 +226,10 @@ class CommandLine(HfArgumentParser):
         close = closest(name, names)
         hint = f"Did you mean {quoted.format(close)}?" if close else "See --help for all settings."
         self.error(f"{sentence} {hint}")
+
+
+def _with_former_values(read: Any, former: Mapping[str, str]) -> Callable[[str], Any]:
+    return lambda word: read(former.get(word, word))
 
 
 def _end_before_gloo_aborts() -> None:

@@ -7,7 +7,7 @@ msctr embeddings --model runs/hrnet --dataset cityscapes --data_dir /data/citysc
 embeddings.png shows pixels of every stage, colored by class, similar ones close together, with their silhouette
 coefficient (1: classes are well separated, 0: they overlap, below 0: they are mixed). similarity.png shows the cosine
 similarity between one pixel, given or clicked, and all pixels of every stage. Both use projections; to compare with a
-network trained without contrast, use the maps of the backbone (--features stages) or of UPerNet (--features pyramid).
+network trained without contrast, use --features decode_head (the pyramid of UPerNet) or --features backbone.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from .command_line import CommandLine, written_to_output_dir
 
 def main(argv: Sequence[str]) -> None:
     """Run `msctr embeddings` with the arguments that follow it on the command line."""
-    CommandLine([EmbeddingSettings], __doc__, "embeddings", flag_names={"image_id": "image", "kind": "features"}).run(
-        argv, _embeddings
-    )
+    CommandLine([EmbeddingSettings], __doc__, "embeddings", flag_names={"image_id": "image"}).run(argv, _embeddings)
 
 
 def _embeddings(arguments: EmbeddingSettings) -> None:
@@ -44,7 +42,7 @@ def _embeddings(arguments: EmbeddingSettings) -> None:
     image = choose_sample(dataset, arguments.image)["image"]
     features = stage_features(predictor, image, arguments.features)
     row, column = ask_for_pixel(image) if arguments.click else arguments.pixel or (image.height // 2, image.width // 2)
-    across = arguments.features == "projections"
+    across = arguments.features == "projection"
     maps = similarity_maps(features, (row, column), (image.height, image.width), across)
 
     every = max(1, len(dataset) // arguments.num_images)

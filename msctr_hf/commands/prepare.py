@@ -3,6 +3,7 @@
 msctr prepare --dataset cityscapes --data_dir official                               # check only
 msctr prepare --dataset cityscapes --data_dir official --output_dir parquet
 msctr prepare --dataset cityscapes --data_dir official --predecode --output_dir pixels
+msctr prepare --dataset folder --data_dir aerial --predecode --tile_size 1024 1024 --output_dir tiles
 
 The check reads every file of train, validation and, where there is one, test. It lists broken files by the kind of
 their fault, classes that no split holds, ignored pixels, and images that two splits share. The copy consists of
@@ -41,6 +42,7 @@ def _prepare(arguments: PreparationSettings) -> None:
             corrections=corrections,
             output_dir=output_dir,
             predecode=arguments.predecode,
+            tile_size=arguments.tile_size,
             skip_broken=arguments.skip_broken,
             num_workers=arguments.num_workers,
         )

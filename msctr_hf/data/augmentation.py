@@ -12,6 +12,7 @@ from PIL import Image
 
 from .color_jitter import jitter_colors
 from .labels import IGNORE_INDEX
+from .regions import Pixels, as_pixels
 from .user_transform import UserTransform
 
 CROP_TRIES = 10
@@ -58,16 +59,16 @@ class TrainingAugmentation:
 
     def __call__(
         self,
-        image: Image.Image | np.ndarray,
-        label: Image.Image | np.ndarray,
+        image: Image.Image | Pixels,
+        label: Image.Image | Pixels,
         random: np.random.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment one sample.
 
         Args:
-            image (`Image` or `np.ndarray` of shape `(H, W, 3)`, uint8): RGB image. Of an array in a memory-mapped
-                file, only the part that the crop shows is read.
-            label (`Image` or `np.ndarray` of shape `(H, W)`, uint8): Train ids, mode L, of the same size.
+            image (`Image` or `Pixels` of shape `(H, W, 3)`, uint8): RGB image. Of an array in a memory-mapped file, or
+                of a large TIFF, only the part that the crop shows is read.
+            label (`Image` or `Pixels` of shape `(H, W)`, uint8): Train ids, mode L, of the same size.
             random (`np.random.Generator`): Source of all randomness.
 
         Returns:
@@ -76,8 +77,8 @@ class TrainingAugmentation:
         """
         # What is switched off draws no random number, so that a new option does not change the images of other runs.
         turns = int(random.integers(4)) if self.rotate90 else 0
-        rows, columns, labels = self._choose_window(np.asarray(label), random, transposed=turns % 2 == 1)
-        pixels = self._resize_and_pad(np.asarray(image), rows, columns)
+        rows, columns, labels = self._choose_window(as_pixels(label), random, transposed=turns % 2 == 1)
+        pixels = self._resize_and_pad(as_pixels(image), rows, columns)
         if random.random() < self.flip_probability:
             pixels, labels = pixels.flip(-1), labels[:, ::-1]
         if self.flip_vertical_probability and random.random() < self.flip_vertical_probability:
@@ -98,7 +99,7 @@ class TrainingAugmentation:
         return normalize(pixel_values, self.image_mean, self.image_std), torch.from_numpy(labels.astype(np.int64))
 
     def _choose_window(
-        self, label: np.ndarray, random: np.random.Generator, transposed: bool = False
+        self, label: Pixels, random: np.random.Generator, transposed: bool = False
     ) -> tuple[_Span, _Span, np.ndarray]:
         """Choose the rows and columns of a crop, and return them with its labels."""
         crop_size = self.crop_size[::-1] if transposed else self.crop_size
@@ -117,7 +118,7 @@ class TrainingAugmentation:
                 break
         return rows, columns, labels
 
-    def _resize_and_pad(self, image: np.ndarray, rows: _Span, columns: _Span) -> torch.Tensor:
+    def _resize_and_pad(self, image: Pixels, rows: _Span, columns: _Span) -> torch.Tensor:
         """Compute the pixels of the crop, (3, height, width) uint8, by antialiased bilinear interpolation."""
         # copies a read-only array, about which torch would warn
         region = np.require(image[rows.region, columns.region], requirements=["W"])
@@ -193,7 +194,7 @@ class _Span:
         return np.pad(np.arange(self.length), (self.padding, after), mode="reflect")
 
 
-def _resize_labels(label: np.ndarray, rows: _Span, columns: _Span) -> np.ndarray:
+def _resize_labels(label: Pixels, rows: _Span, columns: _Span) -> np.ndarray:
     """Compute the labels of the crop, (height, width) uint8, from the nearest pixels; 255 where padded."""
     labels = label[rows.region, columns.region][rows.nearest].take(columns.nearest, axis=1)
     if labels.shape == (rows.crop, columns.crop):

@@ -10,8 +10,9 @@ from datasets import Dataset, IterableDataset
 
 from ..errors import UsageError
 from .file_traits import traits_of
-from .images import read_image_file, read_labels, read_pair
+from .images import Pair, read_image_file, read_labels, read_pair
 from .labels import LabelMapping
+from .regions import ignore_no_data, read_large_labels, read_large_pair
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 Batch = dict[str, list[Any]]
@@ -24,7 +25,7 @@ class Reader(Protocol):
         """Decode rows to samples: RGB image, train ids (mode L), image id."""
 
     def for_crops(self) -> Reader:
-        """Return a reader that yields arrays (H, W, 3) and (H, W) if it can, since they are faster to crop."""
+        """Return a reader that yields arrays, or other `Pixels`, if it can, since they are faster to crop."""
 
     def labels_only(self) -> Reader:
         """Return a reader of the same rows that skips images."""
@@ -36,7 +37,8 @@ class ReadSamples:
 
     Args:
         mapping (`LabelMapping`): Mapping from raw label values to train ids.
-        as_arrays (`bool`): Whether to return arrays instead of images of Pillow.
+        as_arrays (`bool`): Whether to return arrays instead of images of Pillow; large TIFF files become
+            `regions.Pixels`, which are decoded when they are indexed.
         with_images (`bool`): Whether to read images, and not only labels.
         with_labels (`bool`): Whether to read labels, and not only images.
         embedded (`bool`): Whether to refuse rows that contain the path of a file instead of the file: a copy made by
@@ -58,12 +60,10 @@ class ReadSamples:
         if not self.with_labels:
             return {"image": list(map(read_image_file, batch["image"])), "image_id": batch["image_id"]}
         if not self.with_images:
-            labels = [read_labels(file, self.mapping) for file in batch["label"]]
+            images = batch.get("image", [{}] * len(batch["label"]))
+            labels = [self._labels(*pair) for pair in zip(images, batch["label"], strict=True)]
             return {"label": labels, "image_id": batch["image_id"]}
-        pairs = [
-            read_pair(image, label, self.mapping, as_arrays=self.as_arrays)
-            for image, label in zip(batch["image"], batch["label"], strict=True)
-        ]
+        pairs = [self._pair(*pair) for pair in zip(batch["image"], batch["label"], strict=True)]
         samples = {
             "image": [pair.image for pair in pairs],
             "label": [pair.label for pair in pairs],
@@ -71,8 +71,19 @@ class ReadSamples:
         }
         return {**samples, "traits": list(map(traits_of, pairs))} if self.with_traits else samples
 
+    def _pair(self, image: Any, label: Any) -> Pair:
+        if self.as_arrays and (large := read_large_pair(image, label, self.mapping)) is not None:
+            return Pair(*large)  # type: ignore[arg-type]
+        pair = read_pair(image, label, self.mapping, as_arrays=self.as_arrays)
+        return replace(pair, label=ignore_no_data(pair.label, image))
+
+    def _labels(self, image: Any, label: Any) -> Any:
+        if self.as_arrays and (large := read_large_labels(label, self.mapping, image)) is not None:
+            return large
+        return ignore_no_data(read_labels(label, self.mapping), image)
+
     def for_crops(self) -> ReadSamples:
-        """Return a reader that yields arrays, which are faster to crop than images of Pillow."""
+        """Return a reader that yields arrays, or `Pixels` of large TIFF files, which are faster to crop."""
         return replace(self, as_arrays=True)
 
     def labels_only(self) -> ReadSamples:

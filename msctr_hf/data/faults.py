@@ -27,9 +27,9 @@ def group_faults(faults: Iterable[tuple[str, str]]) -> list[str]:
 def _kind(name: str, sentence: str) -> str:
     """Leave out what differs between files: their names, numbers, lists of values, and bytes."""
     stem = re.escape(name.rpartition("/")[2].partition(".")[0])
-    for pattern in (r"\[.*\]", r"b'.*?'", rf"\S*{stem}\S*", r"[\d,.]*\d"):
+    for pattern in (r"\[.*\]", r"b'.*?'", rf"\S*(?<![^\W_]){stem}(?![^\W_])\S*", r"[\d,.]*\d"):
         sentence = re.sub(pattern, "#", sentence)
-    return sentence
+    return re.sub(r"\S*#\S*", "#", sentence)  # "50x40" is "#", too, where the name is 50
 
 
 def _summary(group: list[tuple[str, str]]) -> str:

@@ -1,85 +1,26 @@
-"""Samples of a data set in folders, found as pairs of an image file and a label file."""
+"""Samples of a data set in folders: the pairs of an image file and a label file in one of its layouts."""
 
 from __future__ import annotations
 
 import csv
 import os
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
 from ..errors import UsageError, as_usage_error, warn_caller
 from .decoding import ReadSamples
-from .image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, NAMES_SHOWN, files_below, may_be_image, name_some
+from .file_pairs import Layout, PairedFiles, Pairs, pair_files
+from .image_files import LABEL_SUFFIXES, NAMES_SHOWN, name_some
 from .labels import LabelMapping
+from .path_template import is_template
 
 UNDECODED_FEATURES = Features(
     {"image": ImageFeature(decode=False), "label": ImageFeature(decode=False), "image_id": Value("string")}
 )
-
-
-@dataclass(frozen=True)
-class PairedFiles:
-    """Folders of images and labels, in which an image and its labels have the same path up to the ending.
-
-    Args:
-        images, labels (`str`): Folders, relative to that of the data set; subfolders are searched too. Images for
-            which `labels` is `None` have none.
-        image_suffixes (`tuple[str, ...]`): Endings of image names as they are distributed, such as `".jpg"` or
-            `"_leftImg8bit.png"`; where no such file exists, other image formats are accepted too.
-        label_suffix (`str`, *optional*): Ending of label names in the same way; `None` accepts any lossless format.
-        names (`str`, *optional*): Text file with the names of the split's images, one per line; all
-            images by default.
-        prefix (`str`): Text before the shared path in the image id.
-    """
-
-    images: str
-    labels: str | None
-    image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
-    label_suffix: str | None = None
-    names: str | None = None
-    prefix: str = ""
-
-
-Layout = Mapping[str, Sequence[PairedFiles]]  # split -> folders
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Files of a split: complete pairs, and what else is in their folders.
-
-    Args:
-        complete (`list[tuple[str, Path, Path]]`): Image id, image file and label file, sorted by id.
-        without_label (`list[Path]`): Image files without labels.
-        without_image (`list[Path]`): Label files without an image.
-        broken_links (`list[Path]`): Links that lead to no file, in place of an image or of its labels.
-        unused (`list[Path]`): Files in folders of images that are not taken for images of the split.
-    """
-
-    complete: list[tuple[str, Path, Path]] = field(default_factory=list)
-    without_label: list[Path] = field(default_factory=list)
-    without_image: list[Path] = field(default_factory=list)
-    broken_links: list[Path] = field(default_factory=list)
-    unused: list[Path] = field(default_factory=list)
-
-    def notes(self, split: str, *, with_companions: bool = False) -> list[str]:
-        """Write sentences about files that are left out although the split can be used.
-
-        Texts, annotations, thumbnails and the like among the images are mentioned only `with_companions`.
-        """
-        sentences = []
-        if count := len(self.without_image):
-            one, many = f"1 label of {split} has no image and is", f"{count} labels of {split} have no image and are"
-            sentences.append(f"{one if count == 1 else many} not used: {name_some(self.without_image)}.")
-        unused = self.unused if with_companions else list(filter(may_be_image, self.unused))
-        if count := len(unused):
-            one, many = f"1 file among the images of {split} is", f"{count} files among the images of {split} are"
-            sentences.append(f"{one if count == 1 else many} not used: {name_some(unused)}.")
-        return sentences
 
 
 @dataclass(frozen=True)
@@ -155,7 +96,7 @@ class FileSource:
         if split not in self.layouts[0] or data_dir is None:
             return False
         root, folders = self._choose_layout(split, data_dir)
-        return any((root / files.images).is_dir() for files in folders)
+        return any((root / files.image_folder).is_dir() for files in folders)
 
     def find(
         self,
@@ -173,6 +114,11 @@ class FileSource:
         Raises:
             UsageError: If the split is unknown, or a folder is missing or contains no images.
         """
+        if not self.layouts[0]:
+            raise UsageError(
+                f"{name} has no `splits:` in its dataset.yaml, which only copies can do without: parquet files, a "
+                "folder of save_to_disk, or a data set on the Hub (`dataset_name`)."
+            )
         if split not in self.layouts[0]:
             raise UsageError(f"{name} has the splits {list(self.layouts[0])}, not {split!r}.")
         if data_dir is None:
@@ -181,11 +127,9 @@ class FileSource:
             raise UsageError(f"`data_dir`: the folder {data_dir} does not exist.{where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
         if labels_optional:
-            folders = [
-                each if (root / (each.labels or "")).is_dir() else replace(each, labels=None) for each in folders
-            ]
+            folders = [each if (root / each.label_folder).is_dir() else replace(each, labels=None) for each in folders]
         try:
-            found = [_pair_files(root, files) for files in folders]
+            found = [pair_files(root, files) for files in folders]
         except FileNotFoundError as error:
             raise UsageError(f"{error}{where_to_get}") from None
         pairs = Pairs(*(sum((getattr(part, each.name) for part in found), []) for each in fields(Pairs)))
@@ -193,13 +137,15 @@ class FileSource:
             searched = ", ".join(str(root / files.images) for files in folders[:NAMES_SHOWN])
             suffixes = ", ".join(folders[0].image_suffixes)
             there = f" There is only {name_some(pairs.unused)}." if pairs.unused else ""
+            if is_template(folders[0].images):
+                raise UsageError(f"No file matches {searched}.{there}")
             raise UsageError(f"No image in {searched} has a name that ends in {suffixes}.{there}")
         return pairs
 
     def _choose_layout(self, split: str, data_dir: Path) -> tuple[Path, Sequence[PairedFiles]]:
         """Choose the layout of which most folders exist, or the first if none does, for the error message."""
         choices = [(data_dir / root, layout[split]) for layout in self.layouts for root in ("", *self.roots)]
-        return max(choices, key=lambda choice: sum(os.path.isdir(choice[0] / files.images) for files in choice[1]))
+        return max(choices, key=lambda choice: sum(os.path.isdir(choice[0] / each.image_folder) for each in choice[1]))
 
 
 def _refuse_incomplete(pairs: Pairs, split: str) -> None:
@@ -209,124 +155,11 @@ def _refuse_incomplete(pairs: Pairs, split: str) -> None:
     if missing := pairs.without_label:
         total = len(missing) + len(pairs.complete)
         sentences.append(
-            f"{len(missing)} of {total} images of {split} have no label: {name_some(missing)}; labels must end in "
-            f"{', '.join(LABEL_SUFFIXES)}"
+            f"{len(missing)} of {total} images of {split} have no label: {pairs.name_without_label()}; labels must "
+            f"end in {', '.join(LABEL_SUFFIXES)}"
         )
     if sentences:
-        raise UsageError("; ".join(sentences))
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Files below a folder by name: their path, relative and without its ending."""
-
-    files: dict[str, Path]
-    broken_links: dict[str, Path]
-    others: list[Path] = field(default_factory=list)
-
-
-def _pair_files(root: Path, files: PairedFiles) -> Pairs:
-    images = _index_folder(root / files.images, files.image_suffixes, IMAGE_SUFFIXES)
-    labels = _Index({}, {})
-    if files.labels is not None:
-        label_suffixes = (files.label_suffix,) if files.label_suffix else LABEL_SUFFIXES
-        labels = _index_folder(root / files.labels, label_suffixes, LABEL_SUFFIXES)
-    listed = None
-    if files.names is not None:
-        listed = _read_names(root / files.names)
-        images = _only_listed(
-            images, listed, f"{root / files.names} names {{}}, which is not in {root / files.images}."
-        )
-    label_of = _under_names_of(images, labels.files)
-    links_of_labels = _under_names_of(images, labels.broken_links)
-    complete = [(name, image, label_of[name]) for name, image in sorted(images.files.items()) if name in label_of]
-    without_label = {name: image for name, image in images.files.items() if name not in label_of}
-    broken = {name: link for name in without_label if (link := _link_towards(name, links_of_labels))}
-    without_image = [
-        label
-        for name, label in label_of.items()
-        if name not in images.files and not _link_towards(name, images.broken_links) and (not listed or name in listed)
-    ]
-    return Pairs(
-        [(files.prefix + name, image, label) for name, image, label in complete],
-        _without_aliases(
-            [image for name, image in without_label.items() if name not in broken], [image for _, image, _ in complete]
-        ),
-        _without_aliases(without_image, [label for _, _, label in complete]),
-        list(dict.fromkeys([*images.broken_links.values(), *broken.values()])),
-        images.others,
-    )
-
-
-def _index_folder(folder: Path, official: Sequence[str], suffixes: Sequence[str]) -> _Index:
-    """Index files that end as the `official` ones do, or otherwise with another of the `suffixes`."""
-    if not os.path.isdir(folder):  # unlike Path.is_dir, also for a name that is too long
-        raise FileNotFoundError(f"The folder {folder} does not exist.")
-    kinds = {ending[: ending.rindex(".")] for ending in official}  # "_leftImg8bit", or nothing
-    others = [kind + suffix for kind in kinds for suffix in suffixes if kind + suffix not in official]
-    below = files_below(folder)
-    named = {path: _split_name(path.relative_to(folder).as_posix(), (*official, *others)) for path in below.files}
-    index: dict[str, Path] = {}
-    # a file with an official ending is preferred to another of the same name
-    for path in sorted(below.files, key=lambda path: named[path][1] in others):
-        name, ending = named[path]
-        if not ending:
-            continue
-        other = index.setdefault(name, path)
-        if other != path and (named[other][1] in others) == (ending in others):
-            raise UsageError(f"{other} and {path} have the same name; remove one of them.")
-    links = {
-        _split_name(path.relative_to(folder).as_posix(), (*official, *others))[0]: path for path in below.broken_links
-    }
-    used = set(index.values())
-    return _Index(dict(sorted(index.items())), links, [path for path in below.files if path not in used])
-
-
-def _split_name(path: str, endings: Sequence[str]) -> tuple[str, str]:
-    """Split the path of a file before the ending of its name, which is empty if it is none of these."""
-    lowered = path.lower()
-    ending = next((ending for ending in endings if lowered.endswith(ending.lower())), "")
-    return path[: len(path) - len(ending)], ending
-
-
-def _only_listed(images: _Index, names: Sequence[str], missing: str) -> _Index:
-    """Select the images that a list names."""
-    files = _under_names_of(_Index(dict.fromkeys(names), {}), images.files)
-    links = {name: link for name in names if name not in files and (link := _link_towards(name, images.broken_links))}
-    for name in names:
-        if name not in files and name not in links:
-            raise FileNotFoundError(missing.format(name))
-    return _Index({name: files[name] for name in names if name in files}, links)
-
-
-def _under_names_of(images: _Index, found: Mapping[str, Path]) -> dict[str, Path]:
-    """Name files as their images where only the Unicode forms differ: macOS writes "é" as two characters."""
-    names = {**images.files, **images.broken_links}
-    by_form = {unicodedata.normalize("NFC", name): name for name in names}
-    other = {by_form.get(unicodedata.normalize("NFC", name), name): path for name, path in found.items()}
-    return {**other, **{name: path for name, path in found.items() if name in names}}
-
-
-def _link_towards(name: str, links: Mapping[str, Path]) -> Path | None:
-    """Look up the broken link at the place of a file, or of a folder above it."""
-    places = (name, *map(str, PurePosixPath(name).parents))
-    return next((links[place] for place in places if place in links), None)
-
-
-def _without_aliases(paths: Sequence[Path], used: Sequence[Path]) -> list[Path]:
-    """Leave out files that linked folders show once more under another name."""
-    places = {os.path.realpath(path.parent) + os.sep + path.name for path in used} if paths else set()
-    return [path for path in paths if os.path.realpath(path.parent) + os.sep + path.name not in places]
-
-
-def _read_names(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"The file {path}, which names the images of the split, is missing.")
-    with as_usage_error(OSError, UnicodeDecodeError, prefix=f"{path} cannot be read: "):
-        names = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not names:
-        raise UsageError(f"{path}, which names the images of the split, is empty.")
-    return names
+        raise UsageError(f"{'; '.join(sentences)}. {' '.join(pairs.hints)}".strip())
 
 
 def _below(folder: Path, path: str) -> Path:

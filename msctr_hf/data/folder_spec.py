@@ -9,17 +9,21 @@ import yaml
 
 from ..errors import UsageError, first_line
 from .classes import default_palette
-from .file_source import FileSource, Layout, PairedFiles
+from .file_source import FileSource
 from .labels import MAX_CLASSES, MAX_RAW_VALUE, Color, is_raw_value
 from .specs import DatasetSpec
+from .split_layout import LAYOUT_KEYS, read_layout
 
 FOLDER = "folder"
 DESCRIPTION = "dataset.yaml"
-_KEYS = {"classes", "label_values", "label_colors", "ignored", "palette", "groups", "splits", "name", "license"}
+_KEYS = {
+    *("classes", "label_values", "label_colors", "ignored", "palette", "groups", "name", "license"),
+    *LAYOUT_KEYS,
+}
 
 
 def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
-    """Read `dataset.yaml`: classes, label values or colors, ignored values, palette, groups, splits, name, license.
+    """Read `dataset.yaml`: classes, label values or colors, ignored values, palette, groups, files, name, license.
 
     Raises:
         UsageError: If the file is missing or not valid; the message names the key.
@@ -44,7 +48,7 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
         name=FOLDER,
         classes=classes,
         palette=_read_palette(description, classes, path),
-        source=FileSource((_read_splits(description, path),)),
+        source=FileSource((read_layout(description, path),)),
         label_values={raw: label for raw, label in label_values.items() if raw not in ignored},
         ignored=ignored,
         groups=_read_groups(description, classes, path),
@@ -183,30 +187,6 @@ def _read_groups(description: dict[str, Any], classes: list[str], path: Path) ->
                 f"{path}: `groups:`: the group {group!r} names {unknown}, which `classes:` does not list."
             )
     return {group: [classes.index(name) for name in dict.fromkeys(names)] for group, names in groups.items()}
-
-
-def _read_splits(description: dict[str, Any], path: Path) -> Layout:
-    splits = description.get("splits")
-    if not isinstance(splits, dict) or not splits:
-        raise UsageError(f"{path}: `splits:` must name the folders of train, validation or test.")
-    for split, folders in splits.items():
-        if split not in ("train", "validation", "test"):
-            raise UsageError(f"{path}: `splits:`: a split is train, validation or test, not {split!r}.")
-        needed = {"images"} if split == "test" else {"images", "labels"}  # labels of a test split may be secret
-        if not isinstance(folders, dict) or not needed <= set(folders) <= {"images", "labels"}:
-            raise UsageError(f"{path}: `splits:`: {split} must have `images:` and `labels:`, got {folders!r}.")
-        for key, folder in folders.items():
-            _check_folder(folder, f"{path}: `splits:`: `{key}:` of {split}")
-        if "labels" in folders and Path(folders["images"]) == Path(folders["labels"]):
-            raise UsageError(f"{path}: `splits:`: images and labels of {split} must be in different folders.")
-    return {split: (PairedFiles(folders["images"], folders.get("labels")),) for split, folders in splits.items()}
-
-
-def _check_folder(folder: Any, key: str) -> None:
-    if not isinstance(folder, str) or not folder.strip():
-        raise UsageError(f"{key} must be the name of a folder, got {folder!r}.")
-    if Path(folder).is_absolute() or ".." in Path(folder).parts:
-        raise UsageError(f"{key} must be inside the folder of the data set, got {folder!r}.")
 
 
 def _read_license(description: dict[str, Any], path: Path) -> str:

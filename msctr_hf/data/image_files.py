@@ -17,6 +17,7 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 # lossless ones; without .gif, since programs that write it number the colors anew
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".apng", ".dib", ".pbm", ".pgm", ".pnm", ".ppm")
+LABEL_SUFFIXES_BY_REQUEST = (".gif", ".tga", ".webp")  # .webp may be lossy, in which case the file is refused
 # texts, annotations, georeferences, thumbnails and archives that other programs keep in folders of images
 _COMPANION_SUFFIXES = (
     ".txt", ".md", ".rst", ".log", ".csv", ".tsv", ".json", ".jsonl", ".geojson", ".xml", ".yaml", ".yml", ".toml",

@@ -106,15 +106,34 @@ def read_pair(image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool 
     turns = _matching_turns(stored.size, stored.orientation, size, orientation)
     if turns is None:
         width, height = _turned_size(size, orientation)
-        shown = _turned_size(stored.size, stored.orientation)
-        raise UsageError(
-            f"{_name(label)} is {width}x{height} pixels but its image {_name(image)} is {shown[0]}x{shown[1]}; they "
-            "must have the same size."
-        )
+        raise other_size(image, label, _turned_size(stored.size, stored.orientation), (width, height))
     pixels = _turned(_as_rgb(stored.pixels, _name(image)), turns[0])
     labels = _turned(train_ids, turns[1])
     convert = np.asarray if as_arrays else _as_image
     return Pair(convert(pixels), convert(labels), stored.bits, _tagged(stored.orientation, turns))
+
+
+def other_size(image: Any, label: Any, image_size: Size, label_size: Size) -> UsageError:
+    """Return the error about labels that have another size than their image."""
+    (width, height), shown = label_size, image_size
+    return UsageError(
+        f"{_name(label)} is {width}x{height} pixels but its image {_name(image)} is {shown[0]}x{shown[1]}; they "
+        "must have the same size. Export the labels at the size of the images, or resize them by nearest neighbor."
+    )
+
+
+def read_size(file: Any) -> Size:
+    """Read width and height of an image as viewers show it, without decoding it.
+
+    Raises:
+        UsageError: If the file cannot be read.
+    """
+
+    def decode() -> Size:
+        with Image.open(BytesIO(file["bytes"]) if file.get("bytes") else file["path"]) as header:
+            return _turned_size(header.size, _orientation(header))
+
+    return _decode_or_name(_name(file), decode)
 
 
 def read_sample(image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool = False) -> tuple[Any, Any]:
@@ -221,9 +240,24 @@ def _read_raw_labels(label: Any, by_color: bool) -> tuple[np.ndarray, int]:
         remedy = "" if by_color else " For color-coded labels, list the colors in `label_colors` of dataset.yaml."
         raise UsageError(f"{_name(label)}: labels must be {wanted}, but the file has the mode {image.mode}.{remedy}")
     raw = np.asarray(image.convert("RGB") if by_color else image)
+    if image.format == "GIF" and image.mode == "P" and not by_color:
+        raw = _gray_values(image, _name(label))
     if stored.white and image.mode in ("L", "I"):
         raw = _unstretched(raw, stored.white, 255 if image.mode == "L" else 65535)
     return raw, stored.orientation
+
+
+def _gray_values(gif: Image.Image, name: str) -> np.ndarray:
+    """Look up the gray values of a GIF, whose indices programs number anew in every file."""
+    palette = np.asarray(gif.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    indices = np.asarray(gif)
+    colors = palette[np.unique(indices).clip(max=len(palette) - 1)]
+    if (colors != colors[:, :1]).any():
+        raise UsageError(
+            f"{name}: the values of a GIF with colors may differ from file to file; list the colors in `label_colors` "
+            "of dataset.yaml, or save the labels again as PNG."
+        )
+    return palette[indices.clip(max=len(palette) - 1), 0]
 
 
 def _unstretched(raw: np.ndarray, white: int, full: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,11 +66,13 @@ def write_card(spec: DatasetSpec, reports: Mapping[str, SplitReport], folder: Pa
         for split, report in reports.items()
     )
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in reports)
+    title = spec.title or spec.name
     card = _CARD.format(
-        name=spec.name, files=files, splits=splits, table="\n".join(lines), license=spec.license or "not stated",
+        name=spec.name, title=title, quoted_title=json.dumps(title, ensure_ascii=False),
+        files=files, splits=splits, table="\n".join(lines), license=spec.license or "not stated",
         homepage=spec.homepage or "not stated", mapping=_describe_mapping(spec), flag=_flag_of_mapping(spec),
     )  # fmt: skip
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _num_bytes(rows: Dataset) -> int:
@@ -110,7 +113,7 @@ def _flag_of_mapping(spec: DatasetSpec) -> str:
 
 
 _CARD = """---
-pretty_name: {name}
+pretty_name: {quoted_title}
 license: other
 task_categories:
 - image-segmentation
@@ -119,9 +122,9 @@ configs:
   data_files:
 {files}
 ---
-# {name}
+# {title}
 
-Image and label files of {name}, embedded unchanged, in parquet shards written by `msctr prepare` of
+Image and label files of {title}, embedded unchanged, in parquet shards written by `msctr prepare` of
 `msctr_hf`. Columns: `image`, `label` (raw values), `image_id`.
 
 {splits}

@@ -2,7 +2,10 @@
 
 FOLDER/predecoded.json            data set, classes, label values, complete splits
 FOLDER/SPLIT.images, .labels      RGB values and train ids of 8 bits, image after image
-FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every image
+FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every image, and the size of its tiles
+
+The pixels of an image that is larger than a tile are stored tile after tile, row by row; tiles at the right and the
+bottom are smaller. A crop then reads a few places of the disk instead of one for each of its rows.
 """
 
 from __future__ import annotations
@@ -21,10 +24,13 @@ from datasets import Dataset
 from PIL import Image
 
 from ..errors import UsageError, as_usage_error
+from .decoding import rows_for_crops
 from .label_record import LabelRecord, label_differences
+from .regions import Pixels, Region, as_pixels, whole
 
 DESCRIPTION = "predecoded.json"
 _SAMPLED_BYTES = 4096
+_TILE_COLUMNS = ("stored_tile_height", "stored_tile_width")
 _OTHER_LABELS = "{} was pre-decoded with other label values"
 
 
@@ -38,13 +44,16 @@ class ReadMapped:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
         """Look up the samples of rows: RGB image, train ids (mode L), image id."""
-        places = list(zip(batch["split"], batch["start"], batch["height"], batch["width"], strict=True))
+        columns = ("split", "start", "height", "width", *_TILE_COLUMNS)
+        places = list(zip(*(batch[name] for name in columns), strict=True))
         samples: dict[str, list[Any]] = {
-            "label": [self._image(split, "labels", start, (h, w)) for split, start, h, w in places],
+            "label": [self._image(split, "labels", start, (h, w), tile) for split, start, h, w, *tile in places],
             "image_id": batch["image_id"],
         }
         if self.with_images:
-            samples["image"] = [self._image(split, "images", 3 * start, (h, w, 3)) for split, start, h, w in places]
+            samples["image"] = [
+                self._image(split, "images", 3 * start, (h, w, 3), tile) for split, start, h, w, *tile in places
+            ]
         return samples
 
     def for_crops(self) -> ReadMapped:
@@ -62,9 +71,68 @@ class ReadMapped:
         places = (0, size // 2, max(0, size - _SAMPLED_BYTES))
         return b"".join(pixels[place : place + _SAMPLED_BYTES].tobytes() for place in places)
 
-    def _image(self, split: str, kind: str, start: int, shape: tuple[int, ...]) -> Image.Image | np.ndarray:
-        values = _map(f"{self.folder}/{split}.{kind}")[start : start + math.prod(shape)].reshape(shape)
-        return values if self.as_arrays else Image.fromarray(values)
+    def _image(
+        self, split: str, kind: str, start: int, shape: tuple[int, ...], tile: Sequence[int]
+    ) -> Image.Image | Pixels:
+        path = f"{self.folder}/{split}.{kind}"
+        values: Pixels
+        if tile[0] < shape[0] or tile[1] < shape[1]:
+            values = MappedTiles(path, start, shape, (tile[0], tile[1]))
+        else:
+            values = _map(path)[start : start + math.prod(shape)].reshape(shape)
+        return values if self.as_arrays else Image.fromarray(whole(values))
+
+
+@dataclass(frozen=True)
+class MappedTiles:
+    """Pixels of an image that is stored tile by tile in a file, of which an index maps only the tiles that it shows.
+
+    Args:
+        path (`str`): The file.
+        start (`int`): Position of the first value of the image.
+        shape (`tuple[int, ...]`): Height, width and, of an image, number of channels.
+        tile (`tuple[int, int]`): Height and width of a tile.
+    """
+
+    path: str
+    start: int
+    shape: tuple[int, ...]
+    tile: tuple[int, int]
+
+    def __getitem__(self, region: Region, /) -> np.ndarray:
+        """Read a region."""
+        rows, columns = region
+        pixels = np.empty((rows.stop - rows.start, columns.stop - columns.start, *self.shape[2:]), np.uint8)
+        for tile in _tiles_of(self.shape, self.tile, region):
+            shown = tuple(_overlap(*sides) for sides in zip(region, tile, strict=True))
+            pixels[_within(shown, region)] = self._mapped(*tile)[_within(shown, tile)]
+        return pixels
+
+    def _mapped(self, rows: slice, columns: slice) -> np.memmap:
+        """Map a tile, for a moment: pages that stay mapped count as memory of the process, up to the whole file."""
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        before = rows.start * self.shape[1] + height * columns.start  # pixels of the tiles above and to the left
+        offset = self.start + before * math.prod(self.shape[2:])
+        return np.memmap(self.path, np.uint8, "r", offset, (height, width, *self.shape[2:]))
+
+
+def _tiles_of(shape: Sequence[int], tile: Sequence[int], region: Region | None = None) -> Iterator[Region]:
+    """Yield rows and columns of the tiles that show a region of an image, in the order in which they are stored."""
+    rows, columns = region or (slice(0, shape[0]), slice(0, shape[1]))
+    for top in range(rows.start // tile[0] * tile[0], rows.stop, tile[0]):
+        for left in range(columns.start // tile[1] * tile[1], columns.stop, tile[1]):
+            yield slice(top, min(top + tile[0], shape[0])), slice(left, min(left + tile[1], shape[1]))
+
+
+def _overlap(one: slice, other: slice) -> slice:
+    return slice(max(one.start, other.start), min(one.stop, other.stop))
+
+
+def _within(part: Sequence[slice], whole: Sequence[slice]) -> tuple[slice, ...]:
+    """Count a part of an image from the first row and column of a larger part."""
+    return tuple(
+        slice(small.start - large.start, small.stop - large.start) for small, large in zip(part, whole, strict=True)
+    )
 
 
 @functools.lru_cache(maxsize=16)
@@ -117,6 +185,9 @@ def index_predecoded(
     with as_usage_error(OSError, ValueError, prefix=f"{folder}: the index of {split} cannot be read: "):
         rows = list(_read_index(folder / f"{split}.index.jsonl"))
     columns = {column: [row[column] for row in rows] for column in ("image_id", "start", "height", "width")}
+    # an image that is not stored tile by tile is a tile, as all are in copies of older versions
+    tiles = zip(*(row.get("tile", (row["height"], row["width"])) for row in rows), strict=True)
+    columns |= dict(zip(_TILE_COLUMNS, map(list, tiles), strict=True))
     return Dataset.from_dict({**columns, "split": [split] * len(rows)}), ReadMapped(str(folder.resolve()))
 
 
@@ -128,6 +199,7 @@ def write_predecoded(
     name: str,
     classes: Sequence[str],
     label_records: Sequence[LabelRecord] = (),
+    tile_size: Sequence[int] | None = None,
 ) -> Iterator[int]:
     """Decode a split into a folder, resuming where an earlier call stopped; yield the number of finished images.
 
@@ -139,6 +211,8 @@ def write_predecoded(
         classes (`Sequence[str]`): Class names of the data set.
         label_records (`Sequence[dict]`): Label values for which the copy may be read, as from `label_record`: those
             that were mapped, and those of the description if `id_map` or `reduce_zero_label` replaced them.
+        tile_size (`Sequence[int]`, *optional*): Height and width of the tiles in which larger images are stored; by
+            default images are stored whole.
 
     Raises:
         UsageError: If the folder contains another data set, or a sample cannot be read.
@@ -148,20 +222,26 @@ def write_predecoded(
     index = folder / f"{split}.index.jsonl"
     done = list(_read_index(index)) if index.exists() else []
     start = done[-1]["start"] + done[-1]["height"] * done[-1]["width"] if done else 0
+    samples = rows_for_crops(dataset)
     with (
         _open_at(folder / f"{split}.images", 3 * start) as images,
         _open_at(folder / f"{split}.labels", start) as labels,
         _open_at(index, sum(len(json.dumps(row)) + 1 for row in done)) as lines,
     ):
         for number in range(len(done), len(dataset)):
-            sample = dataset[number]
-            width, height = sample["image"].size
-            images.write(sample["image"].tobytes())
-            labels.write(sample["label"].tobytes())
+            sample = samples[number]
+            image_id, pixels, train_ids = sample["image_id"], as_pixels(sample["image"]), as_pixels(sample["label"])
+            height, width = train_ids.shape
+            tile = list(tile_size) if tile_size and (tile_size[0] < height or tile_size[1] < width) else None
+            for region in _tiles_of((height, width), tile or (height, width)):
+                images.write(pixels[region].tobytes())
+                labels.write(train_ids[region].tobytes())
+            del sample, pixels, train_ids  # a large image must be freed before the next is read
             for file in (images, labels):
                 file.flush()
             # written after its pixels, so that an interruption leaves no line without pixels
-            row = {"image_id": sample["image_id"], "start": start, "height": height, "width": width}
+            row = {"image_id": image_id, "start": start, "height": height, "width": width}
+            row |= {"tile": tile} if tile is not None else {}
             lines.write(json.dumps(row).encode() + b"\n")
             start += height * width
             yield number + 1

@@ -42,6 +42,7 @@ class _Split:
     rows: Dataset
     reader: Reader
     without_label: list[Path]
+    notes: Sequence[str] = ()
     broken_links: Sequence[Path] = ()
     fingerprint: str = ""
     report: SplitReport | None = None
@@ -80,6 +81,7 @@ def prepare(
     corrections: Path | None = None,
     output_dir: Path | None = None,
     predecode: bool = False,
+    tile_size: Sequence[int] | None = None,
     skip_broken: bool = False,
     num_workers: int = 0,
 ) -> None:
@@ -94,6 +96,8 @@ def prepare(
         corrections (`Path`, *optional*): CSV file of images to leave out or to relabel.
         output_dir (`Path`, *optional*): Folder for the copy; by default the data set is only checked.
         predecode (`bool`): Whether to write raw pixels instead of parquet files.
+        tile_size (`Sequence[int]`, *optional*): Height and width of the tiles in which raw pixels of larger images are
+            stored; by default images are stored whole.
         skip_broken (`bool`): Whether to leave out broken images instead of refusing the data set.
         num_workers (`int`): Number of worker processes of the check.
 
@@ -103,6 +107,8 @@ def prepare(
     """
     with locked(output_dir):
         _check_options(output_dir, predecode, skip_broken)
+        if tile_size is not None and not predecode:
+            raise UsageError("`tile_size` is how raw pixels are stored; add `predecode`, or leave `tile_size` out.")
         names = dict.fromkeys(splits or _existing_splits(spec, data_dir, saved))
         found = [_find(spec, split, data_dir, saved, corrections) for split in names]
         if output_dir is not None:
@@ -111,11 +117,14 @@ def prepare(
                 raise UsageError(
                     f"`data_dir`: {data_dir} is a pre-decoded copy; make another copy from the original files."
                 )
+        for note in dict.fromkeys(note for split in found for note in split.notes):
+            print(f"warning: {note}")
         for split in found:
             _check(split, spec, output_dir, num_workers)
             print(report_table(split.report, spec, split.name))
         reports = {split.name: split.report for split in found}
-        faults = [fault for split in found for fault in split.faults]
+        # splits that share files share their faults
+        faults = list(dict.fromkeys(fault for split in found for fault in split.faults))
         for sentence in group_faults(faults):
             print(f"broken: {sentence}")
         for warning in warnings_about(reports, spec):
@@ -136,7 +145,7 @@ def prepare(
             refuse_unlabeled(split.report, spec, split.name)
         refuse_mixed_orientations({name: report.traits for name, report in reports.items()})
         if output_dir is not None:
-            _convert(spec, found, data_dir, output_dir, predecode)
+            _convert(spec, found, data_dir, output_dir, predecode, tile_size)
 
 
 def _check_options(output_dir: Path | None, predecode: bool, skip_broken: bool) -> None:
@@ -147,8 +156,10 @@ def _check_options(output_dir: Path | None, predecode: bool, skip_broken: bool) 
 
 
 def _existing_splits(spec: DatasetSpec, data_dir: Path | None, saved: SavedDataset) -> list[str]:
-    """List train, validation, and test if the data set has it."""
+    """List train, validation, and test if the data set has it; of a copy with classes of its own, what it has."""
     if is_a_copy(saved, data_dir):
+        if spec.name == FOLDER and (own := splits_of_copy(saved, data_dir)):
+            return own
         has_test = "test" in splits_of_copy(saved, data_dir)
     elif data_dir is not None and holds_predecoded(data_dir):
         has_test = "test" in predecoded_splits(data_dir)
@@ -170,14 +181,14 @@ def _find(
         return _Split(split, rows, reader, without_label=[])
     is_test = split == "test"
     pairs = spec.source.find(split, data_dir, name=spec.name, where_to_get=spec.where_to_get, labels_optional=is_test)
-    for note in pairs.notes(split, with_companions=True):
-        print(f"warning: {note}")
     if corrections is not None:
         spec.source.check_corrections(corrections, data_dir, name=spec.name)
     rows = spec.source.rows(pairs, data_dir, corrections)
     if is_test and pairs.without_label:
         rows = concatenate_datasets([rows, _unlabeled_rows(pairs.without_label, data_dir)])
-    return _Split(split, rows, spec.reader(), [] if is_test else pairs.without_label, pairs.broken_links)
+    without_label = [] if is_test else pairs.without_label
+    notes = pairs.notes(split, of_check=True)
+    return _Split(split, rows, spec.reader(), without_label, notes, pairs.broken_links)
 
 
 def _unlabeled_rows(images: Sequence[Path], data_dir: Path) -> Dataset:
@@ -229,7 +240,12 @@ def _check_output_dir(output_dir: Path | None) -> None:
 
 
 def _convert(
-    spec: DatasetSpec, splits: Sequence[_Split], data_dir: Path | None, output_dir: Path, predecode: bool
+    spec: DatasetSpec,
+    splits: Sequence[_Split],
+    data_dir: Path | None,
+    output_dir: Path,
+    predecode: bool,
+    tile_size: Sequence[int] | None,
 ) -> None:
     for split in splits:
         if split.report.unlabeled:
@@ -247,7 +263,13 @@ def _convert(
         if predecode:
             dataset = attach(rows, split.reader)
             written = write_predecoded(
-                dataset, split.name, output_dir, name=spec.name, classes=spec.classes, label_records=records
+                dataset,
+                split.name,
+                output_dir,
+                name=spec.name,
+                classes=spec.classes,
+                label_records=records,
+                tile_size=tile_size,
             )
             with progress(total=len(rows), title=f"decoding {split.name}", unit="image") as bar:
                 for done in written:

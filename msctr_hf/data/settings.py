@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -124,11 +124,32 @@ class DataSettings(DatasetSettings):
     _argument_group_name = "data set and augmentation"
 
     train_split: str = setting("train", help="Split to train on; 'train+validation' is both.")
+    train_images: int | None = setting(
+        None,
+        help="Number of images to train on, drawn at random, as if only these were labeled; by default all.",
+        at_least=1,
+    )
+    subset_seed: int | None = setting(
+        None,
+        help="Seed that draws `train_images`; by default that of the run. With one seed, fewer images are among more.",
+        at_least=0,
+        below=2**32,
+    )
     repeat_factor_threshold: float | None = setting(
         None,
         help="Repeat images with classes that occur in less than this share of the images (CaDIS: 0.15).",
         above=0,
         at_most=1,
+    )
+    tile_size: list[int] | None = setting(
+        None,
+        help="Height and width of the tiles into which larger images are divided: every tile is a sample, so that an "
+        "epoch shows all of them once, and its crop is drawn from it; by default a crop is drawn from a whole image.",
+        length=2,
+        above=0,
+    )
+    tile_overlap: int = setting(
+        0, help="Number of pixels that neighboring tiles of training images share.", at_least=0
     )
     crop_size: list[int] = setting(
         [512, 1024], help="Height and width of a training crop, in pixels.", length=2, above=0
@@ -187,6 +208,44 @@ class DataSettings(DatasetSettings):
         in_card=False,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.subset_seed is not None and self.train_images is None:
+            raise UsageError(
+                f"`subset_seed` is {self.subset_seed}, but all images are trained on; give their number in "
+                "`train_images`, or leave it out."
+            )
+        if self.tile_size is None:
+            if self.tile_overlap:
+                raise UsageError("`tile_overlap` needs `tile_size`.")
+            return
+        if self.tile_overlap >= min(self.tile_size):
+            raise UsageError(
+                f"`tile_overlap` must be smaller than the sides of `tile_size`, {self.tile_size}, got "
+                f"{self.tile_overlap}."
+            )
+        if self.streaming:
+            raise UsageError("`tile_size` needs random access to the images; leave `streaming` out.")
+
+    def load_training(self, seed: int) -> tuple[Dataset | IterableDataset, dict[str, Any] | None]:
+        """Load the training images, of which `train_images` are drawn if that is given.
+
+        Args:
+            seed (`int`): Seed of the run, which draws them unless there is a `subset_seed`.
+
+        Returns:
+            `tuple`: the images, and a description of the drawn ones as from `draw_images`, or `None` if all are used.
+
+        Raises:
+            UsageError: If there are fewer images, or their number is not known.
+        """
+        from .subset import draw_images
+
+        dataset = self.load(self.train_split)
+        if self.train_images is None:
+            return dataset, None
+        return draw_images(dataset, self.train_images, seed if self.subset_seed is None else self.subset_seed)
+
 
 @dataclass(kw_only=True)
 class PreparationSettings(DatasetSettings):
@@ -199,5 +258,12 @@ class PreparationSettings(DatasetSettings):
         None, help="Folder for the copy; by default the data set is only checked.", is_path=True
     )
     predecode: bool = setting(False, help="Write raw pixels, which are memory-mapped, instead of parquet.")
+    tile_size: list[int] | None = setting(
+        None,
+        help="With predecode: height and width of the tiles in which larger images are stored, so that a crop reads "
+        "few places of the disk.",
+        length=2,
+        above=0,
+    )
     skip_broken: bool = setting(False, help="Leave broken images out of the copy instead of refusing the data set.")
     num_workers: int = setting(2, help="Number of worker processes of the check.", at_least=0)

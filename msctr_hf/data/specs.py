@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from . import classes
 from .decoding import Reader
-from .file_source import FileSource, PairedFiles
+from .file_pairs import PairedFiles
+from .file_source import FileSource
 from .labels import IGNORE_INDEX, Color, LabelMapping
 from .synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, SyntheticSource
 

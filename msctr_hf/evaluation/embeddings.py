@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image
 
-from ..errors import UsageError
+from ..errors import UsageError, as_usage_error
 from ..models.anchor_sampling import resize_labels
-from ..models.decode_heads import DECODE_HEADS
 from ..progress import progress
+from .embedding_maps import embedding_network
 from .finite import finite_outputs
 from .predictor import Predictor
 from .visualization import MAX_ASPECT
@@ -71,44 +70,23 @@ def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def stage_features(predictor: Predictor, image: Image.Image, kind: str = "projections") -> dict[int, torch.Tensor]:
-    """Compute unit features (C, h, w) of an image for every backbone stage, finest first.
+def stage_features(predictor: Predictor, image: Image.Image, features: str = "projection") -> dict[int, torch.Tensor]:
+    """Compute unit features (C, h, w) of an image for every stage, finest first.
 
     Args:
         predictor (`Predictor`): Network with its image processor.
         image (`Image.Image`): RGB image.
-        kind (`str`): `"projections"`, or maps that a network without contrast also has: `"stages"` of the backbone, or
-            the `"pyramid"` of the decode head (UPerNet).
+        features (`str`): Features of `embed`: `"projection"`, `"decode_head"` or `"backbone"`.
 
     Raises:
-        UsageError: If the network has no projection head, its decode head has no pyramid, or features are not finite.
+        UsageError: If the network has no such features, or features are not finite.
     """
-    model = predictor.model
-    if kind == "projections" and getattr(model, "projection_head", None) is None:
-        raise UsageError("This network was trained without contrast and has no projections; use `kind='stages'`.")
-    prepared = predictor.prepare([image])
-    if kind == "projections":
-        maps = model(pixel_values=prepared, output_projections=True).projections
-        numbers = list(model.config.projection_stages)
-    elif kind == "pyramid":
-        maps, numbers = _pyramid(model, prepared), list(model.config.decode_stages)
-    else:
-        maps = model(pixel_values=prepared, output_hidden_states=True).hidden_states
-        numbers = list(range(1, len(maps) + 1))
-    dtype = next(model.parameters()).dtype
-    finite = (finite_outputs(stage_map[0].float(), dtype, "features") for stage_map in maps)
-    return {number: F.normalize(stage_map, dim=0) for number, stage_map in zip(numbers, finite, strict=True)}
-
-
-def _pyramid(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-    if not getattr(getattr(model, "decode_head", None), "gives_pyramid", False):
-        with_pyramid = " and ".join(head.display_name for head in DECODE_HEADS.values() if head.gives_pyramid)
-        raise UsageError(f"`kind='pyramid'`: only {with_pyramid} has a pyramid; use `kind='stages'`.")
-    maps: list[torch.Tensor] = []
-    hook = model.decode_head.register_forward_hook(lambda head, arguments, output: maps.extend(output[1]))
-    model(pixel_values=pixel_values)
-    hook.remove()
-    return maps
+    network = embedding_network(predictor.model)
+    with as_usage_error(ValueError):
+        network.embedding_stages(features)
+    dtype = next(network.parameters()).dtype
+    maps = network.stage_embeddings(predictor.prepare([image]).to(dtype), features)
+    return {stage: finite_outputs(stage_map[0].float(), dtype, "features") for stage, stage_map in maps.items()}
 
 
 def collect_embeddings(
@@ -117,7 +95,7 @@ def collect_embeddings(
     num_labels: int,
     pixels_per_class: int,
     seed: int = 0,
-    kind: str = "projections",
+    features: str = "projection",
 ) -> list[StageEmbeddings]:
     """Sample pixels of every class from images, with their features.
 
@@ -127,7 +105,7 @@ def collect_embeddings(
         num_labels (`int`): Number of classes.
         pixels_per_class (`int`): Largest number of pixels per class and stage; images contribute about equally.
         seed (`int`): Seed of the sampling.
-        kind (`str`): Kind of features, as for `stage_features`.
+        features (`str`): Features of `embed`, as for `stage_features`.
     """
     samples = list(samples)
     random = np.random.default_rng(seed)
@@ -135,13 +113,13 @@ def collect_embeddings(
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for sample in progress(samples, title="projecting", unit="image"):
         labels = torch.from_numpy(np.asarray(sample["label"]).astype(np.int64))[None]
-        for stage, stage_map in stage_features(predictor, sample["image"], kind).items():
+        for stage, stage_map in stage_features(predictor, sample["image"], features).items():
             pixel_labels = resize_labels(labels, stage_map[None])[0].flatten().numpy()
-            features = stage_map.flatten(1).T.cpu().numpy()
+            rows = stage_map.flatten(1).T.cpu().numpy()
             for label in range(num_labels):
                 places = np.flatnonzero(pixel_labels == label)
                 chosen = random.permutation(places)[:share]
-                drawn.setdefault(stage, []).append((features[chosen], np.full(len(chosen), label)))
+                drawn.setdefault(stage, []).append((rows[chosen], np.full(len(chosen), label)))
     return [_limit(stage, parts, pixels_per_class, random) for stage, parts in drawn.items()]
 
 

@@ -18,6 +18,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from ..data.images import array_to_rgb, read_image, read_image_file, to_rgb
 from ..data.pixel_limit import set_max_image_pixels
 from ..errors import UsageError, as_usage_error
+from .embedding_maps import Embedder
 from .finite import refuse_faulty_weights
 from .predictor import Predictor
 from .settings import InferenceSettings
@@ -25,6 +26,7 @@ from .visualization import overlay
 
 TASK = "msctr-segmentation"
 _INFERENCE = ("scales", "flip", "window_size", "window_stride")
+_EMBEDDINGS = ("return_embeddings", "features", "stage")
 _OVERLAY = ("opacity", "legend")
 _LONGEST_PATH = 4096  # longer text is an image in base64
 _READING = ("max_image_pixels",)
@@ -40,14 +42,18 @@ class SegmentationPipeline(Pipeline):
     ```
 
     Settings of the pipeline or of a call: `scales`, `flip`, `window_size` and `window_stride` as in
-    `InferenceSettings`; `opacity` of the colors; `legend`, whether the overlay has a legend; `max_image_pixels`, the
-    width times height of the largest image that is read, in this process from then on (178,956,970 by default);
-    `batch_size`, the number of images, or windows, in one forward pass: consecutive images of one size share a pass.
+    `InferenceSettings`; `return_embeddings`, whether to return embeddings of the pixels too, with `features` and
+    `stage` as in `MsctrForSemanticSegmentation.embed`; `opacity` of the colors; `legend`, whether the overlay has a
+    legend; `max_image_pixels`, the width times height of the largest image that is read, in this process from then on
+    (178,956,970 by default); `batch_size`, the number of images, or windows, in one forward pass: consecutive images
+    of one size share a pass.
 
     A call takes an image: a path, a URL, text in base64, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4) of 8
     or 16 bits. It returns a dict: `labels` (H, W), uint8 or, with more than 256 classes, int64; `areas`, the share of
-    the image that every present class covers; `overlay`, a PIL image. A sequence of images, or an array (N, H, W, 3),
-    returns a list of dicts; a generator or a `Dataset` of torch, an iterator that reads a batch at a time.
+    the image that every present class covers; `overlay`, a PIL image; and, on request, `embeddings` (D, h, w), unit
+    vectors in float32, of the image at scale 1 and not mirrored, whole or by windows as in `Embedder`. A sequence of
+    images, or an array (N, H, W, 3), returns a list of dicts; a generator or a `Dataset` of torch, an iterator that
+    reads a batch at a time.
     """
 
     _load_processor = False
@@ -61,11 +67,12 @@ class SegmentationPipeline(Pipeline):
         refuse_faulty_weights(self.model)
 
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict, dict, dict]:
-        known = (*_INFERENCE, *_OVERLAY, *_READING)
+        known = (*_INFERENCE, *_EMBEDDINGS, *_OVERLAY, *_READING)
         if unknown := sorted(set(settings) - {*known}):
             raise UsageError(f"`{unknown[0]}` is not a setting of this pipeline; choose from {', '.join(known)}.")
         reading, inference, overlay_settings = (
-            {name: settings[name] for name in names if name in settings} for names in (_READING, _INFERENCE, _OVERLAY)
+            {name: settings[name] for name in names if name in settings}
+            for names in (_READING, (*_INFERENCE, *_EMBEDDINGS), _OVERLAY)
         )
         return reading, inference, overlay_settings
 
@@ -90,7 +97,14 @@ class SegmentationPipeline(Pipeline):
         postprocess_params: dict[str, Any],
     ) -> Iterator[dict[str, Any]]:
         """Yield the dict of every image; a batch is a list of images, where transformers would pad tensors."""
-        inference = InferenceSettings(**forward_params, batch_size=batch_size)
+        given = {name: value for name, value in forward_params.items() if name in _INFERENCE}
+        predictor = replace(
+            self._predictor, model=self.model, settings=InferenceSettings(**given, batch_size=batch_size)
+        )
+        embedder = None
+        if forward_params.get("return_embeddings"):
+            which = {name: value for name, value in forward_params.items() if name in ("features", "stage")}
+            embedder = Embedder(predictor, **which)
         has_length = isinstance(inputs, Sized)
         loader = DataLoader(
             (PipelineDataset if has_length else PipelineIterator)(inputs, self.preprocess, preprocess_params),
@@ -101,7 +115,7 @@ class SegmentationPipeline(Pipeline):
         return (
             self.postprocess(outputs, **postprocess_params)
             for batch in loader
-            for outputs in self.forward(batch, inference=inference)
+            for outputs in self.forward(batch, predictor=predictor, embedder=embedder)
         )
 
     def preprocess(self, inputs: Any, max_image_pixels: int | None = None) -> dict[str, Any]:
@@ -110,10 +124,14 @@ class SegmentationPipeline(Pipeline):
             set_max_image_pixels(max_image_pixels)
         return {"image": _load(inputs)}
 
-    def _forward(self, model_inputs: list[dict[str, Any]], inference: InferenceSettings) -> list[dict[str, Any]]:
-        predictor = replace(self._predictor, model=self.model, settings=inference)
+    def _forward(
+        self, model_inputs: list[dict[str, Any]], predictor: Predictor, embedder: Embedder | None
+    ) -> list[dict[str, Any]]:
         label_maps = predictor(inputs["image"] for inputs in model_inputs)
-        return [{**inputs, "labels": labels} for inputs, labels in zip(model_inputs, label_maps, strict=True)]
+        outputs = [{**inputs, "labels": labels} for inputs, labels in zip(model_inputs, label_maps, strict=True)]
+        if embedder is None:
+            return outputs
+        return [{**output, "embeddings": embedder(output["image"]).cpu().numpy()} for output in outputs]
 
     def postprocess(
         self, model_outputs: dict[str, Any], opacity: float = 0.55, legend: bool = False
@@ -126,6 +144,7 @@ class SegmentationPipeline(Pipeline):
             "labels": labels,
             "areas": {names[label]: float(count / labels.size) for label, count in zip(present, counts, strict=True)},
             "overlay": overlay(image, labels, palette, names if legend else None, opacity),
+            **{name: model_outputs[name] for name in ("embeddings",) if name in model_outputs},
         }
 
 

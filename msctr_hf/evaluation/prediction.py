@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..data.georeference import is_georeferenced, save_like
 from ..data.image_files import IMAGE_SUFFIXES, files_below, is_image, passes_a_circle
 from ..data.images import read_image
 from ..data.specs import DatasetSpec
@@ -25,6 +26,8 @@ from .visualization import overlay
 
 PALETTE_COLORS = 256  # the most a PNG can hold
 MAX_VALUES = 1 << 16  # of the widest PNG of one channel
+GEOTIFF_SUFFIX = ".tif"
+Waiting = tuple[Image.Image, Path, Path]  # image, its file, path of its output files without suffix
 
 
 def predict_files(
@@ -38,6 +41,9 @@ def predict_files(
     class_order: ByNamesOrPosition = "names",
 ) -> int:
     """Label the images that paths, folders and patterns name; write NAME.png (train ids) and NAME_overlay.png.
+
+    The labels of a GeoTIFF become a GeoTIFF with its georeference, NAME.tif, if rasterio is installed. Where the image
+    states that it has no data, the value is 255 (65,535 with more than 255 classes), which NAME.tif states too.
 
     Consecutive images of one size share a batch of `predictor.settings.batch_size` images; no more than a batch is in
     memory.
@@ -65,21 +71,25 @@ def predict_files(
         NotFiniteError: If the logits of an image are not finite; the images before it are labeled.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else sources
-    targets = _plan_outputs(_find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
+    targets = _plan_outputs(find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
     names, colors = predictor.class_names, predictor.palette
     if len(names) > MAX_VALUES:
         raise UsageError(f"The network has {len(names)} classes, but a PNG stores at most {MAX_VALUES}.")
     raw_values = _raw_values(submission_for, names, class_order) if submission_for is not None else None
     unreadable: list[str] = []
-    waiting: deque[tuple[Image.Image, Path]] = deque()  # read, but not labeled yet
+    waiting: deque[Waiting] = deque()  # read, but not labeled yet
     for labels in _label_maps(predictor, targets, waiting, unreadable):
-        target = waiting[0][1]
+        _, source, target = waiting[0]
         target.parent.mkdir(parents=True, exist_ok=True)
-        file = target.with_name(f"{target.name}.png")
+        file = target.with_name(f"{target.name}{_ending(source, submission_for)}")
         if raw_values is not None:
             save_labels(raw_values[labels], file)
         else:
-            save_labels(labels, file, colors if palette else None)
+            shown_colors = colors if palette else None
+            if file.suffix == GEOTIFF_SUFFIX:
+                save_like(source, labels, file, shown_colors, without_data=255 if len(names) <= 255 else 65535)
+            else:
+                save_labels(labels, file, shown_colors)
             figure = overlay(waiting[0][0], labels, colors, names, opacity)
             figure.save(target.with_name(f"{target.name}_overlay.png"))
             del figure
@@ -111,27 +121,25 @@ def save_labels(labels: np.ndarray, path: Path, palette: Sequence[Sequence[int]]
 def _label_maps(
     predictor: Predictor,
     targets: Mapping[Path, Path],
-    waiting: deque[tuple[Image.Image, Path]],
+    waiting: deque[Waiting],
     unreadable: list[str],
 ) -> Iterator[np.ndarray]:
     """Yield the class maps of the images that can be read; an error of the network names the image."""
     try:
         yield from predictor(_readable(targets, waiting, unreadable))
     except NotFiniteError as error:
-        raise NotFiniteError(f"{waiting[0][1].name}: {error}") from error
+        raise NotFiniteError(f"{waiting[0][2].name}: {error}") from error
 
 
-def _readable(
-    targets: Mapping[Path, Path], waiting: deque[tuple[Image.Image, Path]], unreadable: list[str]
-) -> Iterator[Image.Image]:
-    """Yield the images that can be read, in order, and append each with its output path to `waiting`."""
+def _readable(targets: Mapping[Path, Path], waiting: deque[Waiting], unreadable: list[str]) -> Iterator[Image.Image]:
+    """Yield the images that can be read, in order, and append each with its paths to `waiting`."""
     for path, target in progress(targets.items(), title="predicting", unit="image", shown=len(targets) > 1):
         try:
             image = read_image(path)
         except UsageError as error:
             unreadable.append(str(error))
             continue
-        waiting.append((image, target))
+        waiting.append((image, path, target))
         yield image
         del image
 
@@ -149,7 +157,7 @@ def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrP
     return values.astype(np.uint8 if values.max() < PALETTE_COLORS else np.uint16)
 
 
-def _find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:
+def find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:
     """Map every image, once, to the path of its output files, relative to the output folder and without suffix."""
     output_dir = output_dir.resolve()
     images: dict[Path, Path] = {}
@@ -238,7 +246,8 @@ def _plan_outputs(
     written: dict[Path, Path] = {}
     sources = {path.resolve() for path in images}
     for path, target in targets.items():
-        for ending in (".png",) if submission_for is not None else (".png", "_overlay.png"):
+        overlays = () if submission_for is not None else ("_overlay.png",)
+        for ending in (_ending(path, submission_for), *overlays):
             file = target.with_name(f"{target.name}{ending}")
             if (other := written.setdefault(file, path)) != path:
                 raise UsageError(
@@ -248,6 +257,11 @@ def _plan_outputs(
             if file.resolve() in sources:
                 raise UsageError(f"`output_dir`: {output_dir} would overwrite {file.name}; choose another folder.")
     return targets
+
+
+def _ending(image: Path, submission_for: DatasetSpec | None) -> str:
+    """Return the ending of the file of the labels of an image."""
+    return GEOTIFF_SUFFIX if submission_for is None and is_georeferenced(image) else ".png"
 
 
 def _official_name(path: Path, spec: DatasetSpec) -> str:

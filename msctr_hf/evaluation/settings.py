@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..data.settings import DatasetSettings, ImageSettings
 from ..errors import UsageError
+from ..models.pixel_embeddings import FORMER_FEATURES
 from ..settings import Settings, setting
 
 Size = tuple[int, int]  # height, width
@@ -16,6 +17,13 @@ _ANY_MODEL = "Saved folder or Hub id of any AutoModelForSemanticSegmentation."
 _CLASS_ORDER = (
     "How the classes of the network are matched with those of the data set: by their names in any order, or by their "
     "position if the same classes have other names."
+)
+_WINDOW_SIZE = "Height and width of a sliding window; whole images by default."
+_WINDOW_STRIDE = "Stride of the window; by default two thirds of its size."
+_FEATURES = (
+    "Embeddings of the projection head, which the contrast trains, or of parts that a network without contrast also "
+    "has: the pyramid of the decode head (UPerNet), or the stages of the backbone (of a model of transformers: its "
+    "hidden states)."
 )
 _DEVICE = "cpu, cuda, cuda:1, ...; by default an accelerator, if there is one."
 
@@ -82,12 +90,8 @@ class EvaluationSettings(Settings):
 
     scales: list[float] = setting([1.0], help="Scales whose probabilities are averaged.", above=0)
     flip: bool = setting(False, help="Average the probabilities with those of the mirror image.")
-    window_size: list[int] | None = setting(
-        None, help="Height and width of a sliding window; whole images by default.", length=2, above=0
-    )
-    window_stride: list[int] | None = setting(
-        None, help="Stride of the window; by default two thirds of its size.", length=2, above=0
-    )
+    window_size: list[int] | None = setting(None, help=_WINDOW_SIZE, length=2, above=0)
+    window_stride: list[int] | None = setting(None, help=_WINDOW_STRIDE, length=2, above=0)
     batch_size: int = setting(1, help="Number of images, or windows, in one forward pass.", at_least=1)
     device: str | None = setting(None, help=_DEVICE)
     dtype: Literal["float32", "float16", "bfloat16"] = setting("float32", help="Precision of the network.")
@@ -98,8 +102,8 @@ class EvaluationSettings(Settings):
         return InferenceSettings(
             scales=tuple(self.scales),
             flip=self.flip,
-            window_size=None if self.window_size is None else (self.window_size[0], self.window_size[1]),
-            window_stride=None if self.window_stride is None else (self.window_stride[0], self.window_stride[1]),
+            window_size=_as_size(self.window_size),
+            window_stride=_as_size(self.window_stride),
             batch_size=self.batch_size,
         )
 
@@ -159,11 +163,9 @@ class EmbeddingSettings(DatasetSettings):
 
     _argument_group_name = "network and images"
 
-    model: str = setting(help="Saved folder or Hub id of a network of msctr_hf.")
-    features: Literal["projections", "stages", "pyramid"] = setting(
-        "projections",
-        help="Projections, or features that a network without contrast also has: maps of the stages of the backbone, "
-        "or of the pyramid of UPerNet.",
+    model: str = setting(help=_ANY_MODEL)
+    features: Literal["projection", "decode_head", "backbone"] = setting(
+        "projection", help=_FEATURES, former_values=FORMER_FEATURES
     )
     split: str = setting("validation", help="train, validation or test.")
     output_dir: str = setting("embeddings", help="Folder for embeddings.png and similarity.png.", is_path=True)
@@ -188,6 +190,79 @@ class EmbeddingSettings(DatasetSettings):
             raise UsageError("`streaming`: embeddings need random access to the images; leave it out.")
 
 
+@dataclass(kw_only=True)
+class EmbedderSettings(Settings):
+    """Settings of embeddings of pixels: network, features, windows, device."""
+
+    _argument_group_name = "network and embeddings"
+
+    model: str = setting(help=_ANY_MODEL)
+    features: Literal["projection", "decode_head", "backbone"] = setting(
+        "projection", help=_FEATURES, former_values=FORMER_FEATURES
+    )
+    stage: int | None = setting(None, help="Stage, from 1, the finest; by default all stages together.", at_least=1)
+    window_size: list[int] | None = setting(None, help=_WINDOW_SIZE, length=2, above=0)
+    window_stride: list[int] | None = setting(None, help=_WINDOW_STRIDE, length=2, above=0)
+    batch_size: int = setting(1, help="Number of windows in one forward pass.", at_least=1)
+    device: str | None = setting(None, help=_DEVICE)
+
+    @property
+    def inference(self) -> InferenceSettings:
+        """Windows and batches of the images."""
+        return InferenceSettings(
+            window_size=_as_size(self.window_size),
+            window_stride=_as_size(self.window_stride),
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(kw_only=True)
+class IndexSettings(DatasetSettings):
+    """Settings of a bank of embeddings: labeled images, and what is kept of them."""
+
+    bank: str = setting("bank.safetensors", help="File of the bank; an older bank there is replaced.", is_path=True)
+    split: str = setting("train", help="train, validation or test; 'train+validation' is both.")
+    prototypes_per_class: int = setting(8, help="Number of prototypes (k-means) of every class.", at_least=1)
+    pixels_per_class: int = setting(1000, help="Largest number of pixels of every class that are kept.", at_least=1)
+    seed: int = setting(0, help="Seed of the choice of pixels and of the prototypes.", at_least=0)
+
+
+@dataclass(kw_only=True)
+class FindSettings(ImageSettings):
+    """Settings of a search: what is shown, where it is searched, and what counts as alike."""
+
+    _argument_group_name = "search"
+
+    image: str = setting(help="Image that shows what is searched.")
+    pixel: list[int] | None = setting(
+        None, help="Row and column of a pixel of it, or of several: '150 60 170 64' is two.", at_least=0
+    )
+    box: list[int] | None = setting(
+        None,
+        help="Instead of pixels, the first row and column of a box, and those after its last.",
+        length=4,
+        at_least=0,
+    )
+    input: list[str] = setting(help="Images, folders that are searched for images, or quoted patterns.")
+    output_dir: str = setting("found", help="Folder for find.html, matches.csv, masks and overlays.", is_path=True)
+    cache_dir: str | None = setting(
+        None,
+        help="Folder in which the embeddings of searched images are kept, so that the next search is fast.",
+        is_path=True,
+    )
+    threshold: float = setting(0.8, help="Smallest cosine in a mask.", at_least=-1, at_most=1)
+    top: int = setting(50, help="Number of images in the list, the most similar ones.", at_least=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.pixel is None) == (self.box is None):
+            raise UsageError("Show what is searched: either `pixel` or `box`.")
+        if self.pixel is not None and (not self.pixel or len(self.pixel) % 2):
+            raise UsageError(f"`pixel` needs a row and a column of every pixel, got {self.pixel}.")
+        if not self.input:
+            raise UsageError("Name the images to search: `input='IMAGE, FOLDER or PATTERN'`.")
+
+
 @dataclass
 class DemoSettings(ImageSettings):
     """Settings of the demo: network, example images and port."""
@@ -204,3 +279,7 @@ class DemoSettings(ImageSettings):
         super().__post_init__()
         if not self.model:
             raise UsageError("Name the network: `model='FOLDER or Hub id'`.")
+
+
+def _as_size(values: list[int] | None) -> Size | None:
+    return None if values is None else (values[0], values[1])

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..data.specs import DatasetSpec
 from ..data.synthetic import SyntheticSource
@@ -19,7 +19,9 @@ from ..errors import UsageError, as_usage_error
 from ..evaluation.scoring import iou_table, percent
 from ..models.backbone_weights import HUB, NONE
 from ..models.configuration_msctr import MsctrConfig
+from ..models.contrastive_adapter import HEADS_FILE
 from ..models.decode_heads import DECODE_HEADS
+from ..training.description import DRAWN_IMAGES, describe_drawn
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
 from ..training.settings import purpose
 
@@ -34,6 +36,7 @@ _METRIC_NAMES = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "over
 _NESTED_FIELDS = {"backbone_config", "palette"}  # too long for a table
 _UNNAMED_DATASET = "custom data set"
 _MAX_WORST_CLASSES, _MAX_CONFUSIONS = 3, 5  # numbers of rows in the section on limitations
+_MAX_IMAGES = 50  # that are listed, if a run drew its training images
 
 
 def write_model_card(
@@ -79,6 +82,7 @@ def write_model_card(
         name=name,
         predictions=PREDICTIONS_FILE if free and (folder / PREDICTIONS_FILE).exists() else None,
         network=_cells(_network(config, run, folder)),
+        embeddings=_cells(_embeddings(config, folder)),
         signature=_SIGNATURE,
     )
     with as_usage_error(OSError, prefix=f"{path} cannot be written: "):
@@ -290,6 +294,35 @@ def _network(config: dict, run: dict, folder: Path) -> dict[str, Any]:
     }
 
 
+def _embeddings(config: dict, folder: Path) -> dict[str, Any]:
+    """Describe the embeddings of pixels that the network has, by the value of `features`."""
+    if config["model_type"] != MsctrConfig.model_type:
+        settings = _settings_of_saved_head(folder)
+        projection = {"`projection`": _channels(settings["projection_dim"], settings["projection_stages"])}
+        return {**(projection if settings["projection_dim"] else {}), "`backbone`": "hidden states"}
+    found = {}
+    if config["contrastive_mode"] != "ce":
+        found["`projection`"] = _channels(config["projection_dim"], config["projection_stages"])
+    if DECODE_HEADS[config["decode_head"]].gives_pyramid:
+        found["`decode_head`"] = _channels(config["hidden_size"], range(1, len(config["decode_stages"]) + 1))
+    return {**found, "`backbone`": "stage maps"}
+
+
+def _settings_of_saved_head(folder: Path) -> dict[str, Any]:
+    """Read the settings of the projection head of an adapted model; without one, they are `None`."""
+    if not (folder / HEADS_FILE).exists():
+        return {"projection_dim": None, "projection_stages": []}
+    with (
+        as_usage_error(OSError, SafetensorError, KeyError, ValueError, prefix=f"{folder / HEADS_FILE} is damaged: "),
+        safe_open(folder / HEADS_FILE, framework="pt") as heads,
+    ):
+        return json.loads(heads.metadata()["settings"])
+
+
+def _channels(number: int, stages: Sequence[int]) -> str:
+    return f"{number} channels at stage{'s' if len(stages) > 1 else ''} {', '.join(map(str, stages))}"
+
+
 def _parameters(folder: Path) -> str | None:
     path = folder / "model.safetensors"
     if not path.exists():
@@ -316,7 +349,19 @@ def _data(spec: DatasetSpec | None, run: dict) -> dict[str, Any]:
         "read from": _hub_dataset(run),
         "terms": spec.license or "not stated",
         "source": spec.homepage,
+        **_drawn_images(run),
     }
+
+
+def _drawn_images(run: dict) -> dict[str, str]:
+    """Describe and list the training images, if they are only a part of the split."""
+    drawn = run.get(DRAWN_IMAGES)
+    if not drawn:
+        return {}
+    image_ids = drawn["image_ids"]
+    more = len(image_ids) - _MAX_IMAGES
+    listed = ", ".join(image_ids[:_MAX_IMAGES]) + (f" and {more} more" if more > 0 else "")
+    return {"labeled images": f"{describe_drawn(drawn)}: {listed}"}
 
 
 def _training(config: dict, run: dict) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..data.shares import in_seeded_order
 from ..errors import UsageError
 from .export import ExportedImage
 
@@ -79,7 +79,7 @@ def _group(image: ExportedImage, pattern: str | None) -> str:
 
 def _choose(groups: dict[str, int], wanted: float, seed: int) -> set[str]:
     """Choose groups in an order that depends on the seed, while they bring the number of images closer to `wanted`."""
-    in_order = sorted(groups, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
+    in_order = in_seeded_order(groups, seed)
     chosen, count = {in_order[0]}, groups[in_order[0]]
     for group in in_order[1:-1]:  # the last one is left for training
         if abs(count + groups[group] - wanted) < abs(count - wanted):

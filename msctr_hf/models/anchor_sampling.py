@@ -13,7 +13,9 @@
 # limitations under the License.
 """Sampling of pixels from stage maps, balanced over classes.
 
-B = images, K = classes, C = channels, N = sampled anchors; a *pair* is one class of one image.
+B = images, K = classes, C = channels, N = sampled anchors; a *pair* is one class of one image. Pixels are drawn from
+*groups*: the pixels of a pair or, where misclassified pixels are told apart, 2 * pair for those that are classified
+right and 2 * pair + 1 for the others.
 """
 
 from __future__ import annotations
@@ -47,17 +49,21 @@ class Anchors(NamedTuple):
 
 
 class SamplingPlan(NamedTuple):
-    """Number of pixels to draw from every qualifying pair.
+    """Number of pixels to draw from every group of a qualifying pair.
 
     Args:
-        pairs (`list[tuple[int, int]]`): (class, image) of the qualifying pairs, sorted, so that rows sort by class.
-        available (`list[int]`): Pixels that each pair has.
-        draws (`list[int]`): Pixels to draw from each pair.
+        groups (`list[int]`): Groups in the order of (class, image), so that rows sort by class.
+        labels (`list[int]`): Class of each group.
+        available (`list[int]`): Pixels that each group has.
+        draws (`list[int]`): Pixels to draw from each group.
+        misclassified (`int`): How many draws are from misclassified pixels, where these are told apart.
     """
 
-    pairs: list[tuple[int, int]]
+    groups: list[int]
+    labels: list[int]
     available: list[int]
     draws: list[int]
+    misclassified: int = 0
 
 
 def sample_anchors(
@@ -69,6 +75,7 @@ def sample_anchors(
     min_anchors_per_class: int = 5,
     max_anchors_per_class: int = 2500,
     max_anchors: int = 10_000,
+    misclassified: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Anchors:
     """Draw pixels of every (image, class) pair that has enough of them, uniformly and without replacement.
@@ -85,6 +92,8 @@ def sample_anchors(
         min_anchors_per_class (`int`): Number of pixels that a pair needs to qualify.
         max_anchors_per_class (`int`): Largest number of pixels of one pair.
         max_anchors (`int`): Largest number of pixels of the batch.
+        misclassified (`torch.Tensor` of shape `(B, h, w)`, bool, *optional*): Pixels of which half of the draws of
+            every pair are taken, as far as there are enough of them and of the others.
         generator (`torch.Generator`, *optional*):
             Source of randomness, on the device of `features`. One seed draws different pixels on different kinds of
             devices.
@@ -102,15 +111,19 @@ def sample_anchors(
     check_limits(sampling, min_anchors_per_class, max_anchors_per_class, max_anchors)
     check_map("features", features, labels)
     check_channel_order("features", [features], labels)
-    pairs = pair_of_every_pixel(labels.long(), features, num_labels)
+    groups = pair_of_every_pixel(labels.long(), features, num_labels)
+    per_image = num_labels
+    if misclassified is not None:
+        groups, per_image = tell_apart(groups, misclassified, len(features) * num_labels), 2 * num_labels
     plan = plan_draws(
-        count_pairs(pairs, len(features), num_labels).tolist(),
+        count_pairs(groups, len(features), per_image).tolist(),
         sampling=sampling,
         min_anchors_per_class=min_anchors_per_class,
         max_anchors_per_class=max_anchors_per_class,
         max_anchors=max_anchors,
+        misclassified_apart=misclassified is not None,
     )
-    return draw_anchors(features, pairs, num_labels, plan, generator)
+    return draw_anchors(features, groups, len(features) * per_image, plan, generator)
 
 
 def check_is_tensor(name: str, labels: torch.Tensor) -> None:
@@ -195,13 +208,13 @@ def resize_labels(labels: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     if labels.shape[-2:] == features.shape[-2:]:
         return labels
     rows, columns = (
-        _nearest(source, target, labels.device)
+        nearest_positions(source, target, labels.device)
         for source, target in zip(labels.shape[-2:], features.shape[-2:], strict=True)
     )
     return labels[:, rows[:, None], columns]
 
 
-def _nearest(source: int, target: int, device: torch.device) -> torch.Tensor:
+def nearest_positions(source: int, target: int, device: torch.device) -> torch.Tensor:
     """Return the positions that `F.interpolate` selects when it resizes a side of length `source` to `target`."""
     positions = torch.arange(source, dtype=torch.float32, device=device)  # exact up to 2^24
     return F.interpolate(positions[None, None], size=target, mode="nearest")[0, 0].long()
@@ -217,8 +230,16 @@ def pair_of_every_pixel(
     return torch.where(sampled, first + stage_labels, len(features) * num_labels).flatten()
 
 
+def tell_apart(pairs: torch.Tensor, misclassified: torch.Tensor, num_pairs: int) -> torch.Tensor:
+    """Compute the group of every pixel, (B * h * w,), from its pair; 2 * B * K if it is never sampled."""
+    return 2 * pairs + (misclassified.flatten() & (pairs < num_pairs))
+
+
 def count_pairs(pairs: torch.Tensor, num_images: int, num_labels: int) -> torch.Tensor:
-    """Count the pixels of every (image, class) pair, (B, K) int64, from the result of `pair_of_every_pixel`."""
+    """Count the pixels of every (image, class) pair, (B, K) int64, from the result of `pair_of_every_pixel`.
+
+    With the result of `tell_apart` and 2 * K, the pixels of every group are counted: (B, 2 * K).
+    """
     counts = torch.zeros(num_images * num_labels + 1, dtype=torch.int64, device=pairs.device)
     counts.scatter_add_(0, pairs, torch.ones_like(pairs))
     return counts[:-1].view(num_images, num_labels)
@@ -231,58 +252,86 @@ def plan_draws(
     min_anchors_per_class: int,
     max_anchors_per_class: int,
     max_anchors: int,
+    misclassified_apart: bool = False,
 ) -> SamplingPlan:
-    """Decide on the host how many pixels to draw from each pair, of which `counts[image][label]` are available."""
+    """Decide on the host how many pixels to draw from each group.
+
+    Args:
+        counts (`Sequence[Sequence[int]]`): Pixels of every pair, by image and class. With `misclassified_apart`, those
+            of every group: `counts[image][2 * label]` are classified right, `counts[image][2 * label + 1]` are not.
+        sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: As in `sample_anchors`.
+        misclassified_apart (`bool`): Whether misclassified pixels are told apart, which does not change how many
+            pixels are drawn from a pair.
+    """
+    per_pair = counts
+    if misclassified_apart:
+        per_pair = [[sum(both) for both in zip(row[::2], row[1::2], strict=True)] for row in counts]
     qualifying = sorted(
         (label, image, count)
-        for image, per_class in enumerate(counts)
+        for image, per_class in enumerate(per_pair)
         for label, count in enumerate(per_class)
         if count >= min_anchors_per_class
     )
     available = [count for _, _, count in qualifying]
     share = min(max_anchors // max(len(qualifying), 1), max_anchors_per_class)
     if share == 0 or not qualifying:
-        return SamplingPlan([], [], [])
+        return SamplingPlan([], [], [], [])
     if sampling == "rarest":
         share = min(share, min(available))
-    draws = [min(share, count) for count in available]
-    return SamplingPlan([(label, image) for label, image, _ in qualifying], available, draws)
+    plan = SamplingPlan(
+        groups=[image * len(per_pair[image]) + label for label, image, _ in qualifying],
+        labels=[label for label, _, _ in qualifying],
+        available=available,
+        draws=[min(share, count) for count in available],
+    )
+    if not misclassified_apart:
+        return plan
+    return _divide(plan, [counts[image][2 * label + 1] for label, image, _ in qualifying])
+
+
+def _divide(plan: SamplingPlan, misclassified: Sequence[int]) -> SamplingPlan:
+    """Draw half of the pixels of every pair from its misclassified ones, as far as there are enough of either kind."""
+    parts, hard_draws = [], 0
+    for pair, label, available, draws, wrong in zip(*plan[:4], misclassified, strict=True):
+        hard = min(wrong, max(draws // 2, draws - (available - wrong)))
+        parts += [(2 * pair, label, available - wrong, draws - hard), (2 * pair + 1, label, wrong, hard)]
+        hard_draws += hard
+    groups, labels, counts, drawn = map(list, zip(*parts, strict=True))
+    return SamplingPlan(groups, labels, counts, drawn, hard_draws)
 
 
 def draw_anchors(
     features: torch.Tensor,
-    pairs: torch.Tensor,
-    num_labels: int,
+    groups: torch.Tensor,
+    num_groups: int,
     plan: SamplingPlan,
     generator: torch.Generator | None = None,
 ) -> Anchors:
-    """Draw the pixels of a plan, without waiting for the device.
+    """Draw the pixels of a plan from `groups` (B * h * w,), without waiting for the device.
 
-    Every pixel gets the key (position of its pair in the plan, random bits). One sort then brings the pixels of a pair
-    together in random order, and the first of them are its sample: uniform, and without replacement.
+    Every pixel gets the key (position of its group in the plan, random bits). One sort then brings the pixels of a
+    group together in random order, and the first of them are its sample: uniform, and without replacement.
     """
     device = features.device
-    num_pairs = len(plan.pairs)
-    ranks = torch.full((len(features) * num_labels + 1,), num_pairs, dtype=torch.int64)
-    pair_ids = [image * num_labels + label for label, image in plan.pairs]
-    ranks[pair_ids] = torch.arange(num_pairs)
-    pixel_ranks = to_device(ranks, device)[pairs]
+    ranks = torch.full((num_groups + 1,), len(plan.groups), dtype=torch.int64)
+    ranks[plan.groups] = torch.arange(len(plan.groups))
+    pixel_ranks = to_device(ranks, device)[groups]
     random_bits = torch.randint(1 << _RANDOM_BITS, pixel_ranks.shape, generator=generator, device=device)
     order = ((pixel_ranks << _RANDOM_BITS) | random_bits).argsort()
 
     positions, labels = to_device(_positions_and_labels(plan), device)
     class_sizes: dict[int, int] = {}
-    for (label, _), drawn in zip(plan.pairs, plan.draws, strict=True):
+    for label, drawn in zip(plan.labels, plan.draws, strict=True):
         class_sizes[label] = class_sizes.get(label, 0) + drawn
     return Anchors(_GatherPixels.apply(features, order[positions]), labels, class_sizes)
 
 
 def _positions_and_labels(plan: SamplingPlan) -> torch.Tensor:
-    """Return, as (2, N) on the host, the positions of the sample among all pixels sorted by pair, and its labels."""
+    """Return, as (2, N) on the host, the positions of the sample among all pixels sorted by group, and its labels."""
     left_out = [count - drawn for count, drawn in zip(plan.available, plan.draws, strict=True)]
-    skipped = list(accumulate(left_out, initial=0))[:-1]  # pixels of earlier pairs that are left out
+    skipped = list(accumulate(left_out, initial=0))[:-1]  # pixels of earlier groups that are left out
     positions = torch.arange(sum(plan.draws)) + repeat_on_host(skipped, plan.draws)
-    return torch.stack([positions, repeat_on_host([label for label, _ in plan.pairs], plan.draws)])
+    return torch.stack([positions, repeat_on_host(plan.labels, plan.draws)])
 
 
 class _GatherPixels(torch.autograd.Function):

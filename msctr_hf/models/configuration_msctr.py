@@ -166,6 +166,24 @@ class MsctrConfig(PreTrainedConfig):
         "rule), or up to an equal share of contrastive_max_anchors (budget, meant for about 2048).",
     )
 
+    contrastive_anchor_selection: Literal["random", "hard"] = _field(
+        "random",
+        "Anchors of every class of an image: drawn from all of its pixels (random, as published), or half of them "
+        "from those that the network misclassifies, as far as there are enough (hard).",
+    )
+    contrastive_positives: Literal["each", "any"] = _field(
+        "each",
+        "Pull all pixels of its class to an anchor (each, as published), or let some of them suffice, so that a class "
+        "may stay several clusters (any).",
+    )
+    contrastive_warmup_steps: int = _field(
+        0, "Steps over which the weight of the contrastive loss rises to its value."
+    )
+    contrastive_schedule: Literal["constant", "linear", "cosine"] = _field(
+        "constant",
+        "Weight of the contrastive loss after the warm-up: constant, or falling to 0 at the end of training.",
+    )
+
     class_weights: list[float | int] | tuple[float | int, ...] | None = _field(
         None,
         "Weight of every class in every cross entropy; 1 by default. `msctr train` replaces 'auto' by the median "
@@ -275,6 +293,12 @@ class MsctrConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not value >= 0.01:
                 raise ValueError(f"`{name}` must be at least 0.01, got {value}.")
+        if self.contrastive_warmup_steps < 0:
+            raise ValueError(f"`contrastive_warmup_steps` must be at least 0, got {self.contrastive_warmup_steps}.")
+        if self.contrastive_schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(
+                f"`contrastive_schedule` must be 'constant', 'linear' or 'cosine', got {self.contrastive_schedule!r}."
+            )
         MultiScaleContrastiveLoss.from_config(self)
 
 

@@ -24,14 +24,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
+from .contrastive_weight import ContrastiveWeight
 from .modeling_msctr import MsctrSegmenterOutput, contrast_and_keep_facts, initialize_convolution
+from .pixel_embeddings import PixelEmbeddings
 from .projection_head import ProjectionHead
 from .transfers import mark_complete
 
@@ -40,10 +43,11 @@ _DEFAULT_IMAGE_SIZE = 224
 HEADS_FILE = "projection_head.safetensors"
 _HEADS = "projection_head."
 _MODEL = "model."
+_SETTINGS_OF_HEADS = ("layers", "projection_dim", "projection_stages")
 _SETTING_PREFIXES = ("projection_dim", "projection_stages", "contrastive_")
 
 
-class ContrastiveAdapter(PreTrainedModel):
+class ContrastiveAdapter(PreTrainedModel, PixelEmbeddings):
     """Wrapper that trains a model with projection heads and contrastive terms; `adapter.model` is an ordinary model.
 
     In training mode with `labels`, `loss` is the model's own loss plus the weighted contrastive loss; in evaluation
@@ -108,8 +112,10 @@ class ContrastiveAdapter(PreTrainedModel):
         self.projection_head = None
         self.contrastive_loss = None
         self.contrastive_facts: dict[str, float] = {}
+        self.contrastive_weight = ContrastiveWeight.from_config(self.objective)
         if self.objective.contrastive_mode != "ce":
-            channels = [stage.shape[1] for stage in self._maps(hidden_states, size)]
+            projected = self._maps(hidden_states, size, self.objective.projection_stages)
+            channels = [features.shape[1] for features in projected]
             # The random state is restored, so that one seed starts all modes from the same network.
             with torch.random.fork_rng(devices=[]):
                 self.projection_head = ProjectionHead(channels, self.objective.projection_dim)
@@ -117,6 +123,35 @@ class ContrastiveAdapter(PreTrainedModel):
             parameter = next(model.parameters())
             self.projection_head.to(parameter.device, parameter.dtype)
             self.contrastive_loss = MultiScaleContrastiveLoss.from_config(self.objective)
+
+    @classmethod
+    def with_saved_head(cls, model: PreTrainedModel) -> ContrastiveAdapter:
+        """Wrap a loaded model for `embed`, with the projection head that was saved next to it, if there is one.
+
+        Args:
+            model (`PreTrainedModel`): Model that `from_pretrained` loaded, from a folder or from the Hub.
+
+        Raises:
+            ValueError: If the model cannot be adapted, or the projection head is damaged or that of another model.
+        """
+        path = _saved_head(model)
+        weights: dict[str, torch.Tensor] = {}
+        settings: dict[str, Any] = {}
+        if path is not None:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    settings = json.loads(file.metadata()["settings"])
+                weights = load_file(path)
+            except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path} is damaged ({error}).") from error
+        kept = {name: settings[name] for name in _SETTINGS_OF_HEADS if name in settings}
+        adapter = cls(model, **kept, contrastive_mode="ms" if weights else "ce")
+        if weights:
+            try:
+                adapter.projection_head.load_state_dict(_part(weights, _HEADS))
+            except RuntimeError as error:
+                raise ValueError(f"{path} is the projection head of another model.") from error
+        return adapter.train(model.training)
 
     @property
     def supports_gradient_checkpointing(self) -> bool:
@@ -160,9 +195,10 @@ class ContrastiveAdapter(PreTrainedModel):
         if loss is not None and self.training:
             terms = {"segmentation": loss.detach()}
         if needs_maps:
-            hidden = self.projection_head.hidden(self._maps(output.hidden_states, pixel_values.shape[-2:]))
+            maps = self._maps(output.hidden_states, pixel_values.shape[-2:], self.objective.projection_stages)
+            hidden = self.projection_head.hidden(maps)
         if contrasts:
-            contrast = contrast_and_keep_facts(self, hidden, labels)
+            contrast = contrast_and_keep_facts(self, hidden, labels, output.logits)
             loss = loss + self.objective.contrastive_loss_weight * contrast.loss
             terms, diagnostics = {**terms, **contrast.terms}, contrast.cosines
         adapted = MsctrSegmenterOutput(
@@ -209,7 +245,8 @@ class ContrastiveAdapter(PreTrainedModel):
             folder (`str` or `Path`): Folder in which the model is saved.
             state_dict (`dict[str, torch.Tensor]`, *optional*): Weights of the adapter, if they are not in the module.
             is_main_process (`bool`): Whether this process writes.
-            save_heads (`bool`): Whether to write the file of the projection head, from which only training resumes.
+            save_heads (`bool`): Whether to write the file of the projection head, which a resumed training needs, and
+                `embed` for projections.
             kwargs: Passed to the model's `save_pretrained`.
         """
         own = None if state_dict is None else _part(state_dict, _MODEL)
@@ -249,7 +286,7 @@ class ContrastiveAdapter(PreTrainedModel):
         if not (folder / HEADS_FILE).exists():
             raise ValueError(f"{folder} has no {HEADS_FILE}: it is not a checkpoint of a `ContrastiveAdapter`.")
         with safe_open(folder / HEADS_FILE, framework="pt") as file:
-            saved = json.loads(file.metadata()["settings"])
+            saved = {**_default_settings(), **json.loads(file.metadata()["settings"])}  # an older version had fewer
         for name, value in self._settings.items():
             if value != saved.get(name):
                 raise ValueError(
@@ -264,22 +301,53 @@ class ContrastiveAdapter(PreTrainedModel):
     @property
     def _settings(self) -> dict[str, Any]:
         """Settings that decide what is trained, as they are in JSON."""
-        names = [each.name for each in fields(MsctrConfig) if each.name.startswith(_SETTING_PREFIXES)]
-        settings = {name: getattr(self.objective, name) for name in names}
+        settings = {name: getattr(self.objective, name) for name in _default_settings()}
         return json.loads(json.dumps({"layers": self.layers, **settings}))
 
     def _layer(self, stage: int) -> int:
         return self.layers[stage - 1]
 
-    def _maps(self, hidden_states: Sequence[torch.Tensor], size: Sequence[int]) -> list[torch.Tensor]:
-        """Select the projected stages, as maps (B, C, h, w)."""
-        stages = [hidden_states[self._layer(stage)] for stage in self.objective.projection_stages]
-        return [stage if stage.ndim == 4 else _map_of_patches(stage, size, self.model) for stage in stages]
+    def _maps(
+        self, hidden_states: Sequence[torch.Tensor], size: Sequence[int], stages: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Select the hidden states of some stages, as maps (B, C, h, w)."""
+        states = [hidden_states[self._layer(stage)] for stage in stages]
+        return [state if state.ndim == 4 else _map_of_patches(state, size, self.model) for state in states]
+
+    def _stages_with_embeddings(self) -> Mapping[str, Sequence[int]]:
+        hidden_states: dict[str, Sequence[int]] = {"backbone": range(1, len(self.layers) + 1)}
+        if self.projection_head is None:
+            return hidden_states
+        return {"projection": self.objective.projection_stages, **hidden_states}
+
+    def _maps_to_embed(self, pixel_values: torch.Tensor, features: str) -> Sequence[torch.Tensor]:
+        output = self.model(pixel_values=pixel_values, output_hidden_states=True, return_dict=True)
+        stages = self._stages_with_embeddings()[features]
+        maps = self._maps(output.hidden_states, pixel_values.shape[-2:], stages)
+        return self.projection_head(maps) if features == "projection" else maps
+
+
+def _default_settings() -> dict[str, Any]:
+    return {each.name: each.default for each in fields(MsctrConfig) if each.name.startswith(_SETTING_PREFIXES)}
 
 
 def _part(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """Select the weights of a submodule, under their names in it."""
     return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def _saved_head(model: PreTrainedModel) -> str | None:
+    """Find the file of the projection head where a model was loaded from, without which there is `None`."""
+    if not model.name_or_path:
+        return None
+    return cached_file(
+        model.name_or_path,
+        HEADS_FILE,
+        revision=getattr(model.config, "_commit_hash", None),
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
 
 
 def _checkpoint_of_the_trainer() -> Path | None:

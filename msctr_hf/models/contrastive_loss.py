@@ -15,8 +15,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from torch import nn
 
 from .anchor_sampling import (
     Anchors,
+    SamplingPlan,
     check_channel_order,
     check_integer,
     check_limits,
@@ -32,17 +35,20 @@ from .anchor_sampling import (
     draw_anchors,
     pair_of_every_pixel,
     plan_draws,
+    tell_apart,
 )
 from .contrastive_diagnostics import class_sums, mean_cosines
 from .gathered_anchors import GatheredRows, gather_rows, spans_processes
 from .info_nce import (
     UnitRows,
+    check_positives,
     check_temperature,
     contrast_across,
     contrast_within_scale,
     refuse_transforms,
     unit_rows,
 )
+from .misclassified_pixels import misclassified_pixels
 from .transfers import beside_queue, hand_over
 
 DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
@@ -58,6 +64,9 @@ _NAMES_IN_CONFIG = {  # arguments of the loss -> fields of `MsctrConfig`
     "cross_scale_temperature": "contrastive_cross_scale_temperature",
     "detach_coarse": "contrastive_detach_coarse",
     "ignore_index": "semantic_loss_ignore_index",
+    "positives": "contrastive_positives",
+    "anchor_selection": "contrastive_anchor_selection",
+    "align_corners": "align_corners",
     "sampling": "contrastive_sampling",
     "min_anchors_per_class": "contrastive_min_anchors_per_class",
     "max_anchors_per_class": "contrastive_max_anchors_per_class",
@@ -75,7 +84,8 @@ class ContrastiveResult(NamedTuple):
         cosines (`dict[str, torch.Tensor]`): Mean cosines of the positive and negative pairs of every term on this
             process, NaN without such pairs.
         facts (`dict[str, float]`): Anchors and classes of every stage and share of stages without anchors on this
-            process; known to the host, so that reading them does not wait for the device.
+            process, and with hard anchors their share in every stage, NaN without anchors; known to the host, so that
+            reading them does not wait for the device.
     """
 
     loss: torch.Tensor
@@ -112,6 +122,12 @@ class MultiScaleContrastiveLoss(nn.Module):
         cross_scale_temperature (`float`, *optional*): Temperature of the cross-scale terms; by default `temperature`.
         detach_coarse (`bool`): Whether the contrast side of a pair gets no gradient.
         ignore_index (`int`): Label that is never sampled; any other label is a class.
+        positives (`str`): As in `info_nce_loss`: `"each"`, or `"any"` for classes that may stay several clusters.
+        anchor_selection (`str`): `"random"`, or `"hard"` to draw half of the anchors of every class of an image from
+            pixels that the network misclassifies, as far as there are enough of them and of the others; their number
+            does not change. It needs the `logits` of the network.
+        align_corners (`bool`): Whether the cross entropy of the network resizes logits with aligned corners; only for
+            hard anchors.
         sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: As in `sample_anchors`, per process.
         gather_anchors (`bool`): Whether to contrast with the anchors of all processes: a batch split over processes
             then yields the loss and the gradients that its anchors yield on one process.
@@ -134,6 +150,9 @@ class MultiScaleContrastiveLoss(nn.Module):
         cross_scale_temperature: float | None = None,
         detach_coarse: bool = False,
         ignore_index: int = 255,
+        positives: str = "each",
+        anchor_selection: str = "random",
+        align_corners: bool = False,
         sampling: str = "rarest",
         min_anchors_per_class: int = 5,
         max_anchors_per_class: int = 2500,
@@ -153,6 +172,9 @@ class MultiScaleContrastiveLoss(nn.Module):
         self.cross_scale_temperature = _or_default(cross_scale_temperature, temperature)
         self.detach_coarse = detach_coarse
         self.ignore_index = ignore_index
+        self.positives = positives
+        self.anchor_selection = anchor_selection
+        self.align_corners = align_corners
         self.sampling = sampling
         self.min_anchors_per_class = min_anchors_per_class
         self.max_anchors_per_class = max_anchors_per_class
@@ -179,6 +201,7 @@ class MultiScaleContrastiveLoss(nn.Module):
         project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
         generator: torch.Generator | None = None,
         *,
+        logits: torch.Tensor | None = None,
         all_results: bool = False,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]] | ContrastiveResult:
         """Sample anchors of one batch and contrast them.
@@ -190,16 +213,18 @@ class MultiScaleContrastiveLoss(nn.Module):
                 Function of every stage that projects sampled rows, (N, C_s) -> (N, D); `None` if `features` are
                 projections already.
             generator (`torch.Generator`, *optional*): Source of randomness, on the device of `features`.
+            logits (`torch.Tensor` of shape `(B, num_labels, h, w)`, *optional*): Class scores of the network at any
+                size, without gradient; needed for hard anchors, and otherwise not read.
             all_results (`bool`): Whether to return all that `contrast` does.
 
         Returns:
             `tuple`: the loss, and every unweighted term by its name, detached.
 
         Raises:
-            ValueError: If shapes do not match, or a label is neither a class nor the ignore index.
+            ValueError: If shapes do not match, a label is neither a class nor the ignore index, or logits are missing.
             TypeError: If labels are not a tensor of integers, or maps are not floating-point tensors.
         """
-        result = self._contrast(features, labels, project, generator)
+        result = self._contrast(features, labels, project, generator, logits)
         return result if all_results else (result.loss, result.terms)
 
     def contrast(
@@ -208,9 +233,11 @@ class MultiScaleContrastiveLoss(nn.Module):
         labels: torch.Tensor,
         project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None = None,
         generator: torch.Generator | None = None,
+        *,
+        logits: torch.Tensor | None = None,
     ) -> ContrastiveResult:
         """Call the module, and return diagnostics with the loss and its terms."""
-        return self(features, labels, project, generator, all_results=True)
+        return self(features, labels, project, generator, logits=logits, all_results=True)
 
     def extra_repr(self) -> str:
         """Describe the settings, for `print`."""
@@ -244,6 +271,9 @@ class MultiScaleContrastiveLoss(nn.Module):
                 )
         check_temperature("temperature", self.temperature)
         check_temperature("cross_scale_temperature", self.cross_scale_temperature)
+        check_positives(self.positives)
+        if self.anchor_selection not in ("random", "hard"):
+            raise ValueError(f"`anchor_selection` must be 'random' or 'hard', got {self.anchor_selection!r}.")
         check_limits(**self._limits())
 
     def _check_batch(self, features: Sequence[torch.Tensor], labels: torch.Tensor, project: Sequence | None) -> None:
@@ -265,6 +295,18 @@ class MultiScaleContrastiveLoss(nn.Module):
                     f"`project` must have one function for each of the `stages` {list(self.stages)}, got {count}."
                 )
 
+    def _check_logits(self, logits: torch.Tensor | None, labels: torch.Tensor) -> None:
+        if logits is None:
+            raise ValueError(
+                "`anchor_selection='hard'` needs the class scores of the network: pass `logits` (B, num_labels, h, w)."
+            )
+        shape, expected = tuple(logits.shape), (len(labels), self.num_labels)
+        if len(shape) != 4 or shape[:2] != expected or logits.device != labels.device:
+            raise ValueError(
+                f"`logits` must be (B, num_labels, h, w) with {expected} on {labels.device}, as `labels`, got {shape} "
+                f"on {logits.device}."
+            )
+
     def _check_projections(self, rows: Sequence[UnitRows]) -> None:
         for pair in self.pairs:
             fine, coarse = (rows[position].features.shape[1] for position in pair)
@@ -281,10 +323,15 @@ class MultiScaleContrastiveLoss(nn.Module):
         labels: torch.Tensor,
         project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None,
         generator: torch.Generator | None,
+        logits: torch.Tensor | None,
     ) -> ContrastiveResult:
         self._check_batch(features, labels, project)
-        refuse_transforms(labels, *features)
-        anchors = self._sample(features, labels, generator)
+        if self.anchor_selection == "hard":
+            self._check_logits(logits, labels)
+        else:
+            logits = None
+        refuse_transforms(labels, *features, *([] if logits is None else [logits]))
+        anchors, plans = self._sample(features, labels, generator, logits)
         if project is not None:
             anchors = [
                 stage._replace(features=projection(stage.features))
@@ -300,29 +347,32 @@ class MultiScaleContrastiveLoss(nn.Module):
             loss=torch.stack(weighted).sum(),
             terms={name: term.detach() for name, term in zip(self._term_names(), terms, strict=True)},
             cosines=self._cosines(rows),
-            facts=self._facts(rows),
+            facts=self._facts(rows, plans),
         )
 
     def _terms(self, rows: Sequence[UnitRows]) -> list[torch.Tensor]:
         """Compute the within-scale terms of all stages, then the cross-scale terms of all pairs."""
         if self.gather_anchors and spans_processes():
             return self._terms_across_processes(rows, gather_rows(rows, self.num_labels))
-        terms = [contrast_within_scale(stage, self.temperature) for stage in rows]
+        terms = [contrast_within_scale(stage, self.temperature, self.positives) for stage in rows]
         for fine, coarse in self.pairs:
-            terms.append(contrast_across(rows[fine], self._contrast_side(rows[coarse]), self.cross_scale_temperature))
+            terms.append(self._across(rows[fine], self._contrast_side(rows[coarse])))
         return terms
 
     def _terms_across_processes(
         self, rows: Sequence[UnitRows], gathered: Sequence[GatheredRows]
     ) -> list[torch.Tensor]:
         terms = [
-            stage.share * contrast_across(own, stage.rows, self.temperature, stage.own_columns)
+            stage.share * contrast_across(own, stage.rows, self.temperature, stage.own_columns, self.positives)
             for own, stage in zip(rows, gathered, strict=True)
         ]
         for fine, coarse in self.pairs:
             contrast = self._contrast_side(gathered[coarse].rows)
-            terms.append(gathered[fine].share * contrast_across(rows[fine], contrast, self.cross_scale_temperature))
+            terms.append(gathered[fine].share * self._across(rows[fine], contrast))
         return terms
+
+    def _across(self, anchors: UnitRows, contrast: UnitRows) -> torch.Tensor:
+        return contrast_across(anchors, contrast, self.cross_scale_temperature, positives=self.positives)
 
     def _contrast_side(self, rows: UnitRows) -> UnitRows:
         return rows._replace(features=rows.features.detach()) if self.detach_coarse else rows
@@ -345,36 +395,56 @@ class MultiScaleContrastiveLoss(nn.Module):
             named[f"{name}/negative_cosine"] = negative
         return named
 
-    def _facts(self, rows: Sequence[UnitRows]) -> dict[str, float]:
+    def _facts(self, rows: Sequence[UnitRows], plans: Sequence[SamplingPlan]) -> dict[str, float]:
         facts = {"contrastive/skipped_stages": sum(not stage.class_sizes for stage in rows) / len(rows)}
-        for name, stage in zip(self._stage_names(), rows, strict=True):
+        for name, stage, plan in zip(self._stage_names(), rows, plans, strict=True):
             facts[f"{name}/anchors"] = float(sum(stage.class_sizes.values()))
             facts[f"{name}/classes"] = float(len(stage.class_sizes))
+            if self.anchor_selection == "hard":
+                facts[f"{name}/hard_share"] = plan.misclassified / sum(plan.draws) if plan.draws else math.nan
         return facts
 
     def _sample(
-        self, features: Sequence[torch.Tensor], labels: torch.Tensor, generator: torch.Generator | None
-    ) -> list[Anchors]:
-        """Sample every stage; the class counts of all stages reach the host in one synchronization.
+        self,
+        features: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        generator: torch.Generator | None,
+        logits: torch.Tensor | None,
+    ) -> tuple[list[Anchors], list[SamplingPlan]]:
+        """Sample every stage; the counts of all stages reach the host in one synchronization.
 
-        Counts depend on labels alone. Where labels are marked as complete, the host does not wait for the maps.
+        With `logits` there are two groups of pixels in every class of an image, those that are classified right and
+        the others. Without them, counts depend on labels alone: where these are marked as complete, the host does not
+        wait for the maps.
         """
-        with beside_queue(labels):
+        groups_per_image = self.num_labels * (1 if logits is None else 2)
+        with beside_queue(labels) if logits is None else nullcontext():
             classes = labels.long()
-            pairs = [pair_of_every_pixel(classes, stage, self.num_labels, self.ignore_index) for stage in features]
-            counts = [count_pairs(stage, len(labels), self.num_labels).flatten() for stage in pairs]
+            groups = self._groups(features, classes, logits)
+            counts = [count_pairs(stage, len(labels), groups_per_image).flatten() for stage in groups]
             unknown = self._is_unknown(classes).sum()
             *numbers, num_unknown = torch.cat([*counts, unknown[None]]).tolist()
-        hand_over(pairs)
+        hand_over(groups)
         if num_unknown:
             self._refuse_unknown(labels)
-        anchors = []
-        for position, (stage, stage_pairs) in enumerate(zip(features, pairs, strict=True)):
-            first = position * len(labels) * self.num_labels
-            starts = range(first, first + len(labels) * self.num_labels, self.num_labels)
-            plan = plan_draws([numbers[start : start + self.num_labels] for start in starts], **self._limits())
-            anchors.append(draw_anchors(stage, stage_pairs, self.num_labels, plan, generator))
-        return anchors
+        anchors, plans = [], []
+        for position, (stage, stage_groups) in enumerate(zip(features, groups, strict=True)):
+            first = position * len(labels) * groups_per_image
+            starts = range(first, first + len(labels) * groups_per_image, groups_per_image)
+            of_images = [numbers[start : start + groups_per_image] for start in starts]
+            plans.append(plan_draws(of_images, **self._limits(), misclassified_apart=logits is not None))
+            anchors.append(draw_anchors(stage, stage_groups, len(labels) * groups_per_image, plans[-1], generator))
+        return anchors, plans
+
+    def _groups(
+        self, features: Sequence[torch.Tensor], labels: torch.Tensor, logits: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        pairs = [pair_of_every_pixel(labels, stage, self.num_labels, self.ignore_index) for stage in features]
+        if logits is None:
+            return pairs
+        misclassified = misclassified_pixels(logits, labels, features, self.align_corners)
+        num_pairs = len(labels) * self.num_labels
+        return [tell_apart(*stage, num_pairs) for stage in zip(pairs, misclassified, strict=True)]
 
     def _is_unknown(self, labels: torch.Tensor) -> torch.Tensor:
         return ((labels < 0) | (labels >= self.num_labels)) & (labels != self.ignore_index)

@@ -21,6 +21,13 @@ For anchors f_i and a contrast set g_j, both of unit length, with logits a_ij = 
 Positives have the class of the anchor, negatives do not; other positives are not in the denominator. The loss is the
 mean of l_i over all N anchors; an anchor without positives contributes 0. The second form does not overflow.
 
+The paper pulls every positive to the anchor. With `positives="any"` it is enough that some are near, so that a class
+may stay several clusters:
+
+    l_i = softplus(L_i - log P_i),    P_i = mean over p of exp(a_ip)
+
+An anchor without positives or without negatives contributes 0. With one positive the two are equal.
+
 N = anchors, M = rows of the contrast set, D = channels.
 """
 
@@ -53,6 +60,7 @@ def info_nce_loss(
     *,
     temperature: float = 0.1,
     self_offset: int | None = None,
+    positives: str = "each",
 ) -> torch.Tensor:
     """Compute supervised InfoNCE of sampled pixels, exactly and with memory linear in their number.
 
@@ -68,13 +76,15 @@ def info_nce_loss(
         self_offset (`int`, *optional*):
             Row of the first anchor in the contrast set, if the set contains the anchors themselves (for example, the
             anchors of all processes): row `self_offset + i` is not a positive of anchor i.
+        positives (`str`): `"each"`, the published loss, is the mean over the positives of an anchor; `"any"` compares
+            their mean similarity, exp(a_ip), with the negatives.
 
     Returns:
         `torch.Tensor`: scalar, float32 (float64 for float64 features), connected to the graph even where it is 0.
 
     Raises:
-        ValueError: If shapes do not match, the temperature is not positive, or the rows from `self_offset` on do not
-            have the classes of the anchors.
+        ValueError: If shapes do not match, the temperature is not positive, `positives` is unknown, or the rows from
+            `self_offset` on do not have the classes of the anchors.
         TypeError: If labels are not integers, or the temperature is not a number.
         NotImplementedError: If the loss is differentiated twice or in forward mode, or called under `vmap`. First
             derivatives by `torch.func.grad` and `torch.func.jacrev` work.
@@ -83,17 +93,18 @@ def info_nce_loss(
     """
     refuse_transforms(*(side for side in (anchors, anchor_labels, contrast, contrast_labels) if side is not None))
     _check_arguments(anchors, anchor_labels, contrast, contrast_labels, temperature, self_offset)
+    check_positives(positives)
     anchor_labels = anchor_labels.cpu().long()
     rows, order = _sort_by_class(anchors, anchor_labels)
     if contrast is None:
-        return contrast_within_scale(rows, temperature)
+        return contrast_within_scale(rows, temperature, positives)
     contrast_labels = contrast_labels.cpu().long()
     contrast_rows, contrast_order = _sort_by_class(contrast, contrast_labels)
     if self_offset is None:
-        return contrast_across(rows, contrast_rows, temperature)
+        return contrast_across(rows, contrast_rows, temperature, positives=positives)
     _check_that_anchors_are_in(contrast_labels, anchor_labels, self_offset)
     own_columns = to_device(contrast_order.argsort()[self_offset + order], anchors.device)
-    return contrast_across(rows, contrast_rows, temperature, own_columns)
+    return contrast_across(rows, contrast_rows, temperature, own_columns, positives)
 
 
 def refuse_transforms(*tensors: torch.Tensor) -> None:
@@ -111,6 +122,12 @@ def check_temperature(name: str, temperature: float) -> None:
         raise ValueError(f"`{name}` must be positive and finite, got {temperature}.")
 
 
+def check_positives(positives: str) -> None:
+    """Raise unless the use of positives is known."""
+    if positives not in ("each", "any"):
+        raise ValueError(f"`positives` must be 'each' or 'any', got {positives!r}.")
+
+
 def unit_rows(features: torch.Tensor, labels: torch.Tensor, class_sizes: dict[int, int]) -> UnitRows:
     """Normalize features (N, D) that are sorted by class, in float32 even inside autocast (float64 stays float64)."""
     with torch.autocast(features.device.type, enabled=False):
@@ -118,16 +135,21 @@ def unit_rows(features: torch.Tensor, labels: torch.Tensor, class_sizes: dict[in
         return UnitRows(_UnitLength.apply(features.to(dtype))[0], labels, class_sizes)
 
 
-def contrast_within_scale(rows: UnitRows, temperature: float = 0.1) -> torch.Tensor:
+def contrast_within_scale(rows: UnitRows, temperature: float = 0.1, positives: str = "each") -> torch.Tensor:
     """Compute the mean of l_i over rows that are contrasted with each other, without waiting for the device."""
     if temperature * MAX_UNSHIFTED_LOGIT < 1:
-        return contrast_across(rows, rows, temperature, torch.arange(len(rows.labels), device=rows.labels.device))
+        own_columns = torch.arange(len(rows.labels), device=rows.labels.device)
+        return contrast_across(rows, rows, temperature, own_columns, positives)
     with torch.autocast(rows.features.device.type, enabled=False):
-        return _WithinScale.apply(*rows, temperature, rows.features.requires_grad)[0]
+        return _WithinScale.apply(*rows, temperature, rows.features.requires_grad, positives)[0]
 
 
 def contrast_across(
-    anchors: UnitRows, contrast: UnitRows, temperature: float = 0.1, own_columns: torch.Tensor | None = None
+    anchors: UnitRows,
+    contrast: UnitRows,
+    temperature: float = 0.1,
+    own_columns: torch.Tensor | None = None,
+    positives: str = "each",
 ) -> torch.Tensor:
     """Compute the mean of l_i over anchors that are contrasted with another set, without waiting for the device.
 
@@ -137,11 +159,19 @@ def contrast_across(
         temperature (`float`): Temperature of the logits.
         own_columns (`torch.Tensor` of shape `(N,)`, int64, *optional*):
             Rows of the contrast set that are the anchors themselves, each excluded from its own positives.
+        positives (`str`): `"each"` or `"any"`, as in `info_nce_loss`.
     """
     with torch.autocast(anchors.features.device.type, enabled=False):
         wants_grad = (anchors.features.requires_grad, contrast.features.requires_grad)
         return _AcrossSets.apply(
-            anchors.features, contrast.features, anchors[1:], contrast[1:], own_columns, temperature, wants_grad
+            anchors.features,
+            contrast.features,
+            anchors[1:],
+            contrast[1:],
+            own_columns,
+            temperature,
+            wants_grad,
+            positives,
         )[0]
 
 
@@ -214,8 +244,8 @@ class _WithinScale(_FirstOrder):
     """Within-scale term, whose gradient is computed in the forward pass and scaled in the backward pass."""
 
     @staticmethod
-    def forward(features, labels, class_sizes, temperature, wants_grad):
-        return within_scale(UnitRows(features, labels, class_sizes), temperature, wants_grad)
+    def forward(features, labels, class_sizes, temperature, wants_grad, positives):
+        return within_scale(UnitRows(features, labels, class_sizes), temperature, wants_grad, positives)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -224,17 +254,16 @@ class _WithinScale(_FirstOrder):
     @staticmethod
     def backward(ctx, loss_grad, *_):
         grad, features = ctx.saved_tensors
-        return _scaled(grad, loss_grad, features), None, None, None, None
+        return _scaled(grad, loss_grad, features), None, None, None, None, None
 
 
 class _AcrossSets(_FirstOrder):
     """Term between two sets, whose gradients are computed in the forward pass and scaled in the backward pass."""
 
     @staticmethod
-    def forward(anchors, contrast, anchor_facts, contrast_facts, own_columns, temperature, wants_grad):
-        return across_sets(
-            UnitRows(anchors, *anchor_facts), UnitRows(contrast, *contrast_facts), own_columns, temperature, wants_grad
-        )
+    def forward(anchors, contrast, anchor_facts, contrast_facts, own_columns, temperature, wants_grad, positives):
+        sides = UnitRows(anchors, *anchor_facts), UnitRows(contrast, *contrast_facts)
+        return across_sets(*sides, own_columns, temperature, wants_grad, positives)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -244,7 +273,7 @@ class _AcrossSets(_FirstOrder):
     def backward(ctx, loss_grad, *_):
         *grads, anchors, contrast = ctx.saved_tensors
         anchor_grad, contrast_grad = (_scaled(grad, loss_grad, anchors, contrast) for grad in grads)
-        return anchor_grad, contrast_grad, None, None, None, None, None
+        return anchor_grad, contrast_grad, None, None, None, None, None, None
 
 
 def _save_gradients(ctx, grads: Sequence[torch.Tensor | None], sources: Sequence[torch.Tensor]) -> None:

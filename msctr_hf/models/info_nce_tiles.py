@@ -33,7 +33,11 @@ S_i, and a second pass multiplies the same exponentials by dl_i/dS_i. From a_ij 
 
     dl/df_i = 1 / (N t) * sum_j dl_i/da_ij * g_j,        dl/dg_j = 1 / (N t) * sum_i dl_i/da_ij * f_i
 
-for the loss l = sum_i l_i / N. Where rows are contrasted with each other (g = f), two rows of different classes meet
+for the loss l = sum_i l_i / N. With `positives="any"` an anchor has a single gap h_i = log S_i - log P_i, where P_i is
+the mean over p of exp(a_ip); the positives share dl_i/dh_i = sigmoid(h_i) in proportion to exp(a_ip). All else stays
+as it is, since all positives of an anchor are in one tile.
+
+Where rows are contrasted with each other (g = f), two rows of different classes meet
 twice: as anchor i with negative j, and as anchor j with negative i. Since a_ij = a_ji, the coefficient of f_j in
 dl/df_i is also that of f_i in dl/df_j, up to 1 / (N t):
 
@@ -45,7 +49,7 @@ from __future__ import annotations
 import functools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -83,6 +87,10 @@ class UnitRows(NamedTuple):
     class_sizes: dict[int, int]
 
 
+# (logits (T, P), mask of positives (T, P), log2 of S_i (T, 1)) -> sum of l_i, and -dl_i/da_ip of shape (T, P)
+PositiveTerms = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
 class Block(NamedTuple):
     """Position of a tile in the matrix of logits: rows are anchors, columns are rows of the contrast set."""
 
@@ -90,7 +98,9 @@ class Block(NamedTuple):
     columns: slice
 
 
-def within_scale(rows: UnitRows, temperature: float, wants_grad: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def within_scale(
+    rows: UnitRows, temperature: float, wants_grad: bool, positives: str = "each"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Contrast rows with each other; requires `temperature * MAX_UNSHIFTED_LOGIT >= 1`.
 
     Rows are divided into groups of whole classes. A tile between two groups contains only negatives: it needs no mask,
@@ -101,6 +111,7 @@ def within_scale(rows: UnitRows, temperature: float, wants_grad: bool) -> tuple[
         rows (`UnitRows`): N rows.
         temperature (`float`): Temperature of the logits.
         wants_grad (`bool`): Whether to compute the gradient.
+        positives (`str`): `"each"` or `"any"`, as in `info_nce_loss`.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: mean of l_i, and its gradient (N, D) or `None`.
@@ -114,7 +125,7 @@ def within_scale(rows: UnitRows, temperature: float, wants_grad: bool) -> tuple[
         negative_sums[lower] += exponentials.sum(0)
 
     grad = torch.zeros_like(features) if wants_grad else None
-    loss, sum_grads = _diagonal(rows, groups, temperature, negative_sums, grad)
+    loss, sum_grads = _diagonal(rows, groups, temperature, negative_sums, grad, _POSITIVE_TERMS[positives])
     if wants_grad:
         storage = torch.empty_like(off_diagonal.buffer)
         for (upper, lower), exponentials in off_diagonal:  # the second pass: S_i is complete
@@ -133,6 +144,7 @@ def _diagonal(
     temperature: float,
     negative_sums: torch.Tensor,
     grad: torch.Tensor | None,
+    positive_terms: PositiveTerms,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Complete S with the negatives inside groups, then compute the terms of all positives and add to `grad`.
 
@@ -146,6 +158,7 @@ def _diagonal(
         negative_sums (`torch.Tensor` of shape `(N,)`): S_i over the negatives in other groups; completed in place.
         grad (`torch.Tensor` of shape `(N, D)`, *optional*): Sum of the gradients of l_i, times the temperature;
             the part of the pairs inside groups is added in place.
+        positive_terms (`PositiveTerms`): Function of the terms of a strip.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: sum of l_i, and dl_i/dS_i of shape (N,).
@@ -160,7 +173,7 @@ def _diagonal(
             exponentials = logits.exp2().mul_(1 - positives)
             negative_sums[strip] += exponentials.sum(1)
             positives.diagonal(strip.start - group.start).zero_()  # an anchor is not its own positive
-            strip_loss, gap_grads = _positive_terms(logits, positives, negative_sums[strip, None].log2())
+            strip_loss, gap_grads = positive_terms(logits, positives, negative_sums[strip, None].log2())
             loss += strip_loss
             sum_grads[strip] = _quotient(gap_grads.sum(1), negative_sums[strip])
             if grad is None:
@@ -214,6 +227,7 @@ def across_sets(
     own_columns: torch.Tensor | None,
     temperature: float,
     wants_grad: tuple[bool, bool],
+    positives: str = "each",
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Contrast rows with another set, which may contain them; numerically stable at any temperature.
 
@@ -227,6 +241,7 @@ def across_sets(
             Columns of the contrast set that are the anchors themselves, each excluded from its own positives.
         temperature (`float`): Temperature of the logits.
         wants_grad (`tuple[bool, bool]`): Whether to compute the gradients of the anchors and of the contrast set.
+        positives (`str`): `"each"` or `"any"`, as in `info_nce_loss`.
 
     Returns:
         `tuple[torch.Tensor, ...]`: mean of l_i, and its gradients (N, D) and (M, D) or `None`.
@@ -242,9 +257,9 @@ def across_sets(
         logits = buffer[: _length(strip) * num_columns].view(-1, num_columns)  # (T, M)
         torch.mm(anchors.features[strip] * (_LOG2_E / temperature), contrast.features.T, out=logits)
         columns = _columns_of_classes(anchors.class_sizes, strip, contrast.class_sizes)
-        positives = _same_class(anchor_labels[strip], contrast_labels[columns])
+        same_class = _same_class(anchor_labels[strip], contrast_labels[columns])
         own = None if own_columns is None else own_columns[strip, None] - columns.start
-        strip_loss, logits_grad = _strip(logits, positives, columns, own)
+        strip_loss, logits_grad = _strip(logits, same_class, columns, own, _POSITIVE_TERMS[positives])
         loss += strip_loss
         if anchor_grad is not None:
             torch.mm(logits_grad, contrast.features, out=anchor_grad[strip])
@@ -257,7 +272,11 @@ def across_sets(
 
 
 def _strip(
-    logits: torch.Tensor, positives: torch.Tensor, columns: slice, own: torch.Tensor | None
+    logits: torch.Tensor,
+    positives: torch.Tensor,
+    columns: slice,
+    own: torch.Tensor | None,
+    positive_terms: PositiveTerms,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the sum of l_i over a strip of logits (T, M), and overwrite them by dl_i/da_ij.
 
@@ -266,6 +285,7 @@ def _strip(
         positives (`torch.Tensor` of shape `(T, P)`): 1 at columns of the same class, 0 elsewhere; overwritten.
         columns (`slice`): The P columns of `logits` that `positives` describes.
         own (`torch.Tensor` of shape `(T, 1)`, *optional*): Columns of `positives` that are the anchors themselves.
+        positive_terms (`PositiveTerms`): Function of the terms of the strip.
     """
     positive_logits = logits[:, columns].clone()
     logits[:, columns].sub_(positives, alpha=_MASKING_OFFSET)
@@ -277,13 +297,13 @@ def _strip(
     negative_sums = exponentials.sum(1)
     if own is not None:
         positives.scatter_(1, own, 0.0)
-    loss, gap_grads = _positive_terms(positive_logits, positives, negative_sums[:, None].log2() + shift)
+    loss, gap_grads = positive_terms(positive_logits, positives, negative_sums[:, None].log2() + shift)
     logits_grad = exponentials.mul_(_quotient(gap_grads.sum(1), negative_sums)[:, None])
     logits_grad[:, columns] -= gap_grads
     return loss, logits_grad
 
 
-def _positive_terms(
+def _terms_of_each(
     logits: torch.Tensor, positives: torch.Tensor, log2_negatives: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the sum of l_i over a strip, and dl_i/dh_ip = sigmoid(h_ip) / |P(i)| of shape (T, P).
@@ -297,6 +317,29 @@ def _positive_terms(
     gaps = (log2_negatives - logits).mul_(1 / _LOG2_E)  # h_ip, in base e
     loss = _softplus(gaps).mul_(positives).sum()
     return loss, gaps.sigmoid_().mul_(positives)
+
+
+def _terms_of_any(
+    logits: torch.Tensor, positives: torch.Tensor, log2_negatives: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the sum of l_i over a strip, and -dl_i/da_ip = sigmoid(h_i) * exp(a_ip) / sum_p exp(a_ip), (T, P).
+
+    The arguments are those of `_terms_of_each`.
+    """
+    if logits.shape[1] == 0:  # no row of the contrast set has a class of these anchors
+        return logits.new_zeros(()), positives
+    counts = positives.sum(dim=1, keepdim=True)
+    masked = torch.add(logits, positives.sub_(1), alpha=_MASKING_OFFSET)
+    shift = masked.amax(dim=1, keepdim=True).clamp_min_(-_MASKING_OFFSET / 2)  # bounded as in `_strip`
+    exponentials = masked.sub_(shift).exp2_()
+    sums = exponentials.sum(dim=1, keepdim=True)
+    log2_positives = (sums / counts.clamp_min(1)).log2_() + shift  # log P_i in base 2
+    gaps = (log2_negatives - log2_positives).mul_(1 / _LOG2_E)  # h_i, in base e
+    gaps = gaps.where(counts > 0, -math.inf)  # an anchor without positives contributes 0
+    return _softplus(gaps).sum(), exponentials.mul_(_quotient(gaps.sigmoid(), sums))
+
+
+_POSITIVE_TERMS: dict[str, PositiveTerms] = {"each": _terms_of_each, "any": _terms_of_any}
 
 
 def _softplus(gaps: torch.Tensor) -> torch.Tensor:

@@ -28,8 +28,10 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .backbones import build_backbone, works_at_one_stride
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import ContrastiveResult, MultiScaleContrastiveLoss
+from .contrastive_weight import ContrastiveWeight
 from .decode_heads import DECODE_HEADS, AuxiliaryHead, Classifier, concatenate_stages, resize
 from .feature_pyramid import SimpleFeaturePyramid
+from .pixel_embeddings import PixelEmbeddings
 from .projection_head import ProjectionHead
 from .semantic_losses import cross_entropy, dice_loss, hard_pixel_cross_entropy
 from .transfers import mark_complete
@@ -109,15 +111,16 @@ def initialize_convolution(module: nn.Module) -> None:
 
 
 # trf-ignore: TRF057 see above
-class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
+class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
     """Segmentation network: backbone and decode head, and an auxiliary and a projection head for training.
 
     In training mode with `labels`, `loss` is the cross entropy of the logits, plus their Dice loss, the cross entropy
     of the auxiliary logits and the contrastive loss, weighted as the configuration says. The projection head is used
-    only during training; inference costs what the plain network costs.
+    only during training, and for embeddings of pixels (`embed`); inference costs what the plain network costs.
 
     `contrastive_facts` are the facts of the newest batch, as in `ContrastiveResult`; reading them does not wait for
-    the device.
+    the device. `contrastive_weight` is the factor of the weight of the contrastive loss, which a training loop sets
+    before the forward pass if the configuration has a warm-up or a schedule.
 
     Source: https://arxiv.org/abs/2203.13409.
     """
@@ -132,6 +135,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             self.feature_pyramid = SimpleFeaturePyramid(channels)
             channels = self.feature_pyramid.channels
         _check_stages(config, len(channels))
+        self.num_stages = len(channels)
         decode_channels = [channels[stage - 1] for stage in config.decode_stages]
         hidden_size = config.hidden_size or sum(decode_channels)
         self.decode_head = DECODE_HEADS[config.decode_head](
@@ -148,6 +152,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         self.projection_head = None
         self.contrastive_loss = None
         self.contrastive_facts: dict[str, float] = {}
+        self.contrastive_weight = ContrastiveWeight.from_config(config)
         if config.contrastive_mode != "ce":
             # The random state is restored, so that one seed starts all modes from the same network.
             with torch.random.fork_rng(devices=[]):
@@ -188,9 +193,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
         if contrasts and labels.is_cuda:
             mark_complete(labels)
-        feature_maps = self.backbone(pixel_values).feature_maps
-        if self.feature_pyramid is not None:
-            feature_maps = self.feature_pyramid(feature_maps)
+        feature_maps = self._feature_maps(pixel_values)
         logits, auxiliary_logits, pyramid = self._decode(feature_maps)
 
         hidden, loss, loss_terms, diagnostics = None, None, None, None
@@ -210,6 +213,29 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
 
     def get_input_embeddings(self) -> None:
         """Return `None`: images have no input embeddings, but libraries that shard or adapt models ask for them."""
+
+    def _stages_with_embeddings(self):
+        config = self.config
+        found = {"backbone": range(1, self.num_stages + 1)}
+        if self.decode_head.gives_pyramid:
+            found = {"decode_head": range(1, len(config.decode_stages) + 1), **found}
+        return found if self.projection_head is None else {"projection": config.projection_stages, **found}
+
+    def _maps_to_embed(self, pixel_values, features):
+        """Compute the maps of all stages; a decode head that they do not need does not run."""
+        feature_maps = self._feature_maps(pixel_values)
+        if features == "backbone":
+            return feature_maps
+        of_pyramid = features == "decode_head" or self.config.projection_source == "decode_head"
+        pyramid = self._decode(feature_maps)[-1] if of_pyramid else None
+        if features == "decode_head":
+            return pyramid
+        return self.projection_head.project(self.projection_head.hidden(self._projected_maps(feature_maps, pyramid)))
+
+    def _feature_maps(self, pixel_values):
+        """Compute the stage maps, (B, C_s, h_s, w_s) per stage, finest first."""
+        feature_maps = self.backbone(pixel_values).feature_maps
+        return feature_maps if self.feature_pyramid is None else self.feature_pyramid(feature_maps)
 
     def _decode(self, feature_maps):
         """Compute logits from stage maps, with the auxiliary logits and the pyramid of the decode head, or `None`."""
@@ -244,7 +270,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
             loss = loss + config.auxiliary_loss_weight * auxiliary
         if hidden is None:
             return loss, terms, diagnostics or None
-        contrast = contrast_and_keep_facts(self, hidden, labels)
+        contrast = contrast_and_keep_facts(self, hidden, labels, logits)
         loss = loss + config.contrastive_loss_weight * contrast.loss
         return loss, {**terms, **contrast.terms}, {**diagnostics, **contrast.cosines}
 
@@ -273,15 +299,20 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel):
 
 
 @torch.compiler.disable  # facts of the host would be constants of a compiled graph
-def contrast_and_keep_facts(network: Any, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor) -> ContrastiveResult:
+def contrast_and_keep_facts(
+    network: Any, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, logits: torch.Tensor
+) -> ContrastiveResult:
     """Contrast the anchors of a batch, and keep its facts in `network.contrastive_facts`.
+
+    The loss is multiplied by the factor of `network.contrastive_weight`.
 
     The facts of a batch replace those of the batch before in the same dict, which the replicas of `nn.DataParallel`
     share with the network: what a replica assigns is lost.
     """
-    contrast = network.contrastive_loss.contrast(hidden, labels, project=network.projection_head.row_projections)
-    network.contrastive_facts.update(contrast.facts)
-    return contrast
+    project = network.projection_head.row_projections
+    contrast = network.contrastive_loss.contrast(hidden, labels, project=project, logits=logits)
+    network.contrastive_facts.update(contrast.facts | network.contrastive_weight.facts())
+    return contrast._replace(loss=network.contrastive_weight(contrast.loss))
 
 
 def _check_stages(config: MsctrConfig, num_stages: int) -> None:

@@ -31,6 +31,7 @@ _ENVIRONMENT = re.compile(
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)
 _TOKEN = re.compile(r"\bhf_\w{8,}|\bapi_org_\w{8,}")
 HIDDEN = "***"
+DRAWN_IMAGES = "drawn_images"  # key in run.json: the training images, if not all of the split are used
 
 
 def describe_run(
@@ -60,6 +61,11 @@ def describe_run(
     )
 
 
+def describe_drawn(drawn: dict[str, Any]) -> str:
+    """Return a sentence about drawn training images, which `draw_images` described."""
+    return f"{drawn['images']} of {drawn['of']} training images, drawn by seed {drawn['subset_seed']}"
+
+
 def _paths(settings: dict[str, Any]) -> list[str]:
     """List the settings whose values are files or folders of this machine, and not Hub ids to show in a model card.
 
@@ -71,16 +77,20 @@ def _paths(settings: dict[str, Any]) -> list[str]:
 
 def without_secrets(value: Any) -> Any:
     """Hide access tokens of the Hub, and values of secret environment variables, in a value of any type."""
-    if isinstance(value, dict):
-        return {without_secrets(key): without_secrets(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_secrets(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    for name, secret in os.environ.items():
-        if len(secret) >= 8 and _SECRET_NAME.search(name):
+    secrets = [secret for name, secret in os.environ.items() if len(secret) >= 8 and _SECRET_NAME.search(name)]
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {hidden(key): hidden(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [hidden(entry) for entry in value]
+        if not isinstance(value, str):
+            return value
+        for secret in secrets:
             value = value.replace(secret, HIDDEN)
-    return _TOKEN.sub(HIDDEN, value)
+        return _TOKEN.sub(HIDDEN, value)
+
+    return hidden(value)
 
 
 def git_commit() -> str | None:

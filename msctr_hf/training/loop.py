@@ -133,6 +133,7 @@ class TrainingLoop:
 
     def train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
         """Run the forward and backward passes of all batches of a step, then update the weights once."""
+        self.network.contrastive_weight.set_step(self.progress.step, self.duration.max_steps)
         for batch in batches:
             with self.accelerator.accumulate(self.model):  # processes exchange gradients only at the last batch
                 self.guard.before_forward()

@@ -116,8 +116,8 @@ def save_model(
     partial = folder / _PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        # a run resumes from its own checkpoints, so what it publishes is the plain model
-        options = {"save_heads": False} if isinstance(model, ContrastiveAdapter) else {}
+        # a run resumes from its own checkpoints: the projection head is saved for embeddings of pixels
+        options = {"save_heads": model.projection_head is not None} if isinstance(model, ContrastiveAdapter) else {}
         model.save_pretrained(partial, state_dict=state_dict, **options)
         image_processor.save_pretrained(partial)
         share_permissions(partial)

@@ -13,6 +13,7 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 
 from ..data.settings import DataSettings
+from ..data.tiles import cut_into_tiles
 from ..data.user_transform import import_transform
 from ..errors import UsageError
 from ..evaluation.precision import has_bf16
@@ -23,7 +24,7 @@ from .checkpointing import Progress, States, find_checkpoint, load_progress, wri
 from .class_weights import CLASS_WEIGHTS, ClassPixels, choose_class_weights, describe_class_weights
 from .data_checks import check_data
 from .data_record import compare_data, describe_change, describe_data, describe_validation
-from .description import RunSummary, describe_run, describe_start, without_secrets
+from .description import DRAWN_IMAGES, RunSummary, describe_drawn, describe_run, describe_start, without_secrets
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, choose_precision, optimize_layout
 from .duration import plan_duration
 from .logs import RunLog, RunningMeans
@@ -68,7 +69,7 @@ class Setup:
         check_metric(args.metric_for_best_model, self.spec)
         if data_arguments.augmentation is not None:
             import_transform(data_arguments.augmentation)  # to be refused before labels are read and weights loaded
-        self.train_set = data_arguments.load(data_arguments.train_split)
+        self.train_set, self.drawn = data_arguments.load_training(args.seed)
         validation_set = data_arguments.load("validation")
         self.checkpoint: Path | None = on_main(lambda: find_checkpoint(self.output_dir, args.resume))
         args = replace(args, mixed_precision=choose_precision(args.mixed_precision, self.checkpoint))
@@ -81,7 +82,7 @@ class Setup:
         # saved with every checkpoint, to be compared on resume
         self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}
         self.data = describe_data(self.spec, self.train_set)
-        self.notes = []
+        self.notes = [] if self.drawn is None else [describe_drawn(self.drawn)]
         if self.checkpoint is not None:
             self.notes += compare_settings(self.checkpoint, self.kept_settings)
             self.notes += compare_data(self.checkpoint, self.data)
@@ -97,6 +98,14 @@ class Setup:
                 "gets by mixed_precision auto or no"
             )
         self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split)
+        if data_arguments.tile_size is not None:  # after the check, which is about images
+            self.train_set = cut_into_tiles(self.train_set, data_arguments.tile_size, data_arguments.tile_overlap)
+            validation_set = cut_into_tiles(validation_set, data_arguments.tile_size)
+            height, width = data_arguments.tile_size
+            self.notes.append(
+                f"tiles of {height} x {width} pixels count as images: {len(self.train_set)} for training and "
+                f"{len(validation_set)} for validation"
+            )
         class_pixels = ClassPixels(self.train_set, self.spec, data_arguments.num_workers)
         if not model_arguments.contrastive_adapter:  # which refuses class weights
             weights = choose_class_weights(network_settings.get(CLASS_WEIGHTS), class_pixels, self.checkpoint)
@@ -190,6 +199,8 @@ class Setup:
         description = describe_run(self.settings, self.accelerator, self.duration, self.progress.step, self.command)
         if CLASS_WEIGHTS in self.data:
             description[CLASS_WEIGHTS] = self.data[CLASS_WEIGHTS]
+        if self.drawn is not None:
+            description[DRAWN_IMAGES] = self.drawn
         write_run_file(self.output_dir, description)
         write_config(self.output_dir, self.settings)
 

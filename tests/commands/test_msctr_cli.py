@@ -54,6 +54,8 @@ MISSPELLED = [  # module, words before the flag, misspelled flag, intended flag
     ("msctr_hf.commands.push", [], "hub_modl_id", "hub_model_id"),
     ("msctr_hf.commands.convert", [], "checkpont", "checkpoint"),
     ("msctr_hf.commands.embeddings", [], "modl", "model"),
+    ("msctr_hf.commands.index", [], "modl", "model"),
+    ("msctr_hf.commands.find", [], "modl", "model"),
     ("msctr_hf.commands.demo", [], "modl", "model"),
     ("experiments.sweep_command", [], "paralel", "parallel"),
     ("experiments.sweep_command", [], "lerning_rate", "learning_rate"),

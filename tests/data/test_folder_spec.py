@@ -120,6 +120,9 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage, message):
         load_segmentation_dataset("folder", "train", root)[0]
 
 
+ALL = {"images": "images", "labels": "labels"}
+
+
 @pytest.mark.parametrize(
     ("description", "message"),
     [
@@ -160,6 +163,63 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage, message):
         ({"splits": {"train": {"images": "a", "labels": 5}}}, "`splits:`: `labels:` of train must be the name"),
         ({"splits": {"train": {"images": "a", "labels": "./a"}}}, "`splits:`: images and labels of train must be in"),
         ({"license": ["a"]}, "`license:` must be text"),
+        ({"splits": None}, "`splits:` must give the folders .* such as {validation: 10 %}; got None"),
+        ({"splits": {"train": 0.8}}, "`splits:`: train must be {images: FOLDER, .*, a share like 10 %, .* got 0.8"),
+        ({"splits": {"validation": "10 %"}}, "`splits:`: validation is a part of the files under `images:`"),
+        (
+            {"splits": {"validation": "110 %"}, **ALL},
+            "`splits:`: the share of validation must be like 10 %, .*'110 %'",
+        ),
+        ({"splits": {"validation": "ten %"}, **ALL}, "`splits:`: the share of validation must be like 10 %"),
+        ({"splits": {"validation": "60 %", "test": "40 %"}, **ALL}, "sum to at most 100 % .* 60 % . 40 % is 100 %"),
+        ({"splits": {"train": "80 %", "validation": "30 %"}, **ALL}, "sum to at most 100 % .* 30 % . 80 % is 110 %"),
+        (
+            {"splits": {"train": "a.txt", "validation": "10 %"}, **ALL},
+            "validation is a share, so train must be one, too",
+        ),
+        (
+            {"splits": {"validation": []}, **ALL},
+            "validation must list names of images as text, such as .'0001'., got ",
+        ),
+        ({"splits": {"validation": ["0001", 2]}, **ALL}, "validation must list names of images as text"),
+        ({"splits": {"validation": "../v.txt"}, **ALL}, "`splits:`: validation must be inside the folder"),
+        (
+            {"splits": {"train": {**ALL, "names": "a.txt"}}},
+            "train has the unknown key 'names'; choose from images, la",
+        ),
+        ({"splits": {"train": {"images": "a"}}}, "train must have `images:` and `labels:`, got {'images': 'a'}"),
+        (
+            {"splits": {"train": {"images": "a", "labels": "a"}}},
+            "in different folders, or labels need a `label_suffix:`",
+        ),
+        (ALL, "`images:` is for splits that are shares or lists of names, but all `splits:` have their own"),
+        ({"images": "a"}, "the data set must have `images:` and `labels:`, got {'images': 'a'}"),
+        (
+            {"images": 7, "labels": "b"},
+            "`images:` of the data set must be the name of a folder, or a path with ., got 7",
+        ),
+        ({"seed": 1}, "`seed:` is for a share, such as {validation: 10 %}"),
+        ({"seed": -1}, "`seed:` must be a whole number from 0, got -1"),
+        ({"ignore_case": "yes"}, "`ignore_case:` must be true or false, got 'yes'"),
+        ({"label_suffix": "/m"}, "`label_suffix:` must be the end of the labels' names, like _mask, got '/m'"),
+        ({"label_suffix": "_m.JPG"}, "`label_suffix:`: .JPG does not keep the values of labels; save .* as PNG"),
+        (
+            {"splits": {"train": {"images": "v*/i", "labels": "m"}}},
+            "`images:` of train must end in the names of files",
+        ),
+        (
+            {"splits": {"train": {"images": "*.png", "labels": "*.png"}}},
+            "`images:` and `labels:` of train must differ",
+        ),
+        ({"splits": {"train": {"images": "*/*.png", "labels": "m/*.png"}}}, "must have the same number of ."),
+        (
+            {"splits": {"train": {"images": "i/*.png", "labels": "m/*.jpeg"}}},
+            "`labels:` of train: .jpeg does not keep",
+        ),
+        (
+            {"splits": {"train": {"images": "i/*.png", "label_suffix": "_m"}}},
+            "`label_suffix:` is for folders; in a path",
+        ),
         ({"splits": {"train": {"images": 300 * "a", "labels": "b"}}}, "does not exist"),
     ],
 )
@@ -210,3 +270,10 @@ def test_the_name_of_a_data_set_is_read_and_may_be_left_out(tmp_path):
 def test_groups_of_classes_are_read(tmp_path):
     root = write_folder(tmp_path, description={"groups": {"ground": ["road"], "rest": ["car", "sky"]}})
     assert get_dataset_spec("folder", root).groups == {"ground": [1], "rest": [2, 0]}
+
+
+def test_files_without_splits_are_refused_by_their_key(tmp_path):
+    root = write_folder(tmp_path)
+    (root / "dataset.yaml").write_text("classes: [a, b]\nimages: a\nlabels: b\n")
+    with pytest.raises(UsageError, match="`images:` needs `splits:`, .* such as {validation: 10 %}"):
+        get_dataset_spec("folder", root)

@@ -19,15 +19,33 @@ ODD = (
     ["sky"], ["sky", "sky"], ["sky", 1], [300, 0, 0], [1, 2], [1, 2, 3.0], [True, 0, 0], {}, {"sky": [1, 2, 3]},
     {0: "sky"}, {"1,2,3": "sky", 4: "road"}, {0: None}, {0: ["sky"]}, {None: "sky"}, {True: "sky"}, {"up": []},
     {"up": ["sky"]}, {"up": None}, {"up": [[]]}, {1: ["sky"]}, {"images": None, "labels": "b"},
-    {"images": "a", "labels": "a"}, datetime.date(2024, 1, 1),
+    {"images": "a", "labels": "a"}, datetime.date(2024, 1, 1), "10 %", "12.5%", "60 %", "100 %", "0 %", "x %", "-5 %",
+    "list.txt", ["0001", "a/2"], ["0001", 2], [" "], "p/*.jpg", "m/*_mask.png", "m/*", "p/*/*.jpg", "p/**/*.jpg",
+    "v*/i", "m/*.jpg", "_mask", "_mask.png", ".gif", ".jpg", "a*", {"images": "p/*.jpg", "labels": "m/*_mask.png"},
+    {"images": "p/*.jpg", "labels": "m"}, {"images": "p/*/*.jpg", "labels": "m/*.png"}, {"images": "a"},
+    {"images": "a", "label_suffix": "_m"}, {"images": "a", "label_suffix": "_m.jpg"},
+    {"images": "a/*.jpg", "label_suffix": "_m"}, {"images": "v*/i", "labels": "m/*.png"},
+    {"images": "a", "labels": "b", "names": "c"},
 )  # fmt: skip
-KEYS = ("classes", "label_values", "label_colors", "ignored", "palette", "groups", "splits", "name", "license")
+KEYS = (
+    *("classes", "label_values", "label_colors", "ignored", "palette", "groups", "splits", "name", "license"),
+    *("images", "labels", "label_suffix", "ignore_case", "seed"),
+)
+SPLITS = ("train", "validation", "test")
+SHARED = {"images": "a", "labels": "b"}
 BASES = (
     {},
     {"label_values": {3: "sky", 7: "road", 700: "road"}, "ignored": [0, 255]},
     {"label_colors": {"1,2,3": "sky", "128,0,0": "road"}, "ignored": ["0,0,0"]},
     {"palette": {"sky": [1, 2, 3], "road": "4,5,6"}, "groups": {"all": ["road", "sky"]}, "name": "N", "license": "L"},
     {"ignored": [0]},
+    {**SHARED, "splits": {"validation": "10 %"}, "seed": 1},
+    {**SHARED, "splits": {"train": "70 %", "validation": "20%", "test": "test.txt"}, "ignore_case": True},
+    {**SHARED, "splits": {"train": "a/train.txt", "validation": ["0001", "a/2"]}},
+    {"images": "a", "label_suffix": "_mask", "splits": {"validation": "10 %", "test": {"images": "test"}}},
+    {"images": "p/*.jpg", "labels": "m/*_mask.png", "splits": {"train": "80 %", "validation": "20 %"}},
+    {"splits": {"train": {**SHARED}, "validation": "10 %"}, "seed": 0},
+    {"label_suffix": "_mask"},
 )
 
 
@@ -85,13 +103,12 @@ def faults(d):
         key: key not in d or valid_labels(d[key], parse, classes),
         "palette": not d.get("palette") or valid_palette(d["palette"], classes),
         "groups": not d.get("groups") or valid_groups(d["groups"], classes),
-        "splits": valid_splits(d.get("splits")),
         "name": type(d.get("name", "")) is str and "\n" not in d.get("name", ""),
         "license": not isinstance(d.get("license"), (list, dict)),
     }
     mapped = {parse(raw) for raw in d[key]} if key in d and valid[key] else set()
     valid["ignored"] = valid_ignored(d.get("ignored", []), parse, mapped)
-    return {key for key, fine in valid.items() if not fine}
+    return {key for key, fine in valid.items() if not fine} | layout_faults(d)
 
 
 def valid_labels(labels, parse, classes):
@@ -122,19 +139,94 @@ def rgb(value):
     return color(value)
 
 
-def valid_splits(splits):
-    if not isinstance(splits, dict) or not splits:
+def layout_faults(d):
+    """Return the keys at fault among those about files."""
+    if "splits" not in d:
+        return {key for key in ("images", "labels", "label_suffix", "ignore_case", "seed") if key in d}
+    wrong, splits = set(), d["splits"]
+    if type(d.get("ignore_case", False)) is not bool:
+        wrong.add("ignore_case")
+    if "seed" in d and (type(d["seed"]) is not int or d["seed"] < 0):
+        wrong.add("seed")
+    if "label_suffix" in d and not valid_suffix(d["label_suffix"]):
+        wrong.add("label_suffix")
+    if ("images" in d or "labels" in d) and not valid_files(d, d.get("label_suffix"), labels_needed=True):
+        wrong |= {"images", "labels", "label_suffix"}
+    if not isinstance(splits, dict) or not splits or not set(splits) <= set(SPLITS):
+        return {*wrong, "splits"}
+    if not all(valid_split(split, part, d.get("label_suffix")) for split, part in splits.items()):
+        wrong |= {"splits", "label_suffix"}
+    kinds = {split: kind(part) for split, part in splits.items()}
+    divided = {split for split in splits if kinds[split] != "files"}
+    shares = {split: percent(splits[split]) for split in splits if kinds[split] == "share"}
+    if "seed" in d and not shares:
+        wrong.add("seed")
+    if not divided and "images" in d:
+        wrong.add("images")
+    if divided and "images" not in d and kinds.get("train") != "files":
+        wrong.add("splits")
+    if (
+        "train" in splits
+        and shares
+        and "train" not in shares
+        and not ("images" not in d and kinds["train"] == "files")
+    ):
+        wrong.add("splits")
+    if None not in shares.values() and sum(shares.values()) > (100 if "train" in shares else 99.99):
+        wrong.add("splits")
+    return wrong
+
+
+def kind(part):
+    if isinstance(part, str):
+        return "share" if "%" in part else "list"
+    return "list" if isinstance(part, list) else "files"
+
+
+def percent(part):
+    try:
+        value = float(part.removesuffix("%"))
+    except ValueError:
+        return None
+    return value if 0 < value < 100 else None
+
+
+def valid_split(split, part, suffix):
+    if isinstance(part, dict):
+        if not set(part) <= {"images", "labels", "label_suffix"}:
+            return False
+        if "label_suffix" in part and not valid_suffix(part["label_suffix"]):
+            return False
+        return valid_files(part, part.get("label_suffix", suffix), labels_needed=split != "test")
+    if isinstance(part, list):
+        return bool(part) and all(type(name) is str and name.strip() for name in part)
+    return isinstance(part, str) and (percent(part) is not None if "%" in part else valid_path(part))
+
+
+def valid_suffix(suffix):
+    return type(suffix) is str and suffix.strip() != "" and not set(suffix) & set("/*") and not suffix.endswith(".jpg")
+
+
+def valid_path(path):
+    return type(path) is str and path.strip() != "" and not path.startswith("/") and ".." not in path.split("/")
+
+
+def valid_files(files, suffix, labels_needed):
+    images, labels = files.get("images"), files.get("labels")
+    if "images" not in files or (labels_needed and "labels" not in files and suffix is None):
         return False
-    for split, folders in splits.items():
-        if split not in ("train", "validation", "test") or not isinstance(folders, dict):
-            return False
-        if set(folders) != {"images", "labels"} or not all(type(f) is str and f.strip() for f in folders.values()):
-            return False
-        if any(f.startswith("/") or ".." in f.split("/") for f in folders.values()):
-            return False
-        if folders["images"] == folders["labels"]:
-            return False
-    return True
+    if not valid_path(images) or ("labels" in files and not valid_path(labels)):
+        return False
+    labels = labels or ""
+    if "*" not in images + labels:
+        return suffix is not None or images != labels
+    if suffix is not None or any("*" in path and "*" not in path.split("/")[-1] for path in (images, labels)):
+        return False
+    if "*" in labels and labels.endswith(".jpg"):
+        return False
+    if "*" not in images or "*" not in labels:
+        return True
+    return images != labels and ("**" in images + labels or images.count("*") == labels.count("*"))
 
 
 def expected_ids(d):
@@ -158,10 +250,27 @@ def check_accepted(d, spec):
         assert spec.palette[d["classes"].index(name)] == rgb(value)
     for group, names in (d.get("groups") or {}).items():
         assert {d["classes"][label] for label in spec.groups[group]} == set(names)
-    (layout,) = spec.source.layouts
-    assert {split: (files[0].images, files[0].labels) for split, files in layout.items()} == {
-        split: (folders["images"], folders["labels"]) for split, folders in d["splits"].items()
-    }
+    check_layout(d, spec.source.layouts[0])
+
+
+def check_layout(d, layout):
+    splits = d.get("splits", {})
+    divided = {split for split, part in splits.items() if kind(part) != "files"}
+    assert set(layout) == set(splits) | ({"train"} if divided and "train" not in splits else set())
+    common = d if "images" in d else splits.get("train")
+    for split, (files,) in layout.items():
+        part = splits.get(split)
+        has_own = isinstance(part, dict) and not (split == "train" and divided and "images" not in d)
+        described = part if has_own else common
+        suffix = described.get("label_suffix", d.get("label_suffix"))
+        assert (files.images, files.label_suffix) == (described["images"], suffix)
+        assert files.labels == described.get("labels", described["images"] if suffix is not None else None)
+        assert files.ignore_case == d.get("ignore_case", False)
+        listed = part if kind(part) == "list" and not isinstance(part, dict) and part is not None else None
+        assert files.names == (tuple(listed) if isinstance(listed, list) else listed)
+        assert (files.share is None) == (has_own or listed is not None)
+        if files.share is not None:
+            assert (files.share.split, files.share.seed) == (split, d.get("seed", 0))
 
 
 def check(seeds, folder):

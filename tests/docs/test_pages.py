@@ -9,6 +9,11 @@ from conftest import ROOT
 from pages import DOCS, PAGES
 
 from experiments.benchmark.gpu_report import gpu_section
+from experiments.evidence.ledger import ledger_table
+from experiments.evidence.plan import read_experiment
+from experiments.evidence.records import read_records
+from experiments.evidence.report import markdown as report_of
+from experiments.evidence.verdict import judge
 from experiments.model_zoo import read_rows, zoo_commands, zoo_table
 from experiments.sweep_report import compare_arms, markdown
 
@@ -88,6 +93,23 @@ def test_the_table_of_a_sweep_equals_its_result_file_which_has_three_seeds_of_ev
     assert min(map(len, seeds.values())) >= 3
     assert len(set(map(frozenset, seeds.values()))) == 1
     assert markdown(compare_arms(rows, "ce")) in RESULTS
+
+
+def test_the_ledger_of_experiments_on_test_splits_equals_its_file():
+    assert ledger_table(json.loads((ROOT / "results/ledger.json").read_text())) in RESULTS
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments/plans").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_report_of_a_finished_experiment_is_what_its_records_say(path):
+    experiment, folder = read_experiment(path), ROOT / "results" / path.stem
+    written = [folder / name for name in ("verdict.json", "choice.json") if (folder / name).exists()]
+    records = read_records(experiment, folder)
+    verdict = judge(experiment, records, exploratory=(folder / "peeked.json").exists())
+    if verdict is None:
+        assert written == [], "a verdict needs every run"
+        return
+    assert json.loads(written[0].read_text()) == verdict
+    assert report_of(experiment, records, verdict) in RESULTS
 
 
 @pytest.mark.parametrize("name, arm", [("camvid_2160_steps", "weight_0.03"), ("camvid", "ms_cs")])

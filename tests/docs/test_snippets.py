@@ -14,6 +14,8 @@ from pages import DOCS, blocks, commands
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from msctr_hf.data.loading import get_dataset_spec
+
 BLOCKS = [block for page in DOCS for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language == "bash"]
 SCRIPT_MODULES = {
@@ -133,13 +135,11 @@ RUNNABLE = {page: [b for b in blocks(page) if b.language in ("bash", "python") a
 def test_blocks_of_a_page_run_one_after_another(page, tmp_path, environment):
     environment, hub = environment
     prepare(tmp_path)
+    if page.name in ("README.md", "data.md"):
+        own_images(tmp_path / "my_data")
     if page.name == "README.md":
-        for split in ("train", "val"):
-            own_images(tmp_path / "my_data" / split)
         description = next(block.code for block in blocks(page) if block.language == "yaml")
         (tmp_path / "my_data/dataset.yaml").write_text(description)
-    if page.name == "data.md":
-        own_images(tmp_path / "my_data")
     for block in RUNNABLE[page]:
         assert "Traceback" not in run(block, tmp_path, environment)
     if page.name == "README.md":
@@ -147,7 +147,16 @@ def test_blocks_of_a_page_run_one_after_another(page, tmp_path, environment):
         assert len(list((tmp_path / "predictions").glob("image *_overlay.png"))) == 20
     if page.name == "data.md":
         assert hub.repositories["someone/mine"]["private"]
-        assert len(list((tmp_path / "predictions").glob("*_overlay.png"))) == 2
+        assert len(list((tmp_path / "predictions").glob("*_overlay.png"))) == 20
+
+
+DESCRIPTIONS = [block for block in BLOCKS if block.language == "yaml" and "classes:" in block.code]
+
+
+@pytest.mark.parametrize("block", DESCRIPTIONS, ids=lambda block: block.place)
+def test_descriptions_of_data_sets_are_valid(block, tmp_path):
+    (tmp_path / "dataset.yaml").write_text(block.code)
+    assert set(get_dataset_spec("folder", tmp_path).source.layouts[0]) >= {"train", "validation"}
 
 
 def test_blocks_that_are_not_run_say_why():

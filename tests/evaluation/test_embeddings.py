@@ -46,11 +46,11 @@ def test_a_network_without_a_projection_head_is_refused(tiny_config):
         stage_features(predictor, drawn_sample()["image"])
 
 
-def test_stage_features_are_the_maps_of_the_backbone_even_without_a_projection_head(tiny_config):
+def test_backbone_features_are_the_maps_of_the_backbone_even_without_a_projection_head(tiny_config):
     model = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce")).eval()
     predictor = Predictor(model, MsctrImageProcessor(size_divisor=32))
     image = drawn_sample()["image"]
-    features = stage_features(predictor, image, "stages")
+    features = stage_features(predictor, image, "backbone")
     assert list(features) == [1, 2, 3, 4]
     expected = model.backbone(predictor.prepare([image])).feature_maps
     for of_stage, map_ in zip(features.values(), expected, strict=True):
@@ -73,7 +73,7 @@ def test_pyramid_features_are_the_input_of_the_projection_head_and_exist_without
         projections = contrasting.projection_head(pyramid)
         shown = contrasting(pixel_values, output_projections=True).projections
     torch.testing.assert_close(projections, shown)
-    for features in (stage_features(predictor, image, "pyramid"), stage_features(of_plain, image, "pyramid")):
+    for features in (stage_features(each, image, "decode_head") for each in (predictor, of_plain)):
         assert list(features) == [1, 2, 3, 4]
         for of_stage, map_ in zip(features.values(), pyramid, strict=True):
             torch.testing.assert_close(of_stage * map_[0].norm(dim=0), map_[0])
@@ -81,8 +81,8 @@ def test_pyramid_features_are_the_input_of_the_projection_head_and_exist_without
 
 def test_a_network_without_a_pyramid_is_refused(tiny_config):
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(decode_head="fcn")), MsctrImageProcessor())
-    with pytest.raises(ValueError, match="only UPerNet has a pyramid; use `kind='stages'`"):
-        stage_features(predictor, drawn_sample()["image"], "pyramid")
+    with pytest.raises(ValueError, match="only UPerNet .* has; use `features='projection'` or `features='backbone'`"):
+        stage_features(predictor, drawn_sample()["image"], "decode_head")
 
 
 def test_silhouette_is_one_for_separated_classes_and_zero_for_overlapping_ones():

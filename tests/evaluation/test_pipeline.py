@@ -13,6 +13,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.errors import UsageError
+from msctr_hf.evaluation.embedding_maps import Embedder
 from msctr_hf.evaluation.predictor import Predictor, load_predictor
 from msctr_hf.evaluation.settings import InferenceSettings
 
@@ -39,6 +40,20 @@ def test_settings_can_be_given_to_the_pipeline_or_to_a_call(saved, image):
     assert np.array_equal(made["labels"], expected)
     assert np.array_equal(called["labels"], expected)
     assert not np.array_equal(pipeline("msctr-segmentation", model=saved)(image)["labels"], expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"window_size": (48, 48), "window_stride": (32, 40), "batch_size": 3}])
+def test_embeddings_are_returned_on_request(saved, image, settings):
+    segment = pipeline("msctr-segmentation", model=saved, return_embeddings=True)
+    result = segment(image, **settings)
+    windows = {name: value for name, value in settings.items() if name != "batch_size"}
+    predictor = load_predictor(saved, InferenceSettings(**windows), device="cpu")
+    np.testing.assert_allclose(result["embeddings"], Embedder(predictor)(image).numpy(), rtol=0, atol=1e-6)
+    of_stage = segment([image, image], features="backbone", stage=2, **settings)
+    assert [each["embeddings"].shape[0] for each in of_stage] == [128, 128]
+    assert "embeddings" not in segment(image, return_embeddings=False)
+    with pytest.raises(UsageError, match="`stage` must be one of 1, 2, 3, 4"):
+        segment(image, stage=5)
 
 
 def test_areas_and_overlay_match_the_labels(saved, image):

@@ -67,9 +67,11 @@ def test_the_table_averages_over_seeds_but_not_over_modes_and_schedules():
         "max_steps": 7, "seed": 0, "mean_iou": 0.5, "device": "a CPU", "command": "python scripts/train.py",
     }  # fmt: skip
     rows = [row, row | {"seed": 1, "mean_iou": 0.52}, row | {"arm": "ms"}, row | {"max_steps": 8}]
+    rows += [row | {"train_images": 46, "mean_iou": 0.3}]
     lines = zoo_table(rows).splitlines()[2:]
     assert lines[0] == "| fcn, resnet18 | camvid validation | ce | 7 | 51.00 ± 1.41 | 0, 1 | a CPU |"
-    assert len(lines) == 3
+    assert lines[3] == "| fcn, resnet18 | camvid (46 training images) validation | ce | 7 | 30.00 | 0 | a CPU |"
+    assert len(lines) == 4
 
 
 def test_commands_are_listed_once_for_every_line_of_the_table_and_survive_their_line_breaks():

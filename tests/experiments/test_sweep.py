@@ -87,6 +87,14 @@ def test_runs_of_another_recipe_are_refused(tmp_path):
         plan(tmp_path)
 
 
+def test_all_arms_of_a_seed_train_on_the_same_images_and_runs_on_others_are_refused(tmp_path):
+    runs = plan(tmp_path, flags=[*FLAGS, "--train_images", "46"])
+    assert {(run.settings["train_images"], run.settings["subset_seed"]) for run in runs} == {(46, None)}
+    finish(runs[0])
+    with pytest.raises(ValueError, match="train_images was 46 and is None"):
+        plan(tmp_path)
+
+
 def test_runs_that_started_from_another_model_are_refused(tmp_path):
     finish(plan(tmp_path)[0], model_name_or_path="someone/else")
     with pytest.raises(ValueError, match="model_name_or_path was 'someone/else' and is None"):

@@ -16,7 +16,7 @@ from gpu_parts import part, tf32
 import msctr_hf
 from experiments.benchmark import evaluation
 from experiments.benchmark.contrast import CHANNELS, NUM_LABELS, STRIDES, VIEWS, blob_labels
-from experiments.benchmark.data import CASES, _write_images
+from experiments.benchmark.data import CASES, write_images
 from experiments.benchmark.measuring import median_seconds, peak_megabytes
 from experiments.benchmark.step import PHASES, Setting, TrainingStep
 from msctr_hf.commands.train import command_line
@@ -255,7 +255,7 @@ def write_many(folder, count, case):
     """Write a few images as Cityscapes has them, and give them many names, so that an epoch is long."""
     folder.mkdir()
     case = {**CASES["PNG as Cityscapes"], **case}
-    _write_images(folder, case)
+    write_images(folder, case)
     for kind in ("images", "labels"):
         files = sorted((folder / kind).iterdir())
         for number in range(len(files), count):

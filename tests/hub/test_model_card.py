@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from small_run import flags
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.commands.train import command_line
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.errors import UsageError
@@ -259,6 +259,34 @@ def test_an_adapted_model_needs_no_code_and_says_how_it_was_trained(tmp_path):
     assert "base_model: nvidia/mit-b0" in text
     assert "base_model_relation: finetune" in text
     assert "| contrastive_loss_weight | 0.2 |" in text
+
+
+def embeddings_of(text):
+    section = text.split("## Embeddings of pixels")[1].split("\n## ")[0]
+    return section, dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE))
+
+
+def test_the_card_states_which_embeddings_the_network_has(folder, tmp_path, tiny_config):
+    section, kinds = embeddings_of(write_model_card(folder).read_text())
+    assert kinds == {"projection": "8 channels at stages 1, 2, 3, 4", "backbone": "stage maps"}
+    assert '`model.embed(pixel_values, features="projection")`' in section
+    plain = MsctrForSemanticSegmentation(tiny_config(contrastive_mode="ce", decode_stages=[1, 2, 4]))
+    plain.save_pretrained(tmp_path / "plain")
+    section, kinds = embeddings_of(write_model_card(tmp_path / "plain").read_text())
+    assert kinds == {"decode_head": "16 channels at stages 1, 2, 3", "backbone": "stage maps"}
+    assert 'features="decode_head")` returns' in section
+    assert "it has no projections" in section
+
+
+def test_the_card_of_an_adapted_model_states_its_projections_if_its_head_was_saved(tmp_path):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, **sizes))
+    ContrastiveAdapter(model, projection_dim=6, projection_stages=[2]).save_pretrained(tmp_path)
+    section, kinds = embeddings_of(write_model_card(tmp_path).read_text())
+    assert kinds == {"projection": "6 channels at stage 2", "backbone": "hidden states"}
+    assert "return_embeddings=True" in section
+    (tmp_path / "projection_head.safetensors").unlink()
+    assert embeddings_of(write_model_card(tmp_path).read_text())[1] == {"backbone": "hidden states"}
 
 
 def test_a_card_without_the_line_of_msctr_hf_is_not_overwritten(run_folder):

@@ -128,6 +128,63 @@ def test_pixels_are_drawn_uniformly_and_without_replacement():
     assert 0.5 < ((hits - expected) / deviation).var() < 1.6  # neither clumped nor spread too evenly
 
 
+def by_loops(labels, wrong, num_labels, sampling, **limits):
+    """Count, in plain loops, the draws of every (image, class) pair from right and from misclassified pixels."""
+    pixels = {}
+    for image in range(len(labels)):
+        for label in range(num_labels):
+            of_pair = wrong[image][labels[image] == label].tolist()
+            if len(of_pair) >= limits["min_anchors_per_class"]:
+                pixels[image, label] = of_pair
+    share = min(limits["max_anchors"] // len(pixels), limits["max_anchors_per_class"])
+    if sampling == "rarest":
+        share = min(share, *map(len, pixels.values()))
+    drawn = {}
+    for pair, of_pair in pixels.items():
+        v, m, r = min(share, len(of_pair)), sum(of_pair), len(of_pair) - sum(of_pair)
+        h = min(m, max(v // 2, v - r))
+        drawn[pair] = (v - h, h)
+    return drawn
+
+
+@pytest.mark.parametrize("sampling", ["rarest", "budget"])
+@pytest.mark.parametrize("misclassified", [0.0, 0.02, 0.3, 0.95, 1.0])
+def test_half_of_the_draws_of_every_pair_are_misclassified_as_far_as_there_are_enough(sampling, misclassified):
+    labels = blocks(3, 4, 5, 4)
+    labels[0, 0, :7] = 4  # a rare class, so that the draws are an odd number
+    features = coordinates(*labels.shape)
+    wrong = torch.rand(labels.shape) < misclassified
+    limits = {"min_anchors_per_class": 3, "max_anchors_per_class": 31, "max_anchors": 400}
+    anchors = sample_anchors(features, labels, 5, sampling=sampling, misclassified=wrong, **limits)
+    plain = sample_anchors(features, labels, 5, sampling=sampling, **limits)
+    assert anchors.class_sizes == plain.class_sizes  # the number of draws is that of the rule
+    image, row, column = anchors.features.long().unbind(1)
+    assert torch.equal(labels[image, row, column], anchors.labels)
+    assert len(anchors.features.unique(dim=0)) == len(anchors.features)
+    found = {}
+    for pair in zip(image.tolist(), anchors.labels.tolist(), wrong[image, row, column].tolist(), strict=True):
+        found[pair] = found.get(pair, 0) + 1
+    drawn = by_loops(labels, wrong, 5, sampling, **limits)
+    expected = {(*pair, bool(kind)): count for pair, counts in drawn.items() for kind, count in enumerate(counts)}
+    assert found == {pair: count for pair, count in expected.items() if count}
+
+
+def test_both_kinds_of_pixels_are_drawn_uniformly():
+    labels = torch.zeros(1, 5, 8, dtype=torch.int64)
+    labels[0, 0, :6] = 1  # so that 6 of the 34 pixels of class 0 are drawn
+    wrong = torch.zeros(1, 5, 8, dtype=torch.bool)
+    wrong[0, 2] = True  # 8 of them
+    generator = torch.Generator().manual_seed(3)
+    hits, draws = torch.zeros(5, 8), 800
+    for _ in range(draws):
+        anchors = sample_anchors(coordinates(1, 5, 8), labels, 2, misclassified=wrong, generator=generator)
+        rows = anchors.features[anchors.labels == 0].long()
+        hits[rows[:, 1], rows[:, 2]] += 1
+    for pixels, share in ((wrong[0], 3 / 8), (~wrong[0] & (labels[0] == 0), 3 / 26)):
+        expected, deviation = draws * share, (draws * share * (1 - share)) ** 0.5
+        assert (hits[pixels] - expected).abs().max() < 5 * deviation
+
+
 def test_a_seeded_generator_makes_draws_reproducible():
     labels, features = blocks(2, 4, 4, 3), torch.randn(2, 3, 16, 16)
     first, second = (sample_anchors(features, labels, 3, generator=torch.Generator().manual_seed(5)) for _ in range(2))

@@ -3,7 +3,7 @@ import re
 import pytest
 import timm
 import torch
-from conftest import SWIN_TINY, TIMM_TINY
+from conftest import SMALL_RESNET, SWIN_TINY, TIMM_TINY
 from safetensors.torch import save_file
 from transformers import SwinConfig, SwinForImageClassification
 
@@ -54,7 +54,7 @@ def test_weights_of_a_plain_vision_transformer_of_timm_fill_the_backbone(tiny_co
 
 
 def test_loaded_weights_are_saved_with_the_network(tiny_config, tmp_path):
-    torch.save(perturbed_state(timm.create_model("resnet18")), tmp_path / "weights.pth")
+    torch.save(perturbed_state(timm.create_model(SMALL_RESNET)), tmp_path / "weights.pth")
     model = MsctrForSemanticSegmentation(tiny_config())
     load_backbone_weights(model, str(tmp_path / "weights.pth"))
     model.save_pretrained(tmp_path / "saved")
@@ -82,7 +82,7 @@ def test_a_classifier_file_of_transformers_fills_a_swin_backbone(tiny_config, tm
     [
         (lambda: timm.create_model("resnet34").state_dict(), "unknown"),
         (lambda: {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "missing"),
-        (lambda: timm.create_model("resnet18", in_chans=1).state_dict(), "another shape"),
+        (lambda: timm.create_model(SMALL_RESNET, in_chans=1).state_dict(), "another shape"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tiny_config, tmp_path, state, message):

@@ -1,9 +1,12 @@
 import copy
+import math
 import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_numbers import read, relative_error, uniform
+from reference import info_nce_by_loops
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -11,6 +14,9 @@ from msctr_hf import MultiScaleContrastiveLoss, info_nce_loss, sample_anchors
 from msctr_hf.models.projection_head import ProjectionHead
 
 SIZES = [(16, 24), (8, 12), (4, 6)]
+OPTIONS = {"anchor_selection": "hard", "positives": "any"}
+
+with_and_without_options = pytest.mark.parametrize("settings", [{}, OPTIONS], ids=["default", "options"])
 
 
 def build(**settings):
@@ -157,21 +163,122 @@ class _OperatorNames(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_the_loss_does_not_synchronize_with_the_device_except_for_class_counts():
+@with_and_without_options
+def test_the_loss_does_not_synchronize_with_the_device_except_for_class_counts(settings):
     features, labels = maps(), block_labels()
     head = ProjectionHead([8, 8, 8], 6).train()
     hidden = head.hidden(features)
     with _OperatorNames() as called:
-        loss, _ = build()(hidden, labels, head.row_projections)
+        loss, _ = build(**settings)(hidden, labels, head.row_projections, logits=torch.randn(2, 5, 8, 12))
         loss.backward()
     waits = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim", "item"}
     assert "sort" in called.names  # proves that the operators of the sampler were recorded
     assert not waits & set(called.names)
 
 
+def hard(**settings):
+    return build(anchor_selection="hard", **settings)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "temperature"), [("budget", 0.01), ("budget", 0.1), ("budget", 1.0), ("rarest", 0.1)]
+)
+def test_hard_anchors_with_any_positive_equal_plain_loops_over_the_same_anchors(sampling, temperature):
+    features, labels = maps(dtype=torch.float64), block_labels()
+    labels[:, :9] = 255
+    logits = torch.randn(2, 5, 16, 24, dtype=torch.float64)
+    settings = {"max_anchors": 30, "sampling": sampling}
+    loss_function = hard(positives="any", temperature=temperature, min_anchors_per_class=1, **settings)
+    loss, _ = loss_function(features, labels, generator=torch.Generator().manual_seed(4), logits=logits)
+    loss.backward()
+    grads = [map_.grad for map_ in features]
+    generator, predicted = torch.Generator().manual_seed(4), F.interpolate(logits, (64, 96), mode="bilinear").argmax(1)
+    copies = [map_.detach().requires_grad_() for map_ in features]
+    sets = []
+    for map_ in copies:
+        stride = 64 // map_.shape[2]
+        wrong = (predicted != labels)[:, ::stride, ::stride]
+        limits = {"min_anchors_per_class": 1, **settings}
+        sets.append(sample_anchors(map_, labels, 5, misclassified=wrong, generator=generator, **limits))
+    assert all(len(each.labels) > 8 for each in sets)
+    loops = {"temperature": temperature, "positives": "any"}
+    expected = sum(
+        weight * info_nce_by_loops(each.features, each.labels, **loops)
+        for weight, each in zip((1.0, 0.7, 0.4), sets, strict=True)
+    )
+    for coarse in (2, 1):
+        expected = expected + info_nce_by_loops(*sets[0][:2], *sets[coarse][:2], **loops)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    for grad, expected_grad in zip(grads, torch.autograd.grad(expected, copies), strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-8, atol=1e-10)
+
+
+def test_hard_anchors_are_counted_and_have_as_many_rows_as_random_ones():
+    features, labels, logits = maps(), block_labels(), torch.randn(2, 5, 8, 12)
+    facts = hard().contrast(features, labels, logits=logits).facts
+    plain = build().contrast(features, labels).facts
+    shares = {name: value for name, value in facts.items() if name.endswith("/hard_share")}
+    assert {name: value for name, value in facts.items() if name not in shares} == plain
+    assert list(shares) == [f"contrastive/stage_{stage}/hard_share" for stage in (1, 2, 4)]
+    assert all(0.4 < share <= 1 for share in shares.values())
+    perfect = 9.0 * F.one_hot(labels, 5).movedim(3, 1)
+    assert hard().contrast(features, labels, logits=perfect).facts["contrastive/stage_1/hard_share"] == 0
+    nothing = hard().contrast(features, torch.full_like(labels, 255), logits=logits).facts
+    assert math.isnan(nothing["contrastive/stage_1/hard_share"])
+
+
+def test_logits_get_no_gradient_and_random_anchors_do_not_read_them():
+    features, labels = maps(), block_labels()
+    logits = torch.randn(2, 5, 8, 12, requires_grad=True)
+    seeded = {"generator": torch.Generator().manual_seed(1)}
+    expected = build()(features, labels, **seeded)[0]
+    for not_read in (logits, "anything"):
+        seeded["generator"].manual_seed(1)
+        assert torch.equal(build()(features, labels, logits=not_read, **seeded)[0], expected)
+    loss, _ = hard()(features, labels, logits=logits, **seeded)
+    loss.backward()
+    assert logits.grad is None
+
+
+@with_and_without_options
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_with_channels_last_give_the_same_loss_and_gradients(settings, dtype):
+    labels = block_labels()
+    start = [map_.detach().to(dtype) for map_ in maps()]
+    logits = torch.randn(2, 5, 16, 24).to(dtype)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        features = [map_.to(memory_format=memory_format, copy=True).requires_grad_() for map_ in start]
+        loss, _ = build(**settings)(
+            features,
+            labels,
+            generator=torch.Generator().manual_seed(1),
+            logits=logits.to(memory_format=memory_format),
+        )
+        loss.backward()
+        results.append((loss, [map_.grad for map_ in features]))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (None, "`anchor_selection='hard'` needs the class scores of the network"),
+        (torch.zeros(2, 4, 8, 12), r"`logits` must be .* with \(2, 5\) on cpu.* got \(2, 4, 8, 12\)"),
+        (torch.zeros(2, 5, 96), r"`logits` must be .* got \(2, 5, 96\)"),
+        (torch.zeros(2, 5, 8, 12, device="meta"), "got .* on meta"),
+    ],
+)
+def test_logits_that_do_not_fit_are_named_in_the_error(logits, message):
+    with pytest.raises(ValueError, match=message):
+        hard()(maps(), block_labels(), logits=logits)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"positives": "some"}, "`positives` must be 'each' or 'any', got 'some'"),
+        ({"anchor_selection": "easy"}, "`anchor_selection` must be 'random' or 'hard', got 'easy'"),
         ({"scale_weights": (1.0,)}, r"`scale_weights` must have one entry per stage \[1, 2, 4\], got \[1.0\]"),
         ({"pair_weights": (1.0,)}, "`pair_weights` must have one entry per pair"),
         ({"pairs": ((0, 3), (0, 1))}, "`pairs` must pair two different positions below 3"),
@@ -224,6 +331,7 @@ def test_a_learnable_temperature_is_refused(name):
         ({"contrastive_cross_scale_weights": [1.0]}, "`contrastive_cross_scale_weights` must have one entry per pair"),
         ({"contrastive_cross_scale_pairs": [[0, 9]]}, "`contrastive_cross_scale_pairs` must pair two different"),
         ({"contrastive_max_anchors": 0}, "`contrastive_max_anchors` must be at least 1"),
+        ({"contrastive_warmup_steps": -1}, "`contrastive_warmup_steps` must be at least 0, got -1"),
         ({"contrastive_temperature": float("nan")}, "`contrastive_temperature` must be at least 0.01"),
     ],
 )

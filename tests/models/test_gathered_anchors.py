@@ -19,13 +19,16 @@ CASES = {
     "one has no anchors": ([[], [0, 1, 3]], {}),
     "none has anchors": ([[], []], {}),
     "low temperature": ([[0, 1, 2], [1, 2, 3]], {"temperature": 0.02}),
+    "any positive": ([[0, 1, 2], [1, 2, 3]], {"positives": "any"}),
+    "any positive at low temperature": ([[0, 1], [1, 2, 3]], {"positives": "any", "temperature": 0.01}),
+    "hard anchors": ([[0, 1, 2], [1, 2, 3]], {"anchor_selection": "hard"}),
     "no gradient into the contrast side": ([[0, 1, 2], [1, 2, 3]], {"detach_coarse": True}),
     "stages of different widths": ([[0, 1, 2], [1, 2, 3]], {"pairs": (), "pair_weights": ()}),
 }
 
 
 def batch(name):
-    """Make maps of four images, two per process, with labels, and one projection per stage."""
+    """Make maps of four images, two per process, with labels and logits, and one projection per stage."""
     classes, settings = CASES[name]
     generator = torch.Generator().manual_seed(3)
     maps = [torch.randn(4, 5, *size, dtype=torch.float64, generator=generator) for size in SIZES]
@@ -37,12 +40,13 @@ def batch(name):
             labels[image] = torch.tensor(present)[drawn].repeat_interleave(8, 0).repeat_interleave(8, 1)
     widths = (4, 4, 4) if settings.get("pairs", True) else (4, 3, 2)
     weights = [torch.randn(5, width, dtype=torch.float64, generator=generator) for width in widths]
-    return maps, labels, weights
+    logits = torch.randn(4, 4, 6, 8, dtype=torch.float64, generator=generator)
+    return maps, labels, weights, logits
 
 
 def contrast(name, images, gather):
     """Compute loss, terms, and gradients of maps and projections; all pixels of every class are anchors."""
-    maps, labels, weights = batch(name)
+    maps, labels, weights, logits = batch(name)
     maps = [stage[images].requires_grad_() for stage in maps]
     weights = [weight.requires_grad_() for weight in weights]
     settings = {"pairs": ((0, 2), (0, 1)), "pair_weights": (1.0, 0.5), **CASES[name][1]}
@@ -50,7 +54,7 @@ def contrast(name, images, gather):
         4, (1, 2, 4), (1.0, 0.7, 0.4), sampling="budget", min_anchors_per_class=1, gather_anchors=gather, **settings
     )
     project = [lambda rows, weight=weight: rows @ weight for weight in weights]
-    loss, terms = loss_function(maps, labels[images], project)
+    loss, terms = loss_function(maps, labels[images], project, logits=logits[images])
     loss.backward()
     return torch.stack([loss.detach(), *terms.values()]), [stage.grad for stage in maps], [w.grad for w in weights]
 

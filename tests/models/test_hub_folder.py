@@ -43,6 +43,7 @@ prepared = [each(image, return_tensors="pt")["pixel_values"] for each in process
 torch.testing.assert_close(*prepared)
 with torch.no_grad():
     logits = model(pixel_values=prepared[0]).logits
+    embeddings = model.embed(prepared[0])
 
 segments = pipeline("image-segmentation", model=name, trust_remote_code=True)(image)
 assert sum(sum(each["mask"].histogram()[1:]) for each in segments) == image.width * image.height
@@ -52,7 +53,7 @@ model.train()
 output = model(pixel_values=prepared[0].expand(2, -1, -1, -1), labels=labels)
 output.loss.backward()
 assert all(parameter.grad is not None for parameter in model.parameters())
-torch.save({"logits": logits, "terms": sorted(output.loss_terms)}, results + "/results.pt")
+torch.save({"logits": logits, "embeddings": embeddings, "terms": sorted(output.loss_terms)}, results + "/results.pt")
 
 model = AutoModelForSemanticSegmentation.from_pretrained(
     name, trust_remote_code=True, num_labels=3, id2label={0: "a", 1: "b", 2: "c"}, ignore_mismatched_sizes=True
@@ -112,8 +113,10 @@ def test_a_saved_folder_loads_predicts_and_trains_without_the_package(saved, tmp
         name = "someone/network"
     image, results = run_without_the_package(name, tmp_path, hub_cache)
     with torch.no_grad():
-        expected = model(**MsctrImageProcessor(size_divisor=32)(image, return_tensors="pt")).logits
+        pixel_values = MsctrImageProcessor(size_divisor=32)(image, return_tensors="pt")["pixel_values"]
+        expected, embeddings = model(pixel_values=pixel_values).logits, model.embed(pixel_values)
     torch.testing.assert_close(results["logits"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results["embeddings"], embeddings, rtol=1e-4, atol=1e-5)
     assert {"cross_entropy", "contrastive/stage_1", "contrastive/stage_1_to_stage_4"} <= set(results["terms"])
 
 

@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import info_nce_by_loops
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from msctr_hf import info_nce_loss
 from msctr_hf.models import info_nce_tiles
@@ -35,25 +36,49 @@ def assert_equals_loops(*sides, **settings):
     )
 
 
-@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
-def test_within_scale_equals_plain_loops(temperature):
-    assert_equals_loops(*random_set(40, 5), temperature=temperature)
+@pytest.mark.parametrize("positives", ["each", "any"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1, 0.01])
+def test_within_scale_equals_plain_loops(temperature, positives):
+    assert_equals_loops(*random_set(40, 5), temperature=temperature, positives=positives)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
-def test_cross_scale_equals_plain_loops_with_classes_missing_on_either_side(temperature):
+@pytest.mark.parametrize("positives", ["each", "any"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1, 0.01])
+def test_cross_scale_equals_plain_loops_with_classes_missing_on_either_side(temperature, positives):
     anchors, labels = random_set(30, 6)
     contrast, contrast_labels = random_set(25, 6)
     labels[labels == 2] = 3
     contrast_labels[contrast_labels == 4] = 9
-    assert_equals_loops(anchors, labels, contrast, contrast_labels, temperature=temperature)
+    assert_equals_loops(anchors, labels, contrast, contrast_labels, temperature=temperature, positives=positives)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
-def test_a_contrast_set_that_contains_the_anchors_equals_plain_loops(temperature):
+@pytest.mark.parametrize("positives", ["each", "any"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1, 0.01])
+def test_a_contrast_set_that_contains_the_anchors_equals_plain_loops(temperature, positives):
     contrast, contrast_labels = random_set(30, 4)
     anchors, labels = contrast[7:19].clone(), contrast_labels[7:19]
-    assert_equals_loops(anchors, labels, contrast, contrast_labels, temperature=temperature, self_offset=7)
+    assert_equals_loops(
+        anchors, labels, contrast, contrast_labels, temperature=temperature, self_offset=7, positives=positives
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
+def test_with_a_single_positive_any_positive_equals_each(temperature):
+    within = [torch.randn(12, 4, dtype=torch.float64), torch.arange(6).repeat(2)]  # two rows of every class
+    across = [*random_set(9, 4), torch.randn(4, 6, dtype=torch.float64), torch.arange(4)]  # one of every class
+    for sides in (within, across):
+        each, any_ = (
+            with_gradients(info_nce_loss, *sides, temperature=temperature, positives=way) for way in ("each", "any")
+        )
+        assert_equal(any_, each, rtol=1e-12)
+
+
+def test_a_class_in_two_clusters_has_no_loss_if_any_positive_is_enough():
+    axes = torch.eye(3, dtype=torch.float64)
+    anchors = axes[[0, 0, 1, 1, 2, 2]]  # two clusters of class 0, one of class 1
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    each, any_ = (info_nce_loss(anchors, labels, positives=way).item() for way in ("each", "any"))
+    assert any_ < 3e-4 < 0.4 < each
 
 
 @given(
@@ -62,6 +87,7 @@ def test_a_contrast_set_that_contains_the_anchors_equals_plain_loops(temperature
     tile_rows=st.sampled_from([1, 2, 3, 5, 256]),
     kept_tiles=st.sampled_from([0, 1, 4]),
     temperature=st.floats(0.01, 2),
+    positives=st.sampled_from(["each", "any"]),
     spread=st.sampled_from([0.0, 0.01, 1.0]),
     seed=st.integers(0, 2**16),
 )
@@ -73,7 +99,7 @@ def test_a_contrast_set_that_contains_the_anchors_equals_plain_loops(temperature
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_classes_tiles_and_temperature_equal_plain_loops(
-    monkeypatch, labels, contrast_labels, tile_rows, kept_tiles, temperature, spread, seed
+    monkeypatch, labels, contrast_labels, tile_rows, kept_tiles, temperature, positives, spread, seed
 ):
     monkeypatch.setattr(info_nce_tiles, "CPU_TILE_ROWS", tile_rows)
     monkeypatch.setattr(info_nce_tiles, "KEPT_TILES", kept_tiles)
@@ -83,18 +109,22 @@ def test_any_classes_tiles_and_temperature_equal_plain_loops(
         if side is not None:  # around a common direction: from all equal to widely spread
             features = 1 + spread * torch.randn(len(side), 4, dtype=torch.float64, generator=generator)
             sides += [features, torch.tensor(side, dtype=torch.int64)]
-    assert_equals_loops(*sides, temperature=temperature)
+    assert_equals_loops(*sides, temperature=temperature, positives=positives)
 
 
+@pytest.mark.parametrize("positives", ["each", "any"])
 @pytest.mark.parametrize(("tile_rows", "kept_tiles"), [(8, 4), (8, 0), (23, 4), (300, 4)])
 @pytest.mark.parametrize("temperature", [0.1, 0.02])
-def test_the_size_of_tiles_does_not_change_loss_and_gradients(monkeypatch, tile_rows, kept_tiles, temperature):
+def test_the_size_of_tiles_does_not_change_loss_and_gradients(
+    monkeypatch, tile_rows, kept_tiles, temperature, positives
+):
     sides = [*random_set(170, 7), *random_set(90, 8)]
-    within, across = (with_gradients(info_nce_loss, *x, temperature=temperature) for x in (sides[:2], sides))
+    settings = {"temperature": temperature, "positives": positives}
+    within, across = (with_gradients(info_nce_loss, *x, **settings) for x in (sides[:2], sides))
     monkeypatch.setattr(info_nce_tiles, "CPU_TILE_ROWS", tile_rows)
     monkeypatch.setattr(info_nce_tiles, "KEPT_TILES", kept_tiles)
-    assert_equal(with_gradients(info_nce_loss, *sides[:2], temperature=temperature), within, rtol=1e-12)
-    assert_equal(with_gradients(info_nce_loss, *sides, temperature=temperature), across, rtol=1e-12)
+    assert_equal(with_gradients(info_nce_loss, *sides[:2], **settings), within, rtol=1e-12)
+    assert_equal(with_gradients(info_nce_loss, *sides, **settings), across, rtol=1e-12)
 
 
 def test_losses_of_parts_of_the_anchors_add_up_to_the_loss_of_all():
@@ -138,15 +168,17 @@ def test_cross_scale_loss_and_gradients_equal_those_recorded_from_the_released_c
     assert relative_error(coarse.grad, recorded["B.grad2"]) < 1e-10
 
 
+@pytest.mark.parametrize("positives", ["each", "any"])
 @pytest.mark.parametrize("temperature", [0.5, 0.05])
-def test_gradients_of_both_sides_pass_gradcheck(temperature):
+def test_gradients_of_both_sides_pass_gradcheck(temperature, positives):
+    settings = {"temperature": temperature, "positives": positives}
     anchors, labels = random_set(9, 3, channels=4)
     contrast, contrast_labels = random_set(7, 4, channels=4)
     anchors.requires_grad_()
     contrast.requires_grad_()
-    assert torch.autograd.gradcheck(lambda a: info_nce_loss(a, labels, temperature=temperature), anchors)
+    assert torch.autograd.gradcheck(lambda a: info_nce_loss(a, labels, **settings), anchors)
     assert torch.autograd.gradcheck(
-        lambda a, c: info_nce_loss(a, labels, c, contrast_labels, temperature=temperature), (anchors, contrast)
+        lambda a, c: info_nce_loss(a, labels, c, contrast_labels, **settings), (anchors, contrast)
     )
 
 
@@ -166,48 +198,55 @@ def test_the_length_of_features_does_not_change_the_loss():
     torch.testing.assert_close(info_nce_loss(scaled, labels), info_nce_loss(anchors, labels))
 
 
+@pytest.mark.parametrize("positives", ["each", "any"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_low_temperature_and_low_precision_stay_finite_and_close(dtype):
+def test_low_temperature_and_low_precision_stay_finite_and_close(dtype, positives):
     anchors, labels = random_set(60, 4)
     anchors = anchors.to(dtype).requires_grad_()
-    loss = info_nce_loss(anchors, labels, temperature=0.01)
+    loss = info_nce_loss(anchors, labels, temperature=0.01, positives=positives)
     loss.backward()
-    expected = info_nce_by_loops(anchors.detach(), labels, temperature=0.01)
+    expected = info_nce_by_loops(anchors.detach(), labels, temperature=0.01, positives=positives)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert anchors.grad.isfinite().all()
 
 
-def test_a_low_temperature_does_not_underflow():
+@pytest.mark.parametrize("positives", ["each", "any"])
+def test_a_low_temperature_does_not_underflow(positives):
     # The cosine is -0.8 with the positive and -0.5 with the negative: with the shift by 1 / temperature that suits
     # cosines near 1, both exponentials would underflow.
     anchors = torch.tensor([[1.0, 0.0], [-0.8, 0.6], [-0.5, -(0.75**0.5)]])
     labels = torch.tensor([0, 0, 1])
-    expected = info_nce_by_loops(anchors, labels, temperature=0.01)
+    expected = info_nce_by_loops(anchors, labels, temperature=0.01, positives=positives)
     assert expected > 10
-    assert info_nce_loss(anchors, labels, temperature=0.01).item() == pytest.approx(expected.item(), rel=1e-5)
+    loss = info_nce_loss(anchors, labels, temperature=0.01, positives=positives)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("positives", ["each", "any"])
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
 @pytest.mark.parametrize("labels", [[3] * 8, list(range(8))], ids=["one class only", "no positives"])
-def test_loss_and_gradient_are_zero_without_positives_or_negatives(labels):
+def test_loss_and_gradient_are_zero_without_positives_or_negatives(labels, temperature, positives):
     anchors = torch.randn(8, 4, requires_grad=True)
-    loss = info_nce_loss(anchors, torch.tensor(labels))
+    loss = info_nce_loss(anchors, torch.tensor(labels), temperature=temperature, positives=positives)
     loss.backward()
     assert loss.item() == 0
     assert anchors.grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("positives", ["each", "any"])
 @pytest.mark.parametrize(("rows", "contrast_rows"), [(0, None), (0, 5), (5, 0)])
-def test_empty_sets_give_a_loss_of_zero_with_a_gradient_path(rows, contrast_rows):
+def test_empty_sets_give_a_loss_of_zero_with_a_gradient_path(rows, contrast_rows, positives):
     anchors = torch.randn(rows, 4, requires_grad=True)
     labels = torch.zeros(rows, dtype=torch.int64)
     sides = [anchors]
     if contrast_rows is None:
-        loss = info_nce_loss(anchors, labels)
+        loss = info_nce_loss(anchors, labels, positives=positives)
     else:
         contrast = torch.randn(contrast_rows, 4, requires_grad=True)
         sides.append(contrast)
-        loss = info_nce_loss(anchors, labels, contrast, torch.zeros(contrast_rows, dtype=torch.int64))
+        contrast_labels = torch.zeros(contrast_rows, dtype=torch.int64)
+        loss = info_nce_loss(anchors, labels, contrast, contrast_labels, positives=positives)
     loss.backward()
     assert loss.item() == 0
     assert all(side.grad is not None and side.grad.isfinite().all() for side in sides)
@@ -221,7 +260,8 @@ def test_the_loss_is_computed_in_float32_inside_autocast():
     assert torch.equal(inside, outside)
 
 
-def test_memory_kept_for_the_backward_pass_is_linear_in_the_number_of_anchors():
+@pytest.mark.parametrize("positives", ["each", "any"])
+def test_memory_kept_for_the_backward_pass_is_linear_in_the_number_of_anchors(positives):
     kept = []
 
     def measure(tensor):
@@ -231,8 +271,33 @@ def test_memory_kept_for_the_backward_pass_is_linear_in_the_number_of_anchors():
     anchors, labels = random_set(3000, 5, channels=8, dtype=torch.float32)
     anchors.requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(measure, lambda tensor: tensor):
-        info_nce_loss(anchors, labels)
+        info_nce_loss(anchors, labels, positives=positives)
     assert sum(kept) <= 10 * anchors.numel()
+
+
+class _LargestTensor(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(each, torch.Tensor):
+                self.values = max(self.values, each.numel())
+        return result
+
+
+@pytest.mark.parametrize("positives", ["each", "any"])
+@pytest.mark.parametrize("temperature", [0.1, 0.01], ids=["tiles", "strips"])
+def test_no_tensor_grows_with_the_square_of_the_number_of_anchors(temperature, positives):
+    largest = []
+    for rows in (3000, 6000):
+        anchors, labels = random_set(rows, 19, channels=8, dtype=torch.float32)
+        with _LargestTensor() as seen:
+            with_gradients(info_nce_loss, anchors, labels, temperature=temperature, positives=positives)
+        largest.append(seen.values)
+    assert largest[1] <= 2.2 * largest[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -404,6 +469,11 @@ def test_labels_that_are_not_integers_are_refused(name):
 def test_wrong_arguments_are_named_in_the_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         info_nce_loss(**arguments)
+
+
+def test_an_unknown_use_of_positives_is_named_in_the_error():
+    with pytest.raises(ValueError, match="`positives` must be 'each' or 'any', got 'some'"):
+        info_nce_loss(torch.randn(3, 4), torch.zeros(3, dtype=torch.int64), positives="some")
 
 
 @pytest.mark.parametrize("labels", [[0, 0, 1], None])

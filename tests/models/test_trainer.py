@@ -13,7 +13,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation
+from msctr_hf import ContrastiveAdapter, ContrastiveWeightCallback, MsctrForSemanticSegmentation
 
 SIZES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
 
@@ -127,6 +127,31 @@ def test_a_checkpoint_holds_the_plain_model_and_a_resumed_training_has_the_same_
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     trained = getattr(whole.model, "model", whole.model)
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["upernet", "adapted"])
+def test_a_callback_moves_the_weight_of_the_contrast_also_when_a_training_is_resumed(
+    tiny_config, images, tmp_path, name
+):
+    settings = {"contrastive_warmup_steps": 2, "contrastive_schedule": "linear"}
+
+    def train(folder, **how):
+        torch.manual_seed(0)
+        network = (
+            ContrastiveAdapter(segformer(), **settings)
+            if name == "adapted"
+            else MsctrForSemanticSegmentation(tiny_config(**settings))
+        )
+        factors = []
+        network.register_forward_hook(lambda *_: factors.append(network.contrastive_weight.factor.item()))
+        steps = {"max_steps": 4, "save_steps": 3, "save_strategy": "steps", "gradient_accumulation_steps": 2}
+        callbacks = [ContrastiveWeightCallback()]
+        trainer = Trainer(network, arguments(folder, **steps), train_dataset=images, callbacks=callbacks)
+        trainer.train(**how)
+        return factors
+
+    assert train(tmp_path) == [0.5, 0.5, 1, 1, 1, 1, 0.5, 0.5]
+    assert train(tmp_path / "resumed", resume_from_checkpoint=str(tmp_path / "checkpoint-3")) == [0.5, 0.5]
 
 
 def test_save_model_writes_the_plain_model_and_the_heads_next_to_it(build, images, tmp_path):

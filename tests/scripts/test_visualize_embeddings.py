@@ -24,7 +24,7 @@ def words(options):
     )
 
 
-@pytest.mark.parametrize("features", ["projections", "stages", "pyramid"])
+@pytest.mark.parametrize("features", ["projection", "backbone", "pyramid"])  # the last is a former name
 def test_figures_are_written(run_script, options, tmp_path, features):
     change = {"image": "1", "pixel": (10, 20), "features": features}
     code, out, error = run_script("visualize_embeddings.py", *words(options | change))

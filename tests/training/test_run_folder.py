@@ -1,8 +1,10 @@
 import os
 
 import pytest
+import torch
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.errors import UsageError
 from msctr_hf.training import run_folder
 from msctr_hf.training.run_folder import check_output_dir, replace_file, save_model
@@ -54,6 +56,20 @@ def test_saved_weights_have_the_permissions_of_their_neighbors(tiny_config, tmp_
     permissions = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert {"model.safetensors", "config.json"} <= set(permissions)
     assert set(permissions.values()) == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("mode", ["ms", "ce"])
+def test_an_adapted_model_is_saved_with_its_projection_head_if_it_has_one(tmp_path, mode):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, **sizes))
+    adapter = ContrastiveAdapter(model, projection_dim=6, contrastive_mode=mode).eval()
+    save_model(adapter, MsctrImageProcessor(), tmp_path)
+    assert ("projection_head.safetensors" in content(tmp_path)) == (mode != "ce")
+    loaded = ContrastiveAdapter.with_saved_head(SegformerForSemanticSegmentation.from_pretrained(tmp_path))
+    features = "projection" if mode == "ms" else "backbone"
+    with torch.no_grad():
+        pixel_values = torch.randn(1, 3, 64, 64)
+        assert torch.equal(loaded.embed(pixel_values, features), adapter.embed(pixel_values, features))
 
 
 def test_a_folder_that_is_not_a_run_is_never_replaced(tmp_path):

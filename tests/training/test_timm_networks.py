@@ -126,9 +126,10 @@ def test_trying_a_network_changes_no_random_numbers_after_it():
     torch.manual_seed(0)
     timm.create_model("test_convnext", features_only=True)  # as before networks were tried
     expected = torch.rand(3)
-    torch.manual_seed(0)
-    config_of("test_convnext")
-    assert torch.equal(torch.rand(3), expected)
+    for _ in range(2):  # the second time its settings are known
+        torch.manual_seed(0)
+        config_of("test_convnext")
+        assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_padded_network_is_saved_with_its_multiple():

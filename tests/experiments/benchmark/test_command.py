@@ -5,6 +5,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+from experiments.benchmark import contrast
+
 
 @pytest.fixture(autouse=True)
 def restore_number_of_threads():
@@ -36,6 +38,21 @@ def test_a_benchmark_prints_its_table_and_writes_it_as_json(run_script, tmp_path
         measurable = min(other, ours) >= 0.01
         assert row["speed-up"] == (pytest.approx(other / ours) if measurable else None)
     assert "speed-up" in out
+
+
+def test_options_are_measured_beside_the_defaults(run_script, tmp_path, monkeypatch):
+    monkeypatch.setattr(contrast, "CROP", (64, 64))
+    monkeypatch.setattr(contrast, "peak_megabytes", lambda *_: 2.0)  # in processes of their own, which is tested above
+    options = ["--batch_sizes", "1", "--sizes", "100", "--classes", "3", "--repetitions", "1"]
+    code, _, _ = run_script("benchmark.py", "options", *options, "--output", tmp_path / "f.json")
+    assert code == 0
+    rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+    parts = ["objective, rarest", "objective, budget", "loss, within", "loss, across"]
+    assert [row["part"] for row in rows] == parts
+    for row in rows:
+        assert row["any / default"] == pytest.approx(row["any ms"] / row["default ms"])
+        assert (row["hard / default"] is None) == row["part"].startswith("loss")
+    assert all(0 <= row["hard share"] <= 1 for row in rows[:2])
 
 
 def test_a_training_step_is_measured_in_all_modes(run_script, tmp_path):

@@ -1,0 +1,1 @@
+"""Experiments whose arms, seeds and end point a file fixes before the first run, and the verdict on them."""

@@ -1,0 +1,252 @@
+"""Run an experiment to its end, and only then compare its arms.
+
+results/EXPERIMENT/runs/ARM_seed_N.json    record of a finished run: scores, costs, machine, code, command; committed
+results/EXPERIMENT/verdict.json            what the runs show, once all are there; choice.json of a selection
+results/EXPERIMENT/report.md               tables for docs/results.md
+results/EXPERIMENT/differences.png         the difference of every seed
+results/ledger.json                        all experiments that touched a test split
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from msctr_hf.commands.train import command_line
+from msctr_hf.data.folder_spec import FOLDER
+from msctr_hf.errors import UsageError
+from msctr_hf.evaluation.precision import has_bf16
+from msctr_hf.training.run_folder import CHECKPOINTS, read_json, replace_file, write_json
+
+from ..sweep import SweepRun, plan_run, run_all
+from . import provenance
+from .folds import write_fold
+from .ledger import note_test_score
+from .plan import Experiment, PlannedArm, read_experiment
+from .records import read_records, record_path, write_record
+from .report import draw_differences, markdown
+from .step_cost import REPETITIONS, measure_step_cost
+from .time_left import TimeLeft
+from .verdict import compare, describe_missing, judge, missing_runs, mixed_seeds, scores_by_seed
+
+RESULTS = provenance.ROOT / "results"
+PEEKED = "peeked.json"
+OF_THIS_MACHINE = ("--data_dir", "--backbone_weights", "--report_to", "--num_workers")  # all others are in the file
+
+
+class Options(NamedTuple):
+    """What a start of an experiment may choose.
+
+    Args:
+        output_dir (`Path`): Folder of the runs.
+        flags (`tuple[str, ...]`): Flags of `scripts/train.py` about this machine, see `OF_THIS_MACHINE`.
+        parallel (`int`): Runs at a time.
+        time_left (`float`, *optional*): Minutes until all runs must have ended.
+        peek (`bool`): Whether to compare what is finished, which makes the experiment exploratory forever.
+        results (`Path`): Folder of the results of all experiments.
+    """
+
+    output_dir: Path
+    flags: tuple[str, ...]
+    parallel: int = 1
+    time_left: float | None = None
+    peek: bool = False
+    results: Path = RESULTS
+
+
+def run_experiment(path: Path, options: Options) -> None:
+    """Run what is missing of an experiment, and judge it when nothing is.
+
+    Raises:
+        UsageError: If the file is faulty or not complete, the code has local changes, the processor lacks the
+            precision of the file, or a run fails.
+        Interrupted: If a signal stopped the runs, or no other fits into the time left.
+    """
+    experiment = read_experiment(path)
+    folder = options.results / experiment.name
+    if options.peek:
+        print(_peek(experiment, folder))
+        return
+    if missing_runs(experiment, read_records(experiment, folder)):
+        _run_missing(experiment, folder, options)
+    print(conclude(experiment, folder))
+
+
+def _run_missing(experiment: Experiment, folder: Path, options: Options) -> None:
+    experiment.check_is_complete()
+    _check_flags(options.flags)
+    _check_precision(experiment)
+    machine, code = provenance.describe_machine(experiment.threads), provenance.hash_of_code()
+    _remove_unpaired(experiment, folder, machine, code)
+    records = read_records(experiment, folder)
+    runs = [
+        run
+        for run in plan_experiment(
+            experiment, options.output_dir / provenance.folder_name(machine, code), options.flags
+        )
+        if (run.arm, run.seed, run.fold) not in records
+    ]
+    print(f"{experiment.name}: {len(runs)} of {len(experiment.runs())} runs are left", flush=True)
+
+    def keep(run: SweepRun, minutes: float) -> None:
+        record = write_record(experiment, run, folder, machine, code, minutes)
+        if experiment.split == "test":
+            note_test_score(experiment, record["dataset"], options.results)
+        shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)  # of a finished run, whose networks stay
+        # no score of a confirmation: two of them would already be a difference
+        score = f"mIoU {100 * record['mean_iou']:.2f} %, " if experiment.purpose == "selection" else ""
+        print(f"{run.name}: {score}{minutes:.1f} minutes", flush=True)
+
+    for run in [run for run in runs if run.finished]:  # scored, but the sweep was killed before it wrote the record
+        keep(run, 0.0)
+        runs.remove(run)
+    if options.time_left is None:
+        run_all(runs, options.parallel, keep, threads=experiment.threads)
+        return
+    limit = TimeLeft(options.time_left, runs, options.parallel, experiment.minutes / experiment.steps)
+
+    def keep_and_measure(run: SweepRun, minutes: float) -> None:
+        keep(run, minutes)
+        limit.measured(run, minutes)
+
+    run_all(runs, options.parallel, keep_and_measure, threads=experiment.threads, may_start=limit.may_start)
+
+
+def plan_experiment(experiment: Experiment, output_dir: Path, flags: Sequence[str]) -> list[SweepRun]:
+    """Plan all runs of an experiment, seed by seed, and write the folders of its folds.
+
+    Args:
+        experiment (`Experiment`): The experiment.
+        output_dir (`Path`): Folder for the runs and the folds.
+        flags (`Sequence[str]`): Flags of `scripts/train.py` about this machine.
+    """
+    data = command_line().parse([*experiment.flags, *flags])[1]
+    folds = {name: output_dir / "folds" / name for name in experiment.folds}
+    for name, folder in folds.items():
+        write_fold(experiment.folds[name], data.dataset, data.data_dir, folder)
+    runs = []
+    for name, seed, fold in experiment.runs():
+        arm = experiment.arms[name]
+        where = ["--dataset", FOLDER, "--data_dir", str(folds[fold])] if fold else _data_dir(data)
+        runs.append(
+            plan_run(
+                name,
+                seed,
+                output_dir / name / fold / f"seed_{seed}",
+                [*experiment.flags, *_without_data_dir(flags), *where, *_of_arm(arm)],
+                fold=fold,
+                control=arm.control,
+                scoring=None if fold else _scoring(experiment, data),
+            )
+        )
+    return runs
+
+
+def _of_arm(arm: PlannedArm) -> list[str]:
+    return [*(arm.flags or ()), "--max_steps", str(arm.steps)]
+
+
+def _scoring(experiment: Experiment, data: Any) -> tuple[str, ...]:
+    return ("--dataset", data.dataset, *_data_dir(data), "--split", experiment.split, "--num_workers", "1")
+
+
+def _data_dir(data: Any) -> list[str]:
+    return [] if data.data_dir is None else ["--data_dir", str(data.data_dir)]
+
+
+def _without_data_dir(flags: Sequence[str]) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data_dir")
+    return parser.parse_known_args(flags)[1]
+
+
+def _check_flags(flags: Sequence[str]) -> None:
+    for word in flags:
+        if word.startswith("--") and word.split("=")[0] not in OF_THIS_MACHINE:
+            raise UsageError(
+                f"{word} is not accepted, since the file of an experiment fixes it; only {', '.join(OF_THIS_MACHINE)} "
+                "depend on the machine."
+            )
+
+
+def _check_precision(experiment: Experiment) -> None:
+    precision = experiment.flags[experiment.flags.index("--mixed_precision") + 1]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if precision == "bf16" and has_bf16(device) is False:
+        raise UsageError(
+            f"{experiment.name} is fixed to bf16, which this machine only emulates: run it on another, or fix float32 "
+            "(--mixed_precision no) in the file before its first run."
+        )
+
+
+def _remove_unpaired(experiment: Experiment, folder: Path, machine: dict[str, Any], code: str) -> None:
+    """Remove the records of seeds that cannot be completed here, which are then run again whole."""
+    records = read_records(experiment, folder)
+    for seed in experiment.seeds:
+        wanted = [key for key in experiment.runs() if key[1] == seed]
+        there = {key: records[key] for key in wanted if key in records}
+        from_here = all((record["machine"], record["code"]) == (machine, code) for record in there.values())
+        if not there or (not mixed_seeds(there) and (len(there) == len(wanted) or from_here)):
+            continue
+        print(f"seed {seed}: {len(there)} of {len(wanted)} runs are of another machine or code; it is run again whole")
+        for key in there:
+            record_path(folder, key).unlink()
+
+
+def conclude(experiment: Experiment, folder: Path) -> str:
+    """Write the verdict and the report of an experiment, and return the report; without all runs, say so instead."""
+    records = read_records(experiment, folder)
+    if missing := missing_runs(experiment, records):
+        return describe_missing(missing, len(experiment.runs()))
+    verdict = judge(experiment, records, exploratory=(folder / PEEKED).exists())
+    text = markdown(experiment, records, verdict)
+    write_json(folder / ("verdict.json" if experiment.purpose == "confirmation" else "choice.json"), verdict)
+    replace_file(folder / "report.md", f"# {experiment.name}\n\n{text}\n")
+    if experiment.purpose == "confirmation":
+        draw_differences(experiment, records, folder / "differences.png")
+    return text
+
+
+def _peek(experiment: Experiment, folder: Path) -> str:
+    """Compare the runs that are finished, and mark the experiment as exploratory from now on."""
+    records = read_records(experiment, folder)
+    if experiment.purpose == "selection":
+        raise UsageError("--peek is for confirmations; a selection prints the score of every run.")
+    scores = scores_by_seed({key: record for key, record in records.items() if key[1] not in mixed_seeds(records)})
+    if len(scores.get(experiment.primary.arm, {}).keys() & scores.get(experiment.primary.baseline, {}).keys()) < 2:
+        raise UsageError("--peek needs two seeds of which both primary arms are finished; nothing was marked.")
+    looks = read_json(folder / PEEKED).get("looks", [])
+    write_json(folder / PEEKED, {"looks": [*looks, {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "runs": len(records)}]})
+    only = replace(experiment, secondary=[], calibration=[])
+    primary = compare(only, scores, exploratory=True)["primary"]
+    return (
+        f"exploratory, after {len(records)} of {len(experiment.runs())} runs, so that nothing can be shown any more: "
+        f"{primary['arm']} - {primary['baseline']} {primary['mean']:+.2f} "
+        f"({primary['low']:+.2f} to {primary['high']:+.2f}), {primary['n']} seeds"
+    )
+
+
+def print_step_cost(path: Path, options: Options) -> None:
+    """Measure the cost of a step of the primary arm over that of its baseline, and print the line for the file."""
+    experiment = read_experiment(path)
+    if experiment.purpose != "confirmation":
+        raise UsageError("--measure_step_cost: only a confirmation has arms with equal time.")
+    _check_flags(options.flags)
+    _check_precision(experiment)
+    arm, baseline = (experiment.arms[name] for name in experiment.primary)
+    if arm.flags is None or baseline.flags is None:
+        experiment.check_is_complete()
+    common = [*experiment.flags, *options.flags, "--seed", str(experiment.seeds[0])]
+    cost = measure_step_cost([*common, *arm.flags], [*common, *baseline.flags], experiment.threads)
+    machine = provenance.describe_machine(experiment.threads)
+    print(
+        f"step_cost: {cost.ratio:.3f}  # {1000 * cost.arm:.0f} ms / {1000 * cost.baseline:.0f} ms, median of "
+        f"{REPETITIONS} repetitions, {machine['processor']}, torch {machine['torch']}, {time.strftime('%Y-%m-%d')}"
+    )

@@ -1,0 +1,310 @@
+"""Search of images for what is like some pixels, or a box, of one image: a ranked list with masks."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import heapq
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ..data.images import read_image
+from ..errors import UsageError, as_usage_error
+from ..models.decode_heads import resize
+from ..progress import progress
+from .embedding_bank import network_fingerprint
+from .embedding_maps import Embedder
+from .settings import Size
+from .visualization import overlay
+
+PAGE = "find.html"
+_CHANNELS = 32  # converted to float32 at a time, which stay in the cache: six times as fast as all 1024
+_RANKED_FILE = re.compile(r"\d{3,}(_mask)?\.png")
+_FOUND_COLOR, _MARK_COLOR = (230, 0, 0), "red"
+_STYLE = (
+    "body{font-family:sans-serif;margin:1em}main{display:grid;gap:1em;"
+    "grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr))}"
+    "figure{margin:0}img{width:100%}figcaption{overflow-wrap:anywhere}"
+)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is searched: pixels of an image, or a box in it.
+
+    Args:
+        image (`Image.Image`): RGB image.
+        pixels (`Sequence[int]`, *optional*): Row and column of every pixel, one after another.
+        box (`Sequence[int]`, *optional*): First row and column of a box, and those after its last, instead of pixels.
+
+    Raises:
+        UsageError: If a pixel or the box is outside the image, or the box is empty.
+    """
+
+    image: Image.Image
+    pixels: Sequence[int] | None = None
+    box: Sequence[int] | None = None
+
+    def __post_init__(self):
+        height, width = self.image.height, self.image.width
+        of_image = f"the image of {height} rows and {width} columns"
+        for row, column in self.places:
+            if not (0 <= row < height and 0 <= column < width):
+                raise UsageError(f"`pixel` {row} {column} is outside {of_image}.")
+        if self.box is not None:
+            top, left, bottom, right = self.box
+            if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+                raise UsageError(f"`box` {top} {left} {bottom} {right} is empty, or not inside {of_image}.")
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Rows and columns of the pixels."""
+        pixels = self.pixels or []
+        return list(zip(pixels[::2], pixels[1::2], strict=True))
+
+    def marked(self) -> Image.Image:
+        """Draw the pixels or the box into a copy of the image."""
+        shown = self.image.copy()
+        draw = ImageDraw.Draw(shown)
+        length = max(2, min(shown.size) // 40)
+        for row, column in self.places:
+            draw.ellipse([column - length, row - length, column + length, row + length], outline=_MARK_COLOR, width=2)
+        if self.box is not None:
+            top, left, bottom, right = self.box
+            draw.rectangle([left, top, right - 1, bottom - 1], outline=_MARK_COLOR, width=2)
+        return shown
+
+
+@dataclass(frozen=True)
+class Found:
+    """Image with the cosines of its pixels.
+
+    Args:
+        path (`Path`): File of the image.
+        size (`tuple[int, int]`): Height and width of the image.
+        cosines (`torch.Tensor` of shape `(h, w)`): Largest cosine of every cell with one of the queries.
+        area (`float`): Share of the image whose cosine reaches the threshold.
+    """
+
+    path: Path
+    size: Size
+    cosines: torch.Tensor
+    area: float
+
+    @property
+    def score(self) -> float:
+        """Cosine of the most similar pixel."""
+        return float(self.cosines.max())
+
+    def mask(self, threshold: float) -> np.ndarray:
+        """Return where the interpolated cosine reaches a threshold, (H, W), bool."""
+        return _mask(self.cosines, self.size, threshold).numpy()
+
+
+class EmbeddedImages:
+    """Embeddings of image files, which a folder may keep for the next search.
+
+    A file of the folder is used again if network, features, windows, and the size and the time of the image are the
+    same; otherwise it is written anew. Embeddings have float16, in a new file and in a kept one.
+
+    Args:
+        embedder (`Embedder`): Network and features.
+        cache_dir (`str` or `Path`, *optional*): The folder.
+    """
+
+    def __init__(self, embedder: Embedder, cache_dir: str | Path | None = None):
+        self.embedder = embedder
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        settings = embedder.predictor.settings
+        self._network = [
+            "" if cache_dir is None else network_fingerprint(embedder.network),
+            *(embedder.features, embedder.stage, settings.window_size, settings.window_stride),
+        ]
+
+    def __call__(self, path: Path) -> tuple[torch.Tensor, Size]:
+        """Return the embeddings (D, h, w), float16, and the height and width of an image.
+
+        Raises:
+            UsageError: If the image cannot be read, or the folder cannot be written.
+        """
+        if self.cache_dir is None:
+            return self._embed(path)
+        with as_usage_error(OSError, prefix=f"{path} cannot be read: "):
+            file, facts = path.resolve(), path.stat()
+        described = json.dumps([*self._network, str(file), facts.st_size, facts.st_mtime_ns])
+        kept = self.cache_dir / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.safetensors"
+        if (known := _read_kept(kept, described)) is not None:
+            return known
+        embeddings, size = self._embed(path)
+        partial = kept.with_name(f"{kept.name}.partial")
+        try:
+            with as_usage_error(OSError, prefix=f"`cache_dir`: {self.cache_dir} cannot be written: "):
+                self.cache_dir.mkdir(parents=True, exist_ok=True)
+                metadata = {"image": described, "size": json.dumps(size)}
+                partial.write_bytes(save({"embeddings": embeddings.contiguous()}, metadata))
+                partial.replace(kept)
+        finally:
+            partial.unlink(missing_ok=True)
+        return embeddings, size
+
+    def _embed(self, path: Path) -> tuple[torch.Tensor, Size]:
+        image = read_image(path)
+        return self.embedder(image).half().cpu(), (image.height, image.width)
+
+
+def embed_query(embedder: Embedder, query: Query) -> torch.Tensor:
+    """Return the unit vectors that are searched, (Q, D): one for every pixel, or the mean of the box."""
+
+    def choose(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        if query.box is None:
+            cells = [_cell_of(row, rows) * len(columns) + _cell_of(column, columns) for row, column in query.places]
+            return np.array(cells)
+        top, left, bottom, right = query.box
+        in_box = _cells_in(top, bottom, rows)[:, None] * len(columns) + _cells_in(left, right, columns)
+        return in_box.ravel()
+
+    embeddings = torch.from_numpy(embedder.embed_cells(query.image, choose)[0])
+    if query.box is not None:
+        embeddings = embeddings.mean(dim=0, keepdim=True)
+    return torch.nn.functional.normalize(embeddings, dim=1)
+
+
+def find_alike(
+    images: EmbeddedImages, paths: Iterable[Path], queries: torch.Tensor, *, threshold: float, top: int
+) -> tuple[list[Found], list[str]]:
+    """Search images for pixels that are like one of the queries.
+
+    Args:
+        images (`EmbeddedImages`): Embeddings of the images.
+        paths (`Iterable[Path]`): Files of the images.
+        queries (`torch.Tensor` of shape `(Q, D)`): Unit vectors.
+        threshold (`float`): Smallest cosine in a mask.
+        top (`int`): Number of images that are returned.
+
+    Returns:
+        `tuple[list[Found], list[str]]`: the images with the most similar pixels, the best first, and a sentence for
+        every image that cannot be read.
+    """
+    best: list[tuple[float, int, Found]] = []
+    unreadable = []
+    for place, path in enumerate(progress(list(paths), title="searching", unit="image")):
+        try:
+            embeddings, size = images(path)
+        except UsageError as error:
+            unreadable.append(str(error))
+            continue
+        cosines = _largest_cosines(queries, embeddings)
+        area = float(_mask(cosines, size, threshold).float().mean())
+        found = Found(path, size, cosines, area)
+        heapq.heappush(best, (found.score, -place, found))  # of equal scores, the first image is kept
+        if len(best) > top:
+            heapq.heappop(best)
+    return [found for *_, found in sorted(best, reverse=True)], unreadable
+
+
+def refuse_other_folders(output_dir: str | Path) -> None:
+    """Refuse a folder that has files, but not those of an earlier search.
+
+    Raises:
+        UsageError: If a search must not be written there.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.is_file():
+        raise UsageError(f"`output_dir`: {output_dir} is a file.")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / PAGE).exists():
+        raise UsageError(f"`output_dir`: {output_dir} is not empty and has no {PAGE}; choose another folder.")
+
+
+def write_found(found: Sequence[Found], query: Query, output_dir: str | Path, threshold: float) -> None:
+    """Write find.html, matches.csv, query.png and, for every image, NNN.png and NNN_mask.png.
+
+    An earlier search in the folder is replaced.
+
+    Raises:
+        UsageError: If the folder has other files.
+    """
+    output_dir = Path(output_dir)
+    refuse_other_folders(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for path in output_dir.iterdir():
+        if _RANKED_FILE.fullmatch(path.name):
+            path.unlink()
+    query.marked().save(output_dir / "query.png")
+    figures = [_figure("query.png", "searched")]
+    with (output_dir / "matches.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["rank", "image", "cosine", "area"])
+        for rank, each in enumerate(found, start=1):
+            mask = each.mask(threshold)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(output_dir / f"{rank:03d}_mask.png")
+            _with_mask(read_image(each.path), mask).save(output_dir / f"{rank:03d}.png")
+            table.writerow([rank, each.path, f"{each.score:.4f}", f"{each.area:.4f}"])
+            text = f"{rank}. {each.path}: cosine {each.score:.2f}, {100 * each.area:.1f} % of the image"
+            figures.append(_figure(f"{rank:03d}.png", text))
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>Found pixels</title>\n<style>{_STYLE}</style>\n"
+        f"<p>The most similar images first; red where the cosine is at least {threshold:g}.</p>\n"
+        f"<main>\n{chr(10).join(figures)}\n</main>\n</html>\n"
+    )
+    (output_dir / PAGE).write_text(page, encoding="utf-8")
+
+
+def _figure(file: str, text: str) -> str:
+    escaped = html.escape(text)
+    image = f'<img src="{file}" alt="{escaped}" loading="lazy">'
+    return f'<figure><a href="{file}">{image}</a><figcaption>{escaped}</figcaption></figure>'
+
+
+def _with_mask(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    red = overlay(image, mask.astype(np.uint8), [(0, 0, 0), _FOUND_COLOR])
+    return Image.composite(red, image.convert("RGB"), Image.fromarray(mask))
+
+
+def _largest_cosines(queries: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    """Compute the largest cosine of every cell with one of the queries, (h, w), from (Q, D) and (D, h, w)."""
+    parts = zip(queries.split(_CHANNELS, dim=1), embeddings.flatten(1).split(_CHANNELS), strict=True)
+    cosines = sum(of_queries @ channels.float() for of_queries, channels in parts)
+    return cosines.amax(dim=0).unflatten(0, embeddings.shape[1:])
+
+
+def _mask(cosines: torch.Tensor, size: Size, threshold: float) -> torch.Tensor:
+    return resize(cosines[None, None], size, align_corners=False)[0, 0] >= threshold
+
+
+def _cell_of(pixel: int, centers: np.ndarray) -> int:
+    """Return the place of the center that is nearest to a pixel.
+
+    Of two, it is the second: the centers of cells of an even width are the first pixels of their second halves.
+    """
+    return len(centers) - 1 - int(np.abs(centers[::-1] - pixel).argmin())
+
+
+def _cells_in(first: int, stop: int, centers: np.ndarray) -> np.ndarray:
+    """Return the places of the centers in a range or, if there is none, of the cell in the middle of the range."""
+    inside = np.flatnonzero((centers >= first) & (centers < stop))
+    return inside if len(inside) else np.array([_cell_of((first + stop) // 2, centers)])
+
+
+def _read_kept(path: Path, described: str) -> tuple[torch.Tensor, Size] | None:
+    """Read embeddings that were kept, or return `None` if there are none of this image by this network."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("image") != described:
+                return None
+            height, width = json.loads(metadata["size"])
+            return file.get_tensor("embeddings"), (height, width)
+    except (OSError, SafetensorError):  # missing or damaged: it is written anew
+        return None

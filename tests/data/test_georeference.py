@@ -1,0 +1,129 @@
+"""Georeference and no-data values of GeoTIFF files are kept in labels and predictions."""
+
+import sys
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+import yaml
+from PIL import Image
+from rasterio.control import GroundControlPoint
+from rasterio.transform import from_origin
+
+from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor, load_segmentation_dataset
+from msctr_hf.data import georeference, regions
+from msctr_hf.data.decoding import rows_for_crops, rows_of_labels
+from msctr_hf.data.images import read_image
+from msctr_hf.errors import InputWarning
+from msctr_hf.evaluation.prediction import predict_files
+from msctr_hf.evaluation.predictor import Predictor
+
+SIZE = (48, 80)
+TRANSFORM = from_origin(500_000, 5_600_000, 0.2, 0.2)
+
+
+def write_geotiff(path, pixels, nodata=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"crs": "EPSG:32633", "transform": TRANSFORM, **options}
+    with rasterio.open(
+        path, "w", driver="GTiff", height=pixels.shape[0], width=pixels.shape[1], count=3, dtype=pixels.dtype,
+        nodata=nodata, photometric="rgb", **settings,
+    ) as file:  # fmt: skip
+        file.write(pixels.transpose(2, 0, 1))
+
+
+def image_with_a_black_corner(dtype=np.uint8):
+    """Draw an image without data in a corner, and a pixel of which only two channels are 0."""
+    pixels = np.random.default_rng(0).integers(1, 256, (*SIZE, 3)).astype(dtype)
+    pixels[:20, :30] = 0
+    pixels[30, 40, :2] = 0
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    blocks = {"tiled": True, "blockxsize": 16, "blockysize": 16}
+    write_geotiff(tmp_path / "data/images/a.tif", image_with_a_black_corner(), nodata=0, **blocks)
+    labels = np.random.default_rng(1).integers(0, 3, SIZE, dtype=np.uint8)
+    (tmp_path / "data/labels").mkdir()
+    Image.fromarray(labels).save(tmp_path / "data/labels/a.tif", compression="tiff_lzw", tiffinfo={278: 8})
+    description = {"classes": ["a", "b", "c"], "splits": {"train": {"images": "images", "labels": "labels"}}}
+    (tmp_path / "data/dataset.yaml").write_text(yaml.safe_dump(description))
+    expected = labels.copy()
+    expected[:20, :30] = 255
+    return tmp_path / "data", expected
+
+
+def test_labels_are_ignored_where_all_channels_have_the_no_data_value(folder):
+    root, expected = folder
+    dataset = load_segmentation_dataset("folder", "train", root)
+    for rows in (dataset, rows_for_crops(dataset), rows_of_labels(dataset)):
+        assert np.array_equal(np.asarray(rows[0]["label"]), expected)
+
+
+def test_regions_of_a_large_image_are_ignored_in_the_same_places(folder, monkeypatch):
+    root, expected = folder
+    monkeypatch.setattr(regions, "LARGE_PIXELS", 1000)
+    labels = rows_for_crops(load_segmentation_dataset("folder", "train", root))[0]["label"]
+    assert isinstance(labels, regions.ValidLabels)
+    assert np.array_equal(labels[10:25, 20:50], expected[10:25, 20:50])
+    assert np.array_equal(regions.whole(labels), expected)
+
+
+def test_a_no_data_value_of_16_bits_is_compared_before_values_are_divided(folder):
+    root, expected = folder
+    pixels = image_with_a_black_corner(np.uint16)  # all are 0 after the division
+    write_geotiff(root / "images/a.tif", pixels, nodata=0)
+    label = load_segmentation_dataset("folder", "train", root)[0]["label"]
+    assert np.array_equal(np.asarray(label), expected)
+
+
+def test_without_rasterio_all_pixels_count_and_a_warning_says_so(folder, monkeypatch):
+    root, expected = folder
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    dataset = load_segmentation_dataset("folder", "train", root)
+    with pytest.warns(InputWarning, match=r'no-data value of a GeoTIFF is not read.*pip install "msctr_hf\[geo\]"'):
+        label = np.asarray(dataset[0]["label"])
+    assert (label != 255).all()
+    with pytest.warns(InputWarning, match="georeference of a GeoTIFF is not kept"):
+        assert not georeference.is_georeferenced(root / "images/a.tif")
+
+
+def test_the_prediction_of_a_geotiff_is_a_geotiff_in_the_same_place(folder, tmp_path, tiny_config):
+    root, expected = folder
+    read_image(root / "images/a.tif").save(root / "images/b.png")
+    torch.manual_seed(0)
+    model = MsctrForSemanticSegmentation(tiny_config()).eval()
+    predictor = Predictor(model, MsctrImageProcessor())
+    assert predict_files(predictor, root / "images", tmp_path / "maps") == 2
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
+        "a.tif", "a_overlay.png", "b.png", "b_overlay.png"
+    ]  # fmt: skip
+    plain = np.asarray(Image.open(tmp_path / "maps/b.png"))
+    with rasterio.open(tmp_path / "maps/a.tif") as file:
+        assert file.crs.to_epsg() == 32633
+        assert file.transform == TRANSFORM
+        assert file.nodata == 255
+        labels, colors = file.read(1), file.colormap(1)
+    assert np.array_equal(labels, np.where(expected == 255, 255, plain))
+    assert [colors[label][:3] for label in range(3)] == [tuple(color) for color in predictor.palette[:3]]
+
+
+def test_a_geotiff_is_not_overwritten_by_its_prediction(folder, tiny_config):
+    root, _ = folder
+    predictor = Predictor(MsctrForSemanticSegmentation(tiny_config()).eval(), MsctrImageProcessor())
+    with pytest.raises(ValueError, match="would overwrite a.tif"):
+        predict_files(predictor, root / "images/a.tif", root / "images")
+
+
+def test_ground_control_points_are_kept(tmp_path):
+    corners = ((0, 0), (0, 79), (47, 0))
+    points = [GroundControlPoint(row, column, 10.0 + column, 50.0 - row) for row, column in corners]
+    write_geotiff(tmp_path / "a.tif", image_with_a_black_corner(), transform=None, gcps=points, crs="EPSG:4326")
+    georeference.save_like(tmp_path / "a.tif", np.zeros(SIZE, np.uint8), tmp_path / "b.tif", None, without_data=255)
+    with rasterio.open(tmp_path / "b.tif") as file:
+        kept, crs = file.gcps
+        assert crs.to_epsg() == 4326
+        assert [(point.row, point.x) for point in kept] == [(point.row, point.x) for point in points]
+        assert file.nodata is None

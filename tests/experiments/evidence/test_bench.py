@@ -1,0 +1,307 @@
+"""An experiment runs what is missing, tells nothing before its end, and is judged from the records of its runs."""
+
+import json
+import os
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from layouts import write_image, write_labels
+from simulated import confirmation
+
+from experiments.evidence import bench, provenance
+from experiments.evidence.bench import Options, plan_experiment, print_step_cost, run_experiment
+from experiments.evidence.plan import read_experiment
+from experiments.evidence.step_cost import StepCost
+from msctr_hf import load_segmentation_dataset
+from msctr_hf.errors import UsageError
+from msctr_hf.training.interruption import Interrupted
+from msctr_hf.training.run_folder import read_json, write_json
+
+TINY = "--config quickstart --max_steps 4 --mixed_precision no"
+CLASSES = ("road", "pole", "lamp")
+MACHINE = {"processor": "a CPU", "torch": "2", "onednn": "3", "threads": 1}
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """Pretend to be on one machine with committed code, which tests may change."""
+    now = {"machine": MACHINE, "code": "0123456789abcdef"}
+    monkeypatch.setattr(provenance, "describe_machine", lambda threads: now["machine"])
+    monkeypatch.setattr(provenance, "hash_of_code", lambda: now["code"])
+    return now
+
+
+def mean_iou(arm, seed):
+    return 0.5 + 0.001 * seed + {"chosen": 0.02 + 0.001 * (seed % 3), "placebo": 0.01}.get(arm, 0)
+
+
+class FakeRuns:
+    """Runs that end at once, with files as those of real ones; after `until` runs, the sweep is interrupted."""
+
+    def __init__(self, until=None):
+        self.until, self.started = until, []
+
+    def __call__(self, runs, parallel, report, *, threads=None, may_start=None):
+        for run in runs:
+            if len(self.started) == self.until:
+                raise Interrupted("stopped")
+            if may_start is not None and not may_start(run, []):
+                raise Interrupted("--time_left")
+            self.started.append((run.arm, run.seed, run.fold))
+            self.write(run)
+            assert run.finished
+            report(run, 0.5)
+
+    @staticmethod
+    def write(run):
+        score = mean_iou(run.arm, run.seed)
+        scores = {
+            "mean_iou": score, "mean_accuracy": 0.6, "overall_accuracy": 0.7, "images": 3,
+            "per_category_iou": {"road": score, "pole": score - 0.1, "lamp": None},
+        }  # fmt: skip
+        write_json(run.folder / "results.json", {"step": run.settings["max_steps"], **scores})
+        outlines = {"mean_boundary_iou": 0.3, "per_category_boundary_iou": {"road": 0.3, "pole": 0.2, "lamp": None}}
+        videos = {"day": {**scores, "images": 2}, "night": {**scores, "images": 1}}
+        if run.scoring is not None:
+            write_json(run.scores, {"split": "test", **scores, **outlines, "videos": videos})
+        started = " ".join(["scripts/train.py" if run.control is None else "scripts/control.py placebo", *run.flags])
+        about = {"device": "a CPU, 1 thread(s)", "mixed_precision": "no", "versions": {}, "git_commit": "f" * 40}
+        write_json(run.folder / "run.json", {"command": started, "settings": run.settings, **about})
+        (run.folder / "log.jsonl").write_text('{"step": 4, "images_per_second": 16, "used_mb": 100}\n')
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Write a confirmation of three arms with six seeds, and return what runs it and its folders."""
+    arms = {
+        "chosen": {"run": "ms"}, "ce_time": {"run": "ce", "equal_time": True},
+        "placebo": {"like": "chosen", "control": "placebo", "seeds": 2},
+    }  # fmt: skip
+    confirmation(tmp_path, flags=TINY, arms=arms, secondary=[["chosen", "placebo"]], groups={"thin": ["pole", "lamp"]})
+    results = tmp_path / "results"
+
+    def start(runs=None, **changes):
+        fake = runs or FakeRuns()
+        monkeypatch.setattr(bench, "run_all", fake)
+        options = Options(tmp_path / "runs", ("--report_to", "none"), results=results)
+        with suppress(Interrupted):
+            run_experiment(tmp_path / "simulated.yaml", options._replace(**changes))
+        return fake.started
+
+    start.folder = results / "simulated"
+    return start
+
+
+def test_every_run_leaves_a_record_and_the_verdict_comes_from_the_records(small, capsys):
+    started = small()
+    assert len(started) == 14
+    record = read_json(small.folder / "runs/chosen_seed_3.json")
+    assert (record["arm"], record["seed"], record["split"], record["control"]) == ("chosen", 3, "test", None)
+    assert record["mean_iou"] == mean_iou("chosen", 3)
+    assert record["step_cost"] == 8 / 16  # seconds: 8 images a step, 16 a second
+    assert (record["commit"], record["code"], record["machine"]) == ("f" * 40, "0123456789abcdef", MACHINE)
+    assert record["groups"] == {"thin": pytest.approx(mean_iou("chosen", 3) - 0.1)}
+    assert record["videos"]["night"]["images"] == 1
+    assert record["command"].startswith("python scripts/train.py --config quickstart")
+    assert str(small.folder.parent.parent) not in json.dumps(record)
+    assert "--max_steps 6" in read_json(small.folder / "runs/ce_time_seed_0.json")["command"]  # 4 times 1.5
+    assert read_json(small.folder / "runs/placebo_seed_1.json")["command"].startswith(
+        "python scripts/control.py placebo --config quickstart"
+    )
+    verdict = read_json(small.folder / "verdict.json")
+    differences = [100 * (mean_iou("chosen", seed) - mean_iou("ce_time", seed)) for seed in range(6)]
+    primary = verdict["primary"]
+    assert (primary["arm"], primary["baseline"], primary["n"], primary["shown"]) == ("chosen", "ce_time", 6, True)
+    assert primary["mean"] == pytest.approx(np.mean(differences))
+    assert primary["low"] < primary["mean"] < primary["high"]
+    assert primary["p_sign_flip"] == 2 / 2**6
+    assert verdict["secondary"][0]["p_sign_flip"] is None
+    report = (small.folder / "report.md").read_text()
+    assert "| chosen - ce_time | 6 | +2.10 (" in report
+    assert "| chosen | 4 | 6 | 52.35 ± " in report
+    assert "| lamp | absent |" in report
+    assert (small.folder / "differences.png").stat().st_size > 0
+    assert "**chosen - ce_time: +2.10" in capsys.readouterr().out
+    assert small() == []  # nothing is left
+    (entry,) = json.loads((small.folder.parent / "ledger.json").read_text())
+    assert (entry["experiment"], entry["networks"]) == ("simulated", 14)
+
+
+def test_nothing_is_compared_before_the_end_and_another_machine_goes_on_from_the_records(small, capsys, tmp_path):
+    first = small(FakeRuns(until=5))  # seed 0 whole, two of the three runs of seed 1
+    told = capsys.readouterr().out
+    assert "chosen, seed 0: 0.5 minutes" in told
+    figures = [f"{100 * mean_iou(arm, seed):.2f}" for arm, seed, _ in first]
+    assert not any(figure in told for figure in figures)
+    assert "mIoU" not in told
+    assert sorted(path.name for path in small.folder.iterdir()) == ["runs"]
+    for path in (tmp_path / "runs").iterdir():
+        path.rename(tmp_path / f"gone_{path.name}")  # only what is committed reaches another clone
+    second = small()
+    assert len(second) == 9
+    assert not set(first) & set(second)
+    assert read_json(small.folder / "verdict.json")["primary"]["n"] == 6
+
+
+@pytest.mark.parametrize("change", [{"code": "fedcba9876543210"}, {"machine": {**MACHINE, "threads": 2}}])
+def test_a_seed_that_was_begun_elsewhere_is_run_again_whole_in_another_folder(small, here, capsys, tmp_path, change):
+    first = small(FakeRuns(until=5))
+    here.update(change)
+    second = small()
+    assert "seed 1: 2 of 3 runs are of another machine or code" in capsys.readouterr().out
+    assert [key for key in first if key in second] == [("chosen", 1, ""), ("ce_time", 1, "")]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    of_seed = [read_json(path) for path in small.folder.glob("runs/*_seed_1.json")]
+    assert len({record["code"] + str(record["machine"]) for record in of_seed}) == 1
+    assert "on a CPU" in (small.folder / "report.md").read_text()
+
+
+def test_a_run_that_was_scored_before_the_sweep_was_killed_is_not_repeated(small, tmp_path):
+    small(FakeRuns(until=2))
+    (small.folder / "runs/ce_time_seed_0.json").unlink()
+    assert ("ce_time", 0, "") not in small()
+    assert (small.folder / "runs/ce_time_seed_0.json").exists()
+
+
+def test_whoever_peeks_gets_a_figure_and_can_never_show_anything(small, capsys):
+    small(FakeRuns(until=6))
+    small(peek=True)
+    assert "exploratory, after 6 of 14 runs" in capsys.readouterr().out
+    small()
+    verdict = read_json(small.folder / "verdict.json")
+    assert verdict["exploratory"]
+    assert not verdict["primary"]["shown"]
+    assert "nothing is shown" in (small.folder / "report.md").read_text()
+
+
+def test_peeking_without_two_pairs_is_refused_and_marks_nothing(small):
+    small(FakeRuns(until=2))
+    with pytest.raises(UsageError, match="needs two seeds"):
+        small(peek=True)
+    assert not (small.folder / "peeked.json").exists()
+
+
+def test_a_seed_starts_only_if_its_runs_fit_into_the_time_left(small):
+    # a run of 4 steps takes at most 1 minute and one of 6 steps 1.5: seed 0 needs 3.5 minutes, one run at a time
+    assert small(time_left=3.4) == []
+    assert [seed for _, seed, _ in small(time_left=3.6)][:3] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("flags, message", [
+    (("--learning_rate", "1"), "--learning_rate is not accepted, since the file of an experiment fixes it"),
+    (("--seed=3",), "--seed=3 is not accepted"),
+])  # fmt: skip
+def test_only_flags_about_the_machine_are_accepted(small, flags, message):
+    with pytest.raises(UsageError, match=message):
+        small(flags=flags)
+
+
+def test_bf16_is_refused_where_it_is_emulated(small, tmp_path, monkeypatch):
+    confirmation(tmp_path, flags=TINY.replace("no", "bf16"))
+    monkeypatch.setattr(bench, "has_bf16", lambda device: False)
+    with pytest.raises(UsageError, match="fixed to bf16, which this machine only emulates"):
+        small()
+
+
+def test_the_cost_of_a_step_is_printed_as_a_line_of_the_file(tmp_path, monkeypatch, capsys):
+    arms = {"chosen": {"run": "ms_cs"}, "ce_time": {"run": "ce", "equal_time": True}}
+    confirmation(tmp_path, flags=TINY, arms=arms, step_cost=None)
+    asked = []
+    monkeypatch.setattr(bench, "measure_step_cost", lambda *given: asked.append(given) or StepCost(0.3, 0.2, 1.5))
+    print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, ()))
+    assert yaml.safe_load(capsys.readouterr().out) == {"step_cost": 1.5}
+    (arm, baseline, threads) = asked[0]
+    assert (arm[-1], baseline[-1], threads) == ("ms_cs", "ce", 1)
+
+
+@pytest.fixture
+def selection(tmp_path):
+    """Write a data set like CamVid with a test split, lists of two folds, and a selection."""
+    data = tmp_path / "camvid"
+    for split, video in (("train", "a"), ("train", "b"), ("val", "b"), ("test", "c")):
+        for number in range(2):
+            name = f"{video}_{split}_{number}"
+            write_image(data / split / "images" / f"{name}.png", (12, 16), seed=number)
+            write_labels(data / split / "labels" / f"{name}.png", np.resize(np.arange(12, dtype=np.uint8), (12, 16)))
+    names = {"a": "a_train_0\na_train_1\n", "b": "b_train_0\nb_train_1\nb_val_0\nb_val_1\n"}
+    for video, of in names.items():
+        (tmp_path / f"{video}.txt").write_text(of)
+    content = {
+        "purpose": "selection", "flags": f"{TINY} --dataset camvid --class_weights null", "seeds": [0, 1],
+        "minutes": 1, "threads": 1, "arms": {"chosen": {"run": "ms"}, "ce": {"run": "ce"}},
+        "families": {"contrast": ["chosen"], "ce": ["ce"]},
+        "folds": {"without_b": {"train": "a.txt", "validation": "b.txt"},
+                  "without_a": {"train": "b.txt", "validation": "a.txt"}},
+    }  # fmt: skip
+    path = tmp_path / "selection.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path, data
+
+
+def test_a_selection_cannot_see_the_test_split(selection, tmp_path):
+    path, data = selection
+    runs = plan_experiment(read_experiment(path), tmp_path / "runs", ("--data_dir", str(data)))
+    assert len(runs) == 8
+    folders = {run.settings["data_dir"] for run in runs}
+    assert {run.settings["dataset"] for run in runs} == {"folder"}
+    assert all(run.scoring is None for run in runs)
+    assert not any(str(data) in run.flags for run in runs)
+    for folder in folders:
+        reached = {os.path.realpath(os.path.join(top, name)) for top, _, files in os.walk(folder) for name in files}
+        assert len([name for name in reached if name.endswith(".png")]) == 12  # of training and validation
+        assert not any(name.startswith(str(data / "test")) for name in reached)
+        with pytest.raises(UsageError, match="not 'test'"):
+            load_segmentation_dataset("folder", "test", folder)
+    of_fold = {run.fold: run.settings["data_dir"] for run in runs}
+    left_out = load_segmentation_dataset("folder", "validation", of_fold["without_b"])
+    assert {row["image_id"] for row in left_out} == {"b_train_0", "b_train_1", "b_val_0", "b_val_1"}
+    original = load_segmentation_dataset("camvid", "validation", data)
+    linked = next(row for row in left_out if row["image_id"] == original[0]["image_id"])
+    assert np.array_equal(linked["label"], original[0]["label"])
+
+
+def test_a_selection_chooses_the_arm_with_the_highest_mean_of_each_family(selection, tmp_path, monkeypatch, capsys):
+    path, data = selection
+    monkeypatch.setattr(bench, "run_all", FakeRuns())
+    run_experiment(path, Options(tmp_path / "runs", ("--data_dir", str(data)), results=tmp_path / "results"))
+    choice = read_json(tmp_path / "results/selection/choice.json")
+    assert choice["chosen"] == {"contrast": "chosen", "ce": "ce"}
+    assert choice["mean_iou"]["chosen"] == pytest.approx(np.mean([mean_iou("chosen", seed) for seed in (0, 1)]))
+    assert not (tmp_path / "results/ledger.json").exists()
+    assert "chosen, without_b, seed 0: mIoU 52.00 %" in capsys.readouterr().out
+    assert read_json(tmp_path / "results/selection/runs/ce_without_a_seed_1.json")["split"] == "validation"
+
+
+def test_a_name_in_a_list_that_is_not_an_image_is_refused(selection, tmp_path):
+    path, data = selection
+    (tmp_path / "a.txt").write_text("c_test_0\n")
+    with pytest.raises(UsageError, match="names c_test_0, which is not an image of camvid train.validation"):
+        plan_experiment(read_experiment(path), tmp_path / "runs", ("--data_dir", str(data)))
+
+
+def test_the_code_of_a_run_is_a_hash_of_what_is_committed(monkeypatch):
+    monkeypatch.undo()
+    answers = {"status": "", "rev-parse": "a\nb\nc\nd"}
+    monkeypatch.setattr(provenance, "_git", lambda command, *arguments: answers[command])
+    first = provenance.hash_of_code()
+    answers["rev-parse"] = "a\nb\nc\ne"
+    assert provenance.hash_of_code() != first
+    answers["status"] = "M experiments/sweep.py"
+    with pytest.raises(UsageError, match="experiments/sweep.py has local changes"):
+        provenance.hash_of_code()
+
+
+def test_the_machine_of_a_run_names_what_rounding_depends_on(monkeypatch):
+    monkeypatch.undo()
+    machine = provenance.describe_machine(2)
+    assert set(machine) == {"processor", "torch", "onednn", "threads"}
+    assert machine["threads"] == 2
+    assert provenance.folder_name(machine, "0" * 16) != provenance.folder_name({**machine, "threads": 1}, "0" * 16)
+
+
+def test_the_ledger_begins_with_the_pilot():
+    ledger = json.loads((ROOT / "results/ledger.json").read_text())
+    assert ledger[0]["experiment"] == "pilot"

@@ -1,0 +1,90 @@
+"""A file fixes an experiment before its first run, or is refused in one sentence."""
+
+import math
+
+import pytest
+import yaml
+from conftest import ROOT
+from simulated import FLAGS, confirmation
+
+from experiments.evidence.plan import read_experiment
+from msctr_hf.commands.train import command_line
+
+PLANS = sorted((ROOT / "experiments/plans").glob("*.yaml"))
+SELECTION = {
+    "purpose": "selection", "flags": FLAGS, "seeds": [0, 1], "minutes": 1, "threads": 1,
+    "arms": {"a": {"run": "ms"}, "b": {"run": "ce"}}, "families": {"contrast": ["a"], "ce": ["b"]},
+    "folds": {"first": {"train": "one.txt", "validation": "two.txt"}},
+}  # fmt: skip
+
+
+def test_arms_have_their_own_steps_seeds_and_controls(tmp_path):
+    arms = {
+        "chosen": {"run": "ms_cs --contrastive_loss_weight 0.03"},
+        "ce_time": {"run": "ce", "equal_time": True},
+        "placebo": {"like": "chosen", "control": "placebo", "seeds": 2},
+    }
+    experiment = confirmation(tmp_path, seeds=[5, 4, 9], secondary=[["chosen", "placebo"]], arms=arms, step_cost=1.1)
+    assert {name: arm.steps for name, arm in experiment.arms.items()} == {
+        "chosen": 4, "ce_time": math.ceil(4 * 1.1), "placebo": 4,
+    }  # fmt: skip
+    placebo = experiment.arms["placebo"]
+    assert placebo.flags == experiment.arms["chosen"].flags
+    assert (placebo.control, placebo.seeds) == ("placebo", (5, 4))
+    assert experiment.runs()[:4] == [("chosen", 5, ""), ("ce_time", 5, ""), ("placebo", 5, ""), ("chosen", 4, "")]
+    assert experiment.runs()[-1] == ("ce_time", 9, "")
+
+
+def test_what_is_not_chosen_or_measured_yet_is_named(tmp_path):
+    arms = {"chosen": {"run": None}, "ce_time": {"run": "ce", "equal_time": True}}
+    with pytest.raises(ValueError, match="the arm chosen has no `run:` yet"):
+        confirmation(tmp_path, arms=arms).check_is_complete()
+    arms["chosen"] = {"run": "ms"}
+    with pytest.raises(ValueError, match="`step_cost:` is not measured yet"):
+        confirmation(tmp_path, arms=arms, step_cost=None).check_is_complete()
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"purpose": "proof"}, "`purpose:` must be one of confirmation, selection, got 'proof'"),
+    ({"families": {}}, r"a confirmation has no \['families'\]"),
+    ({"minutes": None, "speed": 3}, r"a confirmation has no \['speed'\]"),
+    ({"seeds": [1, 1]}, "`seeds:` must list 1 to 24 different numbers"),
+    ({"seeds": list(range(25))}, "`seeds:` must list 1 to 24"),
+    ({"flags": "--max_steps 4"}, "must give --mixed_precision"),
+    ({"flags": "--mixed_precision no"}, "must give --max_steps"),
+    ({"flags": "--max_steps 4 --mixed_precision auto"}, "bf16 or no"),
+    ({"primary": ["chosen", "nobody"]}, "are compared, but are not among the arms"),
+    ({"primary": ["chosen", "chosen"]}, "are compared with nothing"),
+    ({"arms": {"chosen": {"run": "ms"}, "ce_time": {"run": "ce", "seeds": 9}}}, "with 9 seeds, but there are 6"),
+    ({"arms": {"chosen": {"run": "ms"}, "ce_time": {}}}, "must have either `run:` or `like:`"),
+    ({"arms": {"chosen": {"run": "ms"}, "ce_time": {"run": "ce", "control": "x"}}}, "`control:` is one of"),
+    ({"arms": {"chosen": {"run": "contrast"}, "ce_time": {"run": "ce"}}}, "must be a mode"),
+])  # fmt: skip
+def test_faulty_files_are_refused_in_one_sentence(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        confirmation(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"split": "test"}, r"a selection has no \['split'\]"),
+    ({"flags": f"{FLAGS} --train_split train+test"}, "a selection never loads the test split"),
+    ({"flags": f"{FLAGS} --train_split test"}, "a selection never loads the test split"),
+    ({"folds": {}}, "a selection leaves videos out, so `folds:` must name at least one"),
+])  # fmt: skip
+def test_a_selection_cannot_name_the_test_split_or_judge_on_the_validation_split(tmp_path, changes, message):
+    path = tmp_path / "selection.yaml"
+    path.write_text(yaml.safe_dump(SELECTION | changes))
+    with pytest.raises(ValueError, match=message):
+        read_experiment(path)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_files_of_this_repository_can_be_read_and_their_flags_exist(path):
+    experiment = read_experiment(path)
+    known = set(command_line()._option_string_actions)
+    for arm in experiment.arms.values():
+        flags = {word for word in (*experiment.flags, *(arm.flags or ())) if word.startswith("--")}
+        assert flags <= known
+    for fold in experiment.folds.values():
+        names = [set(file.read_text().split()) for file in fold]
+        assert not names[0] & names[1]
