@@ -156,7 +156,7 @@ def test_time_of_upsampling_and_of_the_metric(device, figures):
                 arguments, small = (way, classes, source, target, device), (way, 3, (8, 8), (32, 32), device)
                 row[f"{way} MB"] = peak_megabytes(evaluation.upsampling_step, arguments, small, device)
         score = evaluation.metric_step("ours", classes, target)  # numpy on the CPU
-        row[f"metric of {evaluation.IMAGES} images ms"] = milliseconds(score, torch.device("cpu"))
+        row[f"metric of {evaluation.METRIC_IMAGES} images ms"] = milliseconds(score, torch.device("cpu"))
         figures[name] = row
 
 
