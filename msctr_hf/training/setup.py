@@ -154,9 +154,12 @@ class Setup:
                 f"DeepSpeed says {accelerator.gradient_accumulation_steps}; use the same number in both."
             )
         self.network = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        scored = validation_set
+        if validation_images is not None:  # datasets 4.0 cannot take more images than there are
+            scored = validation_set.take(min(validation_images, num_images(validation_set) or validation_images))
         self.validation = Validation(
             accelerator,
-            validation_set if validation_images is None else validation_set.take(validation_images),
+            scored,
             self.spec,
             self.image_processor,
             data_arguments.num_workers,
