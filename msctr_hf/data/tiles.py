@@ -39,11 +39,15 @@ class ReadTiles:
     for_cropping: bool = False
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
-        """Read tiles: RGB image, train ids (mode L), image id with the first row and column of the tile."""
+        """Read tiles: RGB image, or an array if `reader` states channels; train ids (mode L); image id with the first
+        row and column of the tile.
+        """
         places = list(zip(*(batch[name] for name in _COLUMNS), strict=True))
         samples = self.reader.for_crops()(self.images[batch[_IMAGE]])
         parts: dict[str, list[Any]] = {
-            name: [self._part(as_pixels(image), place) for image, place in zip(samples[name], places, strict=True)]
+            name: [
+                self._part(as_pixels(image), place, name) for image, place in zip(samples[name], places, strict=True)
+            ]
             for name in ("image", "label")
             if name in samples
         }
@@ -57,10 +61,13 @@ class ReadTiles:
         """Return a reader that skips images."""
         return replace(self, reader=self.reader.labels_only())
 
-    def _part(self, pixels: Pixels, place: Tile) -> Pixels | Image.Image:
+    def _part(self, pixels: Pixels, place: Tile, name: str) -> Pixels | Image.Image:
         top, left, height, width = place
         part = Window(pixels, slice(top, top + height), slice(left, left + width))
-        return part if self.for_cropping else Image.fromarray(np.ascontiguousarray(whole(part)))
+        if self.for_cropping:
+            return part
+        values = np.ascontiguousarray(whole(part))
+        return values if name == "image" and _has_channels(self.reader) else Image.fromarray(values)
 
 
 def cut_into_tiles(dataset: Dataset, tile_size: Sequence[int], overlap: int | None = None) -> Dataset:
@@ -123,13 +130,23 @@ def _sizes(rows: Dataset, reader: ReadSamples | ReadMapped) -> Iterator[tuple[in
     if isinstance(reader, ReadMapped):
         yield from zip(rows["height"][:], rows["width"][:], strict=True)
         return
+    remedy = (
+        "make a copy once (`msctr prepare --predecode --tile_size HEIGHT WIDTH --output_dir COPY`), and train with "
+        "`data_dir` COPY."
+    )
+    if _has_channels(reader):
+        remedy = "save it in parts, since with `num_channels` no image is read by regions."
     for row in rows:
         width, height = read_size(row["label"])
         for file in (row["image"], row["label"]):
-            if height * width > LARGE_PIXELS and large_blocks(file) is None:
+            if height * width > LARGE_PIXELS and (_has_channels(reader) or large_blocks(file) is None):
                 raise UsageError(
                     f"`tile_size`: {file.get('path')} has {width}x{height} pixels and can only be decoded whole, "
-                    "which every tile would repeat; make a copy once (`msctr prepare --predecode --tile_size "
-                    "HEIGHT WIDTH --output_dir COPY`), and train with `data_dir` COPY."
+                    f"which every tile would repeat; {remedy}"
                 )
         yield height, width
+
+
+def _has_channels(reader: ReadSamples | ReadMapped) -> bool:
+    """Return whether images are arrays (H, W, N) with the values of their files, and not RGB."""
+    return isinstance(reader, ReadSamples) and reader.channels is not None

@@ -201,6 +201,23 @@ def test_large_files_that_every_tile_would_decode_whole_are_refused_with_the_com
     assert crops(cut_into_tiles(load(tmp_path / "copy"), (64, 100), 0))
 
 
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (4, np.uint8), (7, np.uint16)])
+def test_tiles_of_images_with_channels_keep_their_values(tmp_path, channels, dtype, monkeypatch):
+    folder = write(tmp_path / "npy", "png", count=1)
+    values = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, channels)).astype(dtype)
+    for split in ("train", "validation"):
+        (folder / split / "images/0.png").unlink()
+        np.save(folder / split / "images/0.npy", values)
+    dataset = load_segmentation_dataset("folder", "train", folder, num_channels=channels)
+    tile = cut_into_tiles(dataset, (64, 100), 0)[4]
+    assert np.array_equal(tile["image"], values[64:128, 100:200])
+    assert tile["image"].dtype == dtype
+    assert tile["label"].size == (100, 64)
+    monkeypatch.setattr("msctr_hf.data.tiles.LARGE_PIXELS", 5000)
+    with pytest.raises(UsageError, match=r"0.npy has 210x150 .*save it in parts, since with `num_channels` no image"):
+        cut_into_tiles(dataset, (64, 100), 0)
+
+
 def test_labels_of_another_size_and_unknown_values_are_refused_when_they_are_read(tiff_folder, large):
     label = tiff_folder / "train/labels/0.tif"
     values = np.zeros((HEIGHT, WIDTH), np.uint8)
