@@ -44,7 +44,8 @@ def choose_statistics(
         return ChannelStatistics.from_dict(kept)
 
     def measure() -> ChannelStatistics:
-        if arguments.data_dir is not None and arguments.dataset_name is None and arguments.train_split == "train":
+        is_checked_split = arguments.train_split == "train" and arguments.train_images is None
+        if is_checked_split and arguments.data_dir is not None and arguments.dataset_name is None:
             checked = channels_of_check(Path(arguments.data_dir), "train")
             if checked is not None and checked.channels.count == arguments.num_channels:
                 return checked

@@ -59,3 +59,14 @@ def test_a_further_image_moves_at_most_one_other():
     for count in range(50, 199):
         before, after = share.choose(names[:count]), share.choose(names[: count + 1])
         assert len((before ^ after) - {names[count]}) <= 1
+
+
+def test_a_further_image_moves_at_most_three_others_with_two_shares():
+    names, splits, moved = [str(number) for number in range(100)], ("validation", "test", "train"), []
+    shares = (*TENTH, ("test", Fraction(1, 10)))
+    before: dict[str, str] = {}
+    for count in range(10, 100):
+        after = {name: each for each in splits for name in Share(each, shares, "train").choose(names[:count])}
+        moved.append(sum(after[name] != split for name, split in before.items()))
+        before = after
+    assert max(moved) == 3

@@ -9,7 +9,13 @@ from layouts import write_folder
 from safetensors.torch import load_file
 
 import msctr_hf
+from msctr_hf.data.channels import Channels
+from msctr_hf.data.loading import get_dataset_spec, replace_channels
+from msctr_hf.data.preparation import prepare
+from msctr_hf.data.saved_source import SavedDataset
+from msctr_hf.data.settings import DataSettings
 from msctr_hf.errors import UsageError
+from msctr_hf.training.channel_statistics import choose_statistics
 
 SMALL = {
     "dataset": "folder", "crop_size": (32, 32), "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8,
@@ -88,3 +94,15 @@ def test_more_images_than_there_are_end_the_run_before_its_folder_exists(data, t
     with pytest.raises(UsageError, match="`train_images` must be at most 9"):
         train(data, tmp_path / "run", train_images=10)
     assert not (tmp_path / "run").exists()
+
+
+def test_channels_are_measured_on_the_drawn_images_from_a_folder_and_from_its_copy(data, tmp_path):
+    spec = replace_channels(get_dataset_spec("folder", data), Channels(3))
+    prepare(spec, None, data, SavedDataset(), output_dir=tmp_path / "copy")
+    found = []
+    for folder in (data, tmp_path / "copy"):
+        settings = DataSettings(dataset="folder", data_dir=str(folder), num_channels=3, train_images=2, num_workers=0)
+        drawn, _ = settings.load_training(seed=0)
+        found.append(choose_statistics(settings, drawn, None))
+    assert found[0] == found[1]
+    assert found[0].pixels == 2 * drawn[0]["label"].width * drawn[0]["label"].height
