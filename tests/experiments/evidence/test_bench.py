@@ -177,6 +177,23 @@ def test_whoever_peeks_gets_a_figure_and_can_never_show_anything(small, capsys):
     assert "nothing is shown" in (small.folder / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"seeds": list(range(8))}, {"step_cost": 2.0}, {"flags": f"{TINY} --crop_size 64 64"}],
+)
+def test_runs_of_another_version_of_the_file_are_not_pooled(small, tmp_path, changes):
+    small()
+    path = tmp_path / "simulated.yaml"
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    with pytest.raises(UsageError, match=r"seed_0.json was made when .* fixed other seeds, flags or steps"):
+        small()
+    # what was cut for time leaves the other arms as they are
+    fewer = {name: arm for name, arm in content["arms"].items() if name != "placebo"}
+    path.write_text(yaml.safe_dump(content | {"arms": fewer, "secondary": []}, sort_keys=False))
+    assert small() == []
+
+
 def test_peeking_without_two_pairs_is_refused_and_marks_nothing(small):
     small(FakeRuns(until=2))
     with pytest.raises(UsageError, match="needs two seeds"):
