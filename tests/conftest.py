@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa:
 
 from msctr_hf import MsctrConfig  # noqa: E402
 
-TIMM_TINY = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
+SMALL_RESNET = "test_resnet"  # 0.4 million parameters, where resnet18 has 11 million
+TIMM_TINY = {"model_type": "timm_backbone", "backbone": SMALL_RESNET, "out_indices": [1, 2, 3, 4]}
 SWIN_TINY = {
     "model_type": "swin",
     "embed_dim": 12,
@@ -51,6 +53,17 @@ def seeded():
     torch.manual_seed(0)
 
 
+def pytest_sessionstart():
+    """Do not wait for the disk: what a killed process has written stays, and no test cuts the power."""
+    os.fsync = os.fstat  # raises the same error for a wrong file descriptor
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector the million objects of imported libraries, which live until the end."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def tiny_config():
     """Build the configuration of a small network; keyword arguments override its settings."""
@@ -76,24 +89,32 @@ def tiny_batch():
     return {"pixel_values": torch.randn(2, 3, 64, 96), "labels": labels}
 
 
-@pytest.fixture
-def run_script(monkeypatch, capsys):
-    """Run a script in this process and return (exit code, stdout, stderr)."""
+def run_in_this_process(name, *argv):
+    """Run a script in this process and return its exit code."""
     import runpy
 
     from accelerate.state import AcceleratorState, GradientState
 
-    def run(name, *argv):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
-        # Python, too, puts the folder of a script first
-        monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-        AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
-        GradientState._reset_state()
-        code = 0
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    GradientState._reset_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, argv)])
+        patch.setattr(
+            sys, "path", [str(ROOT / "scripts"), *sys.path]
+        )  # Python, too, puts the folder of a script first
         try:
             runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
         except SystemExit as stop:
-            code = stop.code or 0
+            return stop.code or 0
+    return 0
+
+
+@pytest.fixture
+def run_script(capsys):
+    """Run a script in this process and return (exit code, stdout, stderr)."""
+
+    def run(name, *argv):
+        code = run_in_this_process(name, *argv)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

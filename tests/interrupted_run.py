@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 import torch
 from conftest import ROOT
+from forked import Process
 from safetensors.torch import load_file
 
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -15,11 +14,7 @@ ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1
 
 def start(*argv, launcher=(), script=ROOT / "scripts/train.py"):
     """Start a training process in a new session, so that it can be killed with all processes that it starts."""
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(script), *map(str, argv)],
-        env=ENVIRONMENT, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    return Process([*launcher, script, *argv], ENVIRONMENT)
 
 
 def finish(process, timeout=300):

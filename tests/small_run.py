@@ -1,6 +1,6 @@
 """Build the flags for a short run of scripts/train.py on a few small images."""
 
-from conftest import ROOT
+from conftest import ROOT, SMALL_RESNET
 
 TORCHRUN = (  # arguments of Python that start two processes, which meet at a free port
     *("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"),
@@ -12,6 +12,7 @@ def flags(folder, output_dir, **changes):
     """List the flags of a run on a data set folder; `changes` replaces settings, and `None` leaves one out."""
     settings = {
         "config": ROOT / "configs/quickstart.yaml",
+        "backbone": SMALL_RESNET,
         "dataset": "folder",
         "data_dir": folder,
         "output_dir": output_dir,

@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SMALL_RESNET
 from layouts import write_folder
 from local_hub import LocalHub
 from safetensors.torch import load_file
@@ -77,7 +77,7 @@ def logits_of(folder, pixel_values):
     from transformers import TimmBackbone, TimmBackboneConfig
 
     state = load_file(folder / "model.safetensors")
-    config = TimmBackboneConfig(backbone="resnet18", out_indices=[4], use_pretrained_backbone=False)
+    config = TimmBackboneConfig(backbone=SMALL_RESNET, out_indices=[4], use_pretrained_backbone=False)
     backbone = TimmBackbone(config).eval()
     prefix = "backbone."
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -92,7 +92,7 @@ def test_the_new_head_trains_and_is_pushed_with_a_card_that_names_it(trained):
     folder, files = trained
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "contrastive/stage_1" in entry] == [1, 2]
-    assert "# Linear with resnet18" in files["README.md"].decode()
+    assert f"# Linear with {SMALL_RESNET}" in files["README.md"].decode()
     assert b"class LinearHead(DecodeHead):" in files["decode_heads.py"]
     assert json.loads(files["config.json"])["decode_stages"] == [4]
 

@@ -10,6 +10,7 @@
     python scripts/benchmark.py metric               # from classes to mean IoU
     python scripts/benchmark.py large_images         # memory and speed with images of 12,000 x 9,000 pixels
     python scripts/benchmark.py step --config configs/cityscapes/hrnet_w48.yaml --batch_size 2
+    python scripts/benchmark.py peers                # beside other libraries; pip install ".[peers]"
 
 Each command prints a table and writes it, with a description of the machine, to benchmark_NAME.json.
 """
@@ -33,6 +34,7 @@ from msctr_hf.training.run_folder import write_json
 from . import contrast, data, evaluation
 from .large_images import large_images
 from .measuring import describe_machine, markdown_table, misses_target
+from .peers import PARTS, Sizes, missing_peers, peers
 from .step import Setting, training_step
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,6 +59,8 @@ def measure(options: argparse.Namespace) -> None:
         Path(options.output or f"benchmark_{options.what}.json"),
         {"command": " ".join(sys.argv), "git_commit": git_commit(), **describe_machine(device), "rows": rows},
     )
+    if options.what == "peers" and missing_peers():
+        print(f'Not installed, so not compared: {", ".join(missing_peers())}. To install all: pip install ".[peers]"')
     missed = [row for row in rows if misses_target(row)]
     print(f"{len(missed)} of {len(rows)} rows miss their target" + (":\n" + markdown_table(missed) if missed else ""))
     if missed and options.check:
@@ -114,6 +118,13 @@ def parser() -> argparse.ArgumentParser:
 
     add("metric", "compare mean IoU with the stock metric of evaluate", lambda o, device: evaluation.metric(
         o.repetitions, device))  # fmt: skip
+
+    beside = add("peers", "compare with other libraries", lambda o, device: peers(
+        o.parts, Sizes(o.anchors, o.image_size, o.training_size), o.repetitions, device))  # fmt: skip
+    beside.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), help=f"{' '.join(PARTS)} (all)")
+    beside.add_argument("--anchors", type=_positive, nargs="+", default=[1000, 5000], help="of the loss (1000 5000)")
+    beside.add_argument("--image_size", type=_positive, default=512, help="side of a predicted image (512)")
+    beside.add_argument("--training_size", type=_positive, default=256, help="side of images to train on (256)")
 
     large = add("large_images", "measure training and prediction of large images", lambda o, device: large_images(
         o.size, o.steps, device))  # fmt: skip

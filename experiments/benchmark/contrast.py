@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from msctr_hf.models.anchor_sampling import sample_anchors
 from msctr_hf.models.contrastive_loss import MultiScaleContrastiveLoss
 from msctr_hf.models.info_nce import info_nce_loss
+from msctr_hf.models.info_nce_tiles import tile_rows
 from msctr_hf.models.projection_head import StageProjection
 
 from .measuring import Step, add_targets, compare, median_seconds, peak_megabytes, ratio
@@ -41,14 +42,17 @@ LOSS_TARGETS = {
     "within": {500: 0.85, 1000: 1.3, 2000: 1.8, 5000: 4.0, 10_000: 5.0},
     "across": {500: 0.9, 1000: 1.0, 2000: 1.2, 5000: 2.5, 10_000: 3.0},
 }
-MEMORY_TARGETS = {10_000: 20.0}
+MEMORY_TARGETS = {"within": {10_000: 12.0}, "across": {10_000: 20.0}}
 SAMPLING_TARGETS = {4: 100.0, 8: 80.0, 16: 25.0, 32: 10.0}
 TOGETHER_TARGETS = {2: 15.0, 6: 40.0}
 PROJECTION_TARGETS = {(48, 4): 3.0, (96, 8): 2.0}
 
 
 def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | None, device: torch.device) -> list[dict]:
-    """Compare `info_nce_loss` with `dense_info_nce_loss` on the same anchors, forward and backward."""
+    """Compare `info_nce_loss` with `dense_info_nce_loss` on the same anchors, forward and backward.
+
+    `products / ours` is the share of the time that the matrix products of all tiles, each computed once, take alone.
+    """
     rows = []
     for term in ("within", "across"):
         for size in sizes:
@@ -59,26 +63,53 @@ def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | Non
                     for way, arguments in ways.items()
                 }
                 steps = {way: loss_step(*arguments) for way, arguments in ways.items()}
+                steps["products"] = products_step(term, size, device)
                 seconds = median_seconds(steps, repetitions or max(3, 20_000 // size), device)
+                products = 1000 * seconds.pop("products")
                 rows.append({"term": term, "anchors": size, "classes": classes} | compare(seconds, memory))
-                add_targets(rows[-1], device, speed=LOSS_TARGETS[term].get(size), memory=MEMORY_TARGETS.get(size))
+                rows[-1]["products / ours"] = ratio(products, rows[-1]["ours ms"], unit="ms")
+                speed, memory_target = LOSS_TARGETS[term].get(size), MEMORY_TARGETS[term].get(size)
+                add_targets(rows[-1], device, speed=speed, memory=memory_target)
     return rows
 
 
-def loss_step(way: str, term: str, size: int, num_labels: int, device: torch.device) -> Step:
+def loss_step(way: str | Callable, term: str, size: int, num_labels: int, device: torch.device) -> Step:
     """Build a forward and backward pass over random anchors, sorted by class as the sampler returns them."""
     functions: dict[str, Callable] = {
         "dense": dense_info_nce_loss,
         "ours": info_nce_loss,
         "any": functools.partial(info_nce_loss, positives="any"),
     }
+    function = functions[way] if isinstance(way, str) else way
     generator = torch.Generator().manual_seed(0)
     sides: list[torch.Tensor] = []
     for _ in range(1 if term == "within" else 2):
         classes = torch.randint(0, num_labels, (-(-size // VIEWS),), generator=generator).sort().values
         features = torch.randn(size, CHANNELS, generator=generator)
         sides += [features.to(device).requires_grad_(), classes.repeat_interleave(VIEWS)[:size].to(device)]
-    return lambda: _backward(functions[way](*sides), sides[::2])
+    return lambda: _backward(function(*sides), sides[::2])
+
+
+def products_step(term: str, size: int, device: torch.device) -> Step:
+    """Build the matrix products that a term needs at least: logits and both gradients, tile by tile.
+
+    Within a scale, logits are symmetric, and those above the diagonal are enough.
+    """
+    rows, columns = torch.randn(2, size, CHANNELS, device=device)
+    grads = torch.zeros(2, size, CHANNELS, device=device)
+    height = tile_rows(device)
+    tile = torch.empty(height, 2 * height, device=device)
+
+    def step() -> None:
+        for upper in (slice(top, top + height) for top in range(0, size, height)):
+            for left in range(upper.start if term == "within" else 0, size, 2 * height):
+                lower = slice(left, left + 2 * height)
+                logits = tile[: len(rows[upper]), : len(columns[lower])]
+                torch.mm(rows[upper], columns[lower].T, out=logits)
+                grads[0, upper].addmm_(logits, columns[lower])
+                grads[1, lower].addmm_(logits.T, rows[upper])
+
+    return step
 
 
 def sampling(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:

@@ -45,7 +45,7 @@ def data(repetitions: int | None, device: torch.device) -> list[dict]:
     for name, case in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             ways = _ways(Path(folder), case)
-            steps = {way: _over_draws(sample) for way, sample in ways.items()}
+            steps = {way: over_draws(sample) for way, sample in ways.items()}
             seconds = {way: total / DRAWS for way, total in median_seconds(steps, repetitions or 5, device).items()}
         for way, target in (("files", case["target"]), ("pre-decoded", case["cache target"])):
             row: dict[str, Any] = {"images": name, "ours from": way}
@@ -59,9 +59,9 @@ def data(repetitions: int | None, device: torch.device) -> list[dict]:
 def seconds_per_crop(folder: Path, crop: Sequence[int], repetitions: int) -> float:
     """Measure the seconds that one worker needs for a training crop from a PNG like those of Cityscapes."""
     case = {**CASES["PNG as Cityscapes"], "crop": tuple(crop)}
-    _write_images(folder, case)
+    write_images(folder, case)
     crops = _crops(folder, case)
-    return median_seconds({"crops": _over_draws(crops)}, repetitions, torch.device("cpu"))["crops"] / DRAWS
+    return median_seconds({"crops": over_draws(crops)}, repetitions, torch.device("cpu"))["crops"] / DRAWS
 
 
 def _crops(folder: Path, case: dict[str, Any]) -> Callable[[int], Any]:
@@ -73,7 +73,7 @@ def _crops(folder: Path, case: dict[str, Any]) -> Callable[[int], Any]:
 
 def _ways(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[int], Any]]:
     """Map the name of every implementation to its function, which takes a number and makes that random sample."""
-    _write_images(folder, case)
+    write_images(folder, case)
     files = load_segmentation_dataset("folder", "train", folder)
     copy = folder / "copy"
     classes = get_dataset_spec("folder", folder).classes
@@ -87,7 +87,8 @@ def _ways(folder: Path, case: dict[str, Any]) -> dict[str, Callable[[int], Any]]
     }
 
 
-def _write_images(folder: Path, case: dict[str, Any]) -> None:
+def write_images(folder: Path, case: dict[str, Any]) -> None:
+    """Write drawn images and labels as files of a data set in a folder."""
     for name in ("images", "labels"):
         (folder / name).mkdir()
     for number in range(SAMPLES):
@@ -103,7 +104,9 @@ def _write_images(folder: Path, case: dict[str, Any]) -> None:
     (folder / "dataset.yaml").write_text(json.dumps(description))
 
 
-def _over_draws(sample: Callable[[int], Any]) -> Callable[[], None]:
+def over_draws(sample: Callable[[int], Any]) -> Callable[[], None]:
+    """Build a step that makes `DRAWS` random samples, each from its number."""
+
     def step() -> None:
         for draw in range(DRAWS):
             sample(draw)

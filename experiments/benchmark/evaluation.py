@@ -18,7 +18,7 @@ CASES = {  # number of classes, size of the logits, size of the labels
 }
 SPEED_TARGET = 3.0
 METRIC_SPEED_TARGET = 30.0
-IMAGES = 8  # number of images for the metric, which gets them in batches of 4
+METRIC_IMAGES = 8  # number of images for the metric, which gets them in batches of 4
 
 
 def upsampling(repetitions: int | None, device: torch.device) -> list[dict]:
@@ -53,7 +53,7 @@ def metric(repetitions: int | None, device: torch.device) -> list[dict]:
     for name, (num_labels, _, size) in CASES.items():
         steps = {way: metric_step(way, num_labels, size) for way in ("stock", "ours")}
         seconds = median_seconds(steps, repetitions or 5, device)
-        rows.append({"size of": name, "classes": num_labels, "images": IMAGES} | compare(seconds))
+        rows.append({"size of": name, "classes": num_labels, "images": METRIC_IMAGES} | compare(seconds))
         add_targets(rows[-1], device, speed=METRIC_SPEED_TARGET)
     return rows
 
@@ -61,17 +61,26 @@ def metric(repetitions: int | None, device: torch.device) -> list[dict]:
 def metric_step(way: str, num_labels: int, size: tuple[int, int]) -> Step:
     """Build a step that scores predictions which are correct at about four of five pixels."""
     random = np.random.default_rng(0)
-    blocks = random.integers(0, num_labels, (IMAGES, -(-size[0] // 16), -(-size[1] // 16)), dtype=np.uint8)
+    blocks = random.integers(0, num_labels, (METRIC_IMAGES, -(-size[0] // 16), -(-size[1] // 16)), dtype=np.uint8)
     references = blocks.repeat(16, axis=1).repeat(16, axis=2)[:, : size[0], : size[1]].copy()
     noise = random.integers(0, num_labels, references.shape, dtype=np.uint8)
     predictions = np.where(random.random(references.shape, dtype=np.float32) < 0.8, references, noise)
     references[:, : size[0] // 20] = 255
 
+    def torchmetrics_step() -> torch.Tensor:
+        from torchmetrics.classification import MulticlassJaccardIndex
+
+        score = MulticlassJaccardIndex(num_labels, ignore_index=255, validate_args=False)
+        for start in range(0, METRIC_IMAGES, 4):
+            part = slice(start, start + 4)
+            score.update(torch.from_numpy(predictions[part]), torch.from_numpy(references[part]))
+        return score.compute()
+
     def step() -> dict:
         score = MeanIoU(num_labels) if way == "ours" else StockMeanIoU()
         options = {} if way == "ours" else {"num_labels": num_labels, "ignore_index": 255}
-        for start in range(0, IMAGES, 4):
+        for start in range(0, METRIC_IMAGES, 4):
             score.add_batch(predictions=predictions[start : start + 4], references=references[start : start + 4])
         return score.compute(**options)
 
-    return step
+    return torchmetrics_step if way == "torchmetrics" else step

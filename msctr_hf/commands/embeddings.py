@@ -36,14 +36,17 @@ def _embeddings(arguments: EmbeddingSettings) -> None:
         to_plane,
     )
     from ..evaluation.predictor import load_predictor
+    from ..evaluation.visualization import viewable
 
-    spec, dataset = arguments.spec, arguments.load(arguments.split)
     predictor = load_predictor(arguments.model, device=arguments.device)
+    spec, dataset = arguments.spec, arguments.load(arguments.split, predictor.channels)
     image = choose_sample(dataset, arguments.image)["image"]
     features = stage_features(predictor, image, arguments.features)
-    row, column = ask_for_pixel(image) if arguments.click else arguments.pixel or (image.height // 2, image.width // 2)
+    shown = viewable(image)
+    size = (shown.height, shown.width)
+    row, column = ask_for_pixel(shown) if arguments.click else arguments.pixel or (size[0] // 2, size[1] // 2)
     across = arguments.features == "projection"
-    maps = similarity_maps(features, (row, column), (image.height, image.width), across)
+    maps = similarity_maps(features, (row, column), size, across)
 
     every = max(1, len(dataset) // arguments.num_images)
     samples = [dataset[index] for index in range(0, len(dataset), every)][: arguments.num_images]
@@ -53,7 +56,7 @@ def _embeddings(arguments: EmbeddingSettings) -> None:
     points = [to_plane(stage.features, arguments.method, arguments.seed) for stage in stages]
     figures = {
         "embeddings.png": embedding_figure(stages, points, spec.classes, spec.palette),
-        "similarity.png": similarity_figure(image, (row, column), maps),
+        "similarity.png": similarity_figure(shown, (row, column), maps),
     }
     folder = Path(arguments.output_dir)
     with written_to_output_dir(folder):

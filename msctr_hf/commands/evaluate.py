@@ -44,7 +44,7 @@ def _score(arguments: ScoringSettings, options: EvaluationSettings) -> None:
     from ..training.description import git_commit
     from ..training.run_folder import write_json
 
-    spec, dataset = arguments.spec, arguments.load(arguments.split)
+    spec = arguments.spec
     accelerator = Accelerator(cpu=options.device == "cpu")
     predictor = load_predictor(
         arguments.model, options.inference, device=options.device or accelerator.device, dtype=options.dtype
@@ -54,6 +54,7 @@ def _score(arguments: ScoringSettings, options: EvaluationSettings) -> None:
             f"{arguments.model} predicts {predictor.model.config.num_labels} classes, but {spec.name} has "
             f"{len(spec.classes)}; evaluate it on the data set it was trained for."
         )
+    dataset = arguments.load(arguments.split, predictor.channels)
     matched = match_classes(predictor.class_names, spec.classes, spec.name, arguments.class_order)
     predictor = replace(predictor, train_ids=matched.train_ids)
     if matched.note is not None and accelerator.is_main_process:

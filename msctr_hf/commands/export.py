@@ -39,4 +39,4 @@ def _export(arguments: ExportSettings) -> None:
     for batch, (height, width), difference, largest in comparisons:
         print(f"{batch:5} {height:7} {width:6}   {difference:18.2g}   {largest:13.3g}")
     print(f"the exported network is in {arguments.output_dir}; this runs it:")
-    print(code_to_run(arguments.output_dir, arguments.format, comparisons[0].size))
+    print(code_to_run(arguments.output_dir, arguments.format, comparisons[0].size, network.num_channels))

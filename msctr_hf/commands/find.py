@@ -28,14 +28,14 @@ def _find(arguments: FindSettings, embedding: EmbedderSettings) -> None:
     from ..data.images import read_image
     from ..evaluation.embedding_maps import Embedder
     from ..evaluation.finding import EmbeddedImages, Query, embed_query, find_alike, refuse_other_folders, write_found
-    from ..evaluation.prediction import find_images
+    from ..evaluation.prediction import find_images, readable_suffixes
     from ..evaluation.predictor import load_predictor
 
     output_dir = Path(arguments.output_dir)
     refuse_other_folders(output_dir)
-    paths = list(find_images(arguments.input, output_dir))
-    query = Query(read_image(arguments.image), arguments.pixel, arguments.box)
     predictor = load_predictor(embedding.model, embedding.inference, device=embedding.device)
+    paths = list(find_images(arguments.input, output_dir, readable_suffixes(predictor.channels)))
+    query = Query(read_image(arguments.image, predictor.channels), arguments.pixel, arguments.box)
     embedder = Embedder(predictor, embedding.features, embedding.stage)
     found, unreadable = find_alike(
         EmbeddedImages(embedder, arguments.cache_dir),
@@ -45,7 +45,7 @@ def _find(arguments: FindSettings, embedding: EmbedderSettings) -> None:
         top=arguments.top,
     )
     with written_to_output_dir(output_dir):
-        write_found(found, query, output_dir, arguments.threshold)
+        write_found(found, query, output_dir, arguments.threshold, predictor.channels)
     print(f"{len(found)} of {len(paths)} images are listed in {output_dir / 'find.html'}")
     if unreadable:
         raise UsageError(f"{len(unreadable)} of {len(paths)} images cannot be read: {'; '.join(unreadable)}")

@@ -28,8 +28,8 @@ def _index(arguments: IndexSettings, embedding: EmbedderSettings) -> None:
     from ..evaluation.predictor import load_predictor
 
     refuse_other_files(arguments.bank)
-    spec, dataset = arguments.spec, arguments.load(arguments.split)
     predictor = load_predictor(embedding.model, embedding.inference, device=embedding.device)
+    spec, dataset = arguments.spec, arguments.load(arguments.split, predictor.channels)
     bank = index_dataset(
         Embedder(predictor, embedding.features, embedding.stage),
         dataset,

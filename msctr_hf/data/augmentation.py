@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .color_jitter import jitter_colors
+from .color_jitter import WHITE, jitter_colors
 from .labels import IGNORE_INDEX
 from .regions import Pixels, as_pixels
 from .user_transform import UserTransform
@@ -25,7 +25,7 @@ class TrainingAugmentation:
     Args:
         crop_size (`Sequence[int]`): Height and width of the result, in pixels.
         image_mean, image_std (`Sequence[float]`): Mean and standard deviation of every channel of the pixel values,
-            for values in [0, 1].
+            for values of which white is 1.
         scale_range (`Sequence[float]`): Range of the scale s.
         aspect_range (`Sequence[float]`): Range of the aspect factor a; the width is scaled by s sqrt(a), the height by
             s / sqrt(a).
@@ -40,7 +40,8 @@ class TrainingAugmentation:
         color_jitter (`bool`): Whether to jitter brightness, contrast, saturation and hue.
         padding_mode (`str`): Padding of images smaller than the crop: `"constant"`, the mean color, or `"reflect"`;
             labels are ignored there in both modes.
-        channel_order (`Sequence[int]`): Position in RGB of every channel of the pixel values: (2, 1, 0) for BGR.
+        channel_order (`Sequence[int]`): Position in the image of every channel of the pixel values: (2, 1, 0) for BGR.
+        white (`float`): Value of white: 255, 65,535 for images of 16 bits, and 1 for values without a white.
     """
 
     crop_size: Sequence[int]
@@ -56,6 +57,7 @@ class TrainingAugmentation:
     color_jitter: bool = True
     padding_mode: str = "constant"
     channel_order: Sequence[int] = (0, 1, 2)
+    white: float = WHITE
 
     def __call__(
         self,
@@ -66,13 +68,13 @@ class TrainingAugmentation:
         """Augment one sample.
 
         Args:
-            image (`Image` or `Pixels` of shape `(H, W, 3)`, uint8): RGB image. Of an array in a memory-mapped file, or
-                of a large TIFF, only the part that the crop shows is read.
+            image (`Image` or `Pixels` of shape `(H, W, C)`): RGB image, or an array of any type of values. Of an array
+                in a memory-mapped file, or of a large TIFF, only the part that the crop shows is read.
             label (`Image` or `Pixels` of shape `(H, W)`, uint8): Train ids, mode L, of the same size.
             random (`np.random.Generator`): Source of all randomness.
 
         Returns:
-            `tuple`: pixel values (3, height, width) float32, normalized; labels (height, width) int64, 255 where
+            `tuple`: pixel values (C, height, width) float32, normalized; labels (height, width) int64, 255 where
             ignored or padded.
         """
         # What is switched off draws no random number, so that a new option does not change the images of other runs.
@@ -91,12 +93,18 @@ class TrainingAugmentation:
             )
             pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
         if self.color_jitter:
-            pixel_values = jitter_colors(pixels, random)
+            pixel_values = self._jitter_colors(pixels, random)
         else:
             pixel_values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        if tuple(self.channel_order) != (0, 1, 2):
+        if list(self.channel_order) != sorted(self.channel_order):
             pixel_values = pixel_values[list(self.channel_order)]
-        return normalize(pixel_values, self.image_mean, self.image_std), torch.from_numpy(labels.astype(np.int64))
+        pixel_values = normalize(pixel_values, self.image_mean, self.image_std, self.white)
+        return pixel_values, torch.from_numpy(labels.astype(np.int64))
+
+    def _jitter_colors(self, pixels: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+        if self.white == WHITE:
+            return jitter_colors(pixels, random)
+        return jitter_colors(pixels * (WHITE / self.white), random).mul_(self.white / WHITE)
 
     def _choose_window(
         self, label: Pixels, random: np.random.Generator, transposed: bool = False
@@ -119,9 +127,15 @@ class TrainingAugmentation:
         return rows, columns, labels
 
     def _resize_and_pad(self, image: Pixels, rows: _Span, columns: _Span) -> torch.Tensor:
-        """Compute the pixels of the crop, (3, height, width) uint8, by antialiased bilinear interpolation."""
+        """Compute the pixels of the crop by antialiased bilinear interpolation.
+
+        Returns:
+            `torch.Tensor` of shape `(C, height, width)`: uint8, or float32 for an image of another type.
+        """
         # copies a read-only array, about which torch would warn
         region = np.require(image[rows.region, columns.region], requirements=["W"])
+        if region.dtype != np.uint8:
+            region = region.astype(np.float32)
         # A private operator, because F.interpolate(antialias=True) accepts a size or a scale, not both: with the scale
         # alone, 36 of 660 random crops came out different, most of them a row or column short. torchvision's
         # resized_crop rounds the window to whole pixels of the source: 578 of the 660 came out different.
@@ -137,9 +151,10 @@ class TrainingAugmentation:
             return resized
         if self.padding_mode == "reflect":
             return resized[:, rows.reflected()[:, None], columns.reflected()]
-        canvas = torch.empty((3, *crop_size), dtype=torch.uint8)
+        canvas = torch.empty((len(self.channel_order), *crop_size), dtype=resized.dtype)
         for channel, mean in zip(self.channel_order, self.image_mean, strict=True):
-            canvas[channel] = round(255 * min(max(mean, 0), 1))  # the color next to pixel values of 0
+            # the color next to pixel values of 0
+            canvas[channel] = round(255 * min(max(mean, 0), 1)) if resized.dtype == torch.uint8 else self.white * mean
         canvas[:, rows.place, columns.place] = resized
         return canvas
 
@@ -210,7 +225,9 @@ def largest_class_share(labels: np.ndarray) -> float:
     return float(counts.max() / counts.sum()) if counts.sum() else 1.0
 
 
-def normalize(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Normalize pixel values (3, H, W), float32 in [0, 255], in place."""
-    shift, scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] * 255 for values in (mean, std))
+def normalize(
+    pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[float], white: float = WHITE
+) -> torch.Tensor:
+    """Normalize pixel values (C, H, W), float32 in [0, white], in place."""
+    shift, scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] * white for values in (mean, std))
     return pixel_values.sub_(shift).div_(scale)

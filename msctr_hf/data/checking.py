@@ -16,6 +16,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import UsageError
 from ..progress import progress
+from .channel_statistics import ChannelStatistics, other_type
+from .channels import rows_of, size_of
 from .decoding import Reader, ReadSamples, is_empty
 from .file_traits import lines_about
 from .labels import IGNORE_INDEX
@@ -43,6 +45,7 @@ class SplitReport:
         raw_values (`Counter`): Number of pixels of every raw label value; empty for colors.
         digests (`dict[str, str]`): Digest of every image that could be read -> its id.
         traits (`Counter`): Number of images with every trait of `file_traits`.
+        channels (`ChannelStatistics`, *optional*): Statistics of the channels, if their number was given.
     """
 
     pixels: np.ndarray
@@ -56,6 +59,7 @@ class SplitReport:
     raw_values: Counter[int] = field(default_factory=Counter)
     digests: dict[str, str] = field(default_factory=dict)
     traits: Counter[str] = field(default_factory=Counter)
+    channels: ChannelStatistics | None = None
 
     def as_dict(self, spec: DatasetSpec) -> dict[str, Any]:
         """Convert to a dict for JSON, with classes by name."""
@@ -71,6 +75,7 @@ class SplitReport:
             "raw_values": {str(value): pixels for value, pixels in sorted(self.raw_values.items())},
             "digests": self.digests,
             "traits": dict(self.traits),
+            **({} if self.channels is None else {"channels": self.channels.as_dict()}),
         }
 
     @classmethod
@@ -82,6 +87,7 @@ class SplitReport:
             sizes=Counter(report["sizes"]),
             raw_values=Counter({int(value): pixels for value, pixels in report.get("raw_values", {}).items()}),
             traits=Counter(report.get("traits", {})),
+            channels=ChannelStatistics.from_dict(report["channels"]) if "channels" in report else None,
             # an older version wrote only the first three of them
             **{
                 name: report[name]
@@ -110,12 +116,17 @@ def check_rows(
     )
     for number, checked in enumerate(progress(loader, title=title, unit="image")):
         report.raw_values.update(checked.raw_values)
+        measured, total = checked.channels, report.channels
+        if measured is not None and total is not None and measured.value_type != total.value_type:
+            checked.fault = other_type(checked.image_id, measured, next(iter(report.digests.values())), total)
         if checked.fault:
             # ids of a copy may occur twice
             name = checked.image_id if checked.image_id not in report.broken else f"{checked.image_id} (row {number})"
             report.broken[name] = checked.fault
             report.broken_rows.append(number)
             continue
+        if measured is not None:
+            report.channels = measured if total is None else total + measured
         report.sizes[checked.size] += 1
         report.digests.setdefault(checked.digest, checked.image_id)
         report.traits.update(checked.traits)
@@ -145,6 +156,8 @@ def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
     ]
     for name, pixels, images in zip(spec.classes, report.pixels, report.in_images, strict=True):
         lines.append(f"  {name:<{width}}  {100 * pixels / max(1, labeled):>6.2f} %  {images:>8}")
+    if report.channels is not None:
+        lines.append(f"  channels of {report.channels.value_type}, mean ± standard deviation: {report.channels}")
     return "\n".join([*lines, *lines_about(report.traits, split)])
 
 
@@ -259,6 +272,7 @@ class _Checked:
     histogram: np.ndarray | None = None
     raw_values: dict[int, int] = field(default_factory=dict)
     traits: tuple[str, ...] = ()
+    channels: ChannelStatistics | None = None
 
 
 class _CheckedRows(TorchDataset):
@@ -286,19 +300,22 @@ class _CheckedRows(TorchDataset):
         except UsageError as error:
             return _Checked(image_id, str(error), raw_values=dict(self.counts))
         image = sample["image"][0]
+        width, height = size_of(image)
         return _Checked(
             image_id,
-            size=f"{image.width}x{image.height}",
+            size=f"{width}x{height}",
             digest=_digest(image),
             histogram=np.asarray(sample["label"][0].histogram(), dtype=np.int64) if has_label else None,
             raw_values=dict(self.counts),
             traits=sample["traits"][0] if "traits" in sample else (),
+            channels=ChannelStatistics.of_image(image) if isinstance(image, np.ndarray) else None,
         )
 
 
-def _digest(image: Image.Image) -> str:
+def _digest(image: Image.Image | np.ndarray) -> str:
     """Hash the pixels of an image, by which it is recognized in another split under another name."""
-    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
-    for top in range(0, image.height, _HASHED_ROWS):  # a copy of a large image takes hundreds of megabytes
-        digest.update(image.crop((0, top, image.width, min(top + _HASHED_ROWS, image.height))).tobytes())
+    width, height = size_of(image)
+    digest = hashlib.sha256(f"{width}x{height}".encode())
+    for top in range(0, height, _HASHED_ROWS):  # a copy of a large image takes hundreds of megabytes
+        digest.update(rows_of(image, top, min(top + _HASHED_ROWS, height)).tobytes())
     return digest.hexdigest()[:_DIGITS]

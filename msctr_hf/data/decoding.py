@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from datasets import Dataset, IterableDataset
 
 from ..errors import UsageError
+from .channels import Channels
 from .file_traits import traits_of
 from .images import Pair, read_image_file, read_labels, read_pair
 from .labels import LabelMapping
@@ -44,6 +45,7 @@ class ReadSamples:
         embedded (`bool`): Whether to refuse rows that contain the path of a file instead of the file: a copy made by
             someone else must not choose which files of this machine are read.
         with_traits (`bool`): Whether samples have a column `traits`, which a check of the data set counts.
+        channels (`Channels`, *optional*): Channels of the images, which are then arrays (H, W, N); RGB by default.
     """
 
     mapping: LabelMapping
@@ -52,13 +54,15 @@ class ReadSamples:
     with_labels: bool = True
     embedded: bool = False
     with_traits: bool = False
+    channels: Channels | None = None
 
     def __call__(self, batch: Batch) -> Batch:
         """Decode rows to samples: RGB image, train ids (mode L), image id."""
         if self.embedded:
             _refuse_missing(batch, ("image", "label") if self.with_labels else ("image",))
         if not self.with_labels:
-            return {"image": list(map(read_image_file, batch["image"])), "image_id": batch["image_id"]}
+            images = [read_image_file(file, self.channels) for file in batch["image"]]
+            return {"image": images, "image_id": batch["image_id"]}
         if not self.with_images:
             images = batch.get("image", [{}] * len(batch["label"]))
             labels = [self._labels(*pair) for pair in zip(images, batch["label"], strict=True)]
@@ -72,9 +76,10 @@ class ReadSamples:
         return {**samples, "traits": list(map(traits_of, pairs))} if self.with_traits else samples
 
     def _pair(self, image: Any, label: Any) -> Pair:
-        if self.as_arrays and (large := read_large_pair(image, label, self.mapping)) is not None:
+        lazily = self.as_arrays and self.channels is None  # blocks of a TIFF are decoded as RGB
+        if lazily and (large := read_large_pair(image, label, self.mapping)) is not None:
             return Pair(*large)  # type: ignore[arg-type]
-        pair = read_pair(image, label, self.mapping, as_arrays=self.as_arrays)
+        pair = read_pair(image, label, self.mapping, as_arrays=self.as_arrays, channels=self.channels)
         return replace(pair, label=ignore_no_data(pair.label, image))
 
     def _labels(self, image: Any, label: Any) -> Any:
@@ -93,6 +98,10 @@ class ReadSamples:
     def images_only(self) -> ReadSamples:
         """Return a reader that skips labels, which may be missing."""
         return replace(self, with_labels=False)
+
+    def with_channels(self, channels: Channels) -> ReadSamples:
+        """Return a reader whose images have these channels."""
+        return replace(self, channels=channels)
 
     def for_check(self) -> ReadSamples:
         """Return a reader whose samples have a column `traits`."""
@@ -126,6 +135,11 @@ def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:
 def reader_of(dataset: Dataset) -> Reader:
     """Return the reader that was attached to a data set."""
     return dataset.format["format_kwargs"]["transform"]
+
+
+def rows_with_channels(dataset: Dataset, channels: Channels) -> Dataset:
+    """Return the same data set, with images that must have these channels."""
+    return dataset.with_transform(reader_of(dataset).with_channels(channels))  # type: ignore[attr-defined]
 
 
 def rows_for_crops(dataset: Dataset) -> Dataset:

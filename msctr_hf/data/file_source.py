@@ -12,6 +12,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
 from ..errors import UsageError, as_usage_error, warn_caller
+from .channels import ARRAY_SUFFIX, Channels
 from .decoding import ReadSamples
 from .file_pairs import Layout, PairedFiles, Pairs, pair_files
 from .image_files import LABEL_SUFFIXES, NAMES_SHOWN, name_some
@@ -30,14 +31,16 @@ class FileSource:
     Args:
         layouts (`Sequence[Layout]`): Folder structures in which the data set is distributed.
         roots (`Sequence[str]`): Folders that may come between `data_dir` and the splits.
+        channels (`Channels`, *optional*): Channels of the images, which may be arrays of numpy then; RGB by default.
     """
 
     layouts: Sequence[Layout]
     roots: Sequence[str] = ()
+    channels: Channels | None = None
 
     def reader(self, mapping: LabelMapping) -> ReadSamples:
         """Return the reader that decodes rows and maps labels to train ids."""
-        return ReadSamples(mapping)
+        return ReadSamples(mapping, channels=self.channels)
 
     def index(
         self, split: str, data_dir: Path | None, corrections: Path | None = None, *, name: str, where_to_get: str = ""
@@ -126,6 +129,8 @@ class FileSource:
         if not data_dir.is_dir():
             raise UsageError(f"`data_dir`: the folder {data_dir} does not exist.{where_to_get}")
         root, folders = self._choose_layout(split, data_dir)
+        if self.channels is not None:
+            folders = [_with_arrays(each) for each in folders]
         if labels_optional:
             folders = [each if (root / each.label_folder).is_dir() else replace(each, labels=None) for each in folders]
         try:
@@ -146,6 +151,12 @@ class FileSource:
         """Choose the layout of which most folders exist, or the first if none does, for the error message."""
         choices = [(data_dir / root, layout[split]) for layout in self.layouts for root in ("", *self.roots)]
         return max(choices, key=lambda choice: sum(os.path.isdir(choice[0] / each.image_folder) for each in choice[1]))
+
+
+def _with_arrays(files: PairedFiles) -> PairedFiles:
+    """Accept arrays of numpy under the names of images."""
+    arrays = dict.fromkeys(ending[: ending.rindex(".")] + ARRAY_SUFFIX for ending in files.image_suffixes)
+    return replace(files, image_suffixes=(*files.image_suffixes, *arrays))
 
 
 def _refuse_incomplete(pairs: Pairs, split: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,9 @@ class FilesBelow:
         return [path for path in self.files if is_image(path)]
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
     """Return whether the name of a file ends as that of an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    return path.suffix.lower() in suffixes
 
 
 def may_be_image(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,17 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import UsageError
 from . import pixel_limit  # noqa: F401  # a worker process inherits the limit of its parent
+from .channels import (
+    Channels,
+    decode_array,
+    decode_deep_png,
+    decode_tiff,
+    is_array,
+    is_tiff,
+    pillow_keeps_values,
+    turn,
+    values_of,
+)
 from .labels import LabelMapping
 from .png_checksums import VerifiedPng, verify_png
 
@@ -52,9 +63,9 @@ class Pair:
     """Image with its labels, and how their files are stored.
 
     Args:
-        image (`Image` or `np.ndarray` of shape `(H, W, 3)`): RGB values.
+        image (`Image` or `np.ndarray` of shape `(H, W, 3)`): RGB values; with `channels`, an array (H, W, N).
         label (`Image` or `np.ndarray` of shape `(H, W)`): Train ids, 255 where ignored.
-        bits (`int`): Bits per channel of the image file.
+        bits (`int`): Bits per channel of an image file of which 8 are kept.
         tagged (`str`, *optional*): Which files were turned by their EXIF orientation: "both", "label" or "image";
             "stored" if that of the image was disregarded, because the labels fit only the image as stored; `None` if
             no orientation matters.
@@ -86,7 +97,9 @@ class _Stored:
         return self.pixels.size
 
 
-def read_pair(image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool = False) -> Pair:
+def read_pair(
+    image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool = False, channels: Channels | None = None
+) -> Pair:
     """Decode one image and its labels, and turn both as viewers show them.
 
     Labels without an orientation were drawn on the image as viewers show it, unless their size fits only the image as
@@ -96,21 +109,23 @@ def read_pair(image: Any, label: Any, mapping: LabelMapping, *, as_arrays: bool 
         image, label: Files as `datasets.Image(decode=False)` returns them: dicts with `path` and `bytes`.
         mapping (`LabelMapping`): Mapping from raw label values to train ids.
         as_arrays (`bool`): Whether to return arrays, which are faster to crop than images of Pillow.
+        channels (`Channels`, *optional*): Channels of the image, whose values are kept; RGB of 8 bits by default.
 
     Raises:
         UsageError: If a file cannot be read, sizes differ or a label value is unknown; the message names the file.
     """
     train_ids, orientation = _read_train_ids(label, mapping)
     size = (train_ids.shape[1], train_ids.shape[0])
-    stored = _read(image, "RGB" if as_arrays else None)
+    stored = _read(image, "RGB" if as_arrays else None) if channels is None else _read_channels(image, channels)
     turns = _matching_turns(stored.size, stored.orientation, size, orientation)
     if turns is None:
         width, height = _turned_size(size, orientation)
         raise other_size(image, label, _turned_size(stored.size, stored.orientation), (width, height))
-    pixels = _turned(_as_rgb(stored.pixels, _name(image)), turns[0])
-    labels = _turned(train_ids, turns[1])
     convert = np.asarray if as_arrays else _as_image
-    return Pair(convert(pixels), convert(labels), stored.bits, _tagged(stored.orientation, turns))
+    labels, tagged = convert(_turned(train_ids, turns[1])), _tagged(stored.orientation, turns)
+    if channels is not None:
+        return Pair(turn(stored.pixels, turns[0]), labels, tagged=tagged)  # type: ignore[arg-type]
+    return Pair(convert(_turned(_as_rgb(stored.pixels, _name(image)), turns[0])), labels, stored.bits, tagged)
 
 
 def other_size(image: Any, label: Any, image_size: Size, label_size: Size) -> UsageError:
@@ -168,21 +183,27 @@ def read_raw_labels(label: Any, by_color: bool) -> np.ndarray:
     return _read_raw_labels(label, by_color)[0]
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image as RGB, turned as viewers show it.
+def read_image(path: str | Path, channels: Channels | None = None) -> Any:
+    """Read an image as `read_image_file` does.
 
     Raises:
-        UsageError: If the file cannot be read, or has more than 16 bits per channel.
+        UsageError: If the file cannot be read, or has more than 16 bits per channel or other `channels`.
     """
-    return read_image_file({"path": str(path)})
+    return read_image_file({"path": str(path)}, channels)
 
 
-def read_image_file(file: Any) -> Image.Image:
-    """Decode an image as RGB, turned as viewers show it, from a dict with `path` and `bytes`.
+def read_image_file(file: Any, channels: Channels | None = None) -> Any:
+    """Decode an image, turned as viewers show it, from a dict with `path` and `bytes`.
+
+    Returns:
+        RGB image of Pillow; with `channels`, an array (H, W, N) of the values in the file.
 
     Raises:
-        UsageError: If the file cannot be read, or has more than 16 bits per channel.
+        UsageError: If the file cannot be read, or has more than 16 bits per channel or other `channels`.
     """
+    if channels is not None:
+        kept = _read_channels(file, channels)
+        return turn(kept.pixels, kept.orientation)  # type: ignore[arg-type]
     stored = _read(file)
     return _turned(_as_rgb(stored.pixels, _name(file)), stored.orientation)
 
@@ -197,6 +218,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     # before the orientation is read, since Pillow turns a TIFF when it is loaded, and then removes the orientation
     _decode_or_name(name, image.load)
     return _turned(_as_rgb(image, name), _orientation(image))
+
+
+def to_channels(image: Image.Image, channels: Channels) -> np.ndarray:
+    """Return the values of an image of Pillow as an array (H, W, N), turned as viewers show it.
+
+    Raises:
+        UsageError: If its file cannot be read, or has other channels.
+    """
+    name = _name({"path": getattr(image, "filename", None) or "The image"})
+    _decode_or_name(name, image.load)  # before the orientation is read, as for `to_rgb`
+    return turn(channels.check(values_of(image, channels.count), name), _orientation(image))
 
 
 def array_to_rgb(pixels: np.ndarray) -> Image.Image:
@@ -284,6 +316,38 @@ def _read(file: Any, quick_mode: str | None = None, *, lossless: bool = False) -
         return _decode_with_pillow(data if png is None else png.data)
 
     return _decode_or_name(_name(file), decode)
+
+
+def _read_channels(file: Any, channels: Channels) -> _Stored:
+    """Decode a file to an array (H, W, N) of the values that it stores, in the order in which it stores them."""
+    name, count = _name(file), channels.count
+
+    def decode() -> _Stored:
+        data = file.get("bytes") or Path(file["path"]).read_bytes()
+        if is_array(data):
+            return _Stored(decode_array(data))
+        png = None
+        try:
+            with Image.open(BytesIO(data)) as header:
+                if header.format == "TIFF" and not pillow_keeps_values(header):
+                    return _Stored(*decode_tiff(data, count, name))
+                if header.format == "PNG":
+                    png = verify_png(data)
+                    if png.bits == 16 and not _has_16_bits(header):
+                        pixels = decode_deep_png(png.data, name)
+                        return _Stored(pixels[..., : max(3, count)], _orientation(header))
+        except UnidentifiedImageError:
+            if is_tiff(data):
+                return _Stored(*decode_tiff(data, count, name))
+            raise
+        stored = _decode_with_pillow(data if png is None else png.data)
+        values = values_of(stored.pixels, count)  # type: ignore[arg-type]
+        if values.dtype == np.uint16 and stored.white:
+            values = _unstretched(values, stored.white, 65535)
+        return _Stored(values, stored.orientation)
+
+    stored = _decode_or_name(name, decode)
+    return replace(stored, pixels=channels.check(stored.pixels, name))  # type: ignore[arg-type]
 
 
 def _decode_quickly(header: Image.Image, data: bytes, png: VerifiedPng | None) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from ..errors import UsageError
+from .channels import Channels
 from .decoding import Reader, ReadSamples, attach
 from .file_source import FileSource
 from .folder_spec import FOLDER, read_folder_spec
@@ -50,6 +51,8 @@ def load_segmentation_dataset(
     reduce_zero_label: bool = False,
     streaming: bool = False,
     corrections: str | Path | None = None,
+    num_channels: int | None = None,
+    value_type: str | None = None,
 ) -> Dataset | IterableDataset:
     """Load one split of a data set, or several as one.
 
@@ -68,15 +71,22 @@ def load_segmentation_dataset(
         streaming (`bool`): Whether to read a copy as an `IterableDataset`, without storing it on this disk.
         corrections (`str` or `Path`, *optional*): CSV file with the columns `image_id` and `label`: images to leave
             out (no label), or whose labels are in another file (a path below `data_dir`).
+        num_channels (`int`, *optional*): Number of channels of the images, 1 to 16, whose values are kept as the files
+            store them; RGB of 8 bits by default.
+        value_type (`str`, *optional*): With `num_channels`, the type that the values must have: uint8, uint16, int32
+            or float32; by default any of them.
 
     Returns:
-        `datasets.Dataset`: rows with `image` (RGB image), `label` (image of mode L: train ids, 255 where
-        ignored) and `image_id`. Files are read, mapped and checked when a row is accessed.
+        `datasets.Dataset`: rows with `image` (RGB image; with `num_channels`, an array (H, W, N)), `label` (image of
+        mode L: train ids, 255 where ignored) and `image_id`. Files are read, mapped and checked when a row is
+        accessed.
 
     Raises:
         UsageError: If the data set is unknown or incomplete, or its files hold train ids instead of its label values.
     """
     spec = replace_label_values(get_dataset_spec(name, data_dir), id_map, reduce_zero_label)
+    if num_channels is not None:
+        spec = replace_channels(spec, Channels(num_channels, value_type))
     folder = Path(data_dir) if data_dir is not None else None
     saved = SavedDataset(dataset_name, revision, image_column, label_column, streaming)
     path = Path(corrections) if corrections is not None else None
@@ -108,15 +118,26 @@ def index_split(
     from_copy = isinstance(spec.source, FileSource) and is_a_copy(saved, data_dir)
     if corrections is not None and (is_predecoded or from_copy):
         raise UsageError("`corrections` apply to the official files; make the copy with them (`msctr prepare`).")
+    channels = spec.source.channels
+    if is_predecoded and channels is not None:
+        raise UsageError(
+            f"`num_channels`: {data_dir} is a pre-decoded copy, which holds RGB images of 8 bits; use the original "
+            "files or a parquet copy."
+        )
     if is_predecoded:
         labels = label_record(spec)
         return index_predecoded(split, data_dir, name=spec.name, classes=spec.classes, labels=labels)
     if from_copy:
         rows = index_copy(saved, split, data_dir, with_empty_cells=with_empty_cells)
-        return rows, ReadSamples(spec.mapping, embedded=True)
+        return rows, ReadSamples(spec.mapping, embedded=True, channels=channels)
     if saved.streaming:
         raise UsageError("`streaming` reads parquet files or a Hub id; it is not needed for images in folders.")
     return spec.index(split, data_dir, corrections), spec.reader()
+
+
+def replace_channels(spec: DatasetSpec, channels: Channels | None) -> DatasetSpec:
+    """Set the channels of the images of a data set; `None` is RGB of 8 bits."""
+    return replace(spec, source=replace(spec.source, channels=channels))
 
 
 def replace_label_values(spec: DatasetSpec, id_map: Mapping[int, int] | None, reduce_zero_label: bool) -> DatasetSpec:

@@ -13,6 +13,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
 from ..progress import progress
+from .channels import count_of
 from .checking import SplitReport
 from .specs import DatasetSpec
 
@@ -70,7 +71,8 @@ def write_card(spec: DatasetSpec, reports: Mapping[str, SplitReport], folder: Pa
     card = _CARD.format(
         name=spec.name, title=title, quoted_title=json.dumps(title, ensure_ascii=False),
         files=files, splits=splits, table="\n".join(lines), license=spec.license or "not stated",
-        homepage=spec.homepage or "not stated", mapping=_describe_mapping(spec), flag=_flag_of_mapping(spec),
+        homepage=spec.homepage or "not stated", mapping=_describe_mapping(spec), flags=_flags(spec),
+        viewer=_sentence_about_the_viewer(spec),
     )  # fmt: skip
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -105,11 +107,19 @@ def _describe_mapping(spec: DatasetSpec) -> str:
     return "; ".join(f"{label} from {', '.join(raws)}" for label, raws in sorted(by_label.items()))
 
 
-def _flag_of_mapping(spec: DatasetSpec) -> str:
-    """Write the flag that maps the raw values of the shards, if the description of the data set does not."""
+def _flags(spec: DatasetSpec) -> str:
+    """Write the flags that read the shards where the description of the data set does not: label values, channels."""
+    channels = "" if spec.source.channels is None else f" --num_channels {spec.source.channels.count}"
     if spec.values_from == "id_map":
-        return f" --id_map '{dict(spec.label_values)}'"
-    return f" --{spec.values_from}" if spec.values_from else ""
+        return f" --id_map '{dict(spec.label_values)}'{channels}"
+    return (f" --{spec.values_from}" if spec.values_from else "") + channels
+
+
+def _sentence_about_the_viewer(spec: DatasetSpec) -> str:
+    channels = spec.source.channels
+    if channels is None or channels.count in (1, 3):
+        return ""
+    return f" Images have {count_of(channels.count)}, which the viewer of the Hub cannot show."
 
 
 _CARD = """---
@@ -125,13 +135,13 @@ configs:
 # {title}
 
 Image and label files of {title}, embedded unchanged, in parquet shards written by `msctr prepare` of
-`msctr_hf`. Columns: `image`, `label` (raw values), `image_id`.
+`msctr_hf`. Columns: `image`, `label` (raw values), `image_id`.{viewer}
 
 {splits}
 
 **Terms: {license}.** Source: {homepage}. A copy is for your own machines; publish it only if these terms allow it.
 
-    msctr train --dataset {name} --data_dir THIS_FOLDER{flag}
+    msctr train --dataset {name} --data_dir THIS_FOLDER{flags}
 
 Train ids from raw label values: {mapping}.
 

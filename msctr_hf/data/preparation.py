@@ -15,6 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from ..errors import UsageError, as_usage_error
 from ..folder_lock import locked
 from ..progress import progress
+from .channel_statistics import ChannelStatistics
 from .checking import SplitReport, check_rows, refuse_train_ids_in, refuse_unlabeled, report_table, warnings_about
 from .decoding import Reader, attach, is_empty
 from .faults import group_faults
@@ -109,6 +110,8 @@ def prepare(
         _check_options(output_dir, predecode, skip_broken)
         if tile_size is not None and not predecode:
             raise UsageError("`tile_size` is how raw pixels are stored; add `predecode`, or leave `tile_size` out.")
+        if predecode and spec.source.channels is not None:
+            raise UsageError("`predecode` writes RGB images of 8 bits; leave it or `num_channels` out.")
         names = dict.fromkeys(splits or _existing_splits(spec, data_dir, saved))
         found = [_find(spec, split, data_dir, saved, corrections) for split in names]
         if output_dir is not None:
@@ -153,6 +156,16 @@ def _check_options(output_dir: Path | None, predecode: bool, skip_broken: bool) 
         if given and output_dir is None:
             raise UsageError(f"`{name}` concerns a copy; add `output_dir`, or leave `{name}` out to check only.")
     _check_output_dir(output_dir)
+
+
+def channels_of_check(folder: Path, split: str) -> ChannelStatistics | None:
+    """Read the statistics of the channels of a split from the report of the check that wrote a copy, if there is one.
+
+    Raises:
+        UsageError: If the report cannot be read.
+    """
+    path = folder / REPORT_FILE.format(split=split)
+    return SplitReport.from_dict(_read_report(path)).channels if path.is_file() else None
 
 
 def _existing_splits(spec: DatasetSpec, data_dir: Path | None, saved: SavedDataset) -> list[str]:
@@ -206,7 +219,7 @@ def _check(split: _Split, spec: DatasetSpec, output_dir: Path | None, num_worker
     if output_dir is not None:
         split.fingerprint = fingerprint(split.rows)
         former = _report_of_same_files(split.name, split.fingerprint, output_dir)
-    if former is not None and "labels" in former:
+    if former is not None and "labels" in former and _measured_channels(former, spec):
         split.report, split.was_checked = SplitReport.from_dict(former), True
         return
     split.report = check_rows(
@@ -225,6 +238,12 @@ def _check(split: _Split, spec: DatasetSpec, output_dir: Path | None, num_worker
                 f"`output_dir`: {output_dir} was made with other label values of {split.name}; choose another folder."
             )
         split.was_checked = True
+
+
+def _measured_channels(report: dict[str, Any], spec: DatasetSpec) -> bool:
+    """Return whether an earlier report has the statistics of the channels that are asked for, if any are."""
+    channels = spec.source.channels
+    return channels is None or len(report.get("channels", {}).get("means", ())) == channels.count
 
 
 def _check_output_dir(output_dir: Path | None) -> None:

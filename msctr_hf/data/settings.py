@@ -14,6 +14,7 @@ from .pixel_limit import set_max_image_pixels
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+    from .channels import Channels
     from .saved_source import SavedDataset
     from .specs import DatasetSpec
 
@@ -70,10 +71,19 @@ class DatasetSettings(ImageSettings):
         is_path=True,
     )
 
-    def load(self, split: str) -> Dataset | IterableDataset:
-        """Load one split of this data set, or several joined by `+`; see `load_segmentation_dataset`."""
+    @property
+    def channels(self) -> Channels | None:
+        """Channels of the images; `None` is RGB of 8 bits."""
+        return None
+
+    def load(self, split: str, channels: Channels | None = None) -> Dataset | IterableDataset:
+        """Load one split of this data set, or several joined by `+`; see `load_segmentation_dataset`.
+
+        `channels` are those of a network, instead of those of the settings.
+        """
         from .loading import load_segmentation_dataset
 
+        channels = channels or self.channels
         return load_segmentation_dataset(
             self.dataset,
             split,
@@ -86,14 +96,16 @@ class DatasetSettings(ImageSettings):
             reduce_zero_label=self.reduce_zero_label,
             streaming=self.streaming,
             corrections=self.corrections,
+            num_channels=None if channels is None else channels.count,
+            value_type=None if channels is None else channels.value_type,
         )
 
     @property
     def spec(self) -> DatasetSpec:
         """Description of the data set, with raw label values from `id_map` or `reduce_zero_label` if given."""
-        from .loading import get_dataset_spec, replace_label_values
+        from .loading import get_dataset_spec, replace_channels, replace_label_values
 
-        spec = get_dataset_spec(self.dataset, self.data_dir)
+        spec = replace_channels(get_dataset_spec(self.dataset, self.data_dir), self.channels)
         return replace_label_values(spec, _read_id_map(self.id_map), self.reduce_zero_label)
 
     @property
@@ -118,7 +130,28 @@ def _read_id_map(text: str | None) -> dict[int, int] | None:
 
 
 @dataclass(kw_only=True)
-class DataSettings(DatasetSettings):
+class ChannelSettings(DatasetSettings):
+    """Settings of a data set whose images need not be RGB."""
+
+    num_channels: int | None = setting(
+        None,
+        help="Number of channels of the images, whose values keep the type of the files: TIFF, .npy (H, W, N), 16 "
+        "bits, int32 and float; means and standard deviations are those of the training split. RGB of 8 bits by "
+        "default.",
+        at_least=1,
+        at_most=16,
+    )
+
+    @property
+    def channels(self) -> Channels | None:
+        """Channels of the images; `None` is RGB of 8 bits."""
+        from .channels import Channels
+
+        return None if self.num_channels is None else Channels(self.num_channels)
+
+
+@dataclass(kw_only=True)
+class DataSettings(ChannelSettings):
     """Settings of the training images and their augmentation, by default the recipe of the paper."""
 
     _argument_group_name = "data set and augmentation"
@@ -188,7 +221,7 @@ class DataSettings(DatasetSettings):
         help="Function of your own, 'module:function', that changes every crop and its labels; the module may be in "
         "the current folder.",
     )
-    color_jitter: bool = setting(True, help="Jitter brightness, contrast, saturation and hue.")
+    color_jitter: bool = setting(True, help="Jitter brightness, contrast, saturation and hue of RGB images.")
     resize_shorter_side: int | None = setting(
         None, help="Resize the shorter side of validation images to this many pixels.", at_least=1
     )
@@ -248,7 +281,7 @@ class DataSettings(DatasetSettings):
 
 
 @dataclass(kw_only=True)
-class PreparationSettings(DatasetSettings):
+class PreparationSettings(ChannelSettings):
     """Settings of the check and the copy of a data set."""
 
     splits: list[str] | None = setting(

@@ -16,7 +16,15 @@ from .decoding import Reader
 from .file_pairs import PairedFiles
 from .file_source import FileSource
 from .labels import IGNORE_INDEX, Color, LabelMapping
-from .synthetic import SYNTHETIC_CLASSES, SYNTHETIC_PALETTE, SyntheticSource
+from .synthetic import (
+    ARTIFICIAL_TREE,
+    NIR_CLASSES,
+    NIR_PALETTE,
+    SYNTHETIC_CLASSES,
+    SYNTHETIC_PALETTE,
+    TREE,
+    SyntheticSource,
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,20 @@ def _synthetic_scenes() -> DatasetSpec:
         _identity(len(SYNTHETIC_CLASSES)),
         frozenset({IGNORE_INDEX}),
         title="synthetic scenes",
+        shareable=True,
+    )
+
+
+def _synthetic_scenes_nir() -> DatasetSpec:
+    return DatasetSpec(
+        "synthetic_scenes_nir",
+        NIR_CLASSES,
+        NIR_PALETTE,
+        SyntheticSource(near_infrared=True),
+        _identity(len(NIR_CLASSES)),
+        frozenset({IGNORE_INDEX}),
+        groups={"trees": (TREE, ARTIFICIAL_TREE)},
+        title="synthetic scenes with near infrared",
         shareable=True,
     )
 
@@ -252,6 +274,7 @@ def _cadis(task: int, names: Sequence[str], raw_ids: Sequence[Sequence[int]], ra
 
 _SPECS = [
     _synthetic_scenes(),
+    _synthetic_scenes_nir(),
     _cityscapes(),
     _ade20k(),
     _pascal_context("pascal_context", classes.PASCAL_CONTEXT_CLASSES, with_background=False),

@@ -4,10 +4,14 @@ A horizon splits sky from ground; a road runs toward it, houses and trees stand 
 poles and signs stand on them. Objects near the horizon are a few pixels large, near ones up to half the image.
 Every class has a color range and a texture, ranges overlap, light and noise vary, so that neither color nor place
 alone determines a class.
+
+`synthetic_scenes_nir` shows the same scenes with a fourth band, near infrared. Half of its trees are artificial: in
+red, green and blue they are as real ones; only the fourth band, in which real ones are bright, tells them apart.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from datasets import Dataset
 from PIL import Image, ImageDraw, ImageFilter
 
 from ..errors import UsageError
+from .channels import Channels
 from .labels import LabelMapping
 
 SYNTHETIC_CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole", "sign")
@@ -24,6 +29,13 @@ SYNTHETIC_PALETTE = (
     (153, 153, 153), (220, 220, 0),
 )  # fmt: skip
 SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR, PERSON, POLE, SIGN = range(len(SYNTHETIC_CLASSES))
+
+# the classes of `synthetic_scenes_nir`, and their mean in near infrared
+NIR_CLASSES = (*SYNTHETIC_CLASSES, "artificial tree")
+NIR_PALETTE = (*SYNTHETIC_PALETTE, (0, 220, 170))
+ARTIFICIAL_TREE = len(SYNTHETIC_CLASSES)
+_NEAR_INFRARED = (40, 95, 60, 110, 190, 80, 120, 70, 100, 75)
+_NIR_NOISE = 15
 
 HEIGHT, WIDTH = 192, 256
 SPLITS = {"train": (0, 400), "validation": (1, 60), "test": (2, 60)}  # first number of every seed, number of images
@@ -42,12 +54,21 @@ _COLORS = {
 }
 
 
+@dataclass(frozen=True)
 class SyntheticSource:
-    """Source that draws `synthetic_scenes`; nothing is read or written."""
+    """Source that draws scenes; nothing is read or written.
+
+    Args:
+        near_infrared (`bool`): Whether the scenes are those of `synthetic_scenes_nir`.
+        channels (`Channels`, *optional*): Channels of the images, which are then arrays (H, W, N); RGB by default.
+    """
+
+    near_infrared: bool = False
+    channels: Channels | None = None
 
     def reader(self, mapping: LabelMapping) -> DrawScenes:
         """Return the reader that draws the scene of a row."""
-        return DrawScenes()
+        return DrawScenes(self.near_infrared, self.channels)
 
     def index(
         self, split: str, data_dir: Path | None, corrections: Path | None = None, *, name: str, where_to_get: str = ""
@@ -58,13 +79,22 @@ class SyntheticSource:
         return Dataset.from_dict({"image_id": [f"{split}_{number:04d}" for number in range(SPLITS[split][1])]})
 
 
+@dataclass(frozen=True)
 class DrawScenes:
-    """Reader that turns names of scenes into samples {image, label, image_id}."""
+    """Reader that turns names of scenes into samples {image, label, image_id}.
+
+    Args:
+        near_infrared (`bool`): Whether the scenes are those of `synthetic_scenes_nir`.
+        channels (`Channels`, *optional*): Channels of the images, which are then arrays (H, W, N); RGB by default.
+    """
+
+    near_infrared: bool = False
+    channels: Channels | None = None
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
         """Draw the scenes of a batch."""
         seeds = [(SPLITS[split][0], int(number)) for split, number in (name.split("_") for name in batch["image_id"])]
-        scenes = [draw_scene(seed) for seed in seeds]
+        scenes = list(map(self._draw, seeds))
         return {
             "image": [image for image, _ in scenes],
             "label": [label for _, label in scenes],
@@ -79,6 +109,23 @@ class DrawScenes:
         """Return this reader: labels are always drawn with their image."""
         return self
 
+    def images_only(self) -> DrawScenes:
+        """Return this reader: an image is always drawn with its labels."""
+        return self
+
+    def with_channels(self, channels: Channels) -> DrawScenes:
+        """Return a reader whose images have these channels."""
+        return replace(self, channels=channels)
+
+    def _draw(self, seed: tuple[int, ...]) -> tuple[Any, Image.Image]:
+        if not self.near_infrared:
+            image, label = draw_scene(seed)
+            return (image if self.channels is None else self.channels.check(np.asarray(image), "A scene")), label
+        bands, label = draw_bands(seed)
+        if self.channels is None:
+            return Image.fromarray(bands[..., :3]), label
+        return self.channels.check(bands[..., :3] if self.channels.count == 3 else bands, "A scene"), label
+
 
 def draw_scene(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -> tuple[Image.Image, Image.Image]:
     """Draw one scene.
@@ -90,7 +137,31 @@ def draw_scene(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -
     Returns:
         `tuple[Image, Image]`: RGB image and labels (mode L): train ids, 255 in a few unlabeled patches.
     """
-    canvas = _Canvas(np.random.default_rng(seed), *size)
+    return _draw_scene(_Canvas(np.random.default_rng(seed), *size))
+
+
+def draw_bands(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -> tuple[np.ndarray, Image.Image]:
+    """Draw one scene of `synthetic_scenes_nir`.
+
+    Args:
+        seed (`tuple[int, ...]`): Seed; red, green and blue are those of `draw_scene` with this seed.
+        size (`tuple[int, int]`): Height and width, in pixels.
+
+    Returns:
+        `tuple`: Red, green, blue and near infrared (H, W, 4), uint8, and labels (mode L): train ids, 255 in a few
+        unlabeled patches.
+    """
+    # other random numbers, so that the choice of artificial trees does not change red, green and blue
+    others = np.random.default_rng((*seed, ARTIFICIAL_TREE))
+    canvas = _Canvas(np.random.default_rng(seed), *size, others)
+    image, label = _draw_scene(canvas)
+    near_infrared = np.array(_NEAR_INFRARED, dtype=np.float32)[np.asarray(canvas.label)]
+    near_infrared += others.normal(0, _NIR_NOISE, near_infrared.shape)
+    band = np.clip(near_infrared, 0, 255).astype(np.uint8)
+    return np.dstack([np.asarray(image), band]), label
+
+
+def _draw_scene(canvas: _Canvas) -> tuple[Image.Image, Image.Image]:
     _draw_background(canvas)
     for depth in np.sort(canvas.random.uniform(0.03, 1.0, canvas.random.integers(8, 15))):  # far to near
         _draw_object(canvas, float(depth))
@@ -98,10 +169,12 @@ def draw_scene(seed: tuple[int, ...], size: tuple[int, int] = (HEIGHT, WIDTH)) -
 
 
 class _Canvas:
-    """Image and labels that are drawn together."""
+    """Image and labels that are drawn together; `others` are random numbers that choose the artificial trees."""
 
-    def __init__(self, random: np.random.Generator, height: int, width: int):
-        self.random = random
+    def __init__(
+        self, random: np.random.Generator, height: int, width: int, others: np.random.Generator | None = None
+    ):
+        self.random, self.others = random, others
         self.height, self.width = height, width
         self.horizon = int(height * random.uniform(0.3, 0.5))
         self.image = Image.new("RGB", (width, height))
@@ -149,7 +222,7 @@ def _texture(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
     texture = np.zeros(labels.shape, dtype=np.float32)
     texture[(labels == BUILDING) & ((rows // 5) % 2 == 0) & ((columns // 4) % 2 == 0)] = -35
     texture[(labels == PAVEMENT) & ((rows % 8 == 0) | (columns % 12 == 0))] = -20
-    leaves = labels == TREE
+    leaves = (labels == TREE) | (labels == ARTIFICIAL_TREE)
     texture[leaves] = random.normal(0, 22, int(leaves.sum()))
     return texture
 
@@ -224,11 +297,12 @@ def _draw_person(canvas: _Canvas, center: float, foot: float, height: float) -> 
 
 def _draw_tree(canvas: _Canvas, center: float, foot: float, height: float) -> None:
     color = canvas.color(TREE)
-    canvas.box(center - 0.05 * height, foot - 0.5 * height, center + 0.05 * height, foot, TREE, (90, 65, 45))
+    kind = ARTIFICIAL_TREE if canvas.others is not None and canvas.others.random() < 0.5 else TREE
+    canvas.box(center - 0.05 * height, foot - 0.5 * height, center + 0.05 * height, foot, kind, (90, 65, 45))
     for _ in range(4):
         x, y = center + canvas.random.normal(0, 0.1) * height, foot - canvas.random.uniform(0.5, 0.8) * height
         radius = 0.22 * height
-        canvas.ellipse(x - radius, y - radius, x + radius, y + radius, TREE, color)
+        canvas.ellipse(x - radius, y - radius, x + radius, y + radius, kind, color)
 
 
 def _draw_pole(canvas: _Canvas, center: float, foot: float, height: float, *, with_sign: bool) -> None:

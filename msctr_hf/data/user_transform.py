@@ -41,7 +41,8 @@ class UserTransform:
         """Transform a sample.
 
         Args:
-            image (`np.ndarray` of shape `(H, W, 3)`, uint8): RGB image.
+            image (`np.ndarray` of shape `(H, W, C)`): RGB image, uint8; with `num_channels`, float32 for files of
+                another type.
             labels (`np.ndarray` of shape `(H, W)`, uint8): Train ids, 255 where ignored.
             generator (`np.random.Generator`): Source of the seed of `random`, `numpy.random` and `torch`.
 
@@ -51,14 +52,14 @@ class UserTransform:
         Raises:
             UsageError: If the function cannot be imported, or its result is something else.
         """
-        shapes = image.shape, labels.shape
+        wanted = (image.shape, image.dtype), (labels.shape, labels.dtype)
         with _seeded(int(generator.integers(1 << 32))):
             result = import_transform(self.name)(image, labels)
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise self._refused(f"must return an image and labels, got {_described(result)}")
-        for what, value, shape in zip(("an image", "labels"), result, shapes, strict=True):
-            if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.shape != shape:
-                raise self._refused(f"must return {what} of shape {shape} and type uint8, got {_described(value)}")
+        for what, value, (shape, dtype) in zip(("an image", "labels"), result, wanted, strict=True):
+            if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
+                raise self._refused(f"must return {what} of shape {shape} and type {dtype}, got {_described(value)}")
         unknown = np.flatnonzero(np.bincount(result[1].ravel(), minlength=256)[self.num_classes : IGNORE_INDEX])
         if len(unknown):
             raise self._refused(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from ..data.channels import count_of
 from ..data.image_files import IMAGE_SUFFIXES, files_below
 from ..data.images import read_image
 from ..data.loading import load_segmentation_dataset
@@ -158,8 +159,13 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
         examples (`Sequence[str]`): Paths of example images.
 
     Raises:
-        UsageError: If gradio is not installed.
+        UsageError: If gradio is not installed, or the network is not for RGB images of 8 bits.
     """
+    if predictor.channels is not None:
+        raise UsageError(
+            f"The demo shows RGB images of 8 bits, but this network reads {count_of(predictor.num_channels)} of "
+            f"{predictor.channels.value_type or 'any type'}; use `msctr predict`."
+        )
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page must not report to third parties
     try:
         import gradio

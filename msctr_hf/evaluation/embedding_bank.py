@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
 
+from ..data.channels import size_of
 from ..errors import UsageError, as_usage_error, first_line
 from ..progress import progress
 from .embedding_maps import Embedder
@@ -271,7 +272,8 @@ def _add_image(
     drawn: list[tuple[np.ndarray, np.ndarray]] = []  # cells and keys of every class
 
     def choose(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        of_cells = labels[np.ix_(rows * labels.shape[0] // image.height, columns * labels.shape[1] // image.width)]
+        width, height = size_of(image)
+        of_cells = labels[np.ix_(rows * labels.shape[0] // height, columns * labels.shape[1] // width)]
         for label, of_class in enumerate(kept):
             drawn.append(of_class.draw(np.flatnonzero(of_cells == label), random))
         return np.concatenate([cells for cells, _ in drawn])

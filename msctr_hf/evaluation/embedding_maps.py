@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.channels import size_of
 from ..errors import as_usage_error
 from ..models.contrastive_adapter import ContrastiveAdapter
 from ..models.image_processing_msctr import pad
@@ -66,13 +67,13 @@ class Embedder:
             self.network.embedding_stages(features, stage)
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Embed an RGB image: (D, h, w), unit vectors, float32, on the device of the network."""
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        """Embed an image: (D, h, w), unit vectors, float32, on the device of the network."""
         return self.with_extent(image)[0]
 
     @torch.no_grad()
-    def with_extent(self, image: Image.Image) -> tuple[torch.Tensor, Size]:
-        """Embed an RGB image, and return the rows and columns of pixels that the map covers, as in `EmbeddingTile`."""
+    def with_extent(self, image: Image.Image | np.ndarray) -> tuple[torch.Tensor, Size]:
+        """Embed an image, and return the rows and columns of pixels that the map covers, as in `EmbeddingTile`."""
         whole = None
         for tile in self.tiles(image):
             if whole is None:
@@ -82,11 +83,11 @@ class Embedder:
         return whole, tile.extent
 
     @torch.no_grad()
-    def tiles(self, image: Image.Image) -> Iterator[EmbeddingTile]:
-        """Yield the embeddings of an RGB image window by window, so that no more than a batch of them is in memory."""
+    def tiles(self, image: Image.Image | np.ndarray) -> Iterator[EmbeddingTile]:
+        """Yield the embeddings of an image window by window, so that no more than a batch of them is in memory."""
         pixel_values = self.predictor.prepare([image])[0]
         settings, preparation = self.predictor.settings, self.predictor.preparation
-        size = pixel_values.shape[-2:]
+        size, (image_width, image_height) = pixel_values.shape[-2:], size_of(image)
         if settings.window_size is not None:
             window, strides = settings.window_size, settings.stride
         else:  # a single window, which the padding makes larger than the image
@@ -104,20 +105,20 @@ class Embedder:
             maps = self._embed(torch.stack(crops))
             # the same for all batches, since all windows have one size
             rows, columns = (_Axis(*sides) for sides in zip(size, window, (tops, lefts), maps.shape[-2:], strict=True))
-            in_image = rows.pixels_of(image.height), columns.pixels_of(image.width)
-            extent = rows.extent_of(image.height), columns.extent_of(image.width)
+            in_image = rows.pixels_of(image_height), columns.pixels_of(image_width)
+            extent = rows.extent_of(image_height), columns.extent_of(image_width)
             for (top, left), embeddings in zip(batch, maps, strict=True):
                 of_rows, of_columns = rows.cells_of(top), columns.cells_of(left)
                 inside = embeddings[:, rows.in_window(top)][:, :, columns.in_window(left)]
                 yield EmbeddingTile(inside, of_rows, of_columns, *in_image, extent)
 
     def embed_cells(
-        self, image: Image.Image, choose: Callable[[np.ndarray, np.ndarray], np.ndarray]
+        self, image: Image.Image | np.ndarray, choose: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Embed some cells of an RGB image.
+        """Embed some cells of an image.
 
         Args:
-            image (`Image.Image`): RGB image.
+            image (`Image` or `np.ndarray` of shape `(H, W, N)`): Image, as the network takes it.
             choose (`Callable`): Function of the pixel rows (h,) and columns (w,) at the centers of the cells, which
                 returns the chosen ones as places in the flattened map, (N,).
 

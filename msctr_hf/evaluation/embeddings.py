@@ -70,12 +70,14 @@ def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def stage_features(predictor: Predictor, image: Image.Image, features: str = "projection") -> dict[int, torch.Tensor]:
+def stage_features(
+    predictor: Predictor, image: Image.Image | np.ndarray, features: str = "projection"
+) -> dict[int, torch.Tensor]:
     """Compute unit features (C, h, w) of an image for every stage, finest first.
 
     Args:
         predictor (`Predictor`): Network with its image processor.
-        image (`Image.Image`): RGB image.
+        image (`Image` or `np.ndarray` of shape `(H, W, N)`): Image, as the `predictor` takes it.
         features (`str`): Features of `embed`: `"projection"`, `"decode_head"` or `"backbone"`.
 
     Raises:

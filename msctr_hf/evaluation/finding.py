@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from ..data.channels import Channels, size_of
 from ..data.images import read_image
 from ..errors import UsageError, as_usage_error, first_line
 from ..models.decode_heads import resize
@@ -27,7 +28,7 @@ from ..progress import progress
 from .embedding_bank import network_fingerprint
 from .embedding_maps import Embedder
 from .settings import Size
-from .visualization import overlay
+from .visualization import overlay, viewable
 
 PAGE = "find.html"
 _CHANNELS = 32  # converted to float32 at a time, which stay in the cache: six times as fast as all 1024
@@ -45,7 +46,7 @@ class Query:
     """What is searched: pixels of an image, or a box in it.
 
     Args:
-        image (`Image.Image`): RGB image.
+        image (`Image` or `np.ndarray` of shape `(H, W, N)`): Image, as the network takes it.
         pixels (`Sequence[int]`, *optional*): Row and column of every pixel, one after another.
         box (`Sequence[int]`, *optional*): First row and column of a box, and those after its last, instead of pixels.
 
@@ -53,12 +54,12 @@ class Query:
         UsageError: If a pixel or the box is outside the image, or the box is empty.
     """
 
-    image: Image.Image
+    image: Image.Image | np.ndarray
     pixels: Sequence[int] | None = None
     box: Sequence[int] | None = None
 
     def __post_init__(self):
-        height, width = self.image.height, self.image.width
+        width, height = size_of(self.image)
         of_image = f"the image of {height} rows and {width} columns"
         for row, column in self.places:
             if not (0 <= row < height and 0 <= column < width):
@@ -76,7 +77,7 @@ class Query:
 
     def marked(self) -> Image.Image:
         """Draw the pixels or the box into a copy of the image."""
-        shown = self.image.copy()
+        shown = viewable(self.image).copy()
         draw = ImageDraw.Draw(shown)
         length = max(2, min(shown.size) // 40)
         for row, column in self.places:
@@ -185,11 +186,11 @@ class EmbeddedImages:
 
     def _embed(self, path: Path) -> EmbeddedImage:
         try:
-            image = read_image(path)
+            image = read_image(path, self.embedder.predictor.channels)
         except UsageError as error:
             raise UnreadableImageError(str(error)) from error
-        embeddings, extent = self.embedder.with_extent(image)
-        return EmbeddedImage(embeddings.half().cpu(), (image.height, image.width), extent)
+        (width, height), (embeddings, extent) = size_of(image), self.embedder.with_extent(image)
+        return EmbeddedImage(embeddings.half().cpu(), (height, width), extent)
 
 
 def embed_query(embedder: Embedder, query: Query) -> torch.Tensor:
@@ -258,10 +259,16 @@ def refuse_other_folders(output_dir: str | Path) -> None:
         raise UsageError(f"`output_dir`: {output_dir} is not empty and has no {PAGE}; choose another folder.")
 
 
-def write_found(found: Sequence[Found], query: Query, output_dir: str | Path, threshold: float) -> None:
+def write_found(
+    found: Sequence[Found],
+    query: Query,
+    output_dir: str | Path,
+    threshold: float,
+    channels: Channels | None = None,
+) -> None:
     """Write find.html, matches.csv, query.png and, for every image, NNN.png and NNN_mask.png.
 
-    An earlier search in the folder is replaced.
+    An earlier search in the folder is replaced. `channels` are those of the images, RGB by default.
 
     Raises:
         UsageError: If the folder has other files.
@@ -280,7 +287,7 @@ def write_found(found: Sequence[Found], query: Query, output_dir: str | Path, th
         for rank, each in enumerate(found, start=1):
             mask = each.mask(threshold)
             Image.fromarray(mask.astype(np.uint8) * 255).save(output_dir / f"{rank:03d}_mask.png")
-            _with_mask(read_image(each.path), mask).save(output_dir / f"{rank:03d}.png")
+            _with_mask(viewable(read_image(each.path, channels)), mask).save(output_dir / f"{rank:03d}.png")
             table.writerow([rank, each.path, f"{each.score:.4f}", f"{each.area:.4f}"])
             text = f"{rank}. {each.path}: cosine {each.score:.2f}, {100 * each.area:.1f} % of the image"
             figures.append(_figure(f"{rank:03d}.png", text))

@@ -1,4 +1,4 @@
-"""Path from RGB images to pixel values, one for training, validation, prediction and the pipeline."""
+"""Path from images to pixel values, one for training, validation, prediction and the pipeline."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.channels import Channels, rows_of, size_of
 from ..errors import UsageError, brief_reason, warn_caller
 from ..models.image_processing_msctr import MsctrImageProcessor, MsctrImageProcessorPil
 
@@ -30,11 +31,12 @@ _REMEDY = (
 
 
 class Colors(NamedTuple):
-    """Pixel values of an RGB color: channel k is `(color[order[k]] / 255 - mean[k]) / std[k]`."""
+    """Pixel values of a color: channel k is `(color[order[k]] / white - mean[k]) / std[k]`."""
 
     order: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    white: float = 255.0
 
 
 class ImagePreparation:
@@ -88,6 +90,13 @@ class ImagePreparation:
         """How prediction pads images."""
         return getattr(self.image_processor, "padding_mode", "constant")
 
+    @property
+    def channels(self) -> Channels | None:
+        """Channels of the images, which are arrays (H, W, N); `None` for RGB images of 8 bits."""
+        if getattr(self.image_processor, "reads_rgb", True):
+            return None
+        return Channels(self.image_processor.num_channels, self.image_processor.value_type)
+
     @cached_property
     def colors(self) -> Colors:
         """What the image processor does with colors, measured.
@@ -95,6 +104,10 @@ class ImagePreparation:
         Raises:
             UsageError: If it changes colors in another way than channel by channel.
         """
+        if self.channels is not None:
+            settings = self.image_processor
+            order = tuple(range(self.channels.count))
+            return Colors(order, tuple(settings.image_mean), tuple(settings.image_std), 1 / settings.rescale_factor)
         values = np.array([self._values_of_color(color) for color in _COLORS])
         slopes = (values[1:4] - values[0]).T / _STEP  # (channels of pixel values, RGB)
         order = np.abs(slopes).argmax(axis=1)
@@ -118,16 +131,22 @@ class ImagePreparation:
                 mean, std = given
         return Colors(tuple(order.tolist()), tuple(mean.tolist()), tuple(std.tolist()))
 
-    def __call__(self, images: list[Image.Image], device: torch.device | str = "cpu") -> torch.Tensor:
-        """Resize and normalize RGB images of one size to a batch (B, 3, H, W) of float32, without padding."""
-        height, width = images[0].height, images[0].width
+    def __call__(self, images: list[Any], device: torch.device | str = "cpu") -> torch.Tensor:
+        """Resize and normalize images of one size to a batch (B, C, H, W) of float32, without padding.
+
+        Args:
+            images (`list`): RGB images of Pillow, or with `channels` arrays (H, W, C).
+            device (`torch.device`): Device of the result.
+        """
+        width, height = size_of(images[0])
         if height <= PREPARED_ROWS or self._resizes:
             return self._pixel_values(images).to(device, torch.float32)
         # some rows at a time, since the image processor makes several copies of what it is given
-        pixel_values = torch.empty((len(images), 3, height, width), device=device)
+        channels = 3 if self.channels is None else self.channels.count
+        pixel_values = torch.empty((len(images), channels, height, width), device=device)
         for top in range(0, height, PREPARED_ROWS):
             bottom = min(top + PREPARED_ROWS, height)
-            strips = [image.crop((0, top, width, bottom)) for image in images]
+            strips = [rows_of(image, top, bottom) for image in images]
             pixel_values[:, :, top:bottom] = self._pixel_values(strips).to(device)
         return pixel_values
 
@@ -136,7 +155,7 @@ class ImagePreparation:
         ours = isinstance(self.image_processor, (MsctrImageProcessor, MsctrImageProcessorPil))
         return not ours or bool(self.image_processor.do_resize)
 
-    def _pixel_values(self, images: list[Image.Image]) -> torch.Tensor:
+    def _pixel_values(self, images: list[Any]) -> torch.Tensor:
         options: dict[str, Any] = {}
         if getattr(self.image_processor, "size_divisor", None) is not None:
             options["size_divisor"] = 1  # not padded
@@ -166,7 +185,7 @@ class ImagePreparation:
 
     def _shows_whole_images(self) -> bool:
         """Measure whether the pixel values of ramps are ramps from border to border, for several aspect ratios."""
-        order, mean, std = self.colors
+        order, mean, std, _ = self.colors
         for width, height in _SIZES_TRIED:
             columns, rows = np.meshgrid(_ramp(width), _ramp(height))
             ramps = np.stack([columns, rows, np.full_like(rows, 128)], axis=-1).round().astype(np.uint8)

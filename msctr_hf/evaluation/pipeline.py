@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from ..data.images import array_to_rgb, read_image, read_image_file, to_rgb
+from ..data.channels import Channels
+from ..data.images import array_to_rgb, read_image, read_image_file, to_channels, to_rgb
 from ..data.pixel_limit import set_max_image_pixels
 from ..errors import UsageError, as_usage_error
 from .embedding_maps import Embedder
@@ -49,11 +50,11 @@ class SegmentationPipeline(Pipeline):
     of one size share a pass.
 
     A call takes an image: a path, a URL, text in base64, a PIL image, or an array (H, W), (H, W, 3) or (H, W, 4) of 8
-    or 16 bits. It returns a dict: `labels` (H, W), uint8 or, with more than 256 classes, int64; `areas`, the share of
-    the image that every present class covers; `overlay`, a PIL image; and, on request, `embeddings` (D, h, w), unit
-    vectors in float32, of the image at scale 1 and not mirrored, whole or by windows as in `Embedder`. A sequence of
-    images, or an array (N, H, W, 3), returns a list of dicts; a generator or a `Dataset` of torch, an iterator that
-    reads a batch at a time.
+    or 16 bits; for a network of other channels, a file or an array (H, W, C) of them. It returns a dict: `labels`
+    (H, W), uint8 or, with more than 256 classes, int64; `areas`, the share of the image that every present class
+    covers; `overlay`, a PIL image; and, on request, `embeddings` (D, h, w), unit vectors in float32, of the image at
+    scale 1 and not mirrored, whole or by windows as in `Embedder`. A sequence of images, or an array (N, H, W, C),
+    returns a list of dicts; a generator or a `Dataset` of torch, an iterator that reads a batch at a time.
     """
 
     _load_processor = False
@@ -119,10 +120,10 @@ class SegmentationPipeline(Pipeline):
         )
 
     def preprocess(self, inputs: Any, max_image_pixels: int | None = None) -> dict[str, Any]:
-        """Load an RGB image, upright, from an image, a path, a URL or text in base64."""
+        """Load an image, upright, from an image, a path, a URL or text in base64."""
         if max_image_pixels is not None:
             set_max_image_pixels(max_image_pixels)
-        return {"image": _load(inputs)}
+        return {"image": _load(inputs, self._predictor.channels)}
 
     def _forward(
         self, model_inputs: list[dict[str, Any]], predictor: Predictor, embedder: Embedder | None
@@ -155,12 +156,12 @@ def _is_batch(inputs: Any) -> bool:
     return isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes))
 
 
-def _load(inputs: Any) -> Image.Image:
+def _load(inputs: Any, channels: Channels | None) -> Image.Image | np.ndarray:
     """Load an image as `msctr predict` reads files, whatever it comes from."""
     if isinstance(inputs, Image.Image):
-        return to_rgb(inputs)
+        return to_rgb(inputs) if channels is None else to_channels(inputs, channels)
     if isinstance(inputs, np.ndarray):
-        return array_to_rgb(inputs)
+        return array_to_rgb(inputs) if channels is None else channels.check(inputs, "The array")
     if not isinstance(inputs, (str, Path)):
         raise UsageError(
             "An image must be a path, a URL, text in base64, a PIL image or an array of numpy, got "
@@ -171,9 +172,9 @@ def _load(inputs: Any) -> Image.Image:
         with as_usage_error(OSError, prefix=f"{text} cannot be loaded: "):
             # some servers refuse the name that urllib gives itself
             data = urlopen(Request(text, headers={"User-Agent": "msctr_hf"})).read()
-        return read_image_file({"path": text, "bytes": data})
+        return read_image_file({"path": text, "bytes": data}, channels)
     if len(text) <= _LONGEST_PATH and not text.startswith("data:image/"):
-        return read_image(text)
+        return read_image(text, channels)
     with as_usage_error(ValueError, prefix="The text in base64 cannot be decoded: "):
         data = base64.b64decode(text.partition(",")[2] if text.startswith("data:image/") else text)
-        return read_image_file({"path": "The text in base64", "bytes": data})
+        return read_image_file({"path": "The text in base64", "bytes": data}, channels)

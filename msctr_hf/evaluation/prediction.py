@@ -9,10 +9,12 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..data.channels import ARRAY_SUFFIX, Channels
 from ..data.georeference import is_georeferenced, save_like
 from ..data.image_files import IMAGE_SUFFIXES, files_below, is_image, passes_a_circle
 from ..data.images import read_image
@@ -27,7 +29,7 @@ from .visualization import overlay
 PALETTE_COLORS = 256  # the most a PNG can hold
 MAX_VALUES = 1 << 16  # of the widest PNG of one channel
 GEOTIFF_SUFFIX = ".tif"
-Waiting = tuple[Image.Image, Path, Path]  # image, its file, path of its output files without suffix
+Waiting = tuple[Any, Path, Path]  # image, its file, path of its output files without suffix
 
 
 def predict_files(
@@ -71,7 +73,8 @@ def predict_files(
         NotFiniteError: If the logits of an image are not finite; the images before it are labeled.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else sources
-    targets = _plan_outputs(find_images(sources, Path(output_dir)), Path(output_dir), submission_for)
+    suffixes = readable_suffixes(predictor.channels)
+    targets = _plan_outputs(find_images(sources, Path(output_dir), suffixes), Path(output_dir), submission_for)
     names, colors = predictor.class_names, predictor.palette
     if len(names) > MAX_VALUES:
         raise UsageError(f"The network has {len(names)} classes, but a PNG stores at most {MAX_VALUES}.")
@@ -126,16 +129,18 @@ def _label_maps(
 ) -> Iterator[np.ndarray]:
     """Yield the class maps of the images that can be read; an error of the network names the image."""
     try:
-        yield from predictor(_readable(targets, waiting, unreadable))
+        yield from predictor(_readable(predictor.channels, targets, waiting, unreadable))
     except NotFiniteError as error:
         raise NotFiniteError(f"{waiting[0][2].name}: {error}") from error
 
 
-def _readable(targets: Mapping[Path, Path], waiting: deque[Waiting], unreadable: list[str]) -> Iterator[Image.Image]:
+def _readable(
+    channels: Channels | None, targets: Mapping[Path, Path], waiting: deque[Waiting], unreadable: list[str]
+) -> Iterator[Any]:
     """Yield the images that can be read, in order, and append each with its paths to `waiting`."""
     for path, target in progress(targets.items(), title="predicting", unit="image", shown=len(targets) > 1):
         try:
-            image = read_image(path)
+            image = read_image(path, channels)
         except UsageError as error:
             unreadable.append(str(error))
             continue
@@ -157,7 +162,14 @@ def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrP
     return values.astype(np.uint8 if values.max() < PALETTE_COLORS else np.uint16)
 
 
-def find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, Path]:
+def readable_suffixes(channels: Channels | None) -> tuple[str, ...]:
+    """Return the endings of files that a network of these channels reads."""
+    return IMAGE_SUFFIXES if channels is None else (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
+
+
+def find_images(
+    sources: Sequence[str | Path], output_dir: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> dict[Path, Path]:
     """Map every image, once, to the path of its output files, relative to the output folder and without suffix."""
     output_dir = output_dir.resolve()
     images: dict[Path, Path] = {}
@@ -165,15 +177,15 @@ def find_images(sources: Sequence[str | Path], output_dir: Path) -> dict[Path, P
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            root, found = path, _images_below(path)
+            root, found = path, _images_below(path, suffixes)
         elif path.exists():
             root, found = path.parent, [path]
         else:
-            root, found = _matches(str(source))
+            root, found = _matches(str(source), suffixes)
         if not root.resolve().is_relative_to(output_dir):  # a second call must not label the files of the first
             found = [image for image in found if not _place(image).is_relative_to(output_dir)]
         if not found:
-            raise UsageError(f"`sources`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
+            raise UsageError(f"`sources`: {source} has no images ({', '.join(suffixes)}).")
         for image in found:
             if (place := os.path.abspath(image)) not in seen:
                 seen.add(place)
@@ -188,30 +200,34 @@ def _place(image: Path) -> Path:
     return image.parent.resolve() if image.exists() else image.resolve()
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Find images in a folder, and links that lead to no file, which are reported as images that cannot be read."""
     below = files_below(folder)
-    return sorted([*below.images, *below.broken_links])
+    images = (path for path in below.files if is_image(path, suffixes))
+    return sorted([*images, *below.broken_links])
 
 
-def _matches(pattern: str) -> tuple[Path, list[Path]]:
+def _matches(pattern: str, suffixes: Sequence[str]) -> tuple[Path, list[Path]]:
     """Return the folder above the first wildcard of a pattern, and the images that it, or a folder in it, matches."""
     if not glob.has_magic(pattern):
         raise UsageError(f"`sources`: {pattern} is neither a file nor a folder.")
     parts = Path(pattern).parts
     root = Path(*parts[: next(place for place, part in enumerate(parts) if glob.has_magic(part))])
     if "**" in parts:
-        files = _recursive_matches(parts[: parts.index("**")], parts[parts.index("**") :])
+        start = parts.index("**")
+        files = _recursive_matches(parts[:start], parts[start:], suffixes)
     else:
         matches = [Path(match) for match in sorted(glob.glob(pattern))]
-        files = [image for match in matches for image in (_images_below(match) if match.is_dir() else [match])]
+        files = [
+            image for match in matches for image in (_images_below(match, suffixes) if match.is_dir() else [match])
+        ]
     if not files:
         raise UsageError(f"`sources`: nothing matches {pattern!r}.")
-    found = (path for path in dict.fromkeys(files) if is_image(path) or not path.exists())
+    found = (path for path in dict.fromkeys(files) if is_image(path, suffixes) or not path.exists())
     return root, [path for path in found if not passes_a_circle(path, root)]
 
 
-def _recursive_matches(start: Sequence[str], pattern: Sequence[str]) -> list[Path]:
+def _recursive_matches(start: Sequence[str], pattern: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     """Find images that a pattern with `**` matches; `glob` would follow links that lead back again and again."""
     top = str(Path(*start))
     folders = [Path(match) for match in (sorted(glob.glob(top)) if glob.has_magic(top) else [top])]
@@ -219,7 +235,7 @@ def _recursive_matches(start: Sequence[str], pattern: Sequence[str]) -> list[Pat
         path
         for folder in folders
         if folder.is_dir()
-        for path in _images_below(folder)
+        for path in _images_below(folder, suffixes)
         if _fits(path.relative_to(folder).parts, pattern)
     ]
 

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
+from ..data.channels import Channels, count_of, size_of
 from ..data.classes import default_palette
 from ..errors import UsageError, building_a_network, first_line, warn_caller
+from ..models.backbones import input_channels
 from .finite import refuse_faulty_weights
 from .image_preparation import ImagePreparation
 from .inference import predict_label_maps
@@ -52,6 +54,22 @@ class Predictor:
         # also after `dataclasses.replace`, which passes on the preparation of the former image processor
         if self.preparation is None or self.preparation.given is not self.image_processor:
             self.preparation = ImagePreparation(self.image_processor)
+        prepared, read = (3 if self.channels is None else self.channels.count), self.num_channels
+        if prepared != read:
+            raise UsageError(
+                f"The network reads images of {count_of(read)}, but its image processor prepares {prepared} "
+                "(`num_channels`); save the model with the image processor it was trained with."
+            )
+
+    @property
+    def channels(self) -> Channels | None:
+        """Channels of the images, which are arrays (H, W, N); `None` for RGB images of 8 bits."""
+        return None if self.preparation is None else self.preparation.channels
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels of the pixel values that the network reads."""
+        return input_channels(getattr(self.model, "config", None))
 
     @property
     def class_names(self) -> list[str]:
@@ -75,11 +93,11 @@ class Predictor:
         """Sort values of the classes of the network by train id."""
         return values if self.train_ids is None else [values[label] for label in np.argsort(self.train_ids)]
 
-    def __call__(self, images: Iterable[Image.Image]) -> Iterator[np.ndarray]:
-        """Yield the class map (H, W) of every RGB image at its size, uint8, or int64 with more than 256 classes.
+    def __call__(self, images: Iterable[Image.Image | np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the class map (H, W) of every image at its size, uint8, or int64 with more than 256 classes.
 
         Consecutive images that the image processor resizes to one size share a batch of at most `settings.batch_size`
-        images. At most one image more than a batch is read ahead.
+        images. At most one image more than a batch is read ahead. Images are RGB, or with `channels` arrays (H, W, N).
         """
         settings = replace(
             self.settings,
@@ -91,7 +109,8 @@ class Predictor:
             prepared = self.prepare([image])
             if batch and batch[0][0].shape != prepared.shape:
                 yield from self._label(batch, settings)
-            batch.append((prepared, (image.height, image.width)))
+            width, height = size_of(image)
+            batch.append((prepared, (height, width)))
             del image, prepared  # a large image takes gigabytes, and must be freed before the next is read
             if len(batch) == self.settings.batch_size:
                 yield from self._label(batch, settings)
@@ -110,8 +129,8 @@ class Predictor:
     def _as_train_ids(self, labels: np.ndarray) -> np.ndarray:
         return labels if self.train_ids is None else np.array(self.train_ids, dtype=labels.dtype)[labels]
 
-    def prepare(self, images: list[Image.Image]) -> torch.Tensor:
-        """Resize and normalize RGB images of one size to a batch (B, 3, H, W), without padding."""
+    def prepare(self, images: list[Image.Image | np.ndarray]) -> torch.Tensor:
+        """Resize and normalize images of one size to a batch (B, C, H, W), without padding."""
         return self.preparation(images, next(self.model.parameters()).device)
 
 

@@ -20,7 +20,7 @@ from .boundary_iou import BoundaryIoU
 from .finite import NotFiniteError
 from .mean_iou import ConfusionMatrix, nanmean, ratio
 from .predictor import Predictor
-from .visualization import fitted_size
+from .visualization import fitted_size, viewable
 
 CONFUSIONS_LISTED = 10
 KEPT_WIDTH = 480  # pixels; the worst images are kept small, since they are only displayed
@@ -178,8 +178,9 @@ def _sum(counts: np.ndarray, accelerator: Accelerator) -> np.ndarray:
 
 
 def _small(
-    image: Image.Image, reference: np.ndarray, prediction: np.ndarray
+    image: Image.Image | np.ndarray, reference: np.ndarray, prediction: np.ndarray
 ) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    image = viewable(image)
     size = fitted_size(image.size, KEPT_WIDTH)
 
     def shrink(labels: np.ndarray) -> np.ndarray:

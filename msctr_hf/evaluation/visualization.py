@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 IGNORED_COLOR = (0, 0, 0)
 MAX_ASPECT = 3  # height / width of an image in a figure; higher images are shown narrower
 MAX_NAMES = 256  # entries of a legend
+_STRETCHED = (2, 98)  # percentiles of the values that become black and white
 _SWATCH, _MARGIN, _LINE = 14, 6, 20
 _BLENDED_ROWS = 512  # blended at a time, so that an overlay takes little more memory than the image
 
@@ -27,8 +28,23 @@ def _color_table(palette: Sequence[Sequence[int]], largest: int) -> np.ndarray:
     return table
 
 
+def viewable(image: Image.Image | np.ndarray) -> Image.Image:
+    """Return an image that can be shown.
+
+    Of an array (H, W, N) the first three channels are red, green and blue, or the first alone is gray. Values of other
+    types than uint8 are stretched, of every channel from the 2nd to the 98th percentile.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    shown = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    if shown.dtype != np.uint8:
+        low, high = np.percentile(shown, _STRETCHED, axis=(0, 1))
+        shown = ((shown - low) * (255 / np.maximum(high - low, np.finfo(np.float32).tiny))).clip(0, 255)
+    return Image.fromarray(np.ascontiguousarray(shown, dtype=np.uint8))
+
+
 def overlay(
-    image: Image.Image,
+    image: Image.Image | np.ndarray,
     labels: np.ndarray,
     palette: Sequence[Sequence[int]],
     class_names: Sequence[str] | None = None,
@@ -37,13 +53,14 @@ def overlay(
     """Blend the colors of a class map over its image.
 
     Args:
-        image (`Image`): Image of any mode.
+        image (`Image` or `np.ndarray` of shape `(H, W, N)`): Image, shown as by `viewable`.
         labels (`np.ndarray` of shape `(H, W)`): Classes, at the size of the image.
         palette (`Sequence`): RGB color of every class.
         class_names (`Sequence[str]`, *optional*): Names for a legend, below the image, of the classes in it; no legend
             by default.
         opacity (`float`): Opacity of the colors, in [0, 1].
     """
+    image = viewable(image)
     if class_names is None:
         sheet = Image.new("RGB", image.size)
     else:
@@ -81,7 +98,7 @@ def legend(names: Sequence[str], colors: Sequence[Sequence[int]], width: int) ->
 
 
 def contact_sheet(
-    rows: Sequence[tuple[Image.Image, np.ndarray, np.ndarray]],
+    rows: Sequence[tuple[Image.Image | np.ndarray, np.ndarray, np.ndarray]],
     palette: Sequence[Sequence[int]],
     class_names: Sequence[str],
     cell_width: int = 320,
@@ -94,7 +111,10 @@ def contact_sheet(
         class_names (`Sequence[str]`): Names of the classes.
         cell_width (`int`): Width of one image on the sheet, in pixels.
     """
-    cells = [(image, colorize(labels, palette), colorize(prediction, palette)) for image, labels, prediction in rows]
+    cells = [
+        (viewable(image), colorize(labels, palette), colorize(prediction, palette))
+        for image, labels, prediction in rows
+    ]
     strips = [[_fit(image, cell_width) for image in row] for row in cells]
     width = 3 * cell_width + 2 * _MARGIN
     heads = legend_titles(("image", "labels", "prediction"), cell_width)

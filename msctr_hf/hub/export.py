@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from ..errors import UsageError, brief_reason
 from ..evaluation.finite import finite_outputs, refuse_faulty_weights
 from ..folder_lock import locked
+from ..models.backbones import input_channels
 
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one if that is above 1
 _REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
@@ -57,7 +58,7 @@ def export_network(
 ) -> list[Comparison]:
     """Export a network with its image processor, for any batch size, height and width.
 
-    Any ONNX runtime runs model.onnx: input `pixel_values` (B, 3, H, W), output `logits`. `torch.export.load` loads
+    Any ONNX runtime runs model.onnx: input `pixel_values` (B, C, H, W), output `logits`. `torch.export.load` loads
     model.pt2 in a program that has imported msctr_hf; `code_to_run` returns the lines for either.
 
     A `torch.export` program is a pickle, which can run any code when it is loaded: load only programs that you
@@ -105,15 +106,16 @@ def export_network(
     return comparisons
 
 
-def code_to_run(output_dir: str | Path, format: str, size: Size) -> str:
+def code_to_run(output_dir: str | Path, format: str, size: Size, num_channels: int = 3) -> str:
     """Return lines of Python that run an exported network, on zeros in place of images.
 
     Args:
         output_dir (`str` or `Path`): Folder of the export.
         format (`str`): Format of the export, `"onnx"` or `"torch"`.
         size (`tuple[int, int]`): Height and width of the zeros, in pixels.
+        num_channels (`int`): Number of channels that the network reads.
     """
-    images = f"(1, 3, {size[0]}, {size[1]})"
+    images = f"(1, {num_channels}, {size[0]}, {size[1]})"
     path = str(Path(output_dir) / _FILES[format])
     if format == "onnx":
         return (
@@ -159,15 +161,19 @@ def _export(model: PreTrainedModel, size: Size, format: str, free_sides: dict[in
     else:
         from transformers.exporters.exporter_dynamo import DynamoConfig as Config  # type: ignore[assignment]
         from transformers.exporters.exporter_dynamo import DynamoExporter as Exporter  # type: ignore[assignment]
-    inputs = {"pixel_values": torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))}
+    inputs = {"pixel_values": _random_images(model, 2, size, seed=0)}
     try:
         return Exporter().export(model, inputs, Config(dynamic=True, dynamic_shapes={"pixel_values": free_sides}))
     except Exception as error:  # tracing, translation and optimization raise many kinds of exceptions
         raise UsageError(_advice(f"{type(model).__name__} cannot be exported", error)) from error
 
 
+def _random_images(model: PreTrainedModel, batch: int, size: Size, seed: int) -> torch.Tensor:
+    return torch.randn(batch, input_channels(model.config), *size, generator=torch.Generator().manual_seed(seed))
+
+
 def _compare(model: PreTrainedModel, exported: Any, batch: int, size: Size) -> Comparison:
-    pixel_values = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    pixel_values = _random_images(model, batch, size, seed=1)
     with torch.no_grad():
         expected = finite_outputs(model(pixel_values=pixel_values).logits, model.dtype)
         try:

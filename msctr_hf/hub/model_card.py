@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from ..data.channels import count_of
 from ..data.specs import DatasetSpec
 from ..data.synthetic import SyntheticSource
 from ..errors import UsageError, as_usage_error
@@ -78,7 +79,7 @@ def write_model_card(
     card = ModelCard.from_template(
         _metadata(config, run, results, spec, license),
         template_path=str(_TEMPLATE),
-        **_facts(config, run, results, spec),
+        **_facts(config, run, results, spec, folder),
         name=name,
         predictions=PREDICTIONS_FILE if free and (folder / PREDICTIONS_FILE).exists() else None,
         network=_cells(_network(config, run, folder)),
@@ -145,13 +146,23 @@ def _beginning(run: dict) -> dict:
     return next((start for start in reversed(starts) if not start.get("from_step")), run)
 
 
-def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None) -> dict[str, Any]:
+def _channels(folder: Path) -> str | None:
+    """Describe images that only this package reads; `None` if they are gray or RGB images of 8 bits."""
+    processor = read_saved_json(folder / "preprocessor_config.json")
+    count, value_type = processor.get("num_channels") or 3, processor.get("value_type")
+    if count in (1, 3) and value_type in (None, "uint8"):
+        return None
+    return f"{count_of(count)}{f' of type {value_type}' if value_type else ''}"
+
+
+def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None, folder: Path) -> dict[str, Any]:
     settings = run.get("settings", {})
     return {
         "title": _title(config, spec),
         "num_classes": len(config["id2label"]),
         "contrast": _contrast(config, settings),
         "own_code": config["model_type"] == MsctrConfig.model_type,
+        "channels": _channels(folder),
         "objective": _cells(_objective(config, settings)),
         "data": _cells(_data(spec, run)),
         "data_name": _data_name(spec, run),
@@ -298,13 +309,13 @@ def _embeddings(config: dict, folder: Path) -> dict[str, Any]:
     """Describe the embeddings of pixels that the network has, by the value of `features`."""
     if config["model_type"] != MsctrConfig.model_type:
         settings = _settings_of_saved_head(folder)
-        projection = {"`projection`": _channels(settings["projection_dim"], settings["projection_stages"])}
+        projection = {"`projection`": _channels_at(settings["projection_dim"], settings["projection_stages"])}
         return {**(projection if settings["projection_dim"] else {}), "`backbone`": "hidden states"}
     found = {}
     if config["contrastive_mode"] != "ce":
-        found["`projection`"] = _channels(config["projection_dim"], config["projection_stages"])
+        found["`projection`"] = _channels_at(config["projection_dim"], config["projection_stages"])
     if DECODE_HEADS[config["decode_head"]].gives_pyramid:
-        found["`decode_head`"] = _channels(config["hidden_size"], range(1, len(config["decode_stages"]) + 1))
+        found["`decode_head`"] = _channels_at(config["hidden_size"], range(1, len(config["decode_stages"]) + 1))
     return {**found, "`backbone`": "stage maps"}
 
 
@@ -319,7 +330,7 @@ def _settings_of_saved_head(folder: Path) -> dict[str, Any]:
         return json.loads(heads.metadata()["settings"])
 
 
-def _channels(number: int, stages: Sequence[int]) -> str:
+def _channels_at(number: int, stages: Sequence[int]) -> str:
     return f"{number} channels at stage{'s' if len(stages) > 1 else ''} {', '.join(map(str, stages))}"
 
 

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
@@ -25,6 +26,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
 from torch import nn
 
 from .modeling_msctr import MsctrForSemanticSegmentation
@@ -34,11 +36,15 @@ _ADVICE = (
     f"use `backbone_weights='FILE'` (a local .safetensors or .pth), or `backbone_weights='{NONE}'` for random weights"
 )
 _MAX_NAMES_SHOWN = 4
+_RGB_CHANNELS = 3
 _MAX_REASON_LENGTH = 300
 
 
 def load_backbone_weights(model: MsctrForSemanticSegmentation, weights: str, hub_id: str | None = None) -> None:
     """Load weights and normalization statistics into the backbone of a network.
+
+    If it does not read three channels, the first convolution of weights for RGB is adapted as timm does: its channels
+    are repeated and scaled, or summed for one channel.
 
     Args:
         model (`MsctrForSemanticSegmentation`): Network whose backbone is overwritten.
@@ -80,6 +86,7 @@ def _copy_timm_state(model: MsctrForSemanticSegmentation, state: dict[str, torch
     network = getattr(model.backbone._backbone, "model", model.backbone._backbone)  # timm wraps plain transformers
     given = {_plain(key): value for key, value in state.items()}
     wanted = {_plain(key): value for key, value in network.state_dict(keep_vars=True).items()}
+    _adapt_first_convolutions(given, wanted)
     counters = {key for key in wanted if key.endswith("num.batches.tracked")}
     missing = sorted(set(wanted) - set(given) - counters)
     misshapen = sorted(key for key in wanted if key in given and given[key].shape != wanted[key].shape)
@@ -90,6 +97,14 @@ def _copy_timm_state(model: MsctrForSemanticSegmentation, state: dict[str, torch
         for key, value in wanted.items():
             if key in given:
                 value.copy_(given[key])
+
+
+def _adapt_first_convolutions(given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Adapt, in place, the weights of convolutions that read RGB where the network reads other channels."""
+    for key in wanted.keys() & given.keys():
+        value, shape = given[key], wanted[key].shape
+        if len(shape) == 4 and value.shape == (shape[0], _RGB_CHANNELS, *shape[2:]) and value.shape != shape:
+            given[key] = adapt_input_conv(shape[1], value)
 
 
 def _plain(key: str) -> str:
@@ -122,20 +137,25 @@ def _copy_transformers_backbone(model: MsctrForSemanticSegmentation, folder: str
     The norms of stages may be missing, since only backbones have them; layers above the backbone may remain unused.
     """
     config = model.config.backbone_config
-    try:
-        backbone, info = type(model.backbone).from_pretrained(  # type: ignore[attr-defined]
-            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
-        )
-    except Exception as error:
-        raise ValueError(f"The weights {source} cannot be loaded ({_brief(error)}); {_ADVICE}.") from error
+    for num_channels in dict.fromkeys((getattr(config, "num_channels", _RGB_CHANNELS), _RGB_CHANNELS)):
+        config = copy.deepcopy(config)
+        config.num_channels = num_channels
+        try:
+            backbone, info = type(model.backbone).from_pretrained(  # type: ignore[attr-defined]
+                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+            )
+        except Exception as error:
+            raise ValueError(f"The weights {source} cannot be loaded ({_brief(error)}); {_ADVICE}.") from error
+        if not info["mismatched_keys"]:
+            break
     missing = sorted(key for key in info["missing_keys"] if "hidden_states_norms" not in key)
     misshapen = sorted(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])
     above = ("classifier", "head", "pooler", "layernorm", "swin.layernorm", "norm", "decoder")
     unexpected = sorted(key for key in info["unexpected_keys"] if not key.startswith(above))
     _check_fit(source, config.model_type, missing, misshapen, unexpected)
-    model.backbone.load_state_dict(
-        {key: value for key, value in backbone.state_dict().items() if key in model.backbone.state_dict()}
-    )
+    wanted, given = model.backbone.state_dict(), backbone.state_dict()
+    _adapt_first_convolutions(given, wanted)
+    model.backbone.load_state_dict({key: value for key, value in given.items() if key in wanted})
 
 
 def _check_fit(source: str, network: str, missing: list[str], misshapen: list[str], unexpected: list[str]) -> None:

@@ -26,7 +26,7 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
         config (`PreTrainedConfig`): Configuration of a transformers backbone, or a `timm_backbone`.
 
     Returns:
-        `nn.Module`: called with `pixel_values` (B, 3, H, W), its output has `feature_maps`: a tuple of
+        `nn.Module`: called with `pixel_values` (B, C, H, W), its output has `feature_maps`: a tuple of
         (B, C_s, h_s, w_s), finest first. `.channels` lists the C_s.
     """
     if config.model_type == "timm_backbone":
@@ -37,6 +37,14 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
         backbone = AutoBackbone.from_config(config)
     _disable_unused_parameters(backbone)
     return backbone
+
+
+def input_channels(config: PreTrainedConfig) -> int:
+    """Return the number of channels of the images that a network, or a backbone, reads; 3 if it does not say."""
+    for part in (getattr(config, "backbone_config", None), config):
+        if (channels := getattr(part, "num_channels", None)) is not None:
+            return channels
+    return 3
 
 
 def works_at_one_stride(backbone: nn.Module) -> bool:

@@ -91,8 +91,8 @@ class MsctrConfig(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = _field(
         None,
         "Configuration of a transformers backbone; a dict needs its `model_type`. `timm_kwargs` in a "
-        "`timm_backbone` are passed to `timm.create_model` (HRNet: `{'feature_location': ''}`). ResNet-50 by "
-        "default.",
+        "`timm_backbone` are passed to `timm.create_model` (HRNet: `{'feature_location': ''}`); "
+        "`num_channels` is that of the images, 3 by default. ResNet-50 by default.",
     )
 
     decode_head: Literal[*DECODE_HEADS] = _field("upernet", "Decode head.")  # type: ignore[valid-type]

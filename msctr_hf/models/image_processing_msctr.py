@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_resize_output_image_size
-from transformers.image_utils import ChannelDimension
+from transformers.image_utils import ChannelDimension, make_list_of_images
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 from transformers.processing_utils import ImagesKwargs
@@ -30,6 +30,7 @@ from transformers.processing_utils import ImagesKwargs
 from .decode_heads import resize
 
 LABEL_PADDING = 255
+RGB_CHANNELS = 3
 PADDING_MODES = ("constant", "reflect")
 _LABELS_KEY, _PIXELS_KEY = "labels", "pixel_values"
 _BACKENDS = {
@@ -47,12 +48,17 @@ class MsctrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call
         padding_mode (`str`): `"constant"` pads with the mean color, `"reflect"` with mirrored pixels; the padding of
             labels is ignored in both modes.
         align_corners (`bool`): Whether logits are upsampled with aligned corners.
+        num_channels (`int`): Number of channels of the images.
+        value_type (`str`, *optional*): Type of the values that images must have, which are then not reduced to 8 bits:
+            uint8, uint16, int32 or float32. `None`, for images of 8 bits or of any type.
     """
 
     do_reduce_labels: bool
     size_divisor: int
     padding_mode: str
     align_corners: bool
+    num_channels: int
+    value_type: str | None
 
 
 class _PadAndPostProcess:
@@ -65,6 +71,13 @@ class _PadAndPostProcess:
     size_divisor = 1
     padding_mode = "constant"
     align_corners = False
+    num_channels = RGB_CHANNELS
+    value_type: str | None = None
+
+    @property
+    def reads_rgb(self) -> bool:
+        """Whether images are RGB of 8 bits, as those of other image processors."""
+        return self.num_channels == RGB_CHANNELS and self.value_type is None
 
     def _preprocess_image_like_inputs(
         self,
@@ -76,7 +89,12 @@ class _PadAndPostProcess:
         padding_mode="constant",
         **kwargs,
     ) -> BatchFeature:
-        kwargs.pop("align_corners", None)
+        for name in ("align_corners", "num_channels", "value_type"):
+            kwargs.pop(name, None)
+        if not self.reads_rgb:
+            is_gray = getattr(images, "ndim", None) == 2
+            images = [self._values(image) for image in ([images] if is_gray else make_list_of_images(images))]
+            kwargs["input_data_format"] = ChannelDimension.FIRST
         batch = super()._preprocess_image_like_inputs(  # type: ignore[misc]
             images, segmentation_maps, return_tensors=None, **kwargs
         )
@@ -85,6 +103,37 @@ class _PadAndPostProcess:
         if _LABELS_KEY in batch:
             data[_LABELS_KEY] = [pad(labels, canvas, value=LABEL_PADDING) for labels in batch[_LABELS_KEY]]
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _values(self, image: Any) -> np.ndarray:
+        """Return an image as an array (num_channels, H, W), float32.
+
+        Args:
+            image: Array (H, W), (H, W, num_channels) or (num_channels, H, W), tensor, or image of Pillow, whose colors
+                become gray where one channel of 8 bits is expected.
+
+        Raises:
+            ValueError: If it has another number of channels, or values of another type.
+        """
+        count = self.num_channels
+        if hasattr(image, "convert") and count == 1 and image.mode not in ("1", "F", "I") and image.mode[:4] != "I;16":
+            image = image.convert("L")
+        pixels = np.asarray(image)
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        if pixels.ndim == 3 and pixels.shape[2] != count and pixels.shape[0] == count:
+            pixels = pixels.transpose(1, 2, 0)
+        if pixels.ndim != 3 or pixels.shape[2] != count:
+            found = pixels.shape[2] if pixels.ndim == 3 else f"the shape {pixels.shape} instead of"
+            raise ValueError(
+                f"The image has {found} channel(s), but the network reads {count}; give an array (H, W, {count}), or "
+                "use `pipeline('msctr-segmentation')` of msctr_hf, which reads such files."
+            )
+        if self.value_type not in (None, str(pixels.dtype)):
+            raise ValueError(
+                f"The image has values of type {pixels.dtype}, but the network is for images of type "
+                f"{self.value_type}; `pipeline('msctr-segmentation')` of msctr_hf reads files without changing them."
+            )
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings to save; `auto_map` names both backends, of which transformers would name one."""
@@ -133,7 +182,7 @@ class _PadAndPostProcess:
         size = dict(self.size)
         if size.get("height") and size.get("width"):
             return size["height"], size["width"]
-        blank = np.broadcast_to(np.uint8(0), (3, height, width))
+        blank = np.broadcast_to(np.uint8(0), (RGB_CHANNELS, height, width))
         return get_resize_output_image_size(
             blank,
             size=size["shortest_edge"],
@@ -150,7 +199,19 @@ class MsctrImageProcessor(_PadAndPostProcess, SegformerImageProcessor):
 
 # trf-ignore: TRF057 see above
 class MsctrImageProcessorPil(_PadAndPostProcess, SegformerImageProcessorPil):
-    """Image processor on PIL and NumPy: optional resizing, then rescaling, normalization and padding."""
+    """Image processor on PIL and NumPy: optional resizing, then rescaling, normalization and padding.
+
+    Raises:
+        ValueError: If `num_channels` is neither 1 nor 3, which only the image processor on torchvision reads.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        if self.num_channels not in (1, RGB_CHANNELS):
+            raise ValueError(
+                f"The image processor on PIL reads 1 or 3 channels, but the network reads {self.num_channels}; use "
+                "that on torchvision: `MsctrImageProcessor`, or `backend='torchvision'`."
+            )
 
 
 def _canvas_size(sizes: list[tuple[int, int]], divisor: int) -> tuple[int, int]:

@@ -59,7 +59,11 @@ import torch.nn.functional as F
 CPU_TILE_ROWS = 256  # a tile of 256 x 512 float32 stays in the cache of a core; fastest of 128 to 512 rows
 DEVICE_TILE_ROWS = 2048  # of a device without a known cache; fastest of 1,024 to 8,192 rows on an H100
 MIN_DEVICE_TILE_ROWS = 512  # launches cost an accelerator more than arithmetic
-KEPT_TILES = 4  # memory of the tiles kept between the two passes, as a multiple of the memory of the rows
+# Tiles kept between the two passes instead of being computed again: a multiple of the memory of the rows. On a CPU all
+# of 8,000 rows with 256 channels are kept, and of more rows as many as fit into the limit.
+KEPT_TILES = 20
+MAX_KEPT_BYTES = 160 * 2**20
+DEVICE_KEPT_TILES = 4
 
 # Up to this magnitude of logits, float32 can sum exponentials without subtracting a maximum: ratios are at most e^60.
 MAX_UNSHIFTED_LOGIT = 30.0
@@ -123,8 +127,11 @@ def within_scale(
     grad = torch.zeros_like(features) if wants_grad else None
     loss, sum_grads = _diagonal(rows, groups, temperature, negative_sums, grad, _POSITIVE_TERMS[positives])
     if wants_grad:
+        storage = torch.empty_like(off_diagonal.buffer)
         for (upper, lower), exponentials in off_diagonal:  # the second pass: S_i is complete
-            exponentials *= sum_grads[upper, None] + sum_grads[None, lower]  # dl_i/da_ij + dl_j/da_ji
+            factors = storage[: exponentials.numel()].view_as(exponentials)
+            torch.add(sum_grads[upper, None], sum_grads[None, lower], out=factors)  # dl_i/dS_i + dl_j/dS_j
+            exponentials *= factors  # dl_i/da_ij + dl_j/da_ji
             grad[upper].addmm_(exponentials, features[lower])
             grad[lower].addmm_(exponentials.T, features[upper])
         grad *= 1 / (max(len(features), 1) * temperature)
@@ -161,9 +168,9 @@ def _diagonal(
     loss = features.new_zeros(())
     for group in groups:
         for strip in strips(group.start, group.stop, tile_rows(features.device)):
-            logits = features[strip] @ features[group].T * (_LOG2_E / temperature)  # (T, G)
+            logits = (features[strip] @ features[group].T).mul_(_LOG2_E / temperature)  # (T, G)
             positives = _same_class(labels[strip], labels[group])
-            exponentials = logits.exp2() * (1 - positives)
+            exponentials = logits.exp2().mul_(1 - positives)
             negative_sums[strip] += exponentials.sum(1)
             positives.diagonal(strip.start - group.start).zero_()  # an anchor is not its own positive
             strip_loss, gap_grads = positive_terms(logits, positives, negative_sums[strip, None].log2())
@@ -183,7 +190,7 @@ def _diagonal(
 class _OffDiagonalTiles:
     """Iterable over the exponentials of all logits above the diagonal groups, tile by tile; it can be repeated.
 
-    As many tiles as `KEPT_TILES` allows are kept for the next iteration; the others share one buffer and are computed
+    As many tiles as `_room` allows are kept for the next iteration; the others share one buffer and are computed
     again, so that memory stays linear in the number of rows. Only the last iteration may overwrite a tile.
     """
 
@@ -192,7 +199,7 @@ class _OffDiagonalTiles:
         self.scaled = features * (_LOG2_E / temperature)
         self.blocks = list(_off_diagonal_blocks(groups, len(features), tile_rows(features.device)))
         self.kept: list[torch.Tensor] = []
-        self.room = KEPT_TILES * features.numel()
+        self.room = _room(features)
         self.buffer = features.new_empty(max((_area(block) for block in self.blocks), default=0))
 
     def __iter__(self) -> Iterator[tuple[Block, torch.Tensor]]:
@@ -378,6 +385,13 @@ def tile_rows(device: torch.device) -> int:
         return CPU_TILE_ROWS
     cache = _cache_bytes(device) if device.type == "cuda" else 0
     return max(MIN_DEVICE_TILE_ROWS, _power_of_two(math.isqrt(cache // 8))) if cache else DEVICE_TILE_ROWS
+
+
+def _room(features: torch.Tensor) -> int:
+    """Return how many elements the tiles that are kept may have."""
+    if features.device.type != "cpu":
+        return DEVICE_KEPT_TILES * features.numel()
+    return min(KEPT_TILES * features.numel(), MAX_KEPT_BYTES // features.element_size())
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import build_backbone, works_at_one_stride
+from .backbones import build_backbone, input_channels, works_at_one_stride
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import ContrastiveResult, MultiScaleContrastiveLoss
 from .contrastive_weight import ContrastiveWeight
@@ -129,6 +129,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         super().__init__(config)
         config.validate_settings()  # some may have been assigned since it was built
         self.backbone = build_backbone(config.backbone_config)
+        self.num_channels = input_channels(config)
         channels: list[int] = list(self.backbone.channels)  # type: ignore[arg-type]
         self.feature_pyramid = None
         if works_at_one_stride(self.backbone):
@@ -177,7 +178,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         """Segment a batch, and compute the loss if `labels` are given.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized RGB images of any size that is at least
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalized images of any size that is at least
                 the coarsest stride.
             labels (`torch.Tensor` of shape `(B, H', W')`, int64, *optional*): Classes or the ignore index.
             output_projections (`bool`, *optional*): Whether to return the projections, also in evaluation mode.
@@ -190,6 +191,11 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         """
         if output_projections and self.projection_head is None:
             raise ValueError("The network has no projection head: it was configured with `contrastive_mode='ce'`.")
+        if pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"`pixel_values` have {pixel_values.shape[1]} channel(s), but the network reads {self.num_channels} "
+                "(`num_channels` of its backbone)."
+            )
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
         if contrasts and labels.is_cuda:
             mark_complete(labels)

@@ -88,7 +88,7 @@ class MsctrTimmBackbone(TimmBackbone):
                     module.inplace = False
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any):
-        """Compute stage maps: (B, 3, H, W) -> output whose `feature_maps` are (B, C_s, h_s, w_s), finest first."""
+        """Compute stage maps: (B, C, H, W) -> output whose `feature_maps` are (B, C_s, h_s, w_s), finest first."""
         height, width = pixel_values.shape[-2:]
         below, right = -height % self.size_multiple, -width % self.size_multiple
         if below or right:

@@ -77,16 +77,20 @@ def _paths(settings: dict[str, Any]) -> list[str]:
 
 def without_secrets(value: Any) -> Any:
     """Hide access tokens of the Hub, and values of secret environment variables, in a value of any type."""
-    if isinstance(value, dict):
-        return {without_secrets(key): without_secrets(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_secrets(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    for name, secret in os.environ.items():
-        if len(secret) >= 8 and _SECRET_NAME.search(name):
+    secrets = [secret for name, secret in os.environ.items() if len(secret) >= 8 and _SECRET_NAME.search(name)]
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {hidden(key): hidden(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [hidden(entry) for entry in value]
+        if not isinstance(value, str):
+            return value
+        for secret in secrets:
             value = value.replace(secret, HIDDEN)
-    return _TOKEN.sub(HIDDEN, value)
+        return _TOKEN.sub(HIDDEN, value)
+
+    return hidden(value)
 
 
 def git_commit() -> str | None:

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, TimmBackboneConfig
 
+from ..data.channel_statistics import ChannelStatistics
+from ..data.channels import Channels, count_of
 from ..data.labels import IGNORE_INDEX
 from ..data.settings import DataSettings
 from ..data.specs import DatasetSpec
@@ -22,6 +24,7 @@ from ..errors import UsageError, brief_reason, building_a_network, first_line
 from ..evaluation.class_order import find_order
 from ..evaluation.finite import refuse_faulty_weights
 from ..models.backbone_weights import load_backbone_weights
+from ..models.backbones import input_channels
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import ContrastiveAdapter
 from ..models.decode_heads import Classifier
@@ -33,17 +36,17 @@ from .timm_networks import evenly_spaced, refuse_one_size, timm_backbone_config
 
 
 def build_config(arguments: ModelSettings, settings: dict[str, Any], spec: DatasetSpec) -> MsctrConfig:
-    """Build the configuration of a network for the classes of a data set.
+    """Build the configuration of a network for the classes and the channels of a data set.
 
     Args:
         arguments (`ModelSettings`): Settings of the backbone.
         settings (`dict`): Settings of `MsctrConfig` by name.
-        spec (`DatasetSpec`): Data set, with classes and colors.
+        spec (`DatasetSpec`): Data set, with classes, colors and channels.
 
     Raises:
         UsageError: If a setting is unknown, has a wrong type or contradicts others.
     """
-    backbone_config = _backbone_config(arguments)
+    backbone_config = _backbone_config(arguments, spec.source.channels)
     with building_a_network():
         config = MsctrConfig(
             backbone_config=backbone_config,
@@ -78,6 +81,7 @@ def build_network(
         with building_a_network():
             model = MsctrForSemanticSegmentation(config)
             load_backbone_weights(model, arguments.backbone_weights, hub_id=arguments.backbone)
+    _refuse_other_channels(model, arguments, spec.source.channels)
     refuse_faulty_weights(model, prefix="Training cannot start: ")
     if arguments.activation_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -87,25 +91,49 @@ def build_network(
     return model
 
 
+def _refuse_other_channels(model: nn.Module, arguments: ModelSettings, channels: Channels | None) -> None:
+    """Refuse a network that does not read the channels of the images."""
+    read, count = input_channels(model.config), 3 if channels is None else channels.count
+    if read != count:
+        source = arguments.model_name_or_path or "`backbone_config`"
+        default = " by default" if channels is None else ""
+        raise UsageError(
+            f"`num_channels` is {count}{default}, but the network of {source} reads images of {count_of(read)}."
+        )
+
+
 def choose_image_processor(
-    model: MsctrForSemanticSegmentation | ContrastiveAdapter, arguments: ModelSettings, data_arguments: DataSettings
+    model: MsctrForSemanticSegmentation | ContrastiveAdapter,
+    arguments: ModelSettings,
+    data_arguments: DataSettings,
+    statistics: ChannelStatistics | None = None,
 ) -> Any:
-    """Build the image processor to save with a network, or load that of an adapted model."""
+    """Build the image processor to save with a network, or load that of an adapted model.
+
+    With `statistics`, images are normalized with those of the training split.
+    """
     options = image_processor_options(data_arguments)
+    if statistics is not None:
+        options |= {
+            "num_channels": statistics.channels.count,
+            "value_type": statistics.value_type,
+            "rescale_factor": 1 / statistics.white,
+            "image_mean": statistics.image_mean,
+            "image_std": statistics.image_std,
+        }
     if isinstance(model, ContrastiveAdapter):
         return image_processor_of_saved(arguments.model_name_or_path, options)
     return build_image_processor(model, **options)
 
 
 def build_image_processor(model: MsctrForSemanticSegmentation, **options: Any) -> MsctrImageProcessor:
-    """Build an image processor with the normalization of the weights of the backbone, and further `options`."""
+    """Build an image processor with the normalization of the backbone's weights, which `options` may replace."""
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     backbone = model.config.backbone_config
     if backbone.model_type == "timm_backbone" and (pretrained := timm.get_pretrained_cfg(backbone.backbone)):
         mean, std = pretrained.mean, pretrained.std
-    return MsctrImageProcessor(
-        image_mean=list(mean), image_std=list(std), align_corners=model.config.align_corners, **options
-    )
+    normalization = {"image_mean": list(mean), "image_std": list(std)}
+    return MsctrImageProcessor(align_corners=model.config.align_corners, **{**normalization, **options})
 
 
 def image_processor_options(arguments: DataSettings) -> dict[str, Any]:
@@ -150,7 +178,14 @@ def freeze(module: nn.Module) -> None:
     module.train = lambda mode=True: module  # type: ignore[method-assign]
 
 
-def _backbone_config(arguments: ModelSettings) -> dict[str, Any]:
+def _backbone_config(arguments: ModelSettings, channels: Channels | None) -> dict[str, Any]:
+    config = _backbone_config_of_rgb(arguments)
+    if channels is None or channels.count == 3:
+        return config
+    return {**config, "num_channels": channels.count}
+
+
+def _backbone_config_of_rgb(arguments: ModelSettings) -> dict[str, Any]:
     from_timm = arguments.backbone_config is None and "/" not in arguments.backbone
     if arguments.output_stride is not None and not from_timm:
         raise UsageError(

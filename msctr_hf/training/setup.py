@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 
+from ..data.decoding import rows_with_channels
 from ..data.settings import DataSettings
 from ..data.tiles import cut_into_tiles
 from ..data.user_transform import import_transform
@@ -20,6 +21,7 @@ from ..evaluation.precision import has_bf16
 from ..models.contrastive_adapter import ContrastiveAdapter
 from ..progress import say
 from ..settings import as_mapping
+from .channel_statistics import CHANNELS, choose_statistics
 from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
 from .class_weights import CLASS_WEIGHTS, ClassPixels, choose_class_weights, describe_class_weights
 from .data_checks import check_data
@@ -97,6 +99,17 @@ class Setup:
                 "this device only emulates bf16, so a step can take many times as long as in float32, which a new run "
                 "gets by mixed_precision auto or no"
             )
+        if model_arguments.contrastive_adapter and data_arguments.num_channels is not None:
+            raise UsageError(
+                "`num_channels`: an adapted model keeps its own image processor, for RGB of 8 bits; leave it out."
+            )
+        statistics = choose_statistics(data_arguments, self.train_set, self.checkpoint)
+        if statistics is not None:
+            self.data[CHANNELS] = statistics.as_dict()
+            self.notes.append(f"channels of {statistics.value_type}, mean ± standard deviation: {statistics}")
+            self.train_set, validation_set = (
+                rows_with_channels(dataset, statistics.channels) for dataset in (self.train_set, validation_set)
+            )
         self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split)
         if data_arguments.tile_size is not None:  # after the check, which is about images
             self.train_set = cut_into_tiles(self.train_set, data_arguments.tile_size, data_arguments.tile_overlap)
@@ -117,7 +130,7 @@ class Setup:
         set_seed(args.seed)  # so that every process builds the same network
         with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
             network = build_network(model_arguments, network_settings, self.spec)
-            self.image_processor = choose_image_processor(network, model_arguments, data_arguments)
+            self.image_processor = choose_image_processor(network, model_arguments, data_arguments, statistics)
         loader, self.epochs = build_loader(
             self.train_set, data_arguments, args, self.image_processor, class_pixels, accelerator
         )
@@ -141,9 +154,12 @@ class Setup:
                 f"DeepSpeed says {accelerator.gradient_accumulation_steps}; use the same number in both."
             )
         self.network = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        scored = validation_set
+        if validation_images is not None:  # datasets 4.0 cannot take more images than there are
+            scored = validation_set.take(min(validation_images, num_images(validation_set) or validation_images))
         self.validation = Validation(
             accelerator,
-            validation_set if validation_images is None else validation_set.take(validation_images),
+            scored,
             self.spec,
             self.image_processor,
             data_arguments.num_workers,

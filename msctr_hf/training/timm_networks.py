@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,10 +63,18 @@ def timm_backbone_config(name: str, output_stride: int | None = None) -> dict[st
     elif hasattr(inner, "dynamic_img_size"):
         usual = ANY_SIZE[1]
     own_size = tuple(getattr(inner, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:])
+    return json.loads(_accepted_settings(json.dumps(config), json.dumps(usual), own_size))
+
+
+@functools.cache  # for a process that trains several times; in JSON, so that every caller gets its own copy
+def _accepted_settings(config_json: str, usual_json: str, own_size: tuple[int, int]) -> str:
+    """Try settings one after another until a network accepts images of any size with them."""
+    config, usual = json.loads(config_json), json.loads(usual_json)
+    name, output_stride = config["backbone"], config.get("output_stride")
     with torch.random.fork_rng(devices=[]):  # what is tried must not change the network that a seed starts from
         found = _try(config, usual, "meta")
         if found is not None:
-            return found
+            return json.dumps(found)
         if output_stride is not None:
             raise UsageError(
                 f"`output_stride={output_stride}`: {name} cannot be dilated to this stride; leave it out, or use 8 or "
@@ -78,7 +88,7 @@ def timm_backbone_config(name: str, output_stride: int | None = None) -> dict[st
         for timm_kwargs in (usual, {}, *ANY_SIZE):
             found = _try(config, timm_kwargs, device)
             if found is not None:
-                return found
+                return json.dumps(found)
     height, width = own_size
     raise UsageError(f"{name} accepts images of only one size in timm, {height} x {width} pixels; {_ADVICE}.")
 
@@ -153,7 +163,7 @@ def _fault_of_maps(backbone: MsctrTimmBackbone, size: tuple[int, int], device: s
     """Return why maps of an image cannot be computed or do not have the strides of the network, or `None`."""
     try:
         with torch.no_grad(), torch.device(device):
-            maps = backbone(torch.zeros(1, 3, *size)).feature_maps
+            maps = backbone(torch.zeros(1, backbone.config.num_channels, *size)).feature_maps
     except Exception as error:  # timm asserts, divides and reshapes
         return brief_reason(error)
     strides = backbone._backbone.feature_info.reduction()

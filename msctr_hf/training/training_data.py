@@ -118,13 +118,15 @@ def num_images(dataset: Dataset | IterableDataset) -> int | None:
 
 
 def _augmentation(arguments: DataSettings, image_processor: MsctrImageProcessor) -> TrainingAugmentation:
-    colors = ImagePreparation(image_processor).colors
+    preparation = ImagePreparation(image_processor)
+    colors, channels = preparation.colors, preparation.channels
     transform = arguments.augmentation
     return TrainingAugmentation(
         crop_size=arguments.crop_size,
         image_mean=colors.mean,
         image_std=colors.std,
         channel_order=colors.order,
+        white=colors.white,
         scale_range=arguments.scale_range,
         aspect_range=arguments.aspect_range,
         max_class_share=arguments.max_class_share,
@@ -132,6 +134,6 @@ def _augmentation(arguments: DataSettings, image_processor: MsctrImageProcessor)
         flip_vertical_probability=arguments.flip_vertical_probability,
         rotate90=arguments.rotate90,
         user_transform=None if transform is None else UserTransform(transform, len(arguments.spec.classes)),
-        color_jitter=arguments.color_jitter,
+        color_jitter=arguments.color_jitter and (channels is None or channels.are_colors),
         padding_mode=arguments.padding_mode,
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
+from conftest import SMALL_RESNET
 from layouts import write_folder
 from safetensors.torch import load_file
 from small_run import flags
@@ -20,7 +21,8 @@ from msctr_hf.errors import UsageError
 from msctr_hf.training.settings import TrainingSettings
 
 SMALL = {
-    "dataset": "folder", "crop_size": (32, 32), "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8,
+    "dataset": "folder", "backbone": SMALL_RESNET, "crop_size": (32, 32),
+    "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8,
     "class_weights": [1, 1, 1], "batch_size": 2, "max_steps": 4, "validation_steps": 2, "checkpointing_steps": 2,
     "logging_steps": 1, "num_workers": 0, "report_to": "none",
 }  # fmt: skip

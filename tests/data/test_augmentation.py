@@ -198,3 +198,31 @@ def test_another_crop_is_drawn_where_one_class_fills_it():
 def test_the_largest_class_share_counts_valid_pixels_only():
     assert largest_class_share(np.array([[1, 1, 2, 255]], dtype=np.uint8)) == pytest.approx(2 / 3)
     assert largest_class_share(np.full((2, 2), 255, dtype=np.uint8)) == 1.0
+
+
+def test_values_of_more_bits_are_augmented_as_those_of_8():
+    image, labels = sample()
+    deep = np.asarray(image).astype(np.uint16) * 257
+    settings = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2] * 3, "color_jitter": True}
+    expected, expected_labels = augment(pair=(image, labels), **settings)
+    crop, crop_labels = augment(pair=(deep, labels), white=65535.0, **settings)
+    assert np.array_equal(crop_labels, expected_labels)
+    # resized values of 8 bits are rounded twice, and then stretched by three factors of up to 1.5
+    assert np.abs(crop - expected).max() < 4 / 255 / 0.2
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32])
+def test_images_of_any_number_of_channels_are_cut_and_padded_with_their_mean(count, dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, count)).astype(dtype)
+    white = 255.0 if dtype == np.uint8 else 1.0
+    mean = np.linspace(60, 200, count) / white
+    settings = {"image_mean": mean, "image_std": [1 / white] * count, "channel_order": range(count), "white": white}
+    labels = np.zeros((20, 30), np.uint8)
+    crop, crop_labels = augment(
+        pair=(pixels, labels), scale_range=(1, 1), aspect_range=(1, 1), max_class_share=2, **settings
+    )
+    rows, columns = (np.flatnonzero((crop_labels == 0).any(axis=axis)) for axis in (1, 0))
+    shown = crop[np.ix_(rows, columns)]
+    assert np.abs(shown + mean * white - pixels).max() < 1e-3
+    assert np.abs(crop[crop_labels == 255]).max() <= (0.5 if dtype == np.uint8 else 1e-4)

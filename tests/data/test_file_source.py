@@ -375,3 +375,19 @@ def test_an_empty_list_of_images_is_refused(tmp_path):
     (layout.write(tmp_path) / layout.names).write_text("\n")
     with pytest.raises(UsageError, match=r"train\.txt, which names the images of the split, is empty"):
         load(layout, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*not used")
+def test_arrays_are_images_only_where_the_number_of_channels_is_given(tmp_path):
+    layout = LAYOUTS["cityscapes"]
+    layout.write(tmp_path, count=2)
+    image, _ = layout.pair(tmp_path, 1)
+    np.save(image.with_suffix(".npy"), np.zeros((12, 16, 5), np.uint8))
+    assert load(layout, tmp_path)[1]["image"].size == (16, 12)
+    with pytest.raises(UsageError, match="have the same name; remove one of them"):
+        load_segmentation_dataset("cityscapes", "train", tmp_path, num_channels=5)
+    image.unlink()
+    write_image(image.with_name("other.png"))  # not a name of this data set, with arrays neither
+    rows = load_segmentation_dataset("cityscapes", "train", tmp_path, num_channels=5)
+    assert len(rows) == 2
+    assert rows[1]["image"].shape == (12, 16, 5)

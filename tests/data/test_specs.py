@@ -6,7 +6,7 @@ from msctr_hf.data.specs import DATASETS
 NUM_CLASSES = {
     "cityscapes": 19, "ade20k": 150, "camvid": 11, "pascal_context": 59, "pascal_context_60": 60,
     "pascal_context_voc_order": 59, "pascal_context_60_voc_order": 60, "cadis_task1": 8, "cadis_task2": 17,
-    "cadis_task3": 25, "synthetic_scenes": 9,
+    "cadis_task3": 25, "synthetic_scenes": 9, "synthetic_scenes_nir": 10,
 }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from msctr_hf import load_segmentation_dataset
-from msctr_hf.data.synthetic import SYNTHETIC_CLASSES, draw_scene
+from msctr_hf.data.synthetic import ARTIFICIAL_TREE, SYNTHETIC_CLASSES, TREE, draw_bands, draw_scene
+from msctr_hf.errors import UsageError
 
 
 def test_scenes_are_the_same_for_the_same_seed_and_differ_otherwise():
@@ -42,3 +44,29 @@ def test_objects_range_from_a_few_pixels_to_half_the_image():
 def test_an_unknown_split_is_refused_with_a_list_of_the_splits():
     with pytest.raises(ValueError, match="splits"):
         load_segmentation_dataset("synthetic_scenes", "val")
+
+
+def test_red_green_and_blue_do_not_tell_artificial_trees_from_real_ones_but_near_infrared_does():
+    inside = {TREE: [], ARTIFICIAL_TREE: []}
+    for number in range(12):
+        bands, label = draw_bands((1, number))
+        image, plain = draw_scene((1, number))
+        labels = np.asarray(label)
+        assert np.array_equal(bands[..., :3], np.asarray(image))  # drawn before the kind of a tree is chosen
+        assert np.array_equal(np.where(labels == ARTIFICIAL_TREE, TREE, labels), np.asarray(plain))
+        for kind, values in inside.items():
+            values.append(bands[labels == kind])
+    real, artificial = (np.concatenate(inside[kind])[:, 3].astype(float) for kind in (TREE, ARTIFICIAL_TREE))
+    assert min(len(real), len(artificial)) > 10_000  # half of the trees are artificial
+    assert real.mean() - artificial.mean() > 5 * (real.std() + artificial.std()) / 2
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(None, Image.Image), (3, np.ndarray), (4, np.ndarray)])
+def test_scenes_with_near_infrared_have_three_or_four_bands(count, dtype):
+    row = load_segmentation_dataset("synthetic_scenes_nir", "validation", num_channels=count)[0]
+    assert isinstance(row["image"], dtype)
+    assert np.asarray(row["image"]).shape == (192, 256, count or 3)
+    assert np.array_equal(np.asarray(row["image"])[..., :3], np.asarray(draw_scene((1, 0))[0]))
+    rows = load_segmentation_dataset("synthetic_scenes", "validation", num_channels=4)
+    with pytest.raises(UsageError, match="A scene has 3 channels, but `num_channels` is 4"):
+        rows[0]

@@ -160,6 +160,17 @@ def test_the_benchmark_of_a_part_equals_its_result_file(name):
         assert line.endswith(shown)
 
 
+def test_the_comparison_with_other_libraries_equals_its_result_file():
+    section = BENCHMARKS.split("\n## Beside other libraries\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if " ms = " in line]
+    for line, row in zip(lines, benchmark("peers"), strict=True):
+        time = f"{figure(row['peer ms'])} / {figure(row['ours ms'])} ms = {ratio(row['speed-up'])}"
+        assert line.startswith(f"| {row['work']} | {row['peer']} | {time} |")
+        if row["memory ratio"] is not None:
+            memory = f"{figure(row['peer MB'])} / {figure(row['ours MB'])} MB = {row['memory ratio']:.1f}x"
+            assert line.endswith(f"| {memory} |")
+
+
 @pytest.mark.parametrize("name", ["step", "step_camvid"])
 def test_the_benchmark_of_a_step_equals_its_result_file(name):
     for row in benchmark(name):

@@ -80,7 +80,7 @@ def test_images_are_ranked_by_their_largest_cosine_and_masks_are_where_it_reache
     expected = sorted(scores, key=lambda path: -scores[path])
     listed = [each.path for each in found if each.path in scores]
     assert listed == expected[: len(listed)]
-    assert found[0].path.name == "0.png"
+    assert {each.path.name for each in found[:2]} == {"0.png", "3.png"}  # both show the first pixel
     assert len(found) == 3
     for each in found:
         if each.path in scores:

@@ -34,6 +34,7 @@ from transformers import (
 
 from msctr_hf import MsctrImageProcessor
 from msctr_hf.data.augmentation import TrainingAugmentation
+from msctr_hf.data.channels import Channels
 from msctr_hf.data.settings import DataSettings
 from msctr_hf.data.specs import DATASETS
 from msctr_hf.errors import InputWarning, UsageError
@@ -199,7 +200,7 @@ def test_the_padding_of_training_crops_has_the_color_of_padding_in_prediction():
     """Pixel values of 0 if a color has them; BGR without normalization: black."""
     image, random = np.full((8, 8, 3), 200, np.uint8), np.random.default_rng(0)
     for processor in (MobileViTImageProcessor(), SegformerImageProcessor()):
-        order, mean, std = ImagePreparation(processor).colors
+        order, mean, std, _ = ImagePreparation(processor).colors
         augment = TrainingAugmentation((32, 32), mean, std, color_jitter=False, channel_order=order)
         pixel_values, labels = augment(image, np.zeros((8, 8), np.uint8), random)
         assert pixel_values[:, labels.numpy() == 255].abs().max() < 0.01
@@ -268,7 +269,7 @@ class Mirrored(SegformerImageProcessor):
             lambda: SuperPointImageProcessor(do_grayscale=True),
             "SuperPointImageProcessor mixes color channels, or does not normalize them linearly; ",
         ),
-        (Idefics3ImageProcessor, r"Idefics3ImageProcessor makes pixel values of the shape \(1, \d+, 3, 364, 364\)"),
+        (Idefics3ImageProcessor, r"Idefics3ImageProcessor\w* makes pixel values of the shape \(1, \d+, 3, 364, 364\)"),
         (ImageGPTImageProcessor, r"ImageGPTImageProcessor cannot prepare images \(Clusters must be provided"),
         (VitMatteImageProcessor, r"VitMatteImageProcessor cannot prepare images \(.*trimaps'\); "),
     ],
@@ -315,3 +316,26 @@ def test_another_image_processor_in_a_copy_of_a_predictor_is_used():
     assert replace(predictor, settings=InferenceSettings(flip=True)).preparation is predictor.preparation
     other = replace(predictor, image_processor=SegformerImageProcessor(size={"height": 64, "width": 48}))
     assert other.prepare([Image.new("RGB", (90, 70))]).shape == (1, 3, 64, 48)
+
+
+@pytest.mark.parametrize(("count", "dtype", "white"), [(1, np.uint8, 255), (4, np.uint16, 65535), (7, np.float32, 1)])
+def test_training_sees_images_of_any_channels_as_prediction_does(count, dtype, white, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, count)).astype(dtype)
+    mean, std = (np.linspace(*ends, count).tolist() for ends in ((0.3, 0.6), (0.2, 0.4)))
+    processor = MsctrImageProcessor(
+        num_channels=count, value_type=np.dtype(dtype).name, rescale_factor=1 / white, image_mean=mean, image_std=std
+    )
+    preparation = ImagePreparation(processor)
+    assert preparation.channels == Channels(count, np.dtype(dtype).name)
+    predicted = preparation([image, image])
+    expected = (torch.from_numpy(image / white) - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(predicted[1], expected.permute(2, 0, 1).float(), rtol=1e-4, atol=1e-4)
+    order, *colors, white_of_training = preparation.colors
+    augmentation = TrainingAugmentation(
+        (50, 40), *colors, scale_range=(1, 1), aspect_range=(1, 1), max_class_share=2, flip_probability=0,
+        color_jitter=False, channel_order=order, white=white_of_training,
+    )  # fmt: skip
+    trained, _ = augmentation(image, np.zeros((50, 40), np.uint8), np.random.default_rng(0))
+    torch.testing.assert_close(trained, predicted[0], rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr("msctr_hf.evaluation.image_preparation.PREPARED_ROWS", 16)
+    torch.testing.assert_close(preparation([image]), predicted[:1])

@@ -50,7 +50,8 @@ def test_embeddings_are_returned_on_request(saved, image, settings):
     predictor = load_predictor(saved, InferenceSettings(**windows), device="cpu")
     np.testing.assert_allclose(result["embeddings"], Embedder(predictor)(image).numpy(), rtol=0, atol=1e-6)
     of_stage = segment([image, image], features="backbone", stage=2, **settings)
-    assert [each["embeddings"].shape[0] for each in of_stage] == [128, 128]
+    channels = predictor.model.backbone.channels[1]
+    assert [each["embeddings"].shape[0] for each in of_stage] == [channels, channels]
     assert "embeddings" not in segment(image, return_embeddings=False)
     with pytest.raises(UsageError, match="`stage` must be one of 1, 2, 3, 4"):
         segment(image, stage=5)

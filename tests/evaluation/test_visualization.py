@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from PIL import Image
 
 from msctr_hf.evaluation import visualization
-from msctr_hf.evaluation.visualization import colorize, contact_sheet, legend, overlay
+from msctr_hf.evaluation.visualization import colorize, contact_sheet, legend, overlay, viewable
 
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
@@ -74,3 +75,16 @@ def test_an_overlay_blends_every_row_of_a_high_image():
     labels = random.integers(0, 3, (1100, 3))
     expected = 0.25 * np.asarray(PALETTE)[labels] + 0.75 * pixels
     assert np.abs(np.asarray(overlay(Image.fromarray(pixels), labels, PALETTE, opacity=0.25)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_arrays_are_shown_as_colors_or_gray_and_other_types_than_8_bits_are_stretched(count):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, count), dtype=np.uint8)
+    colors = pixels[..., :3] if count >= 3 else pixels[..., :1].repeat(3, axis=2)
+    assert np.array_equal(np.asarray(viewable(pixels)), colors)
+    shown = np.asarray(viewable(pixels.astype(np.float32) * 1000 - 7)).astype(int)
+    assert shown.shape == colors.shape
+    assert (shown.min(), shown.max()) == (0, 255)
+    assert np.abs(shown - colors).max() <= 8  # 2 % at either end become black and white
+    assert viewable(np.full((3, 4, 1), 5.0, np.float32)).size == (4, 3)  # a constant channel
+    assert np.array_equal(np.asarray(overlay(pixels, np.zeros((30, 40), np.uint8), [(0, 0, 0)], opacity=0)), colors)

@@ -5,12 +5,12 @@ import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 
+import forked
 import pytest
 from conftest import ROOT
+from interrupted_run import ENVIRONMENT
 from layouts import write_folder
 from small_run import flags
 
@@ -25,14 +25,13 @@ def folder(tmp_path):
 def sweep(folder, output_dir, *more, seeds=(0, 1), **changes):
     of_a_run = flags(folder, None, **{"validation_steps": None} | changes)
     return [
-        sys.executable, str(ROOT / "scripts/sweep.py"), "--output_dir", str(output_dir),
+        str(ROOT / "scripts/sweep.py"), "--output_dir", str(output_dir),
         "--seeds", *map(str, seeds), "--arms", *ARMS, *more, *of_a_run,
     ]  # fmt: skip
 
 
-def run(command):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+def run(words):
+    return forked.run(words, ENVIRONMENT, timeout=500)
 
 
 def log(path):
@@ -61,7 +60,7 @@ def test_single_runs_repeat_the_rows_of_a_sweep(folder, tmp_path):
     assert "4 runs, 4 of them finished" in again.stdout
 
     words = [str(folder) if word == "DATA_DIR" else word for word in shlex.split(rows[1]["command"])[2:]]
-    alone = run([sys.executable, str(ROOT / "scripts/train.py"), *words, "--output_dir", str(tmp_path / "alone")])
+    alone = run([ROOT / "scripts/train.py", *words, "--output_dir", str(tmp_path / "alone")])
     assert alone.returncode == 0, alone.stderr
     results = json.loads((tmp_path / "alone/results.json").read_text())
     assert results["mean_iou"] == rows[1]["mean_iou"]
@@ -71,8 +70,7 @@ def test_single_runs_repeat_the_rows_of_a_sweep(folder, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_resumes(folder, tmp_path, number):
     command = sweep(folder, tmp_path / "sweep", seeds=(0,), max_steps=60, checkpointing_steps=60)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+    process = forked.Process(command, ENVIRONMENT)
     steps = tmp_path / "sweep/ce/seed_0/log.jsonl"
     while not steps.exists() or len(steps.read_text().splitlines()) < 3:
         assert process.poll() is None
@@ -87,11 +85,11 @@ def test_a_stopped_sweep_resumes(folder, tmp_path, number):
     assert {row["arm"] for row in json.loads((tmp_path / "sweep/results.json").read_text())} == {"ce", "budget"}
 
 
-def test_a_failed_run_ends_the_sweep_with_the_error_of_the_run(folder, tmp_path):
+def test_a_failed_run_ends_the_sweep_with_the_error_of_the_run(run_script, folder, tmp_path):
     (folder / "dataset.yaml").unlink()
-    failed = run(sweep(folder, tmp_path / "sweep", seeds=(0,)))
-    assert failed.returncode == 2
-    last = failed.stderr.strip().splitlines()[-1]
+    code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep", seeds=(0,))[1:])
+    assert code == 2
+    last = error.strip().splitlines()[-1]
     assert last.startswith("error: ce, seed 0 ended with exit code 2: error: ")
     assert "dataset.yaml" in last
 
@@ -104,7 +102,7 @@ def test_a_failed_run_ends_the_sweep_with_the_error_of_the_run(folder, tmp_path)
     (("--experiment", "missing.yaml"), "--arms and --seeds are in the file of the experiment"),
 ])  # fmt: skip
 def test_faulty_input_is_reported_in_one_sentence(folder, tmp_path, more, message, run_script):
-    code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep")[2:], *more)
+    code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep")[1:], *more)
     assert code == 2
     assert message in error
     assert not (tmp_path / "sweep").exists()
@@ -115,7 +113,7 @@ def test_missing_packages_are_named_before_the_first_run(folder, tmp_path, run_s
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *at: None if name == "scipy" else find_spec(name, *at)
     )
-    code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep")[2:])
+    code, _, error = run_script("sweep.py", *sweep(folder, tmp_path / "sweep")[1:])
     assert code == 2
     assert "needs scipy: pip install '.[figures]'" in error
     assert not (tmp_path / "sweep").exists()

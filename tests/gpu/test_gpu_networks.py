@@ -11,6 +11,7 @@ from test_modeling_msctr import HRNET, NETWORKS
 from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.models.decode_heads import DECODE_HEADS
 
+RESNET = {**TIMM_TINY, "backbone": "resnet18"}
 LITE0 = {"model_type": "timm_backbone", "backbone": "tf_efficientnet_lite0", "out_indices": [1, 2, 3, 4]}
 CONVNEXT = {
     "model_type": "convnext",
@@ -18,7 +19,7 @@ CONVNEXT = {
     "depths": [1, 1, 1, 1],
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
-BACKBONES = {"resnet": TIMM_TINY, "hrnet": HRNET, "swin": SWIN_TINY, "convnext": CONVNEXT, "lite0": LITE0}
+BACKBONES = {"resnet": RESNET, "hrnet": HRNET, "swin": SWIN_TINY, "convnext": CONVNEXT, "lite0": LITE0}
 PAIRS = {
     f"{head}-{name}": (head, backbone, {})
     for head in DECODE_HEADS

@@ -16,7 +16,7 @@ from gpu_parts import part, tf32
 import msctr_hf
 from experiments.benchmark import evaluation
 from experiments.benchmark.contrast import CHANNELS, NUM_LABELS, STRIDES, VIEWS, blob_labels
-from experiments.benchmark.data import CASES, _write_images
+from experiments.benchmark.data import CASES, write_images
 from experiments.benchmark.measuring import median_seconds, peak_megabytes
 from experiments.benchmark.step import PHASES, Setting, TrainingStep
 from msctr_hf.commands.train import command_line
@@ -156,7 +156,7 @@ def test_time_of_upsampling_and_of_the_metric(device, figures):
                 arguments, small = (way, classes, source, target, device), (way, 3, (8, 8), (32, 32), device)
                 row[f"{way} MB"] = peak_megabytes(evaluation.upsampling_step, arguments, small, device)
         score = evaluation.metric_step("ours", classes, target)  # numpy on the CPU
-        row[f"metric of {evaluation.IMAGES} images ms"] = milliseconds(score, torch.device("cpu"))
+        row[f"metric of {evaluation.METRIC_IMAGES} images ms"] = milliseconds(score, torch.device("cpu"))
         figures[name] = row
 
 
@@ -255,7 +255,7 @@ def write_many(folder, count, case):
     """Write a few images as Cityscapes has them, and give them many names, so that an epoch is long."""
     folder.mkdir()
     case = {**CASES["PNG as Cityscapes"], **case}
-    _write_images(folder, case)
+    write_images(folder, case)
     for kind in ("images", "labels"):
         files = sorted((folder / kind).iterdir())
         for number in range(len(files), count):

@@ -69,7 +69,7 @@ def read_back(folder, scenes):
     for split in ("train", "validation", "test"):
         expected = {scene.name: scene for scene in scenes if scene.split == split}
         dataset = load_segmentation_dataset("folder", split, folder)
-        assert sorted(dataset["image_id"]) == sorted(expected)
+        assert sorted(dataset.with_format(None)["image_id"]) == sorted(expected)
         for sample in dataset:
             scene = expected[sample["image_id"]]
             assert np.array_equal(np.asarray(sample["image"]), scene.image)

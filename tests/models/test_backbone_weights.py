@@ -3,7 +3,7 @@ import re
 import pytest
 import timm
 import torch
-from conftest import SWIN_TINY, TIMM_TINY
+from conftest import SMALL_RESNET, SWIN_TINY, TIMM_TINY
 from safetensors.torch import save_file
 from transformers import SwinConfig, SwinForImageClassification
 
@@ -54,7 +54,7 @@ def test_weights_of_a_plain_vision_transformer_of_timm_fill_the_backbone(tiny_co
 
 
 def test_loaded_weights_are_saved_with_the_network(tiny_config, tmp_path):
-    torch.save(perturbed_state(timm.create_model("resnet18")), tmp_path / "weights.pth")
+    torch.save(perturbed_state(timm.create_model(SMALL_RESNET)), tmp_path / "weights.pth")
     model = MsctrForSemanticSegmentation(tiny_config())
     load_backbone_weights(model, str(tmp_path / "weights.pth"))
     model.save_pretrained(tmp_path / "saved")
@@ -82,7 +82,7 @@ def test_a_classifier_file_of_transformers_fills_a_swin_backbone(tiny_config, tm
     [
         (lambda: timm.create_model("resnet34").state_dict(), "unknown"),
         (lambda: {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "missing"),
-        (lambda: timm.create_model("resnet18", in_chans=1).state_dict(), "another shape"),
+        (lambda: timm.create_model(SMALL_RESNET, in_chans=1).state_dict(), "another shape"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tiny_config, tmp_path, state, message):
@@ -125,3 +125,56 @@ def test_a_long_reason_why_weights_cannot_be_loaded_is_cut_between_words(tiny_co
     words = set(re.search(r"\((Please.*?)\);", str(caught.value))[1].split())
     assert words <= {"Please", "check", "your", "connection", "and", "try", "again.", "..."}
     assert ("..." in words) == (repetitions == 400)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [*(("resnet18", channels) for channels in (1, 3, 4, 7)), ("convnext_atto", 4), ("hrnet_w18_small", 4)],
+)
+def test_weights_for_rgb_are_adapted_to_other_channels_as_timm_does(tiny_config, tmp_path, name, channels):
+    path = tmp_path / "weights.safetensors"
+    save_file(perturbed_state(timm.create_model(name)), path)
+    indices = [0, 1, 2, 3] if name == "convnext_atto" else [1, 2, 3, 4]
+    backbone = {**TIMM_TINY, "backbone": name, "out_indices": indices, "num_channels": channels}
+    model = MsctrForSemanticSegmentation(tiny_config(backbone=backbone))
+    load_backbone_weights(model, str(path))
+    settings = {"pretrained": True, "in_chans": channels, "pretrained_cfg_overlay": {"file": str(path)}}
+    oracle = timm.create_model(name, **settings).state_dict()
+    first = next(key for key, value in oracle.items() if value.ndim == 4)
+    given = model.backbone._backbone.state_dict()
+    assert torch.equal(given[first.replace("stem.0", "stem_0")], oracle[first])
+    assert given[first.replace("stem.0", "stem_0")].shape[1] == channels
+    if not name.startswith("hrnet"):  # whose fuse layers we interpolate in another way
+        features = timm.create_model(name, features_only=True, out_indices=indices, **settings).eval()
+        pixel_values = torch.randn(1, channels, 64, 64)
+        with torch.no_grad():
+            maps = model.eval().backbone(pixel_values).feature_maps
+            assert all(map(torch.equal, maps, features(pixel_values)))
+
+
+def test_weights_of_transformers_are_adapted_in_the_same_way(tiny_config, tmp_path):
+    config = {key: value for key, value in SWIN_TINY.items() if key not in ("model_type", "out_features")}
+    swin = SwinForImageClassification(SwinConfig(**config))
+    save_file(perturbed_state(swin), tmp_path / "weights.safetensors")
+    key = "embeddings.patch_embeddings.projection.weight"
+    given = swin.swin.state_dict()[key]
+    for channels in (1, 3, 4):
+        model = MsctrForSemanticSegmentation(tiny_config(backbone={**SWIN_TINY, "num_channels": channels}))
+        load_backbone_weights(model, str(tmp_path / "weights.safetensors"))
+        adapted = next(value for name, value in model.backbone.state_dict().items() if name.endswith(key))
+        assert torch.equal(adapted, timm.models.adapt_input_conv(channels, given))
+        with torch.no_grad():
+            assert model.eval()(torch.randn(1, channels, 64, 64)).logits.shape[1] == 5
+
+
+def test_weights_for_four_channels_are_taken_as_they_are_and_not_adapted_to_five(tiny_config, tmp_path):
+    state = perturbed_state(timm.create_model("resnet18", in_chans=4))
+    save_file(state, tmp_path / "weights.safetensors")
+    for channels in (4, 5):
+        model = MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "num_channels": channels}))
+        if channels == 4:
+            load_backbone_weights(model, str(tmp_path / "weights.safetensors"))
+            assert torch.equal(model.backbone._backbone.conv1.weight, state["conv1.weight"])
+        else:
+            with pytest.raises(ValueError, match=r"1 of another shape \(conv1.weight\)"):
+                load_backbone_weights(model, str(tmp_path / "weights.safetensors"))

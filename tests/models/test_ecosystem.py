@@ -57,7 +57,7 @@ def test_the_trainer_of_transformers_trains_an_adapted_model(tiny_batch, tmp_pat
 
 @pytest.mark.parametrize(
     ("backbone", "targets"),
-    [(SWIN_TINY, r".*\.(q_proj|v_proj)"), (TIMM_TINY, r"backbone\..*\.conv\d")],
+    [(SWIN_TINY, r".*\.(q_proj|v_proj)"), ({**TIMM_TINY, "backbone": "resnet18"}, r"backbone\..*\.conv\d")],
     ids=["attention of Swin", "convolutions"],
 )
 def test_low_rank_adapters_train_and_load_again(tiny_config, tiny_batch, tmp_path, backbone, targets):

@@ -93,3 +93,40 @@ def test_a_wrong_number_of_target_sizes_is_refused():
         MsctrImageProcessor().post_process_semantic_segmentation(
             SimpleNamespace(logits=torch.randn(2, 3, 4, 4)), target_sizes=[(4, 4)]
         )
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(1, "uint8"), (4, "uint16"), (7, "float32"), (3, "int32")])
+def test_images_of_other_channels_are_normalized_by_their_own_statistics(count, dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, count)).astype(dtype)
+    mean, std, factor = np.linspace(0.2, 0.6, count), np.linspace(0.1, 0.3, count), 1 / 100
+    processor = MsctrImageProcessor(
+        num_channels=count, value_type=dtype, image_mean=mean.tolist(), image_std=std.tolist(), rescale_factor=factor,
+        size_divisor=32,
+    )  # fmt: skip
+    expected = torch.from_numpy((pixels * factor - mean) / std).permute(2, 0, 1).float()
+    for image in (pixels, pixels.transpose(2, 0, 1), torch.from_numpy(pixels)):
+        prepared = processor(image, return_tensors="pt")["pixel_values"]
+        assert prepared.shape == (1, count, 64, 64)
+        torch.testing.assert_close(prepared[0, :, :40, :50], expected)
+    labels = np.full((40, 50), 3, dtype=np.uint8)
+    batch = processor([pixels, pixels], segmentation_maps=[labels, labels], return_tensors="pt")
+    assert batch["labels"].shape == (2, 64, 64)
+
+
+def test_gray_images_that_became_rgb_become_gray_again_without_a_change():
+    gray = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    for backend in (MsctrImageProcessor, MsctrImageProcessorPil):
+        processor = backend(num_channels=1, value_type="uint8", image_mean=[0.5], image_std=[0.25])
+        expected = (torch.from_numpy(np.array(gray))[None] / 255 - 0.5) / 0.25
+        for image in (gray, gray.convert("RGB"), np.array(gray)):
+            torch.testing.assert_close(processor(image, return_tensors="pt")["pixel_values"][0], expected)
+
+
+def test_images_of_other_channels_or_types_are_refused_in_a_sentence():
+    processor = MsctrImageProcessor(num_channels=4, value_type="uint16")
+    with pytest.raises(ValueError, match=r"The image has 3 channel\(s\), but the network reads 4; give an array"):
+        processor(Image.new("RGB", (8, 8)))
+    with pytest.raises(ValueError, match="values of type uint8, but the network is for images of type uint16"):
+        processor(np.zeros((8, 8, 4), np.uint8))
+    with pytest.raises(ValueError, match="on PIL reads 1 or 3 channels, but the network reads 4; use that on torchv"):
+        MsctrImageProcessorPil(num_channels=4)

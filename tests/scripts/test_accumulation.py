@@ -3,16 +3,12 @@
 import copy
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT
-from interrupted_run import assert_same_end, newest
+from interrupted_run import assert_same_end, finish, newest, start
 from layouts import write_folder
 from safetensors.torch import load_file
 from small_run import TORCHRUN, flags
@@ -255,13 +251,12 @@ def test_another_number_in_the_configuration_of_deepspeed_is_refused(run_script,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
-def test_two_processes_accumulate_over_the_end_of_an_epoch_and_resume_there(folder, tmp_path, streaming):
+def test_two_processes_accumulate_over_the_end_of_an_epoch_and_resume_there(run_script, folder, tmp_path, streaming):
     def train(data, run, **changes):
         settings = {**SETTINGS, "contrastive_mode": "ms_cs", "contrastive_gather_anchors": True, **changes}
         settings["checkpointing_steps"] = 1
-        command = [sys.executable, *TORCHRUN, ROOT / "scripts/train.py", *flags(data, run, **settings)]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300)
+        code, output = finish(start(*flags(data, run, **settings), launcher=TORCHRUN))
+        assert code == 0, output
         return load_file(run / "last/model.safetensors"), {
             entry["step"]: entry["loss"] for entry in read_log(run) if "loss" in entry
         }
@@ -270,7 +265,7 @@ def test_two_processes_accumulate_over_the_end_of_an_epoch_and_resume_there(fold
     if streaming:
         data = tmp_path / "copy"
         options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--output_dir", data]
-        subprocess.run([sys.executable, ROOT / "scripts/prepare_dataset.py", *options], check=True, timeout=300)
+        assert run_script("prepare_dataset.py", *options)[0] == 0
     changes = {"gradient_accumulation_steps": 3, "streaming": streaming}  # 2 batches of 2 x 2 images in an epoch
     whole, losses = train(data, tmp_path / "whole", **changes)
     if not streaming:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from interrupted_run import finish, start
 from layouts import write_folder, write_labels
 from PIL import Image
 from safetensors.torch import load_file
@@ -45,9 +46,10 @@ def run_script(folder, run, script, environment, **settings):
 
 
 def train_in_float64(folder, run, launcher, **settings):
-    command = [sys.executable, *launcher, HERE / "train_in_float64.py", *flags(folder, run, **settings)]
-    environment = {**os.environ, **CPU, "OMP_NUM_THREADS": "1"}
-    subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300)
+    code, output = finish(
+        start(*flags(folder, run, **settings), launcher=launcher, script=HERE / "train_in_float64.py")
+    )
+    assert code == 0, output
     return load_file(run / "last/model.safetensors"), [entry["loss"] for entry in read_log(run) if "loss" in entry]
 
 
@@ -123,10 +125,8 @@ def test_two_processes_can_train_several_times_from_python_and_leave_their_group
     }  # fmt: skip
     runs = [{**settings, "output_dir": str(tmp_path / name)} for name in ("first", "second")]
     (tmp_path / "runs.py").write_text(TWO_RUNS)
-    command = [sys.executable, *TORCHRUN, str(tmp_path / "runs.py"), json.dumps(runs)]
-    environment = {**os.environ, **CPU, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, check=True, timeout=300, stdout=subprocess.PIPE, text=True)
-    assert run.stdout.count("process group left: True") == 2
+    code, output = finish(start(json.dumps(runs), launcher=TORCHRUN, script=tmp_path / "runs.py"))
+    assert (code, output.count("process group left: True")) == (0, 2), output
     weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("second", "first"))
     for name in expected:
         torch.testing.assert_close(weights[name], expected[name], rtol=1e-5, atol=1e-7)

@@ -176,7 +176,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_a_valid_checkpoint(folder,
         pytest.skip(f"cannot mount a small disk here: {mount.stderr.strip()}")
     try:
         settings = {"max_steps": 8, "checkpointing_steps": 2, "validation_steps": 100, "checkpoints_kept": 5}
-        code, output = finish(start(*flags(folder, disk / "run", **settings)))
+        code, output = finish(start(*flags(folder, disk / "run", backbone="resnet18", **settings)))
         sentence = output.strip().splitlines()[-1]
         assert code == 2, output
         assert sentence.startswith("error: "), output
@@ -219,6 +219,7 @@ main(sys.argv[2:])
 def test_memory_does_not_grow_after_the_fiftieth_step(tmp_path):
     run = tmp_path / "run"
     config = ["--config", ROOT / "configs/quickstart.yaml", "--output_dir", run, "--report_to", "none"]
+    config += ["--batch_size", 2, "--crop_size", 64, 64]
     steps = ["--max_steps", 200, "--logging_steps", 5, "--checkpointing_steps", 50, "--validation_steps", 200]
     code, output = finish(start(*config, *steps, launcher=("-c", MEMORY_IN_USE)))
     assert code == 0, output

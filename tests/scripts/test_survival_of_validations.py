@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from conftest import run_in_this_process
 from interrupted_run import assert_same_end, finish, log, newest, start
 from layouts import write_folder
 from small_run import flags
@@ -108,12 +109,15 @@ def nth_call(patch, place, name, wrap, number):
     patch.setattr(place, name, counted)
 
 
-@pytest.fixture
-def whole(run_script, folder, tmp_path, hub):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
     """Train without interruption, and return the folder of the run and its commits."""
-    assert run_script("train.py", *flags(folder, tmp_path / "whole", **VALIDATED))[0] == 0
-    pushed, hub.commits = hub.commits, []
-    return tmp_path / "whole", pushed
+    root, hub = tmp_path_factory.mktemp("uninterrupted"), Hub()
+    folder = write_folder(root / "data", num_train=6, num_validation=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingLoop, "push", lambda self: hub.push(self.output_dir))
+        assert run_in_this_process("train.py", *flags(folder, root / "whole", **VALIDATED)) == 0
+    return root / "whole", hub.commits
 
 
 def validations(run):

@@ -1,15 +1,13 @@
 """Training on a few small images: the files of a run, resuming, options, replacing a run."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from interrupted_run import finish, start
 from layouts import write_folder
 from PIL import Image
 from safetensors.torch import load_file
@@ -144,19 +142,16 @@ def test_the_folder_of_another_run_is_replaced_only_on_request(run_script, folde
 
 @pytest.mark.slow
 def test_two_processes_compute_the_same_scores_as_one_process(folder, tmp_path):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    def run_to_its_end(script, *arguments, launcher=TORCHRUN):
+        code, output = finish(start(*arguments, launcher=launcher, script=ROOT / "scripts" / script))
+        assert code == 0, output
+
     run = tmp_path / "run"
-    torchrun = [sys.executable, *TORCHRUN]
-    subprocess.run(
-        [*torchrun, ROOT / "scripts/train.py",
-         *flags(folder, run, batch_size=2, max_steps=2, num_workers=0, contrastive_gather_anchors=True,
-                 repeat_factor_threshold=0.9)],
-        env=environment, check=True, timeout=300,
-    )  # fmt: skip
+    settings = {"batch_size": 2, "max_steps": 2, "contrastive_gather_anchors": True, "repeat_factor_threshold": 0.9}
+    run_to_its_end("train.py", *flags(folder, run, **settings))
     score = ["--model", run, "--dataset", "folder", "--data_dir", folder, "--device", "cpu", "--num_workers", "0"]
-    evaluate = [ROOT / "scripts/evaluate.py", *score, "--output_dir"]
-    subprocess.run([sys.executable, *evaluate, tmp_path / "one"], env=environment, check=True, timeout=300)
-    subprocess.run([*torchrun, *evaluate, tmp_path / "two"], env=environment, check=True, timeout=300)
+    run_to_its_end("evaluate.py", *score, "--output_dir", tmp_path / "one", launcher=())
+    run_to_its_end("evaluate.py", *score, "--output_dir", tmp_path / "two")
     in_training, one, two = (
         json.loads((f / "results.json").read_text()) for f in (run, tmp_path / "one", tmp_path / "two")
     )

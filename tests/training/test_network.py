@@ -8,6 +8,8 @@ from torch import nn
 from transformers import Dinov2Config, SegformerConfig, SegformerForSemanticSegmentation
 
 from msctr_hf import MsctrForSemanticSegmentation
+from msctr_hf.data.channels import Channels
+from msctr_hf.data.loading import replace_channels
 from msctr_hf.data.specs import DATASETS
 from msctr_hf.errors import UsageError
 from msctr_hf.training.network import (
@@ -166,3 +168,27 @@ def test_an_adapted_model_of_the_same_classes_in_another_order_keeps_their_weigh
     with torch.no_grad():
         logits, expected = (each(pixel_values=pixel_values).logits for each in (started, network))
     torch.testing.assert_close(logits, expected[:, [2, 0, 1]])
+
+
+@pytest.mark.parametrize(("backbone", "count"), [("resnet18", 1), ("vit_tiny_patch16_224", 4)])
+def test_the_backbone_reads_the_channels_of_the_data_set(backbone, count, tmp_path):
+    spec = replace_channels(DATASETS["camvid"], Channels(count))
+    arguments = ModelSettings(backbone=backbone, backbone_weights="none")
+    model = build_network(arguments, {"hidden_size": 8}, spec)
+    assert model.config.backbone_config.num_channels == model.num_channels == count
+    model.save_pretrained(tmp_path)
+    loaded = MsctrForSemanticSegmentation.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert loaded.eval()(torch.randn(1, count, 64, 96)).logits.shape[1] == 11
+
+
+def test_a_network_of_other_channels_than_the_images_is_refused_with_both_numbers(tiny_config, tmp_path):
+    MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "num_channels": 4})).save_pretrained(tmp_path)
+    arguments = ModelSettings(model_name_or_path=str(tmp_path))
+    for channels, said in ((None, "is 3 by default"), (Channels(7), "is 7")):
+        spec = replace_channels(DATASETS["camvid"], channels)
+        with pytest.raises(
+            UsageError, match=f"`num_channels` {said}, but the network of .* reads images of 4 channels"
+        ):
+            build_network(arguments, {}, spec)
+    assert build_network(arguments, {}, replace_channels(DATASETS["camvid"], Channels(4))).num_channels == 4

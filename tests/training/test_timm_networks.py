@@ -37,7 +37,7 @@ def test_an_output_stride_is_the_stride_of_the_coarsest_map():
     assert [tuple(stage.shape[2:]) for stage in maps] == [(16, 24), (8, 12), (8, 12), (8, 12)]
 
 
-@pytest.mark.parametrize("name", ["coat_lite_tiny", pytest.param("hiera_tiny_224", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["efficientformerv2_s0", pytest.param("hiera_tiny_224", marks=pytest.mark.slow)])
 def test_networks_for_one_image_size_are_refused_in_one_sentence(name):
     with pytest.raises(UsageError, match=rf"\A{name} accepts images of only one size in timm, 224 x 224 pixels; .*\Z"):
         config_of(name)
@@ -46,9 +46,9 @@ def test_networks_for_one_image_size_are_refused_in_one_sentence(name):
 def test_settings_with_which_a_network_takes_one_image_size_are_refused():
     settings = '{"model_type": "timm_backbone", "backbone": "%s", "out_indices": [0, 1]}'
     with pytest.raises(
-        UsageError, match=r"\A`backbone_config`: coat_lite_tiny accepts images of only one size with .*"
+        UsageError, match=r"\A`backbone_config`: efficientformerv2_s0 accepts images of only one size with .*"
     ):
-        config_of(None, backbone_config=settings % "coat_lite_tiny")
+        config_of(None, backbone_config=settings % "efficientformerv2_s0")
     assert config_of(None, backbone_config=settings % "test_vit").out_indices == [0, 1]  # any multiple of 16
 
 
@@ -126,9 +126,10 @@ def test_trying_a_network_changes_no_random_numbers_after_it():
     torch.manual_seed(0)
     timm.create_model("test_convnext", features_only=True)  # as before networks were tried
     expected = torch.rand(3)
-    torch.manual_seed(0)
-    config_of("test_convnext")
-    assert torch.equal(torch.rand(3), expected)
+    for _ in range(2):  # the second time its settings are known
+        torch.manual_seed(0)
+        config_of("test_convnext")
+        assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_padded_network_is_saved_with_its_multiple():

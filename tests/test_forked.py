@@ -1,0 +1,77 @@
+"""Programs that are forked from a template see and do what they would if Python had been started anew."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+from forked import Process, run
+
+SCRIPT = """
+import json, os, sys
+state = {
+    "argv": sys.argv, "path": sys.path[0], "name": __name__, "file": globals().get("__file__"), "folder": os.getcwd(),
+    "main": sys.modules["__main__"].__dict__ is globals(), "stdin": sys.stdin.read(), "tty": sys.stdout.isatty(),
+    "handler": str(__import__("signal").getsignal(2)), "child": str(__import__("signal").getsignal(17)),
+    "environment": dict(os.environ), "rest_of_path": sys.path[1:],
+}
+if __name__ == "__main__":
+    print(json.dumps(state))
+    sys.stderr.write("to errors")
+    sys.exit(7)
+"""
+ENVIRONMENT = {**os.environ, "MSCTR_SOME_VARIABLE": "some value"}
+FORMS = {"script": ["program.py"], "module": ["-m", "program"], "code": ["-c", SCRIPT]}
+
+pytestmark = pytest.mark.slow  # the template takes seconds to start
+
+
+@pytest.mark.parametrize("words", FORMS.values(), ids=FORMS)
+def test_a_forked_program_sees_what_a_fresh_one_sees(tmp_path, words):
+    import subprocess
+
+    (tmp_path / "program.py").write_text(SCRIPT)
+    words = [*words, "--flag", "with space"]
+    fresh = subprocess.run(
+        [sys.executable, *words],
+        env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    forked = run(words, ENVIRONMENT, tmp_path)
+    assert (forked.returncode, forked.stderr) == (fresh.returncode, fresh.stderr) == (7, "to errors")
+    states = [json.loads(each.stdout) for each in (forked, fresh)]
+    for state in states:
+        state["environment"].pop("PYTEST_CURRENT_TEST", None)
+        state["file"] = state["file"] and os.path.join(tmp_path, state["file"])
+    assert states[0] == states[1]
+
+
+def test_a_forked_program_is_a_process_with_a_session_and_libraries_of_its_own(tmp_path):
+    code = "import os, sys, random, numpy; print(os.getpid(), os.getsid(0), random.random(), numpy.random.rand())"
+    printed = []
+    for _ in range(2):
+        process = Process(["-c", code], ENVIRONMENT)
+        words = process.communicate()[0].split()
+        assert words[:2] == [str(process.pid)] * 2
+        printed.append(words)
+    assert not set(printed[0]) & set(printed[1])
+    heavy = "import sys; assert {'torch', 'transformers', 'msctr_hf.training.train'} <= {*sys.modules}"
+    assert run(["-c", heavy], ENVIRONMENT).returncode == 0
+
+
+def test_errors_signals_and_code_at_exit_end_a_forked_program_as_usual():
+    code = "import atexit; atexit.register(print, 'at exit'); 1 / 0"
+    output, _ = Process(["-c", code], ENVIRONMENT).communicate()
+    assert "Traceback" in output
+    assert output.splitlines()[-2:] == ["ZeroDivisionError: division by zero", "at exit"]
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        process = Process(["-c", "import time; print('waits', flush=True); time.sleep(300)"], ENVIRONMENT)
+        assert process.poll() is None
+        os.killpg(process.pid, number)
+        assert process.wait(60) == -number
+
+
+def test_a_forked_program_has_no_variable_of_another(tmp_path):
+    code = "import os; print(os.environ.get('MSCTR_SOME_VARIABLE'))"
+    assert run(["-c", code], ENVIRONMENT).stdout == "some value\n"
+    assert run(["-c", code], {**ENVIRONMENT, "MSCTR_SOME_VARIABLE": "other"}).stdout == "other\n"
