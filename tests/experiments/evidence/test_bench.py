@@ -194,6 +194,15 @@ def test_runs_of_another_version_of_the_file_are_not_pooled(small, tmp_path, cha
     assert small() == []
 
 
+def test_below_six_seeds_no_p_value_is_printed(small, tmp_path, capsys):
+    path = tmp_path / "simulated.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"seeds": [0, 1, 2]}, sort_keys=False))
+    small()
+    told = capsys.readouterr().out
+    assert "p =" not in told
+    assert "), 3 seeds: not shown.**" in told
+
+
 def test_peeking_without_two_pairs_is_refused_and_marks_nothing(small):
     small(FakeRuns(until=2))
     with pytest.raises(UsageError, match="needs two seeds"):
@@ -278,6 +287,14 @@ def test_a_selection_cannot_see_the_test_split(selection, tmp_path):
     original = load_segmentation_dataset("camvid", "validation", data)
     linked = next(row for row in left_out if row["image_id"] == original[0]["image_id"])
     assert np.array_equal(linked["label"], original[0]["label"])
+
+
+def test_folds_follow_a_data_set_that_was_moved(selection, tmp_path):
+    path, data = selection
+    plan_experiment(read_experiment(path), tmp_path / "runs", ("--data_dir", str(data)))
+    moved = data.rename(tmp_path / "moved")
+    runs = plan_experiment(read_experiment(path), tmp_path / "runs", ("--data_dir", str(moved)))
+    assert len(load_segmentation_dataset("folder", "train", runs[0].settings["data_dir"])[0]) == 3
 
 
 def test_a_selection_chooses_the_arm_with_the_highest_mean_of_each_family(selection, tmp_path, monkeypatch, capsys):
