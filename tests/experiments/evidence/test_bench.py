@@ -31,6 +31,7 @@ def here(monkeypatch):
     now = {"machine": MACHINE, "code": "0123456789abcdef"}
     monkeypatch.setattr(provenance, "describe_machine", lambda threads: now["machine"])
     monkeypatch.setattr(provenance, "hash_of_code", lambda: now["code"])
+    monkeypatch.setattr(provenance, "refuse_uncommitted", lambda path: None)
     return now
 
 
@@ -314,6 +315,21 @@ def test_a_name_in_a_list_that_is_not_an_image_is_refused(selection, tmp_path):
     (tmp_path / "a.txt").write_text("c_test_0\n")
     with pytest.raises(UsageError, match="names c_test_0, which is not an image of camvid train.validation"):
         plan_experiment(read_experiment(path), tmp_path / "runs", ("--data_dir", str(data)))
+
+
+def test_a_confirmation_whose_file_is_not_committed_does_not_start(small, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    answers = {"status": "", "ls-files": "simulated.yaml"}
+    monkeypatch.setattr(provenance, "_git", lambda command, *arguments: answers[command])
+    with pytest.raises(UsageError, match="simulated.yaml is not committed in"):  # elsewhere
+        small()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    provenance.refuse_uncommitted(tmp_path / "simulated.yaml")
+    for answer in ({"ls-files": ""}, {"status": " M simulated.yaml"}):
+        answers.update({"status": "", "ls-files": "simulated.yaml", **answer})
+        with pytest.raises(UsageError, match="commit it before the first run"):
+            small()
+    assert not small.folder.exists()
 
 
 def test_the_code_of_a_run_is_a_hash_of_what_is_committed(monkeypatch):
