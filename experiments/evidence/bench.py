@@ -65,8 +65,8 @@ def run_experiment(path: Path, options: Options) -> None:
     """Run what is missing of an experiment, and judge it when nothing is.
 
     Raises:
-        UsageError: If the file is faulty or not complete, the code has local changes, the processor lacks the
-            precision of the file, or a run fails.
+        UsageError: If the file is faulty, not complete or not committed, the code has local changes, the processor
+            lacks the precision of the file, or a run fails.
         Interrupted: If a signal stopped the runs, or no other fits into the time left.
     """
     experiment = read_experiment(path)
@@ -75,6 +75,8 @@ def run_experiment(path: Path, options: Options) -> None:
         print(_peek(experiment, folder))
         return
     if missing_runs(experiment, read_records(experiment, folder)):
+        if experiment.purpose == "confirmation":
+            provenance.refuse_uncommitted(path)
         _run_missing(experiment, folder, options)
     print(conclude(experiment, folder))
 

@@ -23,7 +23,7 @@ def write_fold(fold: Fold, dataset: str, data_dir: str, folder: Path) -> None:
         fold (`Fold`): Files with the names of the images.
         dataset (`str`): Name of the data set of which the lists name images.
         data_dir (`str`): Its folder.
-        folder (`Path`): Folder that is written; links that are there already are kept.
+        folder (`Path`): Folder that is written; links that are there already follow the data set.
 
     Raises:
         UsageError: If a list cannot be read, or names an image that is neither in training nor in validation.
@@ -44,8 +44,11 @@ def write_fold(fold: Fold, dataset: str, data_dir: str, folder: Path) -> None:
             for kind, file in zip(("images", "labels"), files[name], strict=True):
                 link = folder / split / kind / f"{name}{Path(file).suffix}"
                 link.parent.mkdir(parents=True, exist_ok=True)
+                target = Path(file).resolve()
+                if link.is_symlink() and link.readlink() != target:  # the data set was moved since an earlier start
+                    link.unlink()
                 if not link.is_symlink():
-                    link.symlink_to(Path(file).resolve())
+                    link.symlink_to(target)
     raw = {key if isinstance(key, int) else ",".join(map(str, key)): label for key, label in spec.label_values.items()}
     is_colored = any(isinstance(key, str) for key in raw)
     description = {

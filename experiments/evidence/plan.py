@@ -29,7 +29,10 @@ families: {contrast: [...], ce: [...]}     # of each, the arm with the highest m
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +53,13 @@ _OF_PURPOSE = {
     "selection": {"folds", "families"},
 }
 _OF_ARM = {"run", "like", "equal_time", "control", "seeds"}
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "flags": ("text", (str,)),
+    "minutes": ("a number", (int, float)),
+    "threads": ("a whole number", (int,)),
+    "arms": ("a mapping", (dict,)),
+    "step_cost": ("a number or null", (int, float, type(None))),
+}
 _FIXED = ("--max_steps", "--mixed_precision")  # flags that every file must give
 
 
@@ -137,6 +147,15 @@ class Experiment:
             for fold in self.folds or ("",)
         ]
 
+    def fingerprint(self, arm: str) -> str:
+        """Return a hash of what the file fixes for the runs of an arm, the number of seeds included.
+
+        Records of another version of the file are not judged: seeds that were added later would be pooled.
+        """
+        planned = self.arms[arm]
+        fixed = [self.purpose, self.split, self.flags, self.seeds, list(self.folds), *planned]
+        return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16]
+
     def check_is_complete(self) -> None:
         """Refuse an experiment of which something is still to be chosen or measured.
 
@@ -182,10 +201,13 @@ def _experiment(path: Path, content: Any) -> Experiment:
         raise UsageError(f"a {purpose} has no {unknown}; its keys are {sorted(allowed)}.")
     if missing := sorted(allowed - set(content) - {"secondary", "calibration", "groups"}):
         raise UsageError(f"{missing} are missing.")
+    for name, (described, kinds) in _KINDS.items():
+        if name in content and not isinstance(content[name], kinds):
+            raise UsageError(f"`{name}:` must be {described}, got {content[name]!r}.")
     flags = tuple(shlex.split(content["flags"]))
     seeds = _seeds(content["seeds"])
     arms = _arms(content["arms"], seeds, _steps(flags, purpose), content.get("step_cost"))
-    primary = Comparison(*content["primary"]) if purpose == "confirmation" else None
+    primary = _comparison(content["primary"]) if purpose == "confirmation" else None
     experiment = Experiment(
         name=path.stem,
         purpose=purpose,
@@ -198,8 +220,8 @@ def _experiment(path: Path, content: Any) -> Experiment:
         groups=content.get("groups") or {},
         split=content.get("split", "validation"),
         primary=primary,
-        secondary=[Comparison(*pair) for pair in content.get("secondary") or []],
-        calibration=[Comparison(*pair) for pair in content.get("calibration") or []],
+        secondary=[_comparison(pair) for pair in content.get("secondary") or []],
+        calibration=[_comparison(pair) for pair in content.get("calibration") or []],
         folds={
             name: Fold(*(path.parent / lists[split] for split in Fold._fields))
             for name, lists in (content.get("folds") or {}).items()
@@ -210,14 +232,18 @@ def _experiment(path: Path, content: Any) -> Experiment:
     return experiment
 
 
+def _comparison(pair: Any) -> Comparison:
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise UsageError(f"a comparison must be [arm, baseline], got {pair!r}.")
+    return Comparison(*map(str, pair))
+
+
 def _steps(flags: Sequence[str], purpose: str) -> int:
     for flag in _FIXED:
         if flag not in flags:
             raise UsageError(f"`flags:` must give {flag}, so that it is fixed before the first run.")
     if flags[flags.index("--mixed_precision") + 1] == "auto":
         raise UsageError("`flags:` must give --mixed_precision bf16 or no: with auto, machines would differ.")
-    if purpose == "selection" and any("test" in word.split("+") for word in flags):
-        raise UsageError("a selection never loads the test split; remove it from `flags:`.")
     return int(flags[flags.index("--max_steps") + 1])
 
 
@@ -236,8 +262,8 @@ def _arms(
             raise UsageError(f"the arm {name} has unknown keys {unknown}; choose from {sorted(_OF_ARM)}.")
         if ("run" in arm) == ("like" in arm):
             raise UsageError(f"the arm {name} must have either `run:` or `like:`.")
-        if arm.get("like", name) not in given:
-            raise UsageError(f"the arm {name} is like {arm['like']!r}, which is not an arm.")
+        if "like" in arm and "run" not in given.get(arm["like"], {}):
+            raise UsageError(f"the arm {name} is like {arm['like']!r}, which is not an arm with `run:`.")
         if arm.get("control") not in (None, *CONTROLS):
             raise UsageError(f"the arm {name}: `control:` is one of {sorted(CONTROLS)}, not {arm['control']!r}.")
         if not 1 <= arm.get("seeds", len(seeds)) <= len(seeds):
@@ -260,8 +286,10 @@ def _check_names(experiment: Experiment) -> None:
         raise UsageError(f"the arms {unused} are compared with nothing.")
     if len(set(experiment.comparisons)) < len(experiment.comparisons):
         raise UsageError("a comparison is listed twice.")
-    if experiment.split == "test" and experiment.purpose == "selection":
-        raise UsageError("a selection never loads the test split.")
+    if experiment.purpose == "selection":
+        for word in (*experiment.flags, *(flag for arm in experiment.arms.values() for flag in arm.flags or ())):
+            if "test" in re.split("[=+]", word):
+                raise UsageError(f"a selection never loads the test split; remove {word!r} from the flags.")
     if experiment.purpose == "selection" and not experiment.folds:
         raise UsageError("a selection leaves videos out, so `folds:` must name at least one.")
     if experiment.primary is not None and experiment.primary.arm == experiment.primary.baseline:

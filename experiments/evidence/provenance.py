@@ -58,6 +58,21 @@ def hash_of_code() -> str:
     return hashlib.sha256(trees.encode()).hexdigest()[:16]
 
 
+def refuse_uncommitted(path: Path) -> None:
+    """Refuse the file of an experiment that is not committed in this clone as it is.
+
+    Raises:
+        UsageError: If it is elsewhere, not committed, or changed since.
+    """
+    file = path.resolve()
+    is_tracked = file.is_relative_to(ROOT) and _git("ls-files", "--", str(file))
+    if not is_tracked or _git("status", "--porcelain", "--", str(file)):
+        raise UsageError(
+            f"{path} is not committed in {ROOT.name} as it is: commit it before the first run, since it fixes what "
+            "may be claimed."
+        )
+
+
 def folder_name(machine: dict[str, Any], code: str) -> str:
     """Return the name of the folder for the runs of one machine and code, which are never resumed by another."""
     return f"{code[:8]}-{hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:8]}"

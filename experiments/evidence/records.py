@@ -37,7 +37,7 @@ def read_records(experiment: Experiment, folder: Path) -> dict[Key, dict[str, An
     """Read the records of all runs of an experiment that are finished.
 
     Raises:
-        UsageError: If a file is not the record that its name says.
+        UsageError: If a file is not the record that its name says, or is that of another version of the experiment.
     """
     records = {}
     for key in experiment.runs():
@@ -52,6 +52,11 @@ def read_records(experiment: Experiment, folder: Path) -> dict[Key, dict[str, An
         if missing or (record["arm"], record["seed"], record.get("fold") or "") != key:
             raise UsageError(
                 f"{path} is not the record of {key[0]}, seed {key[1]}; remove it, and the run is repeated."
+            )
+        if record.get("plan", experiment.fingerprint(key[0])) != experiment.fingerprint(key[0]):
+            raise UsageError(
+                f"{path} was made when the file of the experiment fixed other seeds, flags or steps, and such runs "
+                "are not pooled: restore that file, or give the new one another name."
             )
         records[key] = record
     return records
@@ -74,6 +79,7 @@ def write_record(
     record = {
         "experiment": experiment.name,
         "purpose": experiment.purpose,
+        "plan": experiment.fingerprint(run.arm),
         "arm": run.arm,
         "seed": run.seed,
         "fold": run.fold or None,

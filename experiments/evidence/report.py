@@ -33,10 +33,8 @@ def _conclusion(verdict: Mapping[str, Any]) -> str:
     shown = "shown" if primary["shown"] else "not shown"
     if verdict["exploratory"]:
         shown = "exploratory, since results were looked at before all runs were finished: nothing is shown"
-    return (
-        f"**{primary['arm']} - {primary['baseline']}: {_points(primary)}, p = {_p(primary['p_sign_flip'])}, "
-        f"{primary['n']} seeds: {shown}.**"
-    )
+    p_value = "" if primary["p_sign_flip"] is None else f", p = {_p(primary['p_sign_flip'])}"
+    return f"**{primary['arm']} - {primary['baseline']}: {_points(primary)}{p_value}, {primary['n']} seeds: {shown}.**"
 
 
 def _comparisons(verdict: Mapping[str, Any]) -> str:

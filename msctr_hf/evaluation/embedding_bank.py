@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ class EmbeddingBank:
                 partial.write_bytes(save(tensors, metadata))  # a file of `save_file` only its owner could read
                 partial.replace(path)
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # nothing was written where the folder cannot be
+                partial.unlink()
 
 
 def load_bank(

@@ -20,6 +20,7 @@ from ..models.pixel_embeddings import FORMER_FEATURES
 from .finite import finite_outputs
 from .inference import window_starts
 from .predictor import Predictor
+from .settings import Size
 
 
 class EmbeddingTile(NamedTuple):
@@ -30,6 +31,8 @@ class EmbeddingTile(NamedTuple):
         rows, columns (`slice`): Place of the part in the map of the image.
         pixel_rows (`np.ndarray` of shape `(h,)`): Pixel row of the image at the center of every row of its whole map.
         pixel_columns (`np.ndarray` of shape `(w,)`): Likewise, the pixel columns.
+        extent (`tuple[int, int]`): Rows and columns of pixels that the whole map covers; its last cells may reach
+            beyond the image.
     """
 
     embeddings: torch.Tensor
@@ -37,6 +40,7 @@ class EmbeddingTile(NamedTuple):
     columns: slice
     pixel_rows: np.ndarray
     pixel_columns: np.ndarray
+    extent: Size
 
 
 class Embedder:
@@ -65,13 +69,18 @@ class Embedder:
     @torch.no_grad()
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         """Embed an image: (D, h, w), unit vectors, float32, on the device of the network."""
+        return self.with_extent(image)[0]
+
+    @torch.no_grad()
+    def with_extent(self, image: Image.Image | np.ndarray) -> tuple[torch.Tensor, Size]:
+        """Embed an image, and return the rows and columns of pixels that the map covers, as in `EmbeddingTile`."""
         whole = None
         for tile in self.tiles(image):
             if whole is None:
                 size = len(tile.pixel_rows), len(tile.pixel_columns)
                 whole = tile.embeddings.new_empty((len(tile.embeddings), *size))
             whole[:, tile.rows, tile.columns] = tile.embeddings
-        return whole
+        return whole, tile.extent
 
     @torch.no_grad()
     def tiles(self, image: Image.Image | np.ndarray) -> Iterator[EmbeddingTile]:
@@ -97,10 +106,11 @@ class Embedder:
             # the same for all batches, since all windows have one size
             rows, columns = (_Axis(*sides) for sides in zip(size, window, (tops, lefts), maps.shape[-2:], strict=True))
             in_image = rows.pixels_of(image_height), columns.pixels_of(image_width)
+            extent = rows.extent_of(image_height), columns.extent_of(image_width)
             for (top, left), embeddings in zip(batch, maps, strict=True):
                 of_rows, of_columns = rows.cells_of(top), columns.cells_of(left)
                 inside = embeddings[:, rows.in_window(top)][:, :, columns.in_window(left)]
-                yield EmbeddingTile(inside, of_rows, of_columns, *in_image)
+                yield EmbeddingTile(inside, of_rows, of_columns, *in_image, extent)
 
     def embed_cells(
         self, image: Image.Image | np.ndarray, choose: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -188,3 +198,7 @@ class _Axis:
     def pixels_of(self, side: int) -> np.ndarray:
         """Return the pixels at the centers of the cells in an image that was resized from a side of this length."""
         return (2 * self.pixels + 1) * side // (2 * self.side)
+
+    def extent_of(self, side: int) -> int:
+        """Return the length that all cells cover in an image that was resized from a side of this length."""
+        return round(len(self.pixels) * self.window * side / (self.cells_per_window * self.side))

@@ -9,8 +9,10 @@ import html
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from safetensors.torch import save
 
 from ..data.channels import Channels, size_of
 from ..data.images import read_image
-from ..errors import UsageError, as_usage_error
+from ..errors import UsageError, as_usage_error, first_line
 from ..models.decode_heads import resize
 from ..progress import progress
 from .embedding_bank import network_fingerprint
@@ -86,19 +88,38 @@ class Query:
         return shown
 
 
+class UnreadableImageError(UsageError):
+    """Mistake of one image, without which a search goes on."""
+
+
+class EmbeddedImage(NamedTuple):
+    """Embeddings of an image.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(D, h, w)`, float16): Unit vectors.
+        size (`tuple[int, int]`): Height and width of the image.
+        extent (`tuple[int, int]`): Rows and columns of pixels that the cells cover, as in `EmbeddingTile`.
+    """
+
+    embeddings: torch.Tensor
+    size: Size
+    extent: Size
+
+
 @dataclass(frozen=True)
 class Found:
     """Image with the cosines of its pixels.
 
     Args:
         path (`Path`): File of the image.
-        size (`tuple[int, int]`): Height and width of the image.
+        size, extent (`tuple[int, int]`): Those of its `EmbeddedImage`.
         cosines (`torch.Tensor` of shape `(h, w)`): Largest cosine of every cell with one of the queries.
         area (`float`): Share of the image whose cosine reaches the threshold.
     """
 
     path: Path
     size: Size
+    extent: Size
     cosines: torch.Tensor
     area: float
 
@@ -109,14 +130,14 @@ class Found:
 
     def mask(self, threshold: float) -> np.ndarray:
         """Return where the interpolated cosine reaches a threshold, (H, W), bool."""
-        return _mask(self.cosines, self.size, threshold).numpy()
+        return _mask(self.cosines, self.size, self.extent, threshold).numpy()
 
 
 class EmbeddedImages:
     """Embeddings of image files, which a folder may keep for the next search.
 
-    A file of the folder is used again if network, features, windows, and the size and the time of the image are the
-    same; otherwise it is written anew. Embeddings have float16, in a new file and in a kept one.
+    A file of the folder is used again if network, image processor, features, windows, and the size and the time of the
+    image are the same; otherwise it is written anew. Embeddings have float16, in a new file and in a kept one.
 
     Args:
         embedder (`Embedder`): Network and features.
@@ -129,39 +150,47 @@ class EmbeddedImages:
         settings = embedder.predictor.settings
         self._network = [
             "" if cache_dir is None else network_fingerprint(embedder.network),
+            embedder.predictor.preparation.image_processor.to_json_string(),
             *(embedder.features, embedder.stage, settings.window_size, settings.window_stride),
         ]
 
-    def __call__(self, path: Path) -> tuple[torch.Tensor, Size]:
-        """Return the embeddings (D, h, w), float16, and the height and width of an image.
+    def __call__(self, path: Path) -> EmbeddedImage:
+        """Return the embeddings of an image.
 
         Raises:
-            UsageError: If the image cannot be read, or the folder cannot be written.
+            UnreadableImageError: If the image cannot be read.
+            UsageError: If the folder cannot be written, or the features of the network are not finite.
         """
         if self.cache_dir is None:
             return self._embed(path)
-        with as_usage_error(OSError, prefix=f"{path} cannot be read: "):
+        try:
             file, facts = path.resolve(), path.stat()
+        except OSError as error:
+            raise UnreadableImageError(f"{path} cannot be read: {first_line(error)}") from error
         described = json.dumps([*self._network, str(file), facts.st_size, facts.st_mtime_ns])
         kept = self.cache_dir / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.safetensors"
         if (known := _read_kept(kept, described)) is not None:
             return known
-        embeddings, size = self._embed(path)
+        made = self._embed(path)
         partial = kept.with_name(f"{kept.name}.partial")
         try:
             with as_usage_error(OSError, prefix=f"`cache_dir`: {self.cache_dir} cannot be written: "):
                 self.cache_dir.mkdir(parents=True, exist_ok=True)
-                metadata = {"image": described, "size": json.dumps(size)}
-                partial.write_bytes(save({"embeddings": embeddings.contiguous()}, metadata))
+                metadata = {"image": described, "size": json.dumps(made.size), "extent": json.dumps(made.extent)}
+                partial.write_bytes(save({"embeddings": made.embeddings.contiguous()}, metadata))
                 partial.replace(kept)
         finally:
-            partial.unlink(missing_ok=True)
-        return embeddings, size
+            with suppress(OSError):  # nothing was written where the folder cannot be
+                partial.unlink()
+        return made
 
-    def _embed(self, path: Path) -> tuple[torch.Tensor, Size]:
-        image = read_image(path, self.embedder.predictor.channels)
-        width, height = size_of(image)
-        return self.embedder(image).half().cpu(), (height, width)
+    def _embed(self, path: Path) -> EmbeddedImage:
+        try:
+            image = read_image(path, self.embedder.predictor.channels)
+        except UsageError as error:
+            raise UnreadableImageError(str(error)) from error
+        (width, height), (embeddings, extent) = size_of(image), self.embedder.with_extent(image)
+        return EmbeddedImage(embeddings.half().cpu(), (height, width), extent)
 
 
 def embed_query(embedder: Embedder, query: Query) -> torch.Tensor:
@@ -196,18 +225,21 @@ def find_alike(
     Returns:
         `tuple[list[Found], list[str]]`: the images with the most similar pixels, the best first, and a sentence for
         every image that cannot be read.
+
+    Raises:
+        UsageError: If the folder of the embeddings cannot be written, or the features of the network are not finite.
     """
     best: list[tuple[float, int, Found]] = []
     unreadable = []
     for place, path in enumerate(progress(list(paths), title="searching", unit="image")):
         try:
-            embeddings, size = images(path)
-        except UsageError as error:
+            image = images(path)
+        except UnreadableImageError as error:
             unreadable.append(str(error))
             continue
-        cosines = _largest_cosines(queries, embeddings)
-        area = float(_mask(cosines, size, threshold).float().mean())
-        found = Found(path, size, cosines, area)
+        cosines = _largest_cosines(queries, image.embeddings)
+        area = float(_mask(cosines, image.size, image.extent, threshold).float().mean())
+        found = Found(path, image.size, image.extent, cosines, area)
         heapq.heappush(best, (found.score, -place, found))  # of equal scores, the first image is kept
         if len(best) > top:
             heapq.heappop(best)
@@ -287,8 +319,10 @@ def _largest_cosines(queries: torch.Tensor, embeddings: torch.Tensor) -> torch.T
     return cosines.amax(dim=0).unflatten(0, embeddings.shape[1:])
 
 
-def _mask(cosines: torch.Tensor, size: Size, threshold: float) -> torch.Tensor:
-    return resize(cosines[None, None], size, align_corners=False)[0, 0] >= threshold
+def _mask(cosines: torch.Tensor, size: Size, extent: Size, threshold: float) -> torch.Tensor:
+    """Compare the cosines of all pixels, (H, W), without those of the cells that are beyond the image."""
+    resized = resize(cosines[None, None], extent, align_corners=False)[0, 0]
+    return resized[: size[0], : size[1]] >= threshold
 
 
 def _cell_of(pixel: int, centers: np.ndarray) -> int:
@@ -305,14 +339,14 @@ def _cells_in(first: int, stop: int, centers: np.ndarray) -> np.ndarray:
     return inside if len(inside) else np.array([_cell_of((first + stop) // 2, centers)])
 
 
-def _read_kept(path: Path, described: str) -> tuple[torch.Tensor, Size] | None:
+def _read_kept(path: Path, described: str) -> EmbeddedImage | None:
     """Read embeddings that were kept, or return `None` if there are none of this image by this network."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("image") != described:
                 return None
-            height, width = json.loads(metadata["size"])
-            return file.get_tensor("embeddings"), (height, width)
+            size, extent = (tuple(json.loads(metadata[name])) for name in ("size", "extent"))
+            return EmbeddedImage(file.get_tensor("embeddings"), size, extent)
     except (OSError, SafetensorError):  # missing or damaged: it is written anew
         return None

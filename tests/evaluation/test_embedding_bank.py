@@ -194,6 +194,12 @@ def test_other_files_are_neither_read_nor_overwritten(bank, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "text"]
 
 
+def test_a_bank_below_a_file_is_refused_in_one_sentence(bank, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="`bank`: .*bank.safetensors cannot be written"):
+        bank.save(tmp_path / "file" / "bank.safetensors")
+
+
 def test_images_without_labels_are_refused(embedder, samples):
     with pytest.raises(UsageError, match="No pixel of these images is labeled"):
         index_dataset(embedder, samples[5:], CLASSES)

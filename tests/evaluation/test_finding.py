@@ -14,6 +14,7 @@ from msctr_hf.commands import find
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.embedding_maps import Embedder
 from msctr_hf.evaluation.finding import EmbeddedImages, Query, embed_query, find_alike, write_found
+from msctr_hf.evaluation.finite import NotFiniteError
 from msctr_hf.evaluation.predictor import Predictor
 
 SIZE = (64, 96)
@@ -119,14 +120,49 @@ def test_kept_embeddings_of_another_network_or_image_or_damaged_ones_are_made_an
         "network": Embedder(Predictor(network(seed=1), MsctrImageProcessor(size_divisor=32))),
     }
     for other in (*others.values(), embedder):
-        embeddings, size = EmbeddedImages(other, kept)(image)
+        embeddings, size, extent = EmbeddedImages(other, kept)(image)
         assert torch.equal(embeddings, other(Image.open(image)).half())
-        assert size == SIZE
+        assert size == extent == SIZE
     write()
+    assert torch.equal(EmbeddedImages(embedder, kept)(image)[0], embedder(Image.open(image)).half())
+    brighter = Embedder(Predictor(network(), MsctrImageProcessor(size_divisor=32, image_mean=[0.2, 0.2, 0.2])))
+    assert torch.equal(EmbeddedImages(brighter, kept)(image)[0], brighter(Image.open(image)).half())
     assert torch.equal(EmbeddedImages(embedder, kept)(image)[0], embedder(Image.open(image)).half())
     (file,) = kept.iterdir()
     file.write_bytes(file.read_bytes()[:-1])
     assert torch.equal(EmbeddedImages(embedder, kept)(image)[0], embedder(Image.open(image)).half())
+
+
+def test_masks_do_not_move_where_the_last_cells_reach_beyond_the_image(embedder, tmp_path):
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(image)
+    coarse = Embedder(embedder.predictor, "backbone", stage=4)
+    queries = coarse(Image.open(image))[:, 1, 1][None]  # the cell of pixels 32 to 63
+    for images in (EmbeddedImages(coarse, tmp_path / "kept"),) * 2:
+        ((found,), _) = find_alike(images, [image], queries, threshold=0.99, top=1)
+        assert found.cosines.shape == (3, 3)
+        whole = torch.nn.functional.interpolate(found.cosines[None, None], (96, 96), mode="bilinear")[0, 0]
+        expected = whole[:70, :90].numpy() >= 0.99
+        assert expected.any()
+        assert not expected.all()
+        assert np.array_equal(found.mask(0.99), expected)
+        assert found.area == pytest.approx(expected.mean())
+
+
+def test_only_images_that_cannot_be_read_are_left_out_of_a_search(embedder, folder, paths, tmp_path, monkeypatch):
+    queries = embed_query(embedder, Query(Image.open(folder / "images/0.png"), pixels=[10, 20]))
+    for path in (tmp_path / "none.png", tmp_path / "broken.png"):
+        if path.stem == "broken":
+            path.write_bytes(b"nothing")
+        images = EmbeddedImages(embedder, tmp_path / "kept")
+        found, unreadable = find_alike(images, [path, *paths], queries, threshold=0.9, top=9)
+        assert (len(found), len(unreadable)) == (len(paths), 1)
+        assert path.name in unreadable[0]
+    with pytest.raises(UsageError, match=r"`cache_dir`: .*broken.png.* cannot be written"):
+        find_alike(EmbeddedImages(embedder, path), paths, queries, threshold=0.9, top=9)
+    monkeypatch.setattr(Embedder, "_embed", lambda *_: (_ for _ in ()).throw(NotFiniteError("not finite")))
+    with pytest.raises(NotFiniteError):
+        find_alike(EmbeddedImages(embedder), paths, queries, threshold=0.9, top=9)
 
 
 class Page(HTMLParser):

@@ -31,6 +31,7 @@ def here(monkeypatch):
     now = {"machine": MACHINE, "code": "0123456789abcdef"}
     monkeypatch.setattr(provenance, "describe_machine", lambda threads: now["machine"])
     monkeypatch.setattr(provenance, "hash_of_code", lambda: now["code"])
+    monkeypatch.setattr(provenance, "refuse_uncommitted", lambda path: None)
     return now
 
 
@@ -177,6 +178,32 @@ def test_whoever_peeks_gets_a_figure_and_can_never_show_anything(small, capsys):
     assert "nothing is shown" in (small.folder / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"seeds": list(range(8))}, {"step_cost": 2.0}, {"flags": f"{TINY} --crop_size 64 64"}],
+)
+def test_runs_of_another_version_of_the_file_are_not_pooled(small, tmp_path, changes):
+    small()
+    path = tmp_path / "simulated.yaml"
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    with pytest.raises(UsageError, match=r"seed_0.json was made when .* fixed other seeds, flags or steps"):
+        small()
+    # what was cut for time leaves the other arms as they are
+    fewer = {name: arm for name, arm in content["arms"].items() if name != "placebo"}
+    path.write_text(yaml.safe_dump(content | {"arms": fewer, "secondary": []}, sort_keys=False))
+    assert small() == []
+
+
+def test_below_six_seeds_no_p_value_is_printed(small, tmp_path, capsys):
+    path = tmp_path / "simulated.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"seeds": [0, 1, 2]}, sort_keys=False))
+    small()
+    told = capsys.readouterr().out
+    assert "p =" not in told
+    assert "), 3 seeds: not shown.**" in told
+
+
 def test_peeking_without_two_pairs_is_refused_and_marks_nothing(small):
     small(FakeRuns(until=2))
     with pytest.raises(UsageError, match="needs two seeds"):
@@ -263,6 +290,14 @@ def test_a_selection_cannot_see_the_test_split(selection, tmp_path):
     assert np.array_equal(linked["label"], original[0]["label"])
 
 
+def test_folds_follow_a_data_set_that_was_moved(selection, tmp_path):
+    path, data = selection
+    plan_experiment(read_experiment(path), tmp_path / "runs", ("--data_dir", str(data)))
+    moved = data.rename(tmp_path / "moved")
+    runs = plan_experiment(read_experiment(path), tmp_path / "runs", ("--data_dir", str(moved)))
+    assert len(load_segmentation_dataset("folder", "train", runs[0].settings["data_dir"])[0]) == 3
+
+
 def test_a_selection_chooses_the_arm_with_the_highest_mean_of_each_family(selection, tmp_path, monkeypatch, capsys):
     path, data = selection
     monkeypatch.setattr(bench, "run_all", FakeRuns())
@@ -280,6 +315,21 @@ def test_a_name_in_a_list_that_is_not_an_image_is_refused(selection, tmp_path):
     (tmp_path / "a.txt").write_text("c_test_0\n")
     with pytest.raises(UsageError, match="names c_test_0, which is not an image of camvid train.validation"):
         plan_experiment(read_experiment(path), tmp_path / "runs", ("--data_dir", str(data)))
+
+
+def test_a_confirmation_whose_file_is_not_committed_does_not_start(small, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    answers = {"status": "", "ls-files": "simulated.yaml"}
+    monkeypatch.setattr(provenance, "_git", lambda command, *arguments: answers[command])
+    with pytest.raises(UsageError, match="simulated.yaml is not committed in"):  # elsewhere
+        small()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    provenance.refuse_uncommitted(tmp_path / "simulated.yaml")
+    for answer in ({"ls-files": ""}, {"status": " M simulated.yaml"}):
+        answers.update({"status": "", "ls-files": "simulated.yaml", **answer})
+        with pytest.raises(UsageError, match="commit it before the first run"):
+            small()
+    assert not small.folder.exists()
 
 
 def test_the_code_of_a_run_is_a_hash_of_what_is_committed(monkeypatch):

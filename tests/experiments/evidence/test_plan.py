@@ -53,6 +53,12 @@ def test_what_is_not_chosen_or_measured_yet_is_named(tmp_path):
     ({"flags": "--max_steps 4"}, "must give --mixed_precision"),
     ({"flags": "--mixed_precision no"}, "must give --max_steps"),
     ({"flags": "--max_steps 4 --mixed_precision auto"}, "bf16 or no"),
+    ({"primary": ["chosen"]}, r"a comparison must be \[arm, baseline\], got \['chosen'\]"),
+    ({"secondary": ["chosen"]}, r"a comparison must be \[arm, baseline\], got 'chosen'"),
+    ({"step_cost": "1.1 times"}, "`step_cost:` must be a number or null"),
+    ({"minutes": None}, "`minutes:` must be a number, got None"),
+    ({"flags": ["--max_steps"]}, r"`flags:` must be text, got \['--max_steps'\]"),
+    ({"arms": {"chosen": {"like": "ce_time"}, "ce_time": {"like": "chosen"}}}, "which is not an arm with `run:`"),
     ({"primary": ["chosen", "nobody"]}, "are compared, but are not among the arms"),
     ({"primary": ["chosen", "chosen"]}, "are compared with nothing"),
     ({"arms": {"chosen": {"run": "ms"}, "ce_time": {"run": "ce", "seeds": 9}}}, "with 9 seeds, but there are 6"),
@@ -69,6 +75,8 @@ def test_faulty_files_are_refused_in_one_sentence(tmp_path, changes, message):
     ({"split": "test"}, r"a selection has no \['split'\]"),
     ({"flags": f"{FLAGS} --train_split train+test"}, "a selection never loads the test split"),
     ({"flags": f"{FLAGS} --train_split test"}, "a selection never loads the test split"),
+    ({"flags": f"{FLAGS} --train_split=test"}, "remove '--train_split=test' from the flags"),
+    ({"arms": {"a": {"run": "ms"}, "b": {"run": "ce --train_split train+test"}}}, "never loads the test split"),
     ({"folds": {}}, "a selection leaves videos out, so `folds:` must name at least one"),
 ])  # fmt: skip
 def test_a_selection_cannot_name_the_test_split_or_judge_on_the_validation_split(tmp_path, changes, message):

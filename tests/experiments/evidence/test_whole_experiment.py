@@ -38,6 +38,7 @@ def confusions(model, folder, names):
 @pytest.mark.slow
 def test_an_experiment_is_trained_scored_and_judged(tmp_path, monkeypatch, run_script):
     monkeypatch.setattr(provenance, "hash_of_code", lambda: "0" * 16)
+    monkeypatch.setattr(provenance, "refuse_uncommitted", lambda path: None)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     parts = {split: {"images": f"{split}/images", "labels": f"{split}/labels"} for split in ("train", "val")}
     splits = {"train": parts["train"], "validation": parts["val"], "test": parts["val"]}
