@@ -168,13 +168,13 @@ def test_weights_of_transformers_are_adapted_in_the_same_way(tiny_config, tmp_pa
 
 
 def test_weights_for_four_channels_are_taken_as_they_are_and_not_adapted_to_five(tiny_config, tmp_path):
-    state = perturbed_state(timm.create_model("resnet18", in_chans=4))
+    state = perturbed_state(timm.create_model(TIMM_TINY["backbone"], in_chans=4))
     save_file(state, tmp_path / "weights.safetensors")
     for channels in (4, 5):
         model = MsctrForSemanticSegmentation(tiny_config(backbone={**TIMM_TINY, "num_channels": channels}))
         if channels == 4:
             load_backbone_weights(model, str(tmp_path / "weights.safetensors"))
-            assert torch.equal(model.backbone._backbone.conv1.weight, state["conv1.weight"])
+            assert torch.equal(model.backbone._backbone.conv1[0].weight, state["conv1.0.weight"])
         else:
-            with pytest.raises(ValueError, match=r"1 of another shape \(conv1.weight\)"):
+            with pytest.raises(ValueError, match=r"1 of another shape \(conv1.0.weight\)"):
                 load_backbone_weights(model, str(tmp_path / "weights.safetensors"))

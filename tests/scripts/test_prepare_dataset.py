@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 from datasets.table import embed_table_storage
 from layouts import LAYOUTS, write_folder, write_image, write_labels
 from PIL import Image
+from small_run import flags
 
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data import parquet_copy, preparation
@@ -185,10 +186,10 @@ def test_a_copy_that_cannot_be_read_is_reported_in_one_sentence_that_names_the_f
     if data is not None:
         (copy / name).write_bytes(data)
     if name.startswith("report"):
-        options = ["prepare_dataset.py", "--output_dir", copy, "--predecode", "--data_dir", source]
+        options = ["--output_dir", copy, "--predecode", "--dataset", "folder", "--data_dir", source]
+        code, _, error = run_script("prepare_dataset.py", *options, "--num_workers", "0")
     else:
-        options = ["evaluate.py", "--model", tmp_path, "--data_dir", copy]
-    code, _, error = run_script(*options, "--dataset", "folder", "--num_workers", "0")
+        code, _, error = run_script("train.py", *flags(copy, tmp_path / "run"))
     assert code == 2, error
     assert name.split(".index")[0] in error.strip().splitlines()[-1]
     assert "Traceback" not in error
