@@ -82,7 +82,7 @@ def predict_files(
     unreadable: list[str] = []
     waiting: deque[Waiting] = deque()  # read, but not labeled yet
     for labels in _label_maps(predictor, targets, waiting, unreadable):
-        _, source, target = waiting[0]
+        source, target = waiting[0][1:]  # no name for the image: it must be freed before the next is read
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.with_name(f"{target.name}{_ending(source, submission_for)}")
         if raw_values is not None:
