@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -37,6 +38,34 @@ class Colors(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     white: float = 255.0
+
+
+@dataclass(frozen=True)
+class DeferredPixelValues:
+    """Pixel values of large images, of which no more rows are computed than are needed at a time.
+
+    Args:
+        preparation (`ImagePreparation`): Path to pixel values, which does not resize.
+        images (`Sequence[Image]` or `Sequence[np.ndarray]`): Images of one size.
+        device (`torch.device`): Device of the pixel values.
+    """
+
+    preparation: ImagePreparation
+    images: Sequence[Any]
+    device: torch.device | str
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Number of images, channels, height and width."""
+        (width, height), channels = size_of(self.images[0]), self.preparation.channels
+        return len(self.images), 3 if channels is None else channels.count, height, width
+
+    def __getitem__(self, part: slice) -> DeferredPixelValues:
+        return replace(self, images=self.images[part])
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        """Compute the pixel values of some rows, (B, C, bottom - top, W)."""
+        return self.preparation([rows_of(image, top, bottom) for image in self.images], self.device)
 
 
 class ImagePreparation:
@@ -139,7 +168,7 @@ class ImagePreparation:
             device (`torch.device`): Device of the result.
         """
         width, height = size_of(images[0])
-        if height <= PREPARED_ROWS or self._resizes:
+        if not self.by_rows(height):
             return self._pixel_values(images).to(device, torch.float32)
         # some rows at a time, since the image processor makes several copies of what it is given
         channels = 3 if self.channels is None else self.channels.count
@@ -149,6 +178,10 @@ class ImagePreparation:
             strips = [rows_of(image, top, bottom) for image in images]
             pixel_values[:, :, top:bottom] = self._pixel_values(strips).to(device)
         return pixel_values
+
+    def by_rows(self, height: int) -> bool:
+        """Return whether images are large, and their rows are normalized each for itself."""
+        return height > PREPARED_ROWS and not self._resizes
 
     @property
     def _resizes(self) -> bool:

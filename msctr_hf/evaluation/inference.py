@@ -19,6 +19,7 @@ from torch import nn
 from ..models.decode_heads import resize
 from ..models.image_processing_msctr import pad
 from .finite import finite_outputs
+from .image_preparation import DeferredPixelValues
 from .settings import InferenceSettings, Size
 
 CPU_STRIP_ROWS = 4  # few enough for a strip to stay in the cache of a core
@@ -109,9 +110,15 @@ def predict_labels(
 
 @torch.no_grad()
 def predict_label_maps(
-    model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings, output_sizes: Sequence[Size]
+    model: nn.Module,
+    pixel_values: torch.Tensor | DeferredPixelValues,
+    settings: InferenceSettings,
+    output_sizes: Sequence[Size],
 ) -> list[torch.Tensor]:
-    """Predict as `predict_labels` does, with a separate size for the class map (H, W) of every image."""
+    """Predict as `predict_labels` does, with a separate size for the class map (H, W) of every image.
+
+    Pixel values may be deferred with a sliding window at one scale, which is 1.
+    """
     views, align_corners = _views(model, pixel_values, settings), _align_corners(model)
     if len(set(output_sizes)) == 1:
         return list(_largest(views, output_sizes[0], align_corners))
@@ -226,7 +233,7 @@ class _TiledView:
     def __init__(
         self,
         model: nn.Module,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | DeferredPixelValues,
         window: Size,
         stride: Size,
         settings: InferenceSettings,
@@ -277,22 +284,27 @@ class _TiledView:
 
     def _row_of_windows(self, top: int) -> torch.Tensor:
         """Compute the logits of all windows that start in one row, (B, windows, L, h, w)."""
-        num_images = len(self.pixel_values) * (2 if self.mirrored else 1)
+        bottom = min(top + self.window[0], self.size[0])
+        if isinstance(self.pixel_values, DeferredPixelValues):
+            rows = self.pixel_values.rows(top, bottom)
+        else:
+            rows = self.pixel_values[:, :, top:bottom]
+        num_images = len(rows) * (2 if self.mirrored else 1)
         places = [(image, left) for image in range(num_images) for left in self.lefts]
         logits = [
-            _forward(self.model, torch.stack([self._crop(image, top, left) for image, left in part]))
+            _forward(self.model, torch.stack([self._crop(rows, image, left) for image, left in part]))
             for part in _batches(places, self.settings.batch_size)
         ]
         return _checked(self.model, torch.cat(logits)).unflatten(0, (num_images, len(self.lefts)))
 
-    def _crop(self, image: int, top: int, left: int) -> torch.Tensor:
+    def _crop(self, rows: torch.Tensor, image: int, left: int) -> torch.Tensor:
         """Crop one window (3, height, width) of an image or a mirror image, padded at the right and the bottom."""
-        (height, width), full_width = self.window, self.size[1]
-        rows = self.pixel_values[image % len(self.pixel_values), :, top : top + height]
-        if image < len(self.pixel_values):
-            crop = rows[..., left : left + width]
+        width, full_width = self.window[1], self.size[1]
+        of_image = rows[image % len(rows)]
+        if image < len(rows):
+            crop = of_image[..., left : left + width]
         else:
-            crop = rows[..., max(0, full_width - left - width) : full_width - left].flip(-1)
+            crop = of_image[..., max(0, full_width - left - width) : full_width - left].flip(-1)
         return pad(crop, self.window, self.settings.padding_mode)
 
 
@@ -341,8 +353,12 @@ def _source_rows_on(device: torch.device, dtype: torch.dtype, *where: Any) -> tu
         return upper.to(device), lower.to(device), weights.to(dtype).to(device)  # not all devices have float64
 
 
-def _views(model: nn.Module, pixel_values: torch.Tensor, settings: InferenceSettings) -> list[_WholeView | _TiledView]:
+def _views(
+    model: nn.Module, pixel_values: torch.Tensor | DeferredPixelValues, settings: InferenceSettings
+) -> list[_WholeView | _TiledView]:
     """Build the views of the images: one per scale, with its own size, with or without mirror images."""
+    if isinstance(pixel_values, DeferredPixelValues):
+        return [_TiledView(model, pixel_values, settings.window_size, settings.stride, settings)]
     views: list[_WholeView | _TiledView] = []
     divisor = settings.size_divisor
     for scale in settings.scales:

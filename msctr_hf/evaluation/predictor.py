@@ -17,7 +17,7 @@ from ..data.classes import default_palette
 from ..errors import UsageError, building_a_network, first_line, warn_caller
 from ..models.backbones import input_channels
 from .finite import refuse_faulty_weights
-from .image_preparation import ImagePreparation
+from .image_preparation import DeferredPixelValues, ImagePreparation
 from .inference import predict_label_maps
 from .model_kinds import refuse_other_kinds, refuse_universal
 from .precision import has_bf16
@@ -104,9 +104,9 @@ class Predictor:
             size_divisor=self.preparation.size_divisor,
             padding_mode=self.preparation.padding_mode,
         )
-        batch: list[tuple[torch.Tensor, Size]] = []
+        batch: list[tuple[torch.Tensor | DeferredPixelValues, Size]] = []
         for image in images:
-            prepared = self.prepare([image])
+            prepared = self._prepare_or_defer(image)
             if batch and batch[0][0].shape != prepared.shape:
                 yield from self._label(batch, settings)
             width, height = size_of(image)
@@ -116,13 +116,27 @@ class Predictor:
                 yield from self._label(batch, settings)
         yield from self._label(batch, settings)
 
-    def _label(self, batch: list[tuple[torch.Tensor, Size]], settings: InferenceSettings) -> list[np.ndarray]:
+    def _prepare_or_defer(self, image: Image.Image | np.ndarray) -> torch.Tensor | DeferredPixelValues:
+        """Prepare an image; a large one of which only windows are needed is prepared when they are."""
+        windows_only = self.settings.window_size is not None and tuple(self.settings.scales) == (1.0,)
+        if windows_only and self.preparation.by_rows(size_of(image)[1]):
+            return DeferredPixelValues(self.preparation, [image], self._device)
+        return self.prepare([image])
+
+    def _label(
+        self, batch: list[tuple[torch.Tensor | DeferredPixelValues, Size]], settings: InferenceSettings
+    ) -> list[np.ndarray]:
         """Label prepared images of one size, and empty the list."""
         if not batch:
             return []
-        tensors, sizes = zip(*batch, strict=True)
+        prepared, sizes = zip(*batch, strict=True)
         batch.clear()
-        pixel_values = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        if len(prepared) == 1:
+            pixel_values = prepared[0]
+        elif isinstance(prepared[0], DeferredPixelValues):
+            pixel_values = replace(prepared[0], images=[each.images[0] for each in prepared])
+        else:
+            pixel_values = torch.cat(prepared)
         maps = predict_label_maps(self.model, pixel_values, settings, sizes)
         return [self._as_train_ids(labels.cpu().numpy()) for labels in maps]
 
@@ -131,7 +145,11 @@ class Predictor:
 
     def prepare(self, images: list[Image.Image | np.ndarray]) -> torch.Tensor:
         """Resize and normalize images of one size to a batch (B, C, H, W), without padding."""
-        return self.preparation(images, next(self.model.parameters()).device)
+        return self.preparation(images, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
 
 def load_predictor(

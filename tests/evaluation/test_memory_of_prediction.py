@@ -11,6 +11,7 @@ from PIL import Image
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.evaluation import image_preparation
 from msctr_hf.evaluation.predictor import Predictor
+from msctr_hf.evaluation.settings import InferenceSettings
 
 PROGRAM = """
 import sys, warnings
@@ -66,3 +67,26 @@ def test_an_image_prepared_in_strips_equals_the_one_prepared_at_once(tiny_config
     monkeypatch.setattr(image_preparation, "PREPARED_ROWS", 16)
     strips = Predictor(model, MsctrImageProcessor(size_divisor=32)).prepare([image, image])
     assert torch.equal(whole, strips)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_windows_of_large_images_are_prepared_one_row_after_another_to_the_same_labels(tiny_config, monkeypatch, flip):
+    model = MsctrForSemanticSegmentation(tiny_config()).eval()
+    images = [
+        Image.fromarray(np.random.default_rng(n).integers(0, 256, (90, 70, 3), dtype=np.uint8)) for n in range(3)
+    ]
+    settings = InferenceSettings(window_size=(32, 32), window_stride=(24, 24), flip=flip, batch_size=2)
+    predictor = Predictor(model, MsctrImageProcessor(), settings)
+    whole = list(predictor(images))
+    monkeypatch.setattr(image_preparation, "PREPARED_ROWS", 40)
+    prepared = []
+    monkeypatch.setattr(Predictor, "prepare", lambda *_: pytest.fail("whole images were prepared"))
+    of_images = image_preparation.ImagePreparation.__call__
+    monkeypatch.setattr(
+        image_preparation.ImagePreparation,
+        "__call__",
+        lambda self, images, device: prepared.append(images[0].size) or of_images(self, images, device),
+    )
+    assert len(np.unique(whole)) > 1
+    assert all(map(np.array_equal, predictor(images), whole))
+    assert set(prepared) == {(70, 32)}
