@@ -160,6 +160,31 @@ def test_the_benchmark_of_a_part_equals_its_result_file(name):
         assert line.endswith(shown)
 
 
+def test_the_benchmark_of_options_equals_its_result_file():
+    section = BENCHMARKS.split("\n## Options of the contrast\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if " ms = " in line]
+    for line, row in zip(lines, benchmark("options"), strict=True):
+        part, detail = row["part"].split(", ")
+        size = f"{row['images']} images" if part == "objective" else f"{row['anchors']:,} anchors"
+        assert part in line and detail in line and size in line
+        shown = {"hard": "", "any": ""}
+        for name in shown:
+            if row[f"{name} ms"] is not None:
+                shown[name] = f"{figure(row[f'{name} ms'])} ms = {row[f'{name} / default']:.2f}x"
+        cells = (row["classes"], f"{figure(row['default ms'])} ms", shown["hard"], shown["any"])
+        assert line.endswith(f"| {' | '.join(map(str, cells))} |")
+
+
+def test_the_benchmark_of_large_images_equals_its_result_file():
+    section = BENCHMARKS.split("\n## Large images\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith(("| train |", "| predict |"))]
+    for line, row in zip(lines, benchmark("large_images"), strict=True):
+        speed = f"{row['images/s']:.2f}" if row["command"] == "train" else f"{row['images/s']:.4f}"
+        relative = "" if row["images/s ratio"] is None else f"{row['images/s ratio']:.2f}"
+        cells = (row["command"], row["images"], f"{row['peak MB']:,.0f} MB", speed, relative)
+        assert line == f"| {' | '.join(cells)} |"
+
+
 def test_the_comparison_with_other_libraries_equals_its_result_file():
     section = BENCHMARKS.split("\n## Beside other libraries\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if " ms = " in line]
