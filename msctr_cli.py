@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": "convert a checkpoint of the paper's released code",
     "embeddings": "plot embeddings of pixels by class, and their similarity to one pixel",
     "index": "keep embeddings of a labeled data set in one file, with prototypes of every class",
+    "check-labels": "rank the regions of a labeled data set whose labels are probably wrong",
     "find": "find in other images what is like a pixel or a box of one image",
     "demo": "serve a web page that labels your images",
 }
@@ -43,10 +44,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments and arguments[0] in COMMANDS:
         import importlib
 
-        importlib.import_module(f"msctr_hf.commands.{arguments[0]}").main(arguments[1:])
+        importlib.import_module(module_of(arguments[0])).main(arguments[1:])
     else:
         print(_unknown_command(arguments[0]) if arguments else _HELP, file=sys.stderr)
         sys.exit(2)
+
+
+def module_of(command: str) -> str:
+    """Return the module of a command: that of `check-labels` is `check_labels`."""
+    return f"msctr_hf.commands.{command.replace('-', '_')}"
 
 
 def _unknown_command(word: str) -> str:

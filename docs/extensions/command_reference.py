@@ -11,6 +11,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from msctr_cli import module_of
 from msctr_hf.commands.command_line import CommandLine
 
 
@@ -47,7 +48,7 @@ def _parser_of(command: str) -> CommandLine:
     """Catch the parser that the `main` of a command builds, without running the command."""
     parsers: list[CommandLine] = []
     with mock.patch.object(CommandLine, "run", lambda parser, argv, function: parsers.append(parser)):
-        importlib.import_module(f"msctr_hf.commands.{command}").main(["--help"])
+        importlib.import_module(module_of(command)).main(["--help"])
     return parsers[0]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UsageError
@@ -36,7 +36,7 @@ def _evaluate(arguments: ScoringSettings, options: EvaluationSettings) -> None:
 def _score(arguments: ScoringSettings, options: EvaluationSettings) -> None:
     from accelerate import Accelerator
 
-    from ..evaluation.class_order import match_classes
+    from ..evaluation.class_order import with_train_ids
     from ..evaluation.predictor import load_predictor
     from ..evaluation.report import write_report
     from ..evaluation.scoring import iou_table, score_dataset
@@ -49,16 +49,10 @@ def _score(arguments: ScoringSettings, options: EvaluationSettings) -> None:
     predictor = load_predictor(
         arguments.model, options.inference, device=options.device or accelerator.device, dtype=options.dtype
     )
-    if predictor.model.config.num_labels != len(spec.classes):
-        raise UsageError(
-            f"{arguments.model} predicts {predictor.model.config.num_labels} classes, but {spec.name} has "
-            f"{len(spec.classes)}; evaluate it on the data set it was trained for."
-        )
+    predictor, note = with_train_ids(predictor, spec, arguments.model, arguments.class_order)
     dataset = arguments.load(arguments.split, predictor.channels)
-    matched = match_classes(predictor.class_names, spec.classes, spec.name, arguments.class_order)
-    predictor = replace(predictor, train_ids=matched.train_ids)
-    if matched.note is not None and accelerator.is_main_process:
-        say(matched.note, file=sys.stderr)
+    if note is not None and accelerator.is_main_process:
+        say(note, file=sys.stderr)
     scores = score_dataset(
         predictor,
         dataset,
@@ -81,7 +75,7 @@ def _score(arguments: ScoringSettings, options: EvaluationSettings) -> None:
         "split": arguments.split,
         "protocol": asdict(options),
         "git_commit": git_commit(),
-        **({} if matched.note is None else {"class_order": matched.note}),
+        **({} if note is None else {"class_order": note}),
     }
     if accelerator.is_main_process:
         print(iou_table(results))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from datasets import Dataset, IterableDataset
@@ -135,6 +136,14 @@ def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:
 def reader_of(dataset: Dataset) -> Reader:
     """Return the reader that was attached to a data set."""
     return dataset.format["format_kwargs"]["transform"]
+
+
+def files_of(dataset: Dataset, column: str) -> list[Path] | None:
+    """Return the file of the image or the label of every row; `None` if the data set does not consist of files."""
+    reader = reader_of(dataset)
+    if not isinstance(reader, ReadSamples) or reader.embedded:
+        return None
+    return [Path(file["path"]) for file in dataset.with_format(None)[column][:]]
 
 
 def rows_with_channels(dataset: Dataset, channels: Channels) -> Dataset:

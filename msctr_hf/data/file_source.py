@@ -66,11 +66,7 @@ class FileSource:
             UsageError: If the file cannot be read, names an image twice, or names one that does not exist.
         """
         unknown = dict.fromkeys(_read_corrections(corrections))
-        known: list[str] = []
-        for split in self.layouts[0]:
-            if self.has_split(split, data_dir):
-                pairs = self.find(split, data_dir, name=name, labels_optional=True)
-                known += [image_id for image_id, _, _ in pairs.complete]
+        known = self.labeled_ids(data_dir, name=name)
         for image_id in known:
             unknown.pop(image_id, None)
         if unknown:
@@ -81,6 +77,12 @@ class FileSource:
                 if known
                 else f"`corrections`: {data_dir} has no images with labels."
             )
+
+    def labeled_ids(self, data_dir: Path, *, name: str) -> list[str]:
+        """List the ids of the images with labels of all splits of the data set `name`."""
+        splits = [split for split in self.layouts[0] if self.has_split(split, data_dir)]
+        found = [self.find(split, data_dir, name=name, labels_optional=True) for split in splits]
+        return [image_id for pairs in found for image_id, _, _ in pairs.complete]
 
     def rows(self, pairs: Pairs, data_dir: Path | None, corrections: Path | None = None) -> Dataset:
         """Build undecoded rows {image, label, image_id} from the complete pairs."""
@@ -199,16 +201,31 @@ def _read_corrections(corrections: Path) -> dict[str, str]:
     return label_of
 
 
+def read_corrections(corrections: Path, data_dir: Path | None) -> dict[str, Path | None]:
+    """Read a CSV file of corrections: image id -> label file, which need not exist; `None` for images to leave out.
+
+    A label file is searched below the folder of the CSV file, then below the folder of the data set.
+
+    Raises:
+        UsageError: If the CSV file cannot be read, names an image twice, or has a path that leads elsewhere.
+    """
+
+    def find(label: str) -> Path:
+        beside = _below(corrections.parent, label)
+        return beside if beside.is_file() else _below(data_dir or Path(), label)
+
+    return {image_id: find(label) if label else None for image_id, label in _read_corrections(corrections).items()}
+
+
 def _correct(
     rows: Sequence[tuple[str, Path, Path]], corrections: Path, data_dir: Path | None
 ) -> Iterator[tuple[str, Path, Path]]:
     """Leave out images that a CSV file lists without a label, and replace labels by the files that it names."""
-    label_of = _read_corrections(corrections)
+    label_of = read_corrections(corrections, data_dir)
     for image_id, image, label in rows:
         if image_id not in label_of:
             yield image_id, image, label
-        elif label_of[image_id]:
-            path = _below(data_dir or Path(), label_of[image_id])
+        elif (path := label_of[image_id]) is not None:
             if not path.is_file():
                 raise UsageError(f"`corrections`: the label {path} of {image_id} does not exist.")
             yield image_id, image, path

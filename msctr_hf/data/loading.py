@@ -70,7 +70,8 @@ def load_segmentation_dataset(
         reduce_zero_label (`bool`): Whether raw labels are numbered from 1, and 0 is ignored.
         streaming (`bool`): Whether to read a copy as an `IterableDataset`, without storing it on this disk.
         corrections (`str` or `Path`, *optional*): CSV file with the columns `image_id` and `label`: images to leave
-            out (no label), or whose labels are in another file (a path below `data_dir`).
+            out (no label), or whose labels are in another file (a path below the folder of the CSV file, or below
+            `data_dir`).
         num_channels (`int`, *optional*): Number of channels of the images, 1 to 16, whose values are kept as the files
             store them; RGB of 8 bits by default.
         value_type (`str`, *optional*): With `num_channels`, the type that the values must have: uint8, uint16, int32

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from ..data.specs import DatasetSpec
 from ..errors import UsageError
+from .predictor import Predictor
 
 _NAMES_SHOWN = 5
 # names that say no more than a number, such as LABEL_7, which transformers gives to classes without names
@@ -26,6 +29,29 @@ class ClassOrder(NamedTuple):
 
     train_ids: tuple[int, ...] | None
     note: str | None
+
+
+def with_train_ids(
+    predictor: Predictor, spec: DatasetSpec, model: str, class_order: ByNamesOrPosition = "names"
+) -> tuple[Predictor, str | None]:
+    """Return a predictor of the train ids of a data set, and the note of `match_classes`.
+
+    Args:
+        predictor (`Predictor`): Network with its image processor.
+        spec (`DatasetSpec`): The data set.
+        model (`str`): Name of the network, for messages.
+        class_order (`str`): `"names"` or `"position"`, as for `match_classes`.
+
+    Raises:
+        UsageError: If the network has another number of classes, or other classes.
+    """
+    if (predicted := predictor.model.config.num_labels) != len(spec.classes):
+        raise UsageError(
+            f"{model} predicts {predicted} classes, but {spec.name} has {len(spec.classes)}; evaluate it on the data "
+            "set it was trained for."
+        )
+    matched = match_classes(predictor.class_names, spec.classes, spec.name, class_order)
+    return replace(predictor, train_ids=matched.train_ids), matched.note
 
 
 def match_classes(

@@ -9,10 +9,11 @@ few rows before the next strip begins, and logits of a whole image are never sto
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -128,6 +129,39 @@ def predict_label_maps(
     ]
 
 
+@torch.no_grad()
+def predict_probabilities_at(
+    model: nn.Module,
+    pixel_values: torch.Tensor | DeferredPixelValues,
+    settings: InferenceSettings,
+    *,
+    output_size: Size,
+    rows: Sequence[int] | np.ndarray,
+    columns: Sequence[int] | np.ndarray,
+) -> torch.Tensor:
+    """Compute `predict_probabilities` where some rows and columns of the result cross, without the rest of its rows.
+
+    Args:
+        model (`nn.Module`): A model whose output has `logits`, in evaluation mode.
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Normalized images, not padded.
+        settings (`InferenceSettings`): Scales, mirror images, windows, batch size and padding.
+        output_size (`tuple[int, int]`): Size of the result of `predict_probabilities`.
+        rows (`Sequence[int]`): Rows of it, in ascending order.
+        columns (`Sequence[int]`): Columns of it.
+
+    Returns:
+        `torch.Tensor` of shape `(B, L, len(rows), len(columns))`: probabilities, float32.
+
+    Raises:
+        NotFiniteError: If a logit is NaN or infinite.
+    """
+    views = _views(model, pixel_values, settings)
+    chosen = torch.as_tensor(columns, device=views[0].device)
+    single_rows = (slice(row, row + 1) for row in map(int, rows))
+    strips = _mean_probabilities(views, output_size, _align_corners(model), single_rows)
+    return torch.cat([strip[..., chosen] for _, strip in strips], dim=2)
+
+
 def most_probable_classes(views: Sequence[torch.Tensor], size: Sequence[int], align_corners: bool) -> torch.Tensor:
     """Upsample logits, average the probabilities of several views and take the argmax, in strips of rows.
 
@@ -167,11 +201,14 @@ def _argmax(values: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_probabilities(
-    views: Sequence[_WholeView | _TiledView], size: Size, align_corners: bool
+    views: Sequence[_WholeView | _TiledView],
+    size: Size,
+    align_corners: bool,
+    row_slices: Iterable[slice] | None = None,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield ranges of rows of the result, from the top, with their probabilities (B, L, rows, W)."""
+    """Yield ranges of rows of the result, by default all, from the top, with their probabilities (B, L, rows, W)."""
     num_views = sum(2 if view.mirrored else 1 for view in views)
-    for rows in _row_slices(size, views[0].device):
+    for rows in _row_slices(size, views[0].device) if row_slices is None else row_slices:
         strips = (strip.softmax(dim=1) for strip in _strips(views, rows, size, align_corners))
         total = next(strips)
         for strip in strips:

@@ -18,7 +18,7 @@ from ..errors import UsageError, building_a_network, first_line, warn_caller
 from ..models.backbones import input_channels
 from .finite import refuse_faulty_weights
 from .image_preparation import DeferredPixelValues, ImagePreparation
-from .inference import predict_label_maps
+from .inference import predict_label_maps, predict_probabilities_at
 from .model_kinds import refuse_other_kinds, refuse_universal
 from .precision import has_bf16
 from .settings import InferenceSettings, Size
@@ -99,11 +99,7 @@ class Predictor:
         Consecutive images that the image processor resizes to one size share a batch of at most `settings.batch_size`
         images. At most one image more than a batch is read ahead. Images are RGB, or with `channels` arrays (H, W, N).
         """
-        settings = replace(
-            self.settings,
-            size_divisor=self.preparation.size_divisor,
-            padding_mode=self.preparation.padding_mode,
-        )
+        settings = self._settings_with_padding
         batch: list[tuple[torch.Tensor | DeferredPixelValues, Size]] = []
         for image in images:
             prepared = self._prepare_or_defer(image)
@@ -115,6 +111,39 @@ class Predictor:
             if len(batch) == self.settings.batch_size:
                 yield from self._label(batch, settings)
         yield from self._label(batch, settings)
+
+    def probabilities_at(
+        self, image: Image.Image | np.ndarray, rows: Sequence[int] | np.ndarray, columns: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
+        """Compute the probability of every class where some rows and columns of pixels of an image cross.
+
+        Args:
+            image (`Image` or `np.ndarray` of shape `(H, W, N)`): RGB image, or with `channels` an array.
+            rows, columns (`Sequence[int]`): Pixels of the image, in ascending order.
+
+        Returns:
+            `np.ndarray` of shape `(len(rows), len(columns), L)`: probabilities by train id, float32.
+        """
+        width, height = size_of(image)
+        probabilities = predict_probabilities_at(
+            self.model,
+            self._prepare_or_defer(image),
+            self._settings_with_padding,
+            output_size=(height, width),
+            rows=rows,
+            columns=columns,
+        )
+        by_class = probabilities[0].permute(1, 2, 0).cpu().numpy()
+        return by_class if self.train_ids is None else by_class[..., np.argsort(self.train_ids)]
+
+    @property
+    def _settings_with_padding(self) -> InferenceSettings:
+        """Settings of inference with the padding of the image processor."""
+        return replace(
+            self.settings,
+            size_divisor=self.preparation.size_divisor,
+            padding_mode=self.preparation.padding_mode,
+        )
 
     def _prepare_or_defer(self, image: Image.Image | np.ndarray) -> torch.Tensor | DeferredPixelValues:
         """Prepare an image; a large one of which only windows are needed is prepared when they are."""

@@ -228,6 +228,54 @@ class IndexSettings(DatasetSettings):
 
 
 @dataclass(kw_only=True)
+class LabelCheckSettings(DatasetSettings):
+    """Settings of a check of labels: images and their groups, what counts as suspicious, and the report."""
+
+    split: str = setting("train", help="train, validation or test; 'train+validation' is both.")
+    class_order: Literal["names", "position"] = setting("names", help=_CLASS_ORDER)
+    output_dir: str = setting(
+        "suspects",
+        help="Folder for check_labels.html and suspects.csv; a check that was stopped continues there.",
+        is_path=True,
+    )
+    group_pattern: str | None = setting(
+        None,
+        help="Regular expression that is searched in every image id; what its first group (...) matches, or all of "
+        "it, names the group of the image, such as its video: images of one group do not vouch for each other. By "
+        "default, eight blocks of consecutive images.",
+    )
+    neighbors: int = setting(20, help="Number of most similar pixels of other groups that vote.", at_least=1)
+    boundary_width: int = setting(
+        1,
+        help="Width of the boundaries of labels, in cells of the map of embeddings; regions within them are not "
+        "reported. 0 reports them too.",
+        at_least=0,
+    )
+    min_area: int = setting(200, help="Smallest number of pixels of a region.", at_least=1)
+    top: int = setting(500, help="Number of regions in the report, the most suspicious ones.", at_least=1)
+    pixels_per_class: int = setting(1000, help="Largest number of pixels of every class that may vote.", at_least=1)
+    seed: int = setting(0, help="Seed of the choice of these pixels.", at_least=0)
+    write_labels: str | None = setting(
+        None,
+        help="Instead of a check, write to this new folder the label files of images with accepted regions, and "
+        "corrections.csv for --corrections.",
+        is_path=True,
+    )
+    accepted: str | None = setting(
+        None, help="With write_labels: list of accepted regions that the report downloaded.", is_path=True
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.write_labels is None) != (self.accepted is None):
+            raise UsageError(
+                "`write_labels`, a new folder, and `accepted`, the list that the report downloaded, need each other."
+            )
+        if self.streaming:
+            raise UsageError("`streaming`: a check of labels needs random access to the images; leave it out.")
+
+
+@dataclass(kw_only=True)
 class FindSettings(ImageSettings):
     """Settings of a search: what is shown, where it is searched, and what counts as alike."""
 

@@ -37,7 +37,7 @@ def test_an_unknown_or_missing_command_exits_with_2(capsys, words, sentence):
 @pytest.mark.parametrize("name", msctr_cli.COMMANDS)
 def test_every_command_has_a_help_of_its_own(capsys, name):
     with pytest.raises(SystemExit) as stop:
-        importlib.import_module(f"msctr_hf.commands.{name}").main(["--help"])
+        importlib.import_module(msctr_cli.module_of(name)).main(["--help"])
     assert stop.value.code == 0
     help_text = capsys.readouterr().out
     assert f"msctr {name}" in help_text
@@ -55,6 +55,7 @@ MISSPELLED = [  # module, words before the flag, misspelled flag, intended flag
     ("msctr_hf.commands.convert", [], "checkpont", "checkpoint"),
     ("msctr_hf.commands.embeddings", [], "modl", "model"),
     ("msctr_hf.commands.index", [], "modl", "model"),
+    ("msctr_hf.commands.check_labels", [], "modl", "model"),
     ("msctr_hf.commands.find", [], "modl", "model"),
     ("msctr_hf.commands.demo", [], "modl", "model"),
     ("experiments.sweep_command", [], "paralel", "parallel"),
@@ -83,7 +84,7 @@ def test_a_misspelled_flag_gets_one_line_of_usage_and_one_sentence(capsys, modul
 
 
 def test_every_command_is_in_the_list_of_misspelled_flags():
-    assert {f"msctr_hf.commands.{name}" for name in msctr_cli.COMMANDS} <= {module for module, *_ in MISSPELLED}
+    assert {msctr_cli.module_of(name) for name in msctr_cli.COMMANDS} <= {module for module, *_ in MISSPELLED}
 
 
 def test_help_of_push_lists_what_push_takes_and_nothing_else(capsys):

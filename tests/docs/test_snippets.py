@@ -14,6 +14,7 @@ from pages import DOCS, blocks, commands
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+import msctr_cli
 from msctr_hf.data.loading import get_dataset_spec
 
 BLOCKS = [block for page in DOCS for block in blocks(page)]
@@ -54,7 +55,7 @@ def program(words):
     for place, word in enumerate(words):
         if word == "msctr" or (word == "-m" and words[place + 1] == "msctr_hf"):
             arguments = words[place + (1 if word == "msctr" else 2) :]
-            return f"msctr_hf.commands.{arguments[0]}", arguments[1:]
+            return msctr_cli.module_of(arguments[0]), arguments[1:]
         if word.startswith("scripts/"):
             return SCRIPT_MODULES[Path(word).name][1], words[place + 1 :]
     return None

@@ -13,6 +13,7 @@ from msctr_hf.evaluation.inference import (
     _source_rows_on,
     most_probable_classes,
     predict_labels,
+    predict_probabilities_at,
     window_starts,
 )
 from msctr_hf.evaluation.settings import InferenceSettings
@@ -75,6 +76,25 @@ def test_logits_are_averaged_where_windows_overlap():
             count[top : top + 16, left : left + 24] += 1
     result = predict_probabilities(network, x, crop_size=(16, 24), stride=(10, 12), batch_size=3)
     torch.testing.assert_close(result, (total / count).softmax(1))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        InferenceSettings(),
+        InferenceSettings(scales=(0.5, 1.0), flip=True, size_divisor=32),
+        InferenceSettings(window_size=(16, 24), window_stride=(10, 12), flip=True),
+    ],
+)
+def test_probabilities_at_some_pixels_are_those_of_the_whole_result(settings):
+    network, x = Network().eval(), torch.randn(2, 3, 40, 56)
+    options = {"scales": settings.scales, "flip": settings.flip, "size_divisor": settings.size_divisor}
+    whole = predict_probabilities(
+        network, x, output_size=(45, 70), crop_size=settings.window_size, stride=settings.window_stride, **options
+    )
+    rows, columns = [0, 3, 3, 17, 44], [1, 30, 69]
+    found = predict_probabilities_at(network, x, settings, output_size=(45, 70), rows=rows, columns=columns)
+    torch.testing.assert_close(found, whole[:, :, rows][..., columns])
 
 
 @pytest.mark.parametrize("stride", [None, (5, 16), (16, 7)])
