@@ -1,0 +1,6 @@
+"""Count which planted errors a check of labels finds: python scripts/planted_errors.py --help"""
+
+if __name__ == "__main__":
+    from _door import run
+
+    run("experiments.planted_errors_command")
