@@ -1,4 +1,4 @@
-"""Serve a page that labels your images and shows which pixels have similar embeddings.
+"""Serve a page that labels your images, shows which pixels have similar embeddings, and finds them in other images.
 
 msctr demo --model runs/quickstart           # then open http://127.0.0.1:7860
 

@@ -1,10 +1,9 @@
-"""Web page that shows the labels of an image, their areas, and which pixels have similar embeddings."""
+"""Web page that shows the labels of an image, which pixels are similar, and what is like them in other images."""
 
 from __future__ import annotations
 
 import html
 import os
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,16 @@ from PIL import Image, ImageDraw
 
 from ..data.channels import count_of
 from ..data.image_files import IMAGE_SUFFIXES, files_below
-from ..data.images import read_image
 from ..data.loading import load_segmentation_dataset
 from ..data.synthetic import SYNTHETIC_CLASSES
 from ..errors import UsageError
 from .embeddings import similarity_maps, stage_features
+from .find_tab import build_find_tab
 from .predictor import Predictor
+from .visitor_images import BUTTONS, IMAGE_LIFETIME, describe_fault, read_uploaded, uploaded_path
 from .visualization import overlay
 
-LONGEST_SIDE = 1280  # pixels; larger images are downscaled
 MAX_EXAMPLES = 8
-IMAGE_LIFETIME = 3600.0  # seconds until the image of a visitor is deleted
 _COLD, _EVEN, _WARM = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # cosines -1, 0, 1
 _STYLE = """
 .areas { width: 100%; border-collapse: collapse; }
@@ -35,6 +33,9 @@ _STYLE = """
 .areas .swatch { width: 18px; height: 18px; border: 1px solid #888; border-radius: 3px; }
 .areas .share { text-align: right; font-variant-numeric: tabular-nums; }
 .fault { color: #b21818; font-weight: 600; }
+#found .grid-wrap { max-height: none !important; }
+#found .caption-label { white-space: normal; max-width: 100%; }
+@media (max-width: 640px) { #found .grid-container { grid-template-columns: 1fr !important; } }
 footer { display: none !important; }
 """
 
@@ -60,8 +61,7 @@ def segment_image(predictor: Predictor, path: str | Path) -> Segmented:
     Raises:
         UsageError: If the file is not an image.
     """
-    image = read_image(path)
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    image = read_uploaded(path)
     labels = next(predictor([image]))
     has_projections = getattr(predictor.model, "projection_head", None) is not None
     projections = stage_features(predictor, image) if has_projections else {}
@@ -90,15 +90,6 @@ def _mark(figure: Image.Image, column: int, row: int) -> None:
     radius = max(4, min(figure.size) // 40)
     box = (column - radius, row - radius, column + radius, row + radius)
     ImageDraw.Draw(figure).ellipse(box, outline="black", width=max(2, radius // 3))
-
-
-def _fault(error: Exception, path: str) -> str:
-    """Format an error as HTML for the visitor, and log the traceback of a bug on the server."""
-    sentence = html.escape(str(error).replace(path, Path(path).name))
-    if not isinstance(error, UsageError):
-        traceback.print_exception(error)
-        sentence = "The network failed on this image; the log of the server shows where."
-    return f'<p class="fault">{sentence}</p>'
 
 
 def area_table(labels: np.ndarray, names: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
@@ -172,21 +163,31 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
     except ImportError:
         raise UsageError("The demo needs gradio: pip install 'msctr_hf[demo]'.") from None
 
-    model, names, palette = predictor.model, predictor.class_names, predictor.palette
+    names = predictor.class_names
+    with gradio.Blocks(title=f"{name}: semantic segmentation") as page:
+        gradio.Markdown(f"## {name}\nSemantic segmentation into {len(names)} classes.")
+        with gradio.Tab("Classes"):
+            _build_class_tab(predictor, names, examples)
+        with gradio.Tab("Find"):
+            build_find_tab(predictor, examples)
+    return page
+
+
+def _build_class_tab(predictor: Predictor, names: Sequence[str], examples: Sequence[str]) -> None:
+    import gradio
+
+    model, palette = predictor.model, predictor.palette
     stages = list(model.config.projection_stages) if getattr(model, "projection_head", None) is not None else []
 
     def segment(file: dict[str, Any] | None, opacity: float) -> list:
         cleared = [None] * len(stages)
         if file is None:
             return [None, "", None, *cleared]
-        path = str(file["path"])
-        # gradio looks only at paths that a request marks as files, and adds the mark where it is missing
-        if not Path(path).resolve().is_relative_to(Path(upload.GRADIO_CACHE).resolve()):
-            raise gradio.Error("Upload the image; a request cannot name a file of the server.", print_exception=False)
+        path = uploaded_path(file, upload.GRADIO_CACHE)
         try:
             segmented = segment_image(predictor, path)
         except Exception as error:
-            return [None, _fault(error, path), None, *cleared]
+            return [None, describe_fault(error, path), None, *cleared]
         return [shade(segmented, opacity), area_table(segmented.labels, names, palette), segmented, *cleared]
 
     def shade(segmented: Segmented | None, opacity: float) -> Image.Image | None:
@@ -201,33 +202,27 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
     # gradio needs the class, but `from __future__ import annotations` turns annotations into strings
     compare.__annotations__["event"] = gradio.SelectData
 
-    with gradio.Blocks(title=f"{name}: semantic segmentation") as page:
-        gradio.Markdown(f"## {name}\nSemantic segmentation into {len(names)} classes.")
-        # without gradio's third button, which sends an image of the visitor to a site of others
-        shown: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
-        segmented = gradio.State(time_to_live=IMAGE_LIFETIME)
+    shown: dict[str, Any] = {"interactive": False, "format": "png", "buttons": BUTTONS}
+    segmented = gradio.State(time_to_live=IMAGE_LIFETIME)
+    with gradio.Row():
+        with gradio.Column(min_width=300):
+            upload = gradio.Image(sources=["upload", "clipboard"], label="Image", height=320, elem_id="upload")
+            if examples:
+                gradio.Examples([[path] for path in examples], [upload], label="Or pick one")
+            opacity = gradio.Slider(0, 1, 0.55, step=0.05, label="Opacity of the classes")
+        with gradio.Column(min_width=300):
+            title = "Classes: click a pixel" if stages else "Classes"
+            shaded = gradio.Image(label=title, elem_id="classes", height=320, **shown)
+            areas = gradio.HTML(elem_id="areas")
+    similar = []
+    if stages:
+        gradio.Markdown("Cosine similarity to the clicked pixel, for every stage: red is similar, blue dissimilar.")
         with gradio.Row():
-            with gradio.Column(min_width=300):
-                upload = gradio.Image(sources=["upload", "clipboard"], label="Image", height=320)
-                if examples:
-                    gradio.Examples([[path] for path in examples], [upload], label="Or pick one")
-                opacity = gradio.Slider(0, 1, 0.55, step=0.05, label="Opacity of the classes")
-            with gradio.Column(min_width=300):
-                title = "Classes: click a pixel" if stages else "Classes"
-                shaded = gradio.Image(label=title, elem_id="classes", height=320, **shown)
-                areas = gradio.HTML(elem_id="areas")
-        similar = []
-        if stages:
-            gradio.Markdown(
-                "Cosine similarity to the clicked pixel, for every stage: red is similar, blue dissimilar."
-            )
-            with gradio.Row():
-                similar = [
-                    gradio.Image(label=f"Stage {stage}", min_width=150, elem_classes="similar", **shown)
-                    for stage in stages
-                ]
-            shaded.select(compare, segmented, similar)
-        # `preprocess=False` passes the file itself, since our messages about damaged images are better than gradio's
-        upload.change(segment, [upload, opacity], [shaded, areas, segmented, *similar], preprocess=False)
-        opacity.change(shade, [segmented, opacity], shaded)  # by mouse, keys, number and reset
-    return page
+            similar = [
+                gradio.Image(label=f"Stage {stage}", min_width=150, elem_classes="similar", **shown)
+                for stage in stages
+            ]
+        shaded.select(compare, segmented, similar)
+    # `preprocess=False` passes the file itself, since our messages about damaged images are better than gradio's
+    upload.change(segment, [upload, opacity], [shaded, areas, segmented, *similar], preprocess=False)
+    opacity.change(shade, [segmented, opacity], shaded)  # by mouse, keys, number and reset

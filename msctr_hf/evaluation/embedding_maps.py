@@ -69,18 +69,18 @@ class Embedder:
     @torch.no_grad()
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         """Embed an image: (D, h, w), unit vectors, float32, on the device of the network."""
-        return self.with_extent(image)[0]
+        return self.whole(image).embeddings
 
     @torch.no_grad()
-    def with_extent(self, image: Image.Image | np.ndarray) -> tuple[torch.Tensor, Size]:
-        """Embed an image, and return the rows and columns of pixels that the map covers, as in `EmbeddingTile`."""
+    def whole(self, image: Image.Image | np.ndarray) -> EmbeddingTile:
+        """Embed an image, and return its whole map as one tile, with the places of its cells in the image."""
         whole = None
         for tile in self.tiles(image):
             if whole is None:
                 size = len(tile.pixel_rows), len(tile.pixel_columns)
                 whole = tile.embeddings.new_empty((len(tile.embeddings), *size))
             whole[:, tile.rows, tile.columns] = tile.embeddings
-        return whole, tile.extent
+        return tile._replace(embeddings=whole, rows=slice(0, size[0]), columns=slice(0, size[1]))
 
     @torch.no_grad()
     def tiles(self, image: Image.Image | np.ndarray) -> Iterator[EmbeddingTile]:

@@ -75,6 +75,18 @@ class Query:
         pixels = self.pixels or []
         return list(zip(pixels[::2], pixels[1::2], strict=True))
 
+    def cells(self, pixel_rows: np.ndarray, pixel_columns: np.ndarray) -> np.ndarray:
+        """Return the places (Q,) of the searched cells in a flattened map, whose centers are as in `EmbeddingTile`."""
+        if self.box is None:
+            places = [
+                _cell_of(row, pixel_rows) * len(pixel_columns) + _cell_of(column, pixel_columns)
+                for row, column in self.places
+            ]
+            return np.array(places)
+        top, left, bottom, right = self.box
+        rows, columns = _cells_in(top, bottom, pixel_rows), _cells_in(left, right, pixel_columns)
+        return (rows[:, None] * len(pixel_columns) + columns).ravel()
+
     def marked(self) -> Image.Image:
         """Draw the pixels or the box into a copy of the image."""
         shown = viewable(self.image).copy()
@@ -107,21 +119,19 @@ class EmbeddedImage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class Compared:
     """Image with the cosines of its pixels.
 
     Args:
         path (`Path`): File of the image.
         size, extent (`tuple[int, int]`): Those of its `EmbeddedImage`.
         cosines (`torch.Tensor` of shape `(h, w)`): Largest cosine of every cell with one of the queries.
-        area (`float`): Share of the image whose cosine reaches the threshold.
     """
 
     path: Path
     size: Size
     extent: Size
     cosines: torch.Tensor
-    area: float
 
     @property
     def score(self) -> float:
@@ -130,7 +140,20 @@ class Found:
 
     def mask(self, threshold: float) -> np.ndarray:
         """Return where the interpolated cosine reaches a threshold, (H, W), bool."""
-        return _mask(self.cosines, self.size, self.extent, threshold).numpy()
+        cosines = resize(self.cosines[None, None], self.extent, align_corners=False)[0, 0]
+        # without the parts of the last cells that are beyond the image
+        return (cosines[: self.size[0], : self.size[1]] >= threshold).numpy()
+
+
+@dataclass(frozen=True)
+class Found(Compared):
+    """Image that a search lists.
+
+    Args:
+        area (`float`): Share of the image whose cosine reaches the threshold.
+    """
+
+    area: float
 
 
 class EmbeddedImages:
@@ -189,22 +212,13 @@ class EmbeddedImages:
             image = read_image(path, self.embedder.predictor.channels)
         except UsageError as error:
             raise UnreadableImageError(str(error)) from error
-        (width, height), (embeddings, extent) = size_of(image), self.embedder.with_extent(image)
-        return EmbeddedImage(embeddings.half().cpu(), (height, width), extent)
+        (width, height), whole = size_of(image), self.embedder.whole(image)
+        return EmbeddedImage(whole.embeddings.half().cpu(), (height, width), whole.extent)
 
 
 def embed_query(embedder: Embedder, query: Query) -> torch.Tensor:
     """Return the unit vectors that are searched, (Q, D): one for every pixel, or the mean of the box."""
-
-    def choose(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        if query.box is None:
-            cells = [_cell_of(row, rows) * len(columns) + _cell_of(column, columns) for row, column in query.places]
-            return np.array(cells)
-        top, left, bottom, right = query.box
-        in_box = _cells_in(top, bottom, rows)[:, None] * len(columns) + _cells_in(left, right, columns)
-        return in_box.ravel()
-
-    embeddings = torch.from_numpy(embedder.embed_cells(query.image, choose)[0])
+    embeddings = torch.from_numpy(embedder.embed_cells(query.image, query.cells)[0])
     if query.box is not None:
         embeddings = embeddings.mean(dim=0, keepdim=True)
     return torch.nn.functional.normalize(embeddings, dim=1)
@@ -237,13 +251,17 @@ def find_alike(
         except UnreadableImageError as error:
             unreadable.append(str(error))
             continue
-        cosines = _largest_cosines(queries, image.embeddings)
-        area = float(_mask(cosines, image.size, image.extent, threshold).float().mean())
-        found = Found(path, image.size, image.extent, cosines, area)
+        compared = compare(path, image, queries)
+        found = Found(**vars(compared), area=float(compared.mask(threshold).mean()))
         heapq.heappush(best, (found.score, -place, found))  # of equal scores, the first image is kept
         if len(best) > top:
             heapq.heappop(best)
     return [found for *_, found in sorted(best, reverse=True)], unreadable
+
+
+def compare(path: Path, image: EmbeddedImage, queries: torch.Tensor) -> Compared:
+    """Compute the cosines of all pixels of an image with the queries, unit vectors (Q, D)."""
+    return Compared(path, image.size, image.extent, _largest_cosines(queries, image.embeddings))
 
 
 def refuse_other_folders(output_dir: str | Path) -> None:
@@ -287,10 +305,9 @@ def write_found(
         for rank, each in enumerate(found, start=1):
             mask = each.mask(threshold)
             Image.fromarray(mask.astype(np.uint8) * 255).save(output_dir / f"{rank:03d}_mask.png")
-            _with_mask(viewable(read_image(each.path, channels)), mask).save(output_dir / f"{rank:03d}.png")
+            draw_mask(viewable(read_image(each.path, channels)), mask).save(output_dir / f"{rank:03d}.png")
             table.writerow([rank, each.path, f"{each.score:.4f}", f"{each.area:.4f}"])
-            text = f"{rank}. {each.path}: cosine {each.score:.2f}, {100 * each.area:.1f} % of the image"
-            figures.append(_figure(f"{rank:03d}.png", text))
+            figures.append(_figure(f"{rank:03d}.png", caption(rank, str(each.path), each.score, each.area)))
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
@@ -301,15 +318,21 @@ def write_found(
     (output_dir / PAGE).write_text(page, encoding="utf-8")
 
 
+def caption(rank: int, name: str, score: float, area: float) -> str:
+    """Say what was found in an image: its rank, its largest cosine, and the share of it that is in the mask."""
+    return f"{rank}. {name}: cosine {score:.2f}, {100 * area:.1f} % of the image"
+
+
+def draw_mask(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Draw a mask (H, W), bool, in red over its image."""
+    red = overlay(image, mask.astype(np.uint8), [(0, 0, 0), _FOUND_COLOR])
+    return Image.composite(red, image.convert("RGB"), Image.fromarray(mask))
+
+
 def _figure(file: str, text: str) -> str:
     escaped = html.escape(text)
     image = f'<img src="{file}" alt="{escaped}" loading="lazy">'
     return f'<figure><a href="{file}">{image}</a><figcaption>{escaped}</figcaption></figure>'
-
-
-def _with_mask(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    red = overlay(image, mask.astype(np.uint8), [(0, 0, 0), _FOUND_COLOR])
-    return Image.composite(red, image.convert("RGB"), Image.fromarray(mask))
 
 
 def _largest_cosines(queries: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
@@ -317,12 +340,6 @@ def _largest_cosines(queries: torch.Tensor, embeddings: torch.Tensor) -> torch.T
     parts = zip(queries.split(_CHANNELS, dim=1), embeddings.flatten(1).split(_CHANNELS), strict=True)
     cosines = sum(of_queries @ channels.float() for of_queries, channels in parts)
     return cosines.amax(dim=0).unflatten(0, embeddings.shape[1:])
-
-
-def _mask(cosines: torch.Tensor, size: Size, extent: Size, threshold: float) -> torch.Tensor:
-    """Compare the cosines of all pixels, (H, W), without those of the cells that are beyond the image."""
-    resized = resize(cosines[None, None], extent, align_corners=False)[0, 0]
-    return resized[: size[0], : size[1]] >= threshold
 
 
 def _cell_of(pixel: int, centers: np.ndarray) -> int:

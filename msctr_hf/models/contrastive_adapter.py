@@ -338,7 +338,7 @@ def _part(state_dict: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torc
 
 def _saved_head(model: PreTrainedModel) -> str | None:
     """Find the file of the projection head where a model was loaded from, without which there is `None`."""
-    if not model.name_or_path:
+    if not getattr(model, "name_or_path", None):  # other networks than those of transformers have no name
         return None
     return cached_file(
         model.name_or_path,

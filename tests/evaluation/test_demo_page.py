@@ -1,8 +1,10 @@
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
@@ -65,8 +67,8 @@ def serve(monkeypatch, tmp_path):
     pages = []
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
 
-    def start(config):
-        pages.append(build_page(predictor(config), "network"))
+    def start(config, examples=()):
+        pages.append(build_page(predictor(config), "network", examples))
         return Served(pages[-1])
 
     yield start
@@ -129,6 +131,7 @@ def test_files_of_the_server_are_refused_and_only_uploads_are_served(serve, tiny
     assert httpx.get(f"{served.address}file={uploaded['path']}").content == image_path.read_bytes()
     for path in (image_path, __file__, "/etc/passwd", served.page.local_url):
         assert httpx.get(f"{served.address}file={path}").status_code == 403
+    assert served.call("choose", None, uploaded)[0]
     mark = {"meta": {"_type": "gradio.FileData"}}
     for request in (
         {"path": str(image_path)},
@@ -140,10 +143,15 @@ def test_files_of_the_server_are_refused_and_only_uploads_are_served(serve, tiny
         {"path": f"{served.page.local_url}favicon.ico", "is_stream": True, **mark},
         {"url": image_path.as_uri()},
     ):
-        succeeded, output = served.call("segment", request, 0.5)
-        assert not succeeded, request
-        assert "data" not in output, request
-        assert str(image_path) not in json.dumps(output), request
+        calls = [("segment", request, 0.5)]
+        if request == {"path": str(image_path), **mark}:
+            galleries = [[{kind: request, "caption": None}] for kind in ("image", "video")]
+            calls += [("choose", None, request), *(("find", None, each, "backbone", 0, 0.5) for each in galleries)]
+        for call in calls:
+            succeeded, output = served.call(*call)
+            assert not succeeded, call
+            assert "data" not in output, call
+            assert str(image_path) not in json.dumps(output), call
 
 
 @pytest.mark.parametrize("stages", [[3], [1, 3, 4]])
@@ -181,3 +189,64 @@ def test_a_network_that_fails_leaves_the_page_usable_and_its_traceback_in_the_lo
     assert "RuntimeError: sizes of tensors must match" in error
     shown = served.call("segment", uploaded, 0.5)[1]["data"][0]
     assert served.image(shown).size == (96, 64)
+
+
+def test_every_control_of_the_tab_that_finds_answers_with_what_it_shows(serve, tiny_config, image_path):
+    served = serve(tiny_config(), [str(image_path)])
+    uploaded = served.upload(image_path)
+    gallery = [{"image": uploaded, "caption": None}] * 2
+
+    def call(function, *values, clicked=None):
+        succeeded, output = served.call(function, *values, clicked=clicked)
+        assert succeeded, output
+        return output["data"]
+
+    marked, _, found, fault = call("choose", None, uploaded)
+    assert (served.image(marked).size, found, fault) == ((96, 64), [], "")
+    assert call("find", None, gallery, "projection", 0, 0.8)[1] == []  # nothing was clicked
+    marked, _, found, fault = call("click", None, gallery, "projection", 0, 0.8, clicked=[50, 20])
+    assert served.image(marked).size == (96, 64)
+    assert [each["caption"][:26] for each in found] == ["1. image.png: cosine 1.00,", "2. image.png: cosine 1.00,"]
+    assert served.image(found[0]["image"]).size == (96, 64)
+    choices, _, found, _ = call("change_features", None, gallery, "backbone", 0.8)
+    assert [value for _, value in choices["choices"]] == [0, 1, 2, 3, 4]
+    assert (choices["value"], len(found)) == (0, 2)
+    assert len(call("find", None, gallery[:1], "backbone", 2, 0.8)[1]) == 1
+    ((found,),) = call("redraw", None, 0)
+    assert " 100.0 % of the image" in found["caption"]
+    _, _, found, _ = call("clear", None)
+    assert found == []
+    assert call("redraw", None, 0) == [[]]
+    assert call("choose", None, None)[0] is None
+
+
+def test_a_click_on_an_image_to_search_by_that_the_server_has_deleted_empties_the_tab(serve, tiny_config):
+    served = serve(tiny_config())
+    succeeded, output = served.call("click", None, None, "projection", 0, 0.8, clicked=[50, 20])
+    assert succeeded, output
+    assert output["data"] == [None, None, [], ""]
+
+
+def test_a_network_without_embeddings_still_has_a_page_and_its_tab_says_why(image_path, monkeypatch, tmp_path):
+    pytest.importorskip("gradio")
+
+    class Network(torch.nn.Module):
+        config = SimpleNamespace(num_labels=2, id2label={0: "sky", 1: "road"})
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 2, 1)
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=self.layer(pixel_values))
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    page = build_page(Predictor(Network().eval(), MsctrImageProcessor()), "network")
+    served = Served(page)
+    try:
+        assert served.call("segment", served.upload(image_path), 0.5)[0]
+        assert not any(each.name == "click" for each in page.fns.values())
+        (fault,) = (each.value for each in page.blocks.values() if getattr(each, "elem_id", None) == "find-faults")
+        assert "Network cannot be adapted: it is not a model of transformers" in fault
+    finally:
+        page.close(verbose=False)

@@ -98,7 +98,7 @@ def visit(browser, address):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.set_default_timeout(120_000)
         page.goto(address)
-        page.wait_for_selector("input[type=file]", state="attached")
+        page.wait_for_selector("#upload input[type=file]", state="attached")
         pages.append(page)
         return page
 
@@ -127,7 +127,13 @@ def image(folder):
 
 
 def upload(page, path):
-    page.set_input_files("input[type=file]", path)
+    page.set_input_files("#upload input[type=file]", path)
+
+
+def open_find(page):
+    """Open the second tab."""
+    page.get_by_role("tab", name="Find").click()
+    page.wait_for_selector("#find-upload input[type=file]", state="attached")
 
 
 def shown(page, selector):
@@ -162,11 +168,28 @@ def shows(page, path, opacity):
 
 def click(page, column, row):
     """Click a pixel of the image (288 x 192), which is shown in its own size where its frame allows."""
-    box = page.locator("#classes img").bounding_box()
+    click_in(page, "#classes img", column, row)
+    page.wait_for_function("document.querySelectorAll('.similar img').length == 4")
+
+
+def click_in(page, selector, column, row):
+    box = page.locator(selector).bounding_box()
     scale = min(box["width"] / 288, box["height"] / 192, 1)
     left, top = (box["width"] - 288 * scale) / 2, (box["height"] - 192 * scale) / 2
-    page.locator("#classes img").click(position={"x": left + (column + 0.5) * scale, "y": top + (row + 0.5) * scale})
-    page.wait_for_function("document.querySelectorAll('.similar img').length == 4")
+    page.locator(selector).click(position={"x": left + (column + 0.5) * scale, "y": top + (row + 0.5) * scale})
+
+
+def found(page):
+    """Read the captions of the images that were found."""
+    return page.locator("#found .caption-label").all_inner_texts()
+
+
+def lists(page, number):
+    return len(found(page)) == number
+
+
+def shows_shares(page, condition):
+    return bool(found(page)) and all(condition(float(text.split()[4])) for text in found(page))
 
 
 def screenshot(page, folder, name):
@@ -283,3 +306,56 @@ def test_the_page_fits_a_phone(page, image, folder):
     screenshot(page, folder, "phone")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("#classes img").bounding_box()["width"] > 200
+
+
+def test_everything_that_a_person_can_click_in_the_tab_that_finds_works(page, image, folder):
+    open_find(page)
+    wait(page, lambda page: page.locator("#searched img").count() == 2)  # the examples
+    page.locator("button.gallery-item:visible").first.click()
+    page.wait_for_selector("#clicked img")
+    click_in(page, "#clicked img", column=200, row=60)
+    wait(page, lists, 2)
+    assert found(page)[0].startswith("1. 1.png: cosine 1.00, ")  # the same image
+    marked = shown(page, "#clicked").astype(int) - np.asarray(Image.open(folder / "examples/1.png"), dtype=int)
+    rows, columns = np.nonzero(np.abs(marked).max(axis=-1) > 60)
+    assert (rows.mean(), columns.mean()) == pytest.approx((60, 200), abs=4)
+
+    slider = page.locator("input[type=range]:visible")
+    slider.focus()
+    slider.press("End")
+    wait(page, shows_shares, lambda share: share < 50)
+    slider.press("Home")
+    wait(page, shows_shares, lambda share: share > 50)
+    page.get_by_label("Reset to default value").locator("visible=true").click()
+    for name in ("backbone", "decode head", "projection"):
+        page.get_by_label(name, exact=True).check()
+        wait(page, lists, 2)
+    for name in ("2", "4", "all"):
+        page.get_by_label(name, exact=True).check()
+        wait(page, lists, 2)
+    screenshot(page, folder, "find")
+
+    page.get_by_role("button", name="Clear the clicks").click()
+    wait(page, lists, 0)
+    click_in(page, "#clicked img", column=20, row=20)
+    click_in(page, "#clicked img", column=250, row=150)
+    wait(page, lists, 2)
+    page.set_input_files("#find-upload input[type=file]", image)
+    wait(page, lists, 0)
+
+
+def test_the_tab_that_finds_fits_a_phone(page, folder):
+    page.set_viewport_size({"width": 390, "height": 844})
+    open_find(page)
+    page.locator("button.gallery-item:visible").first.click()
+    page.wait_for_selector("#clicked img")
+    click_in(page, "#clicked img", column=100, row=100)
+    wait(page, lists, 2)
+    screenshot(page, folder, "find_phone")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("#clicked img").bounding_box()["width"] > 200
+    caption = page.locator("#found .caption-label").first
+    assert caption.evaluate("element => element.scrollWidth <= element.clientWidth")  # not cut off
+    assert page.locator("#found img").first.bounding_box()["width"] > 200
+    rows = page.locator("#found .grid-wrap")
+    assert rows.evaluate("element => element.scrollHeight <= element.clientHeight")  # all are seen
