@@ -11,7 +11,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.errors import UsageError
-from msctr_hf.evaluation import find_tab
+from msctr_hf.evaluation import find_tab, visitor_images
 from msctr_hf.evaluation.embedding_maps import Embedder
 from msctr_hf.evaluation.find_tab import (
     Actions,
@@ -234,12 +234,13 @@ def test_clicked_pixels_are_drawn_and_a_new_image_starts_without_them(paths):
     assert with_image(search, None).marked() is None
 
 
-def test_large_images_are_searched_and_shown_downscaled(predictor, paths, tmp_path):
+def test_large_images_are_searched_and_shown_downscaled(predictor, paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(visitor_images, "LONGEST_SIDE", 512)
     Image.open(paths[0]).resize((1600, 800)).save(tmp_path / "large.png")
     search = with_image(Search(), str(tmp_path / "large.png"))
-    assert search.image.size == (1280, 640)
-    search = Finder(predictor).find(with_pixel(search, 639, 1279), [str(tmp_path / "large.png")], "backbone", 4)
-    assert search.matches[0].compared.size == (640, 1280)
+    assert search.image.size == (512, 256)
+    search = Finder(predictor).find(with_pixel(search, 255, 511), [str(tmp_path / "large.png")], "backbone", 4)
+    assert search.matches[0].compared.size == (256, 512)
     assert found_figures(search, 0.5)[0][0].size == (480, 240)
 
 

@@ -18,6 +18,7 @@ from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.prediction import predict_files, save_labels
 from msctr_hf.evaluation.predictor import Predictor, load_predictor
 from msctr_hf.evaluation.settings import InferenceSettings
+from msctr_hf.evaluation.visualization import overlay
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9], [7, 7, 7]]
 
@@ -59,6 +60,19 @@ def test_batches_write_the_same_files_as_single_images(predictor, images, tmp_pa
     # no two images have the same labels, so that exchanged files would be noticed
     assert len({content for name, content in singles.items() if "overlay" not in name}) == 8
     assert label_maps(predictor, images, tmp_path / "batches", batch_size=3, **settings) == singles
+
+
+def test_overlays_are_compressed_fast_and_their_pixels_are_kept(predictor, tmp_path):
+    write_image(tmp_path / "0.png", (80, 112), seed=0)
+    predict_files(predictor, tmp_path / "0.png", tmp_path / "maps")
+    labels = np.asarray(Image.open(tmp_path / "maps/0.png"))
+    image = Image.open(tmp_path / "0.png").convert("RGB")
+    expected = overlay(image, labels, PALETTE, predictor.class_names)
+    written = tmp_path / "maps/0_overlay.png"
+    assert np.array_equal(np.asarray(Image.open(written)), np.asarray(expected))
+    content = written.read_bytes()
+    flags = content[content.index(b"IDAT") + 5]
+    assert flags >> 6 == 0  # of the header of zlib: its fastest level
 
 
 def test_no_batch_is_larger_than_asked_for_and_no_more_than_one_image_is_read_ahead(predictor):
