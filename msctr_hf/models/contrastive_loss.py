@@ -38,7 +38,7 @@ from .anchor_sampling import (
     tell_apart,
 )
 from .contrastive_diagnostics import class_sums, mean_cosines
-from .gathered_anchors import GatheredRows, gather_rows, spans_processes
+from .gathered_anchors import GatheredRows, gather_rows
 from .info_nce import (
     UnitRows,
     check_positives,
@@ -49,6 +49,7 @@ from .info_nce import (
     unit_rows,
 )
 from .misclassified_pixels import misclassified_pixels
+from .process_group import num_processes
 from .transfers import beside_queue, hand_over
 
 DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
@@ -352,7 +353,7 @@ class MultiScaleContrastiveLoss(nn.Module):
 
     def _terms(self, rows: Sequence[UnitRows]) -> list[torch.Tensor]:
         """Compute the within-scale terms of all stages, then the cross-scale terms of all pairs."""
-        if self.gather_anchors and spans_processes():
+        if self.gather_anchors and num_processes() > 1:
             return self._terms_across_processes(rows, gather_rows(rows, self.num_labels))
         terms = [contrast_within_scale(stage, self.temperature, self.positives) for stage in rows]
         for fine, coarse in self.pairs:

@@ -45,6 +45,11 @@ def repeat_on_host(values: Sequence[int], times: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.repeat(np.array(values, dtype=np.int64), np.array(times, dtype=np.int64)))
 
 
+def expand_runs(starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Concatenate `arange(start, start + size)` for all starts and sizes (R,) of the host: (sum of sizes,) int64."""
+    return torch.arange(int(sizes.sum())) + repeat_on_host((starts - sizes.cumsum(0) + sizes).tolist(), sizes.tolist())
+
+
 @torch.compiler.disable  # an event would be a constant of a compiled graph
 def mark_complete(tensor: torch.Tensor) -> None:
     """Remember that a tensor is complete once the work is done that is queued on its GPU now; elsewhere, do nothing.
