@@ -307,14 +307,10 @@ class TrainingLoop:
         if self.newest_pseudo_labels is None:
             return
         newest, self.newest_pseudo_labels = self.newest_pseudo_labels, None
-
-        def draw() -> None:
-            threshold = self.network.config.pseudo_label_threshold
-            sheet = draw_pseudo_labels(newest, threshold, self.validation.spec, self.unlabeled.colors)
-            self.log.show("training/pseudo_labels", sheet, self.progress.step)
-            save_image(sheet, self.output_dir / PSEUDO_LABELS_FILE)
-
-        write_on_main(self.accelerator, draw, str(self.output_dir / PSEUDO_LABELS_FILE))
+        threshold, path = self.network.config.pseudo_label_threshold, self.output_dir / PSEUDO_LABELS_FILE
+        sheet = draw_pseudo_labels(newest, threshold, self.validation.spec, self.unlabeled.colors)
+        self.log.show("training/pseudo_labels", sheet, self.progress.step)
+        write_on_main(self.accelerator, lambda: save_image(sheet, path), str(path))
 
     def save_last(self) -> None:
         """Save the network of this step, even if it is not the best."""

@@ -167,7 +167,7 @@ def draw_pseudo_labels(images: PseudoLabeled, threshold: float, spec: DatasetSpe
     confident = labels.where(confidence >= threshold, IGNORE_INDEX)
     rows: list[tuple[Any, Any, Any]] = []
     for image, found, kept in zip(pixel_values.float(), labels, confident, strict=True):
-        mean, std = (torch.tensor(values)[:, None, None] for values in (colors.mean, colors.std))
+        mean, std = (image.new_tensor(values)[:, None, None] for values in (colors.mean, colors.std))
         shown = torch.empty_like(image)
         shown[list(colors.order)] = (image * std + mean) * colors.white  # channels in the order of the image
         values = shown.permute(1, 2, 0).contiguous()
