@@ -184,6 +184,17 @@ class MsctrConfig(PreTrainedConfig):
         "Weight of the contrastive loss after the warm-up: constant, or falling to 0 at the end of training.",
     )
 
+    contrastive_pseudo_labels: bool = _field(
+        False,
+        "Contrast confident pixels of unlabeled images too, by the classes that the teacher gives them.",
+    )
+    contrastive_pseudo_threshold: float | int = _field(
+        0.97, "Confidence of the teacher from which on pixels of unlabeled images are contrasted, from 0 to 1."
+    )
+    contrastive_pseudo_share: float | int = _field(
+        0.5, "Largest share of pixels of unlabeled images among the anchors of a stage, from 0 to below 1."
+    )
+
     class_weights: list[float | int] | tuple[float | int, ...] | None = _field(
         None,
         "Weight of every class in every cross entropy; 1 by default. `msctr train` replaces 'auto' by the median "

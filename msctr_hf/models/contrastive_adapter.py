@@ -87,6 +87,10 @@ class ContrastiveAdapter(PreTrainedModel, PixelEmbeddings):
                 raise ValueError(
                     f"`{name}` is not a setting of the contrastive objective; an adapted model keeps its own settings."
                 )
+        if settings.get("contrastive_pseudo_labels"):
+            raise ValueError(
+                "`contrastive_pseudo_labels`: an adapted model does not learn from unlabeled images; leave it out."
+            )
         _refuse_other_models(model)
         self.model = model
         self.config = model.config

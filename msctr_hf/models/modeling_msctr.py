@@ -34,6 +34,7 @@ from .feature_pyramid import SimpleFeaturePyramid
 from .loss_weight import ContrastiveWeight, UnlabeledWeight
 from .pixel_embeddings import PixelEmbeddings
 from .projection_head import ProjectionHead
+from .pseudo_anchors import PseudoLabeled
 from .semantic_losses import confident_pixel_cross_entropy, cross_entropy, dice_loss, hard_pixel_cross_entropy
 from .transfers import mark_complete
 
@@ -44,7 +45,7 @@ UNLABELED_ARGUMENTS = ("unlabeled_pixel_values", "pseudo_labels", "pseudo_confid
 # trf-ignore: TRF041 config.decode_head, config.use_auxiliary_head, config.auxiliary_stage, config.contrastive_mode
 # trf-ignore: TRF041 config.projection_source
 # The objective of training has terms that a configuration may add:
-# trf-ignore: TRF041 config.ohem_threshold, config.dice_loss_weight
+# trf-ignore: TRF041 config.ohem_threshold, config.dice_loss_weight, config.contrastive_pseudo_labels
 # Docstrings are written out: code on the Hub must not depend on the docstring generator of one release.
 
 
@@ -85,11 +86,14 @@ class UnlabeledPass(NamedTuple):
 
     Args:
         logits (`torch.Tensor` of shape `(U, num_labels, h, w)`): Class scores.
+        hidden (`tuple` of `(U, C_s, h_s, w_s)`, *optional*): Maps whose rows the projection head projects, if they are
+            contrasted.
         pseudo_labels (`torch.Tensor` of shape `(U, H', W')`, int64): Classes or the ignore index.
         pseudo_confidence (`torch.Tensor` of shape `(U, H', W')`): Confidence of the teacher.
     """
 
     logits: torch.Tensor
+    hidden: tuple[torch.Tensor, ...] | None
     pseudo_labels: torch.Tensor
     pseudo_confidence: torch.Tensor
 
@@ -141,7 +145,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
 
     With unlabeled images, their classes according to a teacher and its confidence, `loss` has the cross entropy of
     confident pixels too, times `unlabeled_loss_weight` and the factor of `unlabeled_weight`, which a training loop
-    may replace by one that rises.
+    may replace by one that rises. With `contrastive_pseudo_labels`, confident pixels are anchors of the contrast too.
     Unlabeled images pass the network after the labeled ones, and BatchNorm normalizes either batch by its own mean and
     variance. Only those of the labeled images are kept in the running statistics, since the network will never predict
     images that are augmented so strongly; with activation checkpointing, what is computed again for the gradient is
@@ -228,11 +232,13 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
             raise ValueError("The network has no projection head: it was configured with `contrastive_mode='ce'`.")
         self._check_channels("pixel_values", pixel_values)
         # in `kwargs`, since the Trainer of transformers expects every argument in a batch whose name has "label" in it
-        given = [kwargs.get(name) for name in UNLABELED_ARGUMENTS]
-        has_unlabeled = self._check_unlabeled(labels, *given)
+        unlabeled_pixel_values, *pseudo = (kwargs.get(name) for name in UNLABELED_ARGUMENTS)
+        has_unlabeled = self._check_unlabeled(labels, unlabeled_pixel_values, *pseudo)
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
+        contrasts_unlabeled = contrasts and has_unlabeled and self.config.contrastive_pseudo_labels
         if contrasts and labels.is_cuda:
-            mark_complete(labels)
+            for read in (labels, *pseudo) if contrasts_unlabeled else (labels,):
+                mark_complete(read)
         feature_maps = self._feature_maps(pixel_values)
         logits, auxiliary_logits, pyramid = self._decode(feature_maps)
 
@@ -241,7 +247,8 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
             hidden = self.projection_head.hidden(self._projected_maps(feature_maps, pyramid))
         unlabeled = None
         if has_unlabeled:
-            unlabeled = UnlabeledPass(self._unlabeled_logits(given[0]), *given[1:])
+            unlabeled_logits, unlabeled_hidden = self._pass_unlabeled(unlabeled_pixel_values, contrasts_unlabeled)
+            unlabeled = UnlabeledPass(unlabeled_logits, unlabeled_hidden, *pseudo)
         if labels is not None:
             loss, loss_terms, diagnostics = self._loss(
                 logits, auxiliary_logits, hidden if contrasts else None, labels, unlabeled
@@ -336,13 +343,16 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         return logits, auxiliary_logits, pyramid
 
     @torch.compiler.disable(recursive=False)  # layers change for the block; what is called in it is compiled
-    def _unlabeled_logits(self, pixel_values):
-        """Compute logits (U, num_labels, h, w) of a second batch, whose statistics are not kept."""
+    def _pass_unlabeled(self, pixel_values, contrasts):
+        """Compute logits, and maps to project if they are contrasted, of a batch whose statistics are not kept."""
         with unchanged_statistics(self):
-            return self._logits_without_auxiliary(pixel_values)
+            return self._logits_and_hidden(pixel_values, contrasts)
 
-    def _logits_without_auxiliary(self, pixel_values):
-        return self._decode(self._feature_maps(pixel_values), auxiliary=False)[0]
+    def _logits_and_hidden(self, pixel_values, contrasts):
+        feature_maps = self._feature_maps(pixel_values)
+        logits, _, pyramid = self._decode(feature_maps, auxiliary=False)
+        hidden = self.projection_head.hidden(self._projected_maps(feature_maps, pyramid)) if contrasts else None
+        return logits, hidden
 
     def _projected_maps(self, feature_maps, pyramid):
         maps = pyramid if self.config.projection_source == "decode_head" else feature_maps
@@ -369,7 +379,10 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
             loss = loss + self.unlabeled_weight(config.unlabeled_loss_weight * of_unlabeled)
         if hidden is None:
             return loss, terms, diagnostics or None
-        contrast = contrast_and_keep_facts(self, hidden, labels, logits)
+        pseudo = None
+        if unlabeled is not None and unlabeled.hidden is not None:
+            pseudo = PseudoLabeled(unlabeled.hidden, unlabeled.pseudo_labels, unlabeled.pseudo_confidence)
+        contrast = contrast_and_keep_facts(self, hidden, labels, logits, pseudo)
         loss = loss + config.contrastive_loss_weight * contrast.loss
         return loss, {**terms, **contrast.terms}, {**diagnostics, **contrast.cosines}
 
@@ -416,7 +429,11 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
 
 @torch.compiler.disable  # facts of the host would be constants of a compiled graph
 def contrast_and_keep_facts(
-    network: Any, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor, logits: torch.Tensor
+    network: Any,
+    hidden: tuple[torch.Tensor, ...],
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    pseudo: PseudoLabeled | None = None,
 ) -> ContrastiveResult:
     """Contrast the anchors of a batch, and keep its facts in `network.contrastive_facts`.
 
@@ -426,7 +443,8 @@ def contrast_and_keep_facts(
     share with the network: what a replica assigns is lost.
     """
     project = network.projection_head.row_projections
-    contrast = network.contrastive_loss.contrast(hidden, labels, project=project, logits=logits)
+    contrast = network.contrastive_loss.contrast(hidden, labels, project=project, logits=logits, pseudo=pseudo)
+    network.contrastive_facts.clear()  # a batch before may have had unlabeled images, and this one none
     network.contrastive_facts.update(contrast.facts | network.contrastive_weight.facts())
     return contrast._replace(loss=network.contrastive_weight(contrast.loss))
 

@@ -1,10 +1,13 @@
 """Unlabeled images in the forward pass: their loss, the statistics of BatchNorm, gradients, and wrong arguments."""
 
 import copy
+import datetime
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from conftest import TIMM_TINY
 from timm.layers import convert_sync_batchnorm
 from torch import nn
@@ -166,6 +169,81 @@ def test_a_compiled_network_computes_the_same_loss_gradients_and_statistics(tiny
     torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-5)
 
 
+def test_confident_pixels_are_contrasted_on_request(tiny_config, tiny_batch, unlabeled):
+    network = build(tiny_config, contrastive_mode="ms_cs", contrastive_pseudo_labels=True, unlabeled_loss_weight=0.0)
+    torch.manual_seed(1)
+    output = network(**tiny_batch, **unlabeled)
+    facts = dict(network.contrastive_facts)
+    assert facts["contrastive/stage_1/pseudo_anchors"] > 0
+    contrast = [output.loss_terms[name].item() for name in output.loss_terms if name.startswith("contrastive")]
+    network.contrastive_loss.pseudo_draws.load_state_dict({"seed": 1, "drawn": 0})
+    plain = build(tiny_config, contrastive_mode="ms_cs")
+    plain.load_state_dict(network.state_dict())
+    torch.manual_seed(1)
+    without = plain(**tiny_batch, **unlabeled)
+    assert "contrastive/stage_1/pseudo_anchors" not in plain.contrastive_facts
+    of_labels = [without.loss_terms[name].item() for name in without.loss_terms if name.startswith("contrastive")]
+    assert contrast[0] != of_labels[0]
+    unlabeled["unlabeled_pixel_values"].requires_grad_()
+    network(**tiny_batch, **unlabeled).loss.backward()
+    assert unlabeled["unlabeled_pixel_values"].grad.abs().max() > 0
+    network(**tiny_batch)
+    assert "contrastive/stage_1/pseudo_anchors" not in network.contrastive_facts
+
+
+def split_batch():
+    """Make a batch of four labeled and four unlabeled images, of which the last two have more confident pixels."""
+    generator = torch.Generator().manual_seed(7)
+    stripes = torch.arange(3).repeat_interleave(32).expand(4, 64, 96)
+    confidence = torch.full((4, 64, 96), 0.5)
+    confidence[:2, :16, :16] = confidence[2:, :16, :40] = 1.0
+    return {
+        "pixel_values": torch.randn(4, 3, 64, 96, dtype=torch.float64, generator=generator),
+        "labels": (stripes + torch.arange(4)[:, None, None]) % 5,
+        "unlabeled_pixel_values": torch.randn(4, 3, 64, 96, dtype=torch.float64, generator=generator),
+        "pseudo_labels": (stripes + torch.tensor([3, 1, 0, 2])[:, None, None]) % 5,
+        "pseudo_confidence": confidence,
+    }
+
+
+def loss_and_gradients(config, images):
+    """Compute the loss, its terms and the gradients of a network in float64 whose BatchNorm is frozen."""
+    torch.manual_seed(0)
+    network = MsctrForSemanticSegmentation(config).double().train()
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+    output = network(**{name: value[images] for name, value in split_batch().items()})
+    output.loss.backward()
+    return [output.loss.detach(), *output.loss_terms.values()], [each.grad for each in network.parameters()]
+
+
+def one_of_two(rank, folder, config):
+    """Run half of the batch, and save the means that data parallel training would take."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=5)
+    )
+    values, grads = loss_and_gradients(config, slice(2 * rank, 2 * rank + 2))
+    for mean in (*values, *grads):
+        dist.all_reduce(mean)
+        mean /= 2
+    torch.save((values, grads), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_whole_batch(tiny_config, tmp_path):
+    config = tiny_config(
+        dropout=0.0, contrastive_gather_anchors=True, contrastive_sampling="budget", contrastive_pseudo_labels=True,
+        contrastive_min_anchors_per_class=1, unlabeled_loss_weight=5.0,
+    )  # fmt: skip
+    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path), config), nprocs=2)
+    values, grads = loss_and_gradients(config, slice(0, 4))
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), (values, grads), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("missing", ["unlabeled_pixel_values", "pseudo_labels", "pseudo_confidence"])
 def test_arguments_of_unlabeled_images_belong_together(tiny_config, tiny_batch, unlabeled, missing):
     unlabeled.pop(missing)
@@ -198,6 +276,8 @@ def test_unlabeled_images_are_refused_in_evaluation_without_labels_and_by_adapte
         network.eval()(**tiny_batch, **unlabeled)
     with pytest.raises(ValueError, match="an adapted model does not learn from unlabeled images"):
         ContrastiveAdapter.forward(network, tiny_batch["pixel_values"], **unlabeled)
+    with pytest.raises(ValueError, match="`contrastive_pseudo_labels`: an adapted model does not learn"):
+        ContrastiveAdapter(network, contrastive_pseudo_labels=True)
 
 
 def test_the_weight_of_unlabeled_images_needs_a_step_only_if_it_moves(tiny_config, tiny_batch, unlabeled):
@@ -213,6 +293,8 @@ def test_the_weight_of_unlabeled_images_needs_a_step_only_if_it_moves(tiny_confi
     [
         ({"pseudo_label_threshold": 1.5}, r"`pseudo_label_threshold` must be a probability in \[0, 1\], got 1.5"),
         ({"pseudo_label_threshold": float("nan")}, "`pseudo_label_threshold` must be .* got nan"),
+        ({"contrastive_pseudo_threshold": -0.1}, "`contrastive_pseudo_threshold` must be a probability"),
+        ({"contrastive_pseudo_share": 1}, r"`contrastive_pseudo_share` must be in \[0, 1\), got 1"),
         ({"unlabeled_loss_weight": -1.0}, "`unlabeled_loss_weight` must be at least 0 and finite, got -1.0"),
     ],
 )
