@@ -20,11 +20,12 @@ SMALL = {
     "class_weights": [1, 1, 1], "batch_size": 2, "max_steps": 5, "validation_steps": 5, "checkpointing_steps": 2,
     "logging_steps": 1, "num_workers": 0, "report_to": "none", "seed": 3, "train_images": 5, "unlabeled": "rest",
     "unlabeled_start_step": 1, "unlabeled_ramp_steps": 2, "pseudo_label_threshold": 0.34, "ema_decay": 0.9,
-    "unlabeled_mix": "classmix", "backbone": "test_resnet", "checkpoints_kept": 9,
+    "unlabeled_mix": "classmix", "backbone": "test_resnet", "checkpoints_kept": 9, "contrastive_pseudo_labels": True,
+    "contrastive_pseudo_threshold": 0.34, "contrastive_min_anchors_per_class": 1,
 }  # fmt: skip
 WITHOUT = {
     "unlabeled": None, "unlabeled_start_step": None, "unlabeled_ramp_steps": None, "pseudo_label_threshold": None,
-    "unlabeled_mix": None,
+    "unlabeled_mix": None, "contrastive_pseudo_labels": None, "contrastive_pseudo_threshold": None,
 }  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def test_the_log_has_the_ramp_and_the_share_of_confident_pixels_from_the_first_s
     assert all(0 <= share <= 1 for share in shares[1:])
     assert any(share > 0 for share in shares[1:])
     assert all(line["pseudo_cross_entropy"] >= 0 for line in logged[1:])
+    assert any(line["contrastive/stage_1/pseudo_anchors"] > 0 for line in logged[1:])
 
 
 def test_a_figure_shows_the_pseudo_labels(run):
