@@ -25,10 +25,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _find(arguments: FindSettings, embedding: EmbedderSettings) -> None:
+    from ..data.image_files import readable_suffixes
     from ..data.images import read_image
     from ..evaluation.embedding_maps import Embedder
     from ..evaluation.finding import EmbeddedImages, Query, embed_query, find_alike, refuse_other_folders, write_found
-    from ..evaluation.prediction import find_images, readable_suffixes
+    from ..evaluation.prediction import find_images
     from ..evaluation.predictor import load_predictor
 
     output_dir = Path(arguments.output_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +78,27 @@ class TrainingAugmentation:
             `tuple`: pixel values (C, height, width) float32, normalized; labels (height, width) int64, 255 where
             ignored or padded.
         """
+        pixels, labels = self.crop(image, label, random)
+        if self.color_jitter:
+            pixel_values = self._jitter_colors(pixels, random)
+        else:
+            pixel_values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return self.normalized(pixel_values), torch.from_numpy(labels.astype(np.int64))
+
+    def tensors(self, sample: dict[str, Any], random: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Augment a sample {image, label} to the tensors `pixel_values` and `labels` of a batch."""
+        pixel_values, labels = self(sample["image"], sample["label"], random)
+        return {"pixel_values": pixel_values, "labels": labels}
+
+    def crop(
+        self, image: Image.Image | Pixels, label: Image.Image | Pixels, random: np.random.Generator
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """Change all but the colors of a sample, whose arguments are those of a call.
+
+        Returns:
+            `tuple`: pixels (C, height, width), uint8 or float32, with the channels of the image; labels (height,
+            width), uint8.
+        """
         # What is switched off draws no random number, so that a new option does not change the images of other runs.
         turns = int(random.integers(4)) if self.rotate90 else 0
         rows, columns, labels = self._choose_window(as_pixels(label), random, transposed=turns % 2 == 1)
@@ -92,14 +114,13 @@ class TrainingAugmentation:
                 np.ascontiguousarray(pixels.permute(1, 2, 0)), np.ascontiguousarray(labels), random
             )
             pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-        if self.color_jitter:
-            pixel_values = self._jitter_colors(pixels, random)
-        else:
-            pixel_values = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return pixels, labels
+
+    def normalized(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Bring channels into the order of the network and normalize them, (C, height, width) float32, in place."""
         if list(self.channel_order) != sorted(self.channel_order):
-            pixel_values = pixel_values[list(self.channel_order)]
-        pixel_values = normalize(pixel_values, self.image_mean, self.image_std, self.white)
-        return pixel_values, torch.from_numpy(labels.astype(np.int64))
+            pixels = pixels[list(self.channel_order)]
+        return normalize(pixels, self.image_mean, self.image_std, self.white)
 
     def _jitter_colors(self, pixels: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
         if self.white == WHITE:

@@ -22,12 +22,19 @@ _STRIP_PIXELS = 131_072
 Change = Callable[[torch.Tensor], None]  # function that changes a strip (3, h, W) in place
 
 
-def jitter_colors(pixels: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+def jitter_colors(
+    pixels: torch.Tensor,
+    random: np.random.Generator,
+    factors: tuple[float, float] = JITTER_RANGE,
+    turns: tuple[float, float] = HUE_RANGE,
+) -> torch.Tensor:
     """Vary brightness, contrast, saturation and hue, in random order.
 
     Args:
-        pixels (`torch.Tensor` of shape `(3, H, W)`): uint8.
+        pixels (`torch.Tensor` of shape `(3, H, W)`): uint8, or float32 from 0 to 255.
         random (`np.random.Generator`): Source of order and amounts.
+        factors (`tuple[float, float]`): Range of the factors of brightness, contrast and saturation, at least 0.
+        turns (`tuple[float, float]`): Range of the shift of hues, in turns, within a sixth of a turn.
 
     Returns:
         `torch.Tensor` of shape `(3, H, W)`: float32, 0 to 255.
@@ -36,7 +43,7 @@ def jitter_colors(pixels: torch.Tensor, random: np.random.Generator) -> torch.Te
     after: list[Change] = []
     contrast = None
     for position in random.permutation(4):
-        amount = float(random.uniform(*(HUE_RANGE if position == 3 else JITTER_RANGE)))
+        amount = float(random.uniform(*(turns if position == 3 else factors)))
         if position == 1:
             contrast = amount
         else:
@@ -60,7 +67,8 @@ def _strips(pixels: torch.Tensor) -> Sequence[torch.Tensor]:
     return pixels.split(max(1, _STRIP_PIXELS // pixels.shape[2]), dim=1)
 
 
-def _gray(strip: torch.Tensor) -> torch.Tensor:
+def luma(strip: torch.Tensor) -> torch.Tensor:
+    """Compute the gray values (H, W) of colors (3, H, W)."""
     red, green, blue = strip
     return (red * _GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
 
@@ -83,7 +91,7 @@ def _contrast(factor: float, mean: float) -> Change:
 
 def _saturation(factor: float) -> Change:
     def change(strip: torch.Tensor) -> None:
-        _clamp(torch.lerp(_gray(strip), strip, factor, out=strip), factor)
+        _clamp(torch.lerp(luma(strip), strip, factor, out=strip), factor)
 
     return change
 

@@ -14,7 +14,7 @@ from .channels import Channels
 from .file_traits import traits_of
 from .images import Pair, read_image_file, read_labels, read_pair
 from .labels import LabelMapping
-from .regions import ignore_no_data, read_large_labels, read_large_pair
+from .regions import ignore_no_data, no_labels, read_large_image, read_large_labels, read_large_pair
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 Batch = dict[str, list[Any]]
@@ -32,6 +32,9 @@ class Reader(Protocol):
     def labels_only(self) -> Reader:
         """Return a reader of the same rows that skips images."""
 
+    def unlabeled(self) -> Reader:
+        """Return a reader that does not read labels: those of its samples are `regions.no_labels`."""
+
 
 @dataclass(frozen=True)
 class ReadSamples:
@@ -43,6 +46,7 @@ class ReadSamples:
             `regions.Pixels`, which are decoded when they are indexed.
         with_images (`bool`): Whether to read images, and not only labels.
         with_labels (`bool`): Whether to read labels, and not only images.
+        is_unlabeled (`bool`): Whether samples without labels of their own get `regions.no_labels`.
         embedded (`bool`): Whether to refuse rows that contain the path of a file instead of the file: a copy made by
             someone else must not choose which files of this machine are read.
         with_traits (`bool`): Whether samples have a column `traits`, which a check of the data set counts.
@@ -53,6 +57,7 @@ class ReadSamples:
     as_arrays: bool = False
     with_images: bool = True
     with_labels: bool = True
+    is_unlabeled: bool = False
     embedded: bool = False
     with_traits: bool = False
     channels: Channels | None = None
@@ -62,8 +67,9 @@ class ReadSamples:
         if self.embedded:
             _refuse_missing(batch, ("image", "label") if self.with_labels else ("image",))
         if not self.with_labels:
-            images = [read_image_file(file, self.channels) for file in batch["image"]]
-            return {"image": images, "image_id": batch["image_id"]}
+            images = list(map(self._image, batch["image"]))
+            samples: Batch = {"image": images, "image_id": batch["image_id"]}
+            return {**samples, "label": list(map(no_labels, images, batch["image"]))} if self.is_unlabeled else samples
         if not self.with_images:
             images = batch.get("image", [{}] * len(batch["label"]))
             labels = [self._labels(*pair) for pair in zip(images, batch["label"], strict=True)]
@@ -83,6 +89,11 @@ class ReadSamples:
         pair = read_pair(image, label, self.mapping, as_arrays=self.as_arrays, channels=self.channels)
         return replace(pair, label=ignore_no_data(pair.label, image))
 
+    def _image(self, file: Any) -> Any:
+        if self.as_arrays and self.channels is None and (large := read_large_image(file)) is not None:
+            return large
+        return read_image_file(file, self.channels, as_array=self.as_arrays)
+
     def _labels(self, image: Any, label: Any) -> Any:
         if self.as_arrays and (large := read_large_labels(label, self.mapping, image)) is not None:
             return large
@@ -99,6 +110,10 @@ class ReadSamples:
     def images_only(self) -> ReadSamples:
         """Return a reader that skips labels, which may be missing."""
         return replace(self, with_labels=False)
+
+    def unlabeled(self) -> ReadSamples:
+        """Return a reader that does not read labels, which may be missing: those of its samples are `no_labels`."""
+        return replace(self, with_labels=False, is_unlabeled=True)
 
     def with_channels(self, channels: Channels) -> ReadSamples:
         """Return a reader whose images have these channels."""
@@ -149,6 +164,14 @@ def files_of(dataset: Dataset, column: str) -> list[Path] | None:
 def rows_with_channels(dataset: Dataset, channels: Channels) -> Dataset:
     """Return the same data set, with images that must have these channels."""
     return dataset.with_transform(reader_of(dataset).with_channels(channels))  # type: ignore[attr-defined]
+
+
+def rows_without_labels(dataset: Dataset) -> Dataset:
+    """Return the images of a data set without their labels: 0 everywhere, and 255 where an image has no data."""
+    rows, reader = dataset.with_format(None), reader_of(dataset)
+    if "label" in rows.column_names:  # so that nothing can read them
+        rows = rows.remove_columns("label")
+    return rows.with_transform(reader.unlabeled())
 
 
 def rows_for_crops(dataset: Dataset) -> Dataset:

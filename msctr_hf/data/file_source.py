@@ -59,6 +59,18 @@ class FileSource:
             warn_caller(note)
         return self.rows(pairs, data_dir, corrections)
 
+    def index_images(self, split: str, data_dir: Path | None, *, name: str, where_to_get: str = "") -> Dataset:
+        """Index the images of one split, with or without labels, as undecoded rows {image, image_id}.
+
+        Raises:
+            UsageError: If folders or images are missing, or links lead to no file; the message names them.
+        """
+        pairs = self.find(split, data_dir, name=name, where_to_get=where_to_get, labels_optional=True)
+        _refuse_incomplete(replace(pairs, without_label=[]), split)
+        labeled = [(image_id, image) for image_id, image, _ in pairs.complete]
+        others = [(image.relative_to(data_dir).as_posix(), image) for image in pairs.without_label]
+        return rows_of_images(labeled + others)
+
     def check_corrections(self, corrections: Path, data_dir: Path, *, name: str) -> None:
         """Refuse a CSV file with the id of an image that no split has.
 
@@ -153,6 +165,12 @@ class FileSource:
         """Choose the layout of which most folders exist, or the first if none does, for the error message."""
         choices = [(data_dir / root, layout[split]) for layout in self.layouts for root in ("", *self.roots)]
         return max(choices, key=lambda choice: sum(os.path.isdir(choice[0] / each.image_folder) for each in choice[1]))
+
+
+def rows_of_images(images: Sequence[tuple[str, Path]]) -> Dataset:
+    """Build undecoded rows {image, image_id} from ids and files of images."""
+    columns = {"image": [str(path) for _, path in images], "image_id": [image_id for image_id, _ in images]}
+    return Dataset.from_dict(columns, features=Features({name: UNDECODED_FEATURES[name] for name in columns}))
 
 
 def _with_arrays(files: PairedFiles) -> PairedFiles:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError, as_usage_error
+from .channels import ARRAY_SUFFIX, Channels
 
 # .heic and .jxl, too: without a plugin Pillow cannot read them, but then they are refused by name
 IMAGE_SUFFIXES = (
@@ -48,6 +49,11 @@ class FilesBelow:
 def is_image(path: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
     """Return whether the name of a file ends as that of an image."""
     return path.suffix.lower() in suffixes
+
+
+def readable_suffixes(channels: Channels | None) -> tuple[str, ...]:
+    """Return the endings of files that a network of these channels reads."""
+    return IMAGE_SUFFIXES if channels is None else (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
 
 
 def may_be_image(path: Path) -> bool:

@@ -192,11 +192,12 @@ def read_image(path: str | Path, channels: Channels | None = None) -> Any:
     return read_image_file({"path": str(path)}, channels)
 
 
-def read_image_file(file: Any, channels: Channels | None = None) -> Any:
+def read_image_file(file: Any, channels: Channels | None = None, *, as_array: bool = False) -> Any:
     """Decode an image, turned as viewers show it, from a dict with `path` and `bytes`.
 
     Returns:
-        RGB image of Pillow; with `channels`, an array (H, W, N) of the values in the file.
+        RGB image of Pillow; with `channels`, an array (H, W, N) of the values in the file. With `as_array`, an RGB
+        image may be an array too, where that is faster.
 
     Raises:
         UsageError: If the file cannot be read, or has more than 16 bits per channel or other `channels`.
@@ -204,7 +205,7 @@ def read_image_file(file: Any, channels: Channels | None = None) -> Any:
     if channels is not None:
         kept = _read_channels(file, channels)
         return turn(kept.pixels, kept.orientation)  # type: ignore[arg-type]
-    stored = _read(file)
+    stored = _read(file, "RGB" if as_array else None)
     return _turned(_as_rgb(stored.pixels, _name(file)), stored.orientation)
 
 

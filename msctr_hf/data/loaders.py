@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +18,19 @@ from torch.utils.data import DataLoader, Sampler, Subset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
-from .augmentation import TrainingAugmentation
 from .decoding import rows_for_crops
 from .worker_signals import ignore_signals
 
 ID_BYTES = 96
 SHUFFLE_BUFFER = 64  # decoded samples of a stream that every worker holds to shuffle them
 Key = tuple[int, int, int]  # epoch, index, number of earlier occurrences of the index in this epoch
+
+
+class Augmentation(Protocol):
+    """Random change of a sample, as tensors that can be stacked to a batch."""
+
+    def tensors(self, sample: dict[str, Any], random: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Augment a sample {image, label}."""
 
 
 class ShuffledSampler(Sampler):
@@ -73,7 +79,7 @@ class ShuffledSampler(Sampler):
 class AugmentedDataset(TorchDataset):
     """Augmented training samples, indexed by (epoch, index, repeat)."""
 
-    def __init__(self, dataset: Dataset, augmentation: TrainingAugmentation, seed: int):
+    def __init__(self, dataset: Dataset, augmentation: Augmentation, seed: int):
         self.dataset = rows_for_crops(dataset)
         self.augmentation = augmentation
         self.seed = seed
@@ -92,7 +98,7 @@ class AugmentedDataset(TorchDataset):
 class AugmentedStream(TorchIterableDataset):
     """Augmented training samples from a shuffled stream, of which every worker reads its own shards."""
 
-    def __init__(self, stream: IterableDataset, augmentation: TrainingAugmentation, seed: int):
+    def __init__(self, stream: IterableDataset, augmentation: Augmentation, seed: int):
         self.stream = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         self.augmentation = augmentation
         self.seed = seed
@@ -111,10 +117,9 @@ class AugmentedStream(TorchIterableDataset):
 
 
 def _augmented(
-    sample: dict[str, Any], augmentation: TrainingAugmentation, random: np.random.Generator
+    sample: dict[str, Any], augmentation: Augmentation, random: np.random.Generator
 ) -> dict[str, torch.Tensor]:
-    pixel_values, labels = augmentation(sample["image"], sample["label"], random)
-    return {"pixel_values": pixel_values, "labels": labels, "image_id": _encode(sample["image_id"])}
+    return {**augmentation.tensors(sample, random), "image_id": _encode(sample["image_id"])}
 
 
 def _encode(image_id: str) -> torch.Tensor:
@@ -130,17 +135,18 @@ def image_ids(encoded: torch.Tensor) -> list[str]:
 
 def training_loader(
     dataset: Dataset | IterableDataset,
-    augmentation: TrainingAugmentation,
+    augmentation: Augmentation,
     *,
     batch_size: int,
     seed: int,
     num_workers: int,
     repeats: np.ndarray | None = None,
 ) -> DataLoader:
-    """Load training batches {pixel_values (B, 3, h, w) float32, labels (B, h, w) int64, image_id}.
+    """Load training batches: the tensors of the augmentation and `image_id`.
 
-    Incomplete batches are dropped. `image_ids` decodes `image_id`, which is stored as bytes. `repeats` are the average
-    numbers of times that samples are drawn in an epoch, as in `ShuffledSampler`.
+    Those of `TrainingAugmentation` are {pixel_values (B, 3, h, w) float32, labels (B, h, w) int64}. Incomplete batches
+    are dropped. `image_ids` decodes `image_id`, which is stored as bytes. `repeats` are the average numbers of times
+    that samples are drawn in an epoch, as in `ShuffledSampler`.
     """
     samples: AugmentedStream | AugmentedDataset
     if isinstance(dataset, IterableDataset):

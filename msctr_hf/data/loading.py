@@ -53,6 +53,7 @@ def load_segmentation_dataset(
     corrections: str | Path | None = None,
     num_channels: int | None = None,
     value_type: str | None = None,
+    with_labels: bool = True,
 ) -> Dataset | IterableDataset:
     """Load one split of a data set, or several as one.
 
@@ -76,6 +77,8 @@ def load_segmentation_dataset(
             store them; RGB of 8 bits by default.
         value_type (`str`, *optional*): With `num_channels`, the type that the values must have: uint8, uint16, int32
             or float32; by default any of them.
+        with_labels (`bool`): Whether to read labels. Without them, images need none: `label` is 0 everywhere, and 255
+            where an image states that it has no data; `corrections` are not read.
 
     Returns:
         `datasets.Dataset`: rows with `image` (RGB image; with `num_channels`, an array (H, W, N)), `label` (image of
@@ -91,9 +94,11 @@ def load_segmentation_dataset(
     folder = Path(data_dir) if data_dir is not None else None
     saved = SavedDataset(dataset_name, revision, image_column, label_column, streaming)
     path = Path(corrections) if corrections is not None else None
-    parts = [index_split(spec, part.strip(), folder, saved, path) for part in split.split("+")]
+    parts = [
+        index_split(spec, part.strip(), folder, saved, path, with_labels=with_labels) for part in split.split("+")
+    ]
     for rows, reader in parts:
-        if isinstance(reader, ReadSamples):
+        if with_labels and isinstance(reader, ReadSamples):
             refuse_train_ids(spec, rows, reader, str(dataset_name or data_dir))
     reader = parts[0][1]
     return attach(concatenate_datasets([part for part, _ in parts]) if len(parts) > 1 else parts[0][0], reader)
@@ -107,16 +112,20 @@ def index_split(
     corrections: Path | None = None,
     *,
     with_empty_cells: bool = False,
+    with_labels: bool = True,
 ) -> tuple[Dataset | IterableDataset, Reader]:
     """Index one split; return undecoded rows and the reader that decodes them.
 
-    Rows of a copy that lack an image or a label are refused, unless `with_empty_cells`.
+    Rows of a copy that lack an image or a label are refused, unless `with_empty_cells`. Without labels, images need
+    none.
 
     Raises:
         UsageError: If the data set is incomplete, or an option does not apply to its source.
     """
     is_predecoded = saved.name is None and data_dir is not None and holds_predecoded(data_dir)
     from_copy = isinstance(spec.source, FileSource) and is_a_copy(saved, data_dir)
+    if not with_labels:
+        corrections = None
     if corrections is not None and (is_predecoded or from_copy):
         raise UsageError("`corrections` apply to the official files; make the copy with them (`msctr prepare`).")
     channels = spec.source.channels
@@ -127,12 +136,16 @@ def index_split(
         )
     if is_predecoded:
         labels = label_record(spec)
-        return index_predecoded(split, data_dir, name=spec.name, classes=spec.classes, labels=labels)
+        mapped, reader = index_predecoded(split, data_dir, name=spec.name, classes=spec.classes, labels=labels)
+        return mapped, reader if with_labels else reader.unlabeled()
     if from_copy:
-        rows = index_copy(saved, split, data_dir, with_empty_cells=with_empty_cells)
-        return rows, ReadSamples(spec.mapping, embedded=True, channels=channels)
+        rows = index_copy(saved, split, data_dir, with_empty_cells=with_empty_cells, with_labels=with_labels)
+        embedded = ReadSamples(spec.mapping, embedded=True, channels=channels)
+        return rows, embedded if with_labels else embedded.unlabeled()
     if saved.streaming:
         raise UsageError("`streaming` reads parquet files or a Hub id; it is not needed for images in folders.")
+    if not with_labels:
+        return spec.index_images(split, data_dir), spec.reader().unlabeled()
     return spec.index(split, data_dir, corrections), spec.reader()
 
 

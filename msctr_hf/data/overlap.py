@@ -22,15 +22,21 @@ def shared_images(first: Dataset, second: Dataset) -> list[tuple[str, str]]:
     """Find images of the second data set that the first contains too, under the same name or another.
 
     Images are the same if their files, or their pixels in a pre-decoded copy, have the same size and the same bytes at
-    the start, in the middle and at the end. These bytes are read only where sizes agree.
+    the start, in the middle and at the end. These bytes are read only where sizes agree. Images that are drawn on
+    demand are the same if their ids are.
 
     Args:
-        first, second (`datasets.Dataset`): Samples {image, label, image_id} of the same source.
+        first, second (`datasets.Dataset`): Samples {image, label, image_id}. Files are not compared with pixels of a
+            copy.
 
     Returns:
         `list[tuple[str, str]]`: Image id in the first, image id in the second.
     """
-    if not all(isinstance(reader_of(each), (ReadSamples, ReadMapped)) for each in (first, second)):
+    are_stored = [isinstance(reader_of(each), (ReadSamples, ReadMapped)) for each in (first, second)]
+    if not any(are_stored):
+        ids, other_ids = (each.with_format(None)["image_id"][:] for each in (first, second))
+        return [(image_id, image_id) for image_id in sorted(set(ids) & set(other_ids))]
+    if not all(are_stored):
         return []
     sizes, other_sizes = list(_sizes(first)), list(_sizes(second))
     common = set(sizes) & set(other_sizes)

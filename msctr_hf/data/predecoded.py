@@ -26,7 +26,7 @@ from PIL import Image
 from ..errors import UsageError, as_usage_error
 from .decoding import rows_for_crops
 from .label_record import LabelRecord, label_differences
-from .regions import Pixels, Region, as_pixels, whole
+from .regions import NoLabels, Pixels, Region, as_pixels, whole
 
 DESCRIPTION = "predecoded.json"
 _SAMPLED_BYTES = 4096
@@ -41,13 +41,17 @@ class ReadMapped:
     folder: str
     as_arrays: bool = False
     with_images: bool = True
+    with_labels: bool = True
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
         """Look up the samples of rows: RGB image, train ids (mode L), image id."""
         columns = ("split", "start", "height", "width", *_TILE_COLUMNS)
         places = list(zip(*(batch[name] for name in columns), strict=True))
         samples: dict[str, list[Any]] = {
-            "label": [self._image(split, "labels", start, (h, w), tile) for split, start, h, w, *tile in places],
+            "label": [
+                self._image(split, "labels", start, (h, w), tile) if self.with_labels else NoLabels((h, w))
+                for split, start, h, w, *tile in places
+            ],
             "image_id": batch["image_id"],
         }
         if self.with_images:
@@ -63,6 +67,10 @@ class ReadMapped:
     def labels_only(self) -> ReadMapped:
         """Return a reader that skips images."""
         return replace(self, with_images=False)
+
+    def unlabeled(self) -> ReadMapped:
+        """Return a reader that does not read labels: they are 0."""
+        return replace(self, with_labels=False)
 
     def some_bytes(self, row: dict[str, Any]) -> bytes:
         """Read bytes at the start, in the middle and at the end of the pixels of an image."""

@@ -81,6 +81,22 @@ class ValidLabels:
 
 
 @dataclass(frozen=True)
+class NoLabels:
+    """Labels of an image that has none: 0 in every pixel, which takes no memory before it is indexed.
+
+    Args:
+        shape (`tuple[int, ...]`): Height and width.
+    """
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, region: Region, /) -> np.ndarray:
+        """Return zeros."""
+        rows, columns = region
+        return np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
+
+
+@dataclass(frozen=True)
 class Window:
     """Part of other pixels, which is not read before it is indexed."""
 
@@ -125,12 +141,12 @@ def read_large_pair(image: Any, label: Any, mapping: LabelMapping) -> tuple[Pixe
     Raises:
         UsageError: If their sizes differ.
     """
-    image_blocks, labels = large_blocks(image), read_large_labels(label, mapping, image)
-    if image_blocks is None or labels is None:
+    pixels, labels = read_large_image(image), read_large_labels(label, mapping, image)
+    if pixels is None or labels is None:
         return None
-    if image_blocks.size != labels.shape:
-        raise other_size(image, label, image_blocks.size[::-1], labels.shape[::-1])  # type: ignore[arg-type]
-    return BlockPixels(image_blocks, (*image_blocks.size, 3), read_image_file), labels
+    if pixels.shape[:2] != labels.shape:
+        raise other_size(image, label, pixels.shape[1::-1], labels.shape[::-1])  # type: ignore[arg-type]
+    return pixels, labels
 
 
 def read_large_labels(label: Any, mapping: LabelMapping, image: Any) -> Pixels | None:
@@ -140,6 +156,23 @@ def read_large_labels(label: Any, mapping: LabelMapping, image: Any) -> Pixels |
         return None
     labels = BlockPixels(blocks, blocks.size, lambda file: read_labels(file, mapping))
     no_data = no_data_of(image)
+    return labels if no_data is None else ValidLabels(labels, no_data)
+
+
+def read_large_image(image: Any) -> Pixels | None:
+    """Open a large image without decoding it; `None` if it is not large, or must be decoded whole."""
+    blocks = large_blocks(image)
+    return None if blocks is None else BlockPixels(blocks, (*blocks.size, 3), read_image_file)
+
+
+def no_labels(image: Image.Image | Pixels, file: Any = None) -> Pixels:
+    """Return labels for an image that has none: 0, and 255 where its file states that it has no data.
+
+    Args:
+        image (`Image` or `Pixels` of shape `(H, W, C)`): The image.
+        file: Its file, as `datasets.Image(decode=False)` returns it, if it has one.
+    """
+    labels, no_data = NoLabels(as_pixels(image).shape[:2]), no_data_of(file)
     return labels if no_data is None else ValidLabels(labels, no_data)
 
 

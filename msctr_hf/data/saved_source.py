@@ -61,7 +61,12 @@ def is_a_copy(saved: SavedDataset, data_dir: Path | None) -> bool:
 
 
 def index_copy(
-    saved: SavedDataset, split: str, data_dir: Path | None, *, with_empty_cells: bool = False
+    saved: SavedDataset,
+    split: str,
+    data_dir: Path | None,
+    *,
+    with_empty_cells: bool = False,
+    with_labels: bool = True,
 ) -> Dataset | IterableDataset:
     """Index one split of a copy as undecoded rows {image, label, image_id}.
 
@@ -70,6 +75,7 @@ def index_copy(
         split (`str`): train, validation or test.
         data_dir (`Path`, *optional*): Folder of the copy, unless `saved` names another.
         with_empty_cells (`bool`): Whether to keep rows that lack an image or a label instead of refusing the copy.
+        with_labels (`bool`): Whether rows have a label; without labels, the copy need not have the column.
 
     Raises:
         UsageError: If the copy cannot be opened, lacks the split or a column, or has other contents; the message lists
@@ -77,7 +83,7 @@ def index_copy(
     """
     folder = _folder_of(saved, data_dir)
     dataset = _open_hub(saved, split) if folder is None else _open_folder(folder, split, saved.streaming)
-    rows = _with_our_columns(dataset, saved, split)
+    rows = _with_our_columns(dataset, saved, split, with_labels)
     if not with_empty_cells and isinstance(rows, Dataset):
         _refuse_empty_cells(rows, split)
     return rows
@@ -207,12 +213,15 @@ def _own_name(split: str, names: list[str], where: str) -> str:
 
 
 def _with_our_columns(
-    dataset: Dataset | IterableDataset, saved: SavedDataset, split: str
+    dataset: Dataset | IterableDataset, saved: SavedDataset, split: str, with_labels: bool
 ) -> Dataset | IterableDataset:
     columns = dataset.column_names or []
+    ours = {"image_column": (saved.image_column, "image")}
+    if with_labels:
+        ours["label_column"] = (saved.label_column, "label")
     if saved.image_column == saved.label_column:
         raise UsageError(f"`image_column` and `label_column` both name {saved.image_column!r}; they must differ.")
-    for flag, column in (("image_column", saved.image_column), ("label_column", saved.label_column)):
+    for flag, (column, _) in ours.items():
         if column not in columns:
             raise UsageError(f"`{flag}`: the data set has no column {column!r}, only {', '.join(columns)}.")
         if not _holds_images(kind := dataset.features[column]):
@@ -221,29 +230,29 @@ def _with_our_columns(
                 f"{shorten(repr(kind), _SHOWN_OF_A_TYPE)}."
             )
     if isinstance(dataset, IterableDataset):
-        structs = [
-            name for name in (saved.image_column, saved.label_column) if isinstance(dataset.features[name], dict)
-        ]
+        structs = [column for column, _ in ours.values() if isinstance(dataset.features[column], dict)]
         # before the cast, which raises errors of its own; images that are not structs would be decoded here
         dataset = (
             dataset.map(_Rows(split, structs), with_indices=True, features=dataset.features) if structs else dataset
         )
-    for column in (saved.image_column, saved.label_column):
+    for column, _ in ours.values():
         # before all else: otherwise a stream would decode images and encode them again, with loss
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
-    kept = [saved.image_column, saved.label_column, "image_id"]
-    dataset = dataset.remove_columns([column for column in columns if column not in kept])
+    renamed = dict(ours.values())
+    dataset = dataset.remove_columns([column for column in columns if column not in (*renamed, "image_id")])
     # in two steps, since the names may be exchanged
-    renamed = {saved.image_column: "image", saved.label_column: "label"}
     between = {old: f"{old} of the copy" for old in renamed}
     for names in (between, {between[old]: new for old, new in renamed.items()}):
         dataset = dataset.rename_columns(names)
-    return _with_ids(dataset, split, has_ids="image_id" in columns and "image_id" not in renamed)
+    has_ids = "image_id" in columns and "image_id" not in renamed
+    return _with_ids(dataset, split, has_ids, list(renamed.values()))
 
 
-def _with_ids(dataset: Dataset | IterableDataset, split: str, has_ids: bool) -> Dataset | IterableDataset:
+def _with_ids(
+    dataset: Dataset | IterableDataset, split: str, has_ids: bool, columns: Sequence[str]
+) -> Dataset | IterableDataset:
     """Give every row an id of text: its own, or the number of the row where it has none."""
-    rows = _Rows(split, ("image", "label"), with_ids=True)
+    rows = _Rows(split, columns, with_ids=True)
     if isinstance(dataset, IterableDataset):
         features = Features({**dataset.features, "image_id": Value("string")})
         return dataset.map(rows, with_indices=True, features=features)
@@ -269,7 +278,7 @@ def _holds_images(kind: Any) -> bool:
 
 def _refuse_empty_cells(rows: Dataset, split: str) -> None:
     """Refuse rows without an image or a label; only the tables of the copy are read, not its files."""
-    for column in ("image", "label"):
+    for column in (name for name in ("image", "label") if name in rows.column_names):
         empty: list[int] = []
         for start, batch in enumerate(rows.select_columns([column]).with_format("arrow").iter(_ROWS_AT_A_TIME)):
             cells = batch[column].combine_chunks()

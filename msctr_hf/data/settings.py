@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .specs import DatasetSpec
 
 
+REST = "rest"  # value of `unlabeled`: the images that `train_images` leaves out
+
+
 @dataclass(kw_only=True)
 class ImageSettings(Settings):
     """Settings of reading image files."""
@@ -76,7 +79,9 @@ class DatasetSettings(ImageSettings):
         """Channels of the images; `None` is RGB of 8 bits."""
         return None
 
-    def load(self, split: str, channels: Channels | None = None) -> Dataset | IterableDataset:
+    def load(
+        self, split: str, channels: Channels | None = None, *, with_labels: bool = True
+    ) -> Dataset | IterableDataset:
         """Load one split of this data set, or several joined by `+`; see `load_segmentation_dataset`.
 
         `channels` are those of a network, instead of those of the settings.
@@ -98,6 +103,7 @@ class DatasetSettings(ImageSettings):
             corrections=self.corrections,
             num_channels=None if channels is None else channels.count,
             value_type=None if channels is None else channels.value_type,
+            with_labels=with_labels,
         )
 
     @property
@@ -167,6 +173,32 @@ class DataSettings(ChannelSettings):
         help="Seed that draws `train_images`; by default that of the run. With one seed, fewer images are among more.",
         at_least=0,
         below=2**32,
+    )
+    unlabeled: str | None = setting(
+        None,
+        help="Images to train on without labels, by a mean teacher: 'rest', those that `train_images` leaves out, or "
+        "a split, whose labels are not read; by default none.",
+        instead_of=("unlabeled_dir",),
+    )
+    unlabeled_dir: str | None = setting(
+        None,
+        help="Folder with the images to train on without labels, instead of `unlabeled`; its subfolders are searched "
+        "too.",
+        on_resume="free",
+        in_card=False,
+        is_path=True,
+        instead_of=("unlabeled",),
+    )
+    unlabeled_mix: Literal["cutmix", "classmix", "none"] = setting(
+        "cutmix",
+        help="Mixing of two neighboring images without labels: a box with half of the pixels (cutmix), half of the "
+        "classes that the teacher finds (classmix), or none.",
+    )
+    unlabeled_strength: float = setting(
+        1.0,
+        help="Strength of the color changes and the blur of images without labels; 1 as published, 0 for none.",
+        at_least=0,
+        at_most=1,
     )
     repeat_factor_threshold: float | None = setting(
         None,
@@ -248,6 +280,16 @@ class DataSettings(ChannelSettings):
                 f"`subset_seed` is {self.subset_seed}, but all images are trained on; give their number in "
                 "`train_images`, or leave it out."
             )
+        if self.unlabeled is not None and self.unlabeled_dir is not None:
+            raise UsageError(
+                f"`unlabeled` and `unlabeled_dir` both name images without labels, got {self.unlabeled!r} and "
+                f"{self.unlabeled_dir}; give one of them."
+            )
+        if self.unlabeled == REST and self.train_images is None:
+            raise UsageError(
+                f"`unlabeled={REST!r}` takes the images that `train_images` leaves out; give `train_images`, or name "
+                "the images by `unlabeled_dir`."
+            )
         if self.tile_size is None:
             if self.tile_overlap:
                 raise UsageError("`tile_overlap` needs `tile_size`.")
@@ -278,6 +320,37 @@ class DataSettings(ChannelSettings):
         if self.train_images is None:
             return dataset, None
         return draw_images(dataset, self.train_images, seed if self.subset_seed is None else self.subset_seed)
+
+    @property
+    def has_unlabeled(self) -> bool:
+        """Whether there are images to train on without labels."""
+        return self.unlabeled is not None or self.unlabeled_dir is not None
+
+    def load_unlabeled(self, seed: int) -> Dataset | IterableDataset | None:
+        """Load the images to train on without labels, of which no label is read; `None` if there are none.
+
+        Args:
+            seed (`int`): Seed of the run, as for `load_training`.
+
+        Raises:
+            UsageError: If the folder, the split or the rest has no images.
+        """
+        from .decoding import rows_without_labels
+        from .subset import images_left_out
+        from .unlabeled import index_folder
+
+        if self.unlabeled_dir is not None:
+            return index_folder(self.unlabeled_dir, self.channels)
+        if self.unlabeled != REST:
+            return None if self.unlabeled is None else self.load(self.unlabeled, with_labels=False)
+        dataset = self.load(self.train_split)  # not a stream, of which `load_training` draws no images
+        rest = images_left_out(dataset, self.train_images, seed if self.subset_seed is None else self.subset_seed)
+        if not len(rest):
+            raise UsageError(
+                f"`unlabeled={REST!r}`: `train_images={self.train_images}` leaves no image out; lower it, or name "
+                "other images by `unlabeled_dir`."
+            )
+        return rows_without_labels(rest)
 
 
 @dataclass(kw_only=True)

@@ -98,6 +98,14 @@ class DatasetSpec:
         """
         return self.source.index(split, data_dir, corrections, name=self.name, where_to_get=self.where_to_get)
 
+    def index_images(self, split: str, data_dir: Path | None) -> Dataset:
+        """Index the images of one split as undecoded rows; they need no labels.
+
+        Raises:
+            UsageError: If folders or images are missing; the message names them.
+        """
+        return self.source.index_images(split, data_dir, name=self.name, where_to_get=self.where_to_get)
+
     def raw_values(self) -> dict[int, int]:
         """Map every train id to the first raw value that is mapped to it."""
         raw_values: dict[int, int] = {}

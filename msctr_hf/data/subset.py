@@ -37,7 +37,16 @@ def draw_images(
         )
     if count > len(dataset):
         raise UsageError(f"`train_images` must be at most {len(dataset)}, the number of training images, got {count}.")
-    random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_PURPOSE,)))
-    drawn = dataset.select(np.sort(random.permutation(len(dataset))[:count]))
+    drawn = dataset.select(np.sort(_in_random_order(dataset, seed)[:count]))
     image_ids = [str(image_id) for image_id in drawn.with_format(None)["image_id"][:]]
     return drawn, {"images": count, "of": len(dataset), "subset_seed": seed, "image_ids": image_ids}
+
+
+def images_left_out(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """Return the images that `draw_images` does not draw, in their order."""
+    return dataset.select(np.sort(_in_random_order(dataset, seed)[count:]))
+
+
+def _in_random_order(dataset: Dataset, seed: int) -> np.ndarray:
+    random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_PURPOSE,)))
+    return random.permutation(len(dataset))

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from ..errors import UsageError
 from .channels import Channels
 from .labels import LabelMapping
+from .regions import no_labels
 
 SYNTHETIC_CLASSES = ("sky", "building", "road", "pavement", "tree", "car", "person", "pole", "sign")
 SYNTHETIC_PALETTE = (
@@ -78,6 +79,8 @@ class SyntheticSource:
             raise UsageError(f"{name} has the splits {sorted(SPLITS)}, not {split!r}.")
         return Dataset.from_dict({"image_id": [f"{split}_{number:04d}" for number in range(SPLITS[split][1])]})
 
+    index_images = index  # scenes are drawn with their labels, which the reader leaves out
+
 
 @dataclass(frozen=True)
 class DrawScenes:
@@ -86,10 +89,12 @@ class DrawScenes:
     Args:
         near_infrared (`bool`): Whether the scenes are those of `synthetic_scenes_nir`.
         channels (`Channels`, *optional*): Channels of the images, which are then arrays (H, W, N); RGB by default.
+        is_unlabeled (`bool`): Whether labels are replaced by `regions.no_labels`.
     """
 
     near_infrared: bool = False
     channels: Channels | None = None
+    is_unlabeled: bool = False
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
         """Draw the scenes of a batch."""
@@ -97,7 +102,7 @@ class DrawScenes:
         scenes = list(map(self._draw, seeds))
         return {
             "image": [image for image, _ in scenes],
-            "label": [label for _, label in scenes],
+            "label": [no_labels(image) if self.is_unlabeled else label for image, label in scenes],
             "image_id": batch["image_id"],
         }
 
@@ -112,6 +117,10 @@ class DrawScenes:
     def images_only(self) -> DrawScenes:
         """Return this reader: an image is always drawn with its labels."""
         return self
+
+    def unlabeled(self) -> DrawScenes:
+        """Return a reader whose samples have `no_labels`."""
+        return replace(self, is_unlabeled=True)
 
     def with_channels(self, channels: Channels) -> DrawScenes:
         """Return a reader whose images have these channels."""

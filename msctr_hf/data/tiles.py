@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import UsageError
 from .decoding import ReadSamples, attach, reader_of
-from .images import read_size
+from .images import read_image_file, read_size
 from .predecoded import ReadMapped
 from .regions import LARGE_PIXELS, Pixels, Window, as_pixels, large_blocks, whole
 
@@ -60,6 +60,10 @@ class ReadTiles:
     def labels_only(self) -> ReadTiles:
         """Return a reader that skips images."""
         return replace(self, reader=self.reader.labels_only())
+
+    def unlabeled(self) -> ReadTiles:
+        """Return a reader that does not read labels."""
+        return replace(self, reader=self.reader.unlabeled())
 
     def _part(self, pixels: Pixels, place: Tile, name: str) -> Pixels | Image.Image:
         top, left, height, width = place
@@ -137,14 +141,22 @@ def _sizes(rows: Dataset, reader: ReadSamples | ReadMapped) -> Iterator[tuple[in
     if _has_channels(reader):
         remedy = "save it in parts, since with `num_channels` no image is read by regions."
     for row in rows:
-        width, height = read_size(row["label"])
-        for file in (row["image"], row["label"]):
+        width, height = read_size(row["label"]) if reader.with_labels else _size_of_image(row["image"], reader)
+        for file in (row["image"], row["label"]) if reader.with_labels else (row["image"],):
             if height * width > LARGE_PIXELS and (_has_channels(reader) or large_blocks(file) is None):
                 raise UsageError(
                     f"`tile_size`: {file.get('path')} has {width}x{height} pixels and can only be decoded whole, "
                     f"which every tile would repeat; {remedy}"
                 )
         yield height, width
+
+
+def _size_of_image(file: Any, reader: ReadSamples) -> tuple[int, int]:
+    """Return the width and height of an image, which is decoded if Pillow may not know its format."""
+    if not _has_channels(reader):
+        return read_size(file)
+    height, width = read_image_file(file, reader.channels).shape[:2]
+    return width, height
 
 
 def _has_channels(reader: ReadSamples | ReadMapped) -> bool:

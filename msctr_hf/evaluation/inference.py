@@ -176,6 +176,28 @@ def most_probable_classes(views: Sequence[torch.Tensor], size: Sequence[int], al
     return _largest([_WholeView(logits) for logits in views], _size(size), align_corners)
 
 
+@torch.no_grad()
+def classes_and_confidence(
+    logits: torch.Tensor, size: Sequence[int], align_corners: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Upsample logits and find the most probable class of every pixel with its probability, in strips of rows.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, L, h, w)`): Logits.
+        size (`Sequence[int]`): Height and width of the result.
+        align_corners (`bool`): As in `F.interpolate`.
+
+    Returns:
+        `tuple`: classes (B, *size) int64, and their probabilities (B, *size) float32; NaN where logits are.
+    """
+    height, width = _size(size)
+    classes = torch.empty((len(logits), height, width), dtype=torch.int64, device=logits.device)
+    confidence = torch.empty(classes.shape, dtype=torch.float32, device=logits.device)
+    for rows, strip in _mean_probabilities([_WholeView(logits.float())], (height, width), align_corners):
+        confidence[:, rows], classes[:, rows] = strip.max(dim=1)
+    return classes, confidence
+
+
 def _largest(views: Sequence[_WholeView | _TiledView], size: Size, align_corners: bool) -> torch.Tensor:
     # with a single view the softmax is left out, since it does not change which class is the largest
     only_one = len(views) == 1 and not views[0].mirrored

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.channels import ARRAY_SUFFIX, Channels
+from ..data.channels import Channels
 from ..data.georeference import is_georeferenced, save_like
-from ..data.image_files import IMAGE_SUFFIXES, files_below, is_image, passes_a_circle
+from ..data.image_files import IMAGE_SUFFIXES, files_below, is_image, passes_a_circle, readable_suffixes
 from ..data.images import read_image
 from ..data.specs import DatasetSpec
 from ..errors import UsageError
@@ -161,11 +161,6 @@ def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrP
     train_ids = matched.train_ids or range(len(names))
     values = np.array([raw_values[label] for label in train_ids])
     return values.astype(np.uint8 if values.max() < PALETTE_COLORS else np.uint16)
-
-
-def readable_suffixes(channels: Channels | None) -> tuple[str, ...]:
-    """Return the endings of files that a network of these channels reads."""
-    return IMAGE_SUFFIXES if channels is None else (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
 
 
 def find_images(

@@ -102,6 +102,7 @@ def contact_sheet(
     palette: Sequence[Sequence[int]],
     class_names: Sequence[str],
     cell_width: int = 320,
+    titles: Sequence[str] = ("image", "labels", "prediction"),
 ) -> Image.Image:
     """Draw image, labels and prediction side by side, one row per sample, with a legend of all classes.
 
@@ -110,6 +111,7 @@ def contact_sheet(
         palette (`Sequence`): RGB colors of the classes.
         class_names (`Sequence[str]`): Names of the classes.
         cell_width (`int`): Width of one image on the sheet, in pixels.
+        titles (`Sequence[str]`): Titles of the three columns.
     """
     cells = [
         (viewable(image), colorize(labels, palette), colorize(prediction, palette))
@@ -117,7 +119,7 @@ def contact_sheet(
     ]
     strips = [[_fit(image, cell_width) for image in row] for row in cells]
     width = 3 * cell_width + 2 * _MARGIN
-    heads = legend_titles(("image", "labels", "prediction"), cell_width)
+    heads = legend_titles(titles, cell_width)
     key = legend(list(class_names), palette, width)
     height = heads.height + sum(strip[0].height + _MARGIN for strip in strips) + key.height
     sheet = Image.new("RGB", (width, height), "white")

@@ -22,7 +22,7 @@ from ..models.backbone_weights import HUB, NONE
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import HEADS_FILE
 from ..models.decode_heads import DECODE_HEADS
-from ..training.description import DRAWN_IMAGES, describe_drawn
+from ..training.description import DRAWN_IMAGES, LABELED_IMAGES, describe_drawn, describe_labeled
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
 from ..training.settings import purpose
 
@@ -361,6 +361,7 @@ def _data(spec: DatasetSpec | None, run: dict) -> dict[str, Any]:
         "read from": _hub_dataset(run),
         "terms": spec.license or "not stated",
         "source": spec.homepage,
+        **({"training images": describe_labeled(run[LABELED_IMAGES])} if LABELED_IMAGES in run else {}),
         **_drawn_images(run),
     }
 

@@ -57,6 +57,7 @@ class SamplingPlan(NamedTuple):
         available (`list[int]`): Pixels that each group has.
         draws (`list[int]`): Pixels to draw from each group.
         misclassified (`int`): How many draws are from misclassified pixels, where these are told apart.
+        largest (`int`): Draws from the pair that has most of them.
     """
 
     groups: list[int]
@@ -64,6 +65,7 @@ class SamplingPlan(NamedTuple):
     available: list[int]
     draws: list[int]
     misclassified: int = 0
+    largest: int = 0
 
 
 def sample_anchors(
@@ -266,27 +268,39 @@ def plan_draws(
     per_pair = counts
     if misclassified_apart:
         per_pair = [[sum(both) for both in zip(row[::2], row[1::2], strict=True)] for row in counts]
-    qualifying = sorted(
-        (label, image, count)
-        for image, per_class in enumerate(per_pair)
-        for label, count in enumerate(per_class)
-        if count >= min_anchors_per_class
-    )
+    qualifying = qualifying_pairs(per_pair, min_anchors_per_class)
     available = [count for _, _, count in qualifying]
     share = min(max_anchors // max(len(qualifying), 1), max_anchors_per_class)
     if share == 0 or not qualifying:
-        return SamplingPlan([], [], [], [])
+        return plan_of_pairs([], 0, 0)
     if sampling == "rarest":
         share = min(share, min(available))
-    plan = SamplingPlan(
-        groups=[image * len(per_pair[image]) + label for label, image, _ in qualifying],
-        labels=[label for label, _, _ in qualifying],
-        available=available,
-        draws=[min(share, count) for count in available],
-    )
+    plan = plan_of_pairs(qualifying, share, len(per_pair[0]))
     if not misclassified_apart:
         return plan
     return _divide(plan, [counts[image][2 * label + 1] for label, image, _ in qualifying])
+
+
+def qualifying_pairs(counts: Sequence[Sequence[int]], min_anchors_per_class: int) -> list[tuple[int, int, int]]:
+    """List (class, image, pixels) of every pair that has enough pixels, sorted."""
+    return sorted(
+        (label, image, count)
+        for image, per_class in enumerate(counts)
+        for label, count in enumerate(per_class)
+        if count >= min_anchors_per_class
+    )
+
+
+def plan_of_pairs(pairs: Sequence[tuple[int, int, int]], share: int, num_labels: int) -> SamplingPlan:
+    """Plan to draw `share` pixels, or all if there are fewer, from each of the sorted pairs (class, image, pixels)."""
+    draws = [min(share, count) for _, _, count in pairs]
+    return SamplingPlan(
+        groups=[image * num_labels + label for label, image, _ in pairs],
+        labels=[label for label, _, _ in pairs],
+        available=[count for _, _, count in pairs],
+        draws=draws,
+        largest=max(draws, default=0),
+    )
 
 
 def _divide(plan: SamplingPlan, misclassified: Sequence[int]) -> SamplingPlan:
@@ -297,7 +311,7 @@ def _divide(plan: SamplingPlan, misclassified: Sequence[int]) -> SamplingPlan:
         parts += [(2 * pair, label, available - wrong, draws - hard), (2 * pair + 1, label, wrong, hard)]
         hard_draws += hard
     groups, labels, counts, drawn = map(list, zip(*parts, strict=True))
-    return SamplingPlan(groups, labels, counts, drawn, hard_draws)
+    return SamplingPlan(groups, labels, counts, drawn, hard_draws, plan.largest)
 
 
 def draw_anchors(

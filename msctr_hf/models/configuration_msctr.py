@@ -184,6 +184,17 @@ class MsctrConfig(PreTrainedConfig):
         "Weight of the contrastive loss after the warm-up: constant, or falling to 0 at the end of training.",
     )
 
+    contrastive_pseudo_labels: bool = _field(
+        False,
+        "Contrast confident pixels of unlabeled images too, by the classes that the teacher gives them.",
+    )
+    contrastive_pseudo_threshold: float | int = _field(
+        0.97, "Confidence of the teacher from which on pixels of unlabeled images are contrasted, from 0 to 1."
+    )
+    contrastive_pseudo_share: float | int = _field(
+        0.5, "Largest share of pixels of unlabeled images among the anchors of a stage, from 0 to below 1."
+    )
+
     class_weights: list[float | int] | tuple[float | int, ...] | None = _field(
         None,
         "Weight of every class in every cross entropy; 1 by default. `msctr train` replaces 'auto' by the median "
@@ -197,6 +208,10 @@ class MsctrConfig(PreTrainedConfig):
         "Train every cross entropy only on hard pixels (OHEM): those whose label has a smaller probability than this, "
         "and at least a sixteenth of the labeled pixels of a batch; by default on all pixels.",
     )
+    pseudo_label_threshold: float | int = _field(
+        0.95, "Confidence of the teacher from which on pixels of unlabeled images are trained on, from 0 to 1."
+    )
+    unlabeled_loss_weight: float | int = _field(1.0, "Weight of the cross entropy of unlabeled images.")
     semantic_loss_ignore_index: int = _field(255, "Label value that losses and metrics ignore.")
     palette: list[list[int]] | tuple[tuple[int, ...], ...] | None = _field(None, "RGB color of every class.")
 
@@ -261,6 +276,14 @@ class MsctrConfig(PreTrainedConfig):
             raise ValueError(f"`dice_loss_weight` must be at least 0 and finite, got {self.dice_loss_weight}.")
         if self.ohem_threshold is not None and not 0 < self.ohem_threshold <= 1:
             raise ValueError(f"`ohem_threshold` must be a probability in (0, 1], got {self.ohem_threshold}.")
+        if not 0 <= self.pseudo_label_threshold <= 1:
+            raise ValueError(
+                f"`pseudo_label_threshold` must be a probability in [0, 1], got {self.pseudo_label_threshold}."
+            )
+        if not 0 <= self.unlabeled_loss_weight < math.inf:
+            raise ValueError(
+                f"`unlabeled_loss_weight` must be at least 0 and finite, got {self.unlabeled_loss_weight}."
+            )
         if self.num_labels < 2:
             raise ValueError(
                 f"A network needs at least two classes, got {self.num_labels}: the cross entropy of a single class is "

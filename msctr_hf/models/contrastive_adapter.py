@@ -32,7 +32,7 @@ from transformers.utils import cached_file
 
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
-from .contrastive_weight import ContrastiveWeight
+from .loss_weight import ContrastiveWeight
 from .modeling_msctr import MsctrSegmenterOutput, contrast_and_keep_facts, initialize_convolution
 from .pixel_embeddings import PixelEmbeddings
 from .projection_head import ProjectionHead
@@ -87,6 +87,10 @@ class ContrastiveAdapter(PreTrainedModel, PixelEmbeddings):
                 raise ValueError(
                     f"`{name}` is not a setting of the contrastive objective; an adapted model keeps its own settings."
                 )
+        if settings.get("contrastive_pseudo_labels"):
+            raise ValueError(
+                "`contrastive_pseudo_labels`: an adapted model does not learn from unlabeled images; leave it out."
+            )
         _refuse_other_models(model)
         self.model = model
         self.config = model.config
@@ -180,6 +184,10 @@ class ContrastiveAdapter(PreTrainedModel, PixelEmbeddings):
         """
         if output_projections and self.projection_head is None:
             raise ValueError("The adapter has no projection head: it was made with `contrastive_mode='ce'`.")
+        if kwargs.get("unlabeled_pixel_values") is not None:
+            raise ValueError(
+                "`unlabeled_pixel_values`: an adapted model does not learn from unlabeled images; leave them out."
+            )
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
         if contrasts and labels.is_cuda:
             mark_complete(labels)

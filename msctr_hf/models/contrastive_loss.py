@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ from .anchor_sampling import (
     tell_apart,
 )
 from .contrastive_diagnostics import class_sums, mean_cosines
-from .gathered_anchors import GatheredRows, gather_rows, spans_processes
+from .gathered_anchors import GatheredRows, gather_rows
 from .info_nce import (
     UnitRows,
     check_positives,
@@ -49,6 +50,15 @@ from .info_nce import (
     unit_rows,
 )
 from .misclassified_pixels import misclassified_pixels
+from .process_group import num_processes
+from .pseudo_anchors import (
+    PseudoDraws,
+    PseudoLabeled,
+    check_pseudo_settings,
+    generator_of,
+    join_anchors,
+    plan_pseudo_draws,
+)
 from .transfers import beside_queue, hand_over
 
 DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
@@ -72,6 +82,8 @@ _NAMES_IN_CONFIG = {  # arguments of the loss -> fields of `MsctrConfig`
     "max_anchors_per_class": "contrastive_max_anchors_per_class",
     "max_anchors": "contrastive_max_anchors",
     "gather_anchors": "contrastive_gather_anchors",
+    "pseudo_threshold": "contrastive_pseudo_threshold",
+    "pseudo_share": "contrastive_pseudo_share",
 }
 
 
@@ -84,8 +96,8 @@ class ContrastiveResult(NamedTuple):
         cosines (`dict[str, torch.Tensor]`): Mean cosines of the positive and negative pairs of every term on this
             process, NaN without such pairs.
         facts (`dict[str, float]`): Anchors and classes of every stage and share of stages without anchors on this
-            process, and with hard anchors their share in every stage, NaN without anchors; known to the host, so that
-            reading them does not wait for the device.
+            process, with hard anchors their share in every stage, NaN without labeled anchors, and with pseudo-labels
+            the anchors that have one; known to the host, so that reading them does not wait for the device.
     """
 
     loss: torch.Tensor
@@ -131,6 +143,10 @@ class MultiScaleContrastiveLoss(nn.Module):
         sampling, min_anchors_per_class, max_anchors_per_class, max_anchors: As in `sample_anchors`, per process.
         gather_anchors (`bool`): Whether to contrast with the anchors of all processes: a batch split over processes
             then yields the loss and the gradients that its anchors yield on one process.
+        pseudo_threshold (`float`): Smallest confidence of pixels of unlabeled images that are drawn as anchors.
+        pseudo_share (`float`): Largest share of pixels of unlabeled images among the anchors of a stage, in [0, 1).
+
+    `pseudo_draws` has the random numbers for unlabeled images; its `state_dict` belongs into a checkpoint.
 
     Raises:
         ValueError: If a setting is out of its range, or does not fit the stages.
@@ -158,6 +174,8 @@ class MultiScaleContrastiveLoss(nn.Module):
         max_anchors_per_class: int = 2500,
         max_anchors: int = 10_000,
         gather_anchors: bool = False,
+        pseudo_threshold: float = 0.97,
+        pseudo_share: float = 0.5,
     ):
         super().__init__()
         self.num_labels = num_labels
@@ -180,6 +198,9 @@ class MultiScaleContrastiveLoss(nn.Module):
         self.max_anchors_per_class = max_anchors_per_class
         self.max_anchors = max_anchors
         self.gather_anchors = gather_anchors
+        self.pseudo_threshold = pseudo_threshold
+        self.pseudo_share = pseudo_share
+        self.pseudo_draws = PseudoDraws()
         self._check_settings()
 
     @classmethod
@@ -202,6 +223,7 @@ class MultiScaleContrastiveLoss(nn.Module):
         generator: torch.Generator | None = None,
         *,
         logits: torch.Tensor | None = None,
+        pseudo: PseudoLabeled | None = None,
         all_results: bool = False,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]] | ContrastiveResult:
         """Sample anchors of one batch and contrast them.
@@ -215,6 +237,9 @@ class MultiScaleContrastiveLoss(nn.Module):
             generator (`torch.Generator`, *optional*): Source of randomness, on the device of `features`.
             logits (`torch.Tensor` of shape `(B, num_labels, h, w)`, *optional*): Class scores of the network at any
                 size, without gradient; needed for hard anchors, and otherwise not read.
+            pseudo (`PseudoLabeled`, *optional*): Maps of unlabeled images, like `features`, with the classes and the
+                confidence of a teacher. Labeled pixels are drawn as without them; then confident pixels are drawn, and
+                both are contrasted together.
             all_results (`bool`): Whether to return all that `contrast` does.
 
         Returns:
@@ -224,7 +249,7 @@ class MultiScaleContrastiveLoss(nn.Module):
             ValueError: If shapes do not match, a label is neither a class nor the ignore index, or logits are missing.
             TypeError: If labels are not a tensor of integers, or maps are not floating-point tensors.
         """
-        result = self._contrast(features, labels, project, generator, logits)
+        result = self._contrast(features, labels, project, generator, logits, pseudo)
         return result if all_results else (result.loss, result.terms)
 
     def contrast(
@@ -235,9 +260,10 @@ class MultiScaleContrastiveLoss(nn.Module):
         generator: torch.Generator | None = None,
         *,
         logits: torch.Tensor | None = None,
+        pseudo: PseudoLabeled | None = None,
     ) -> ContrastiveResult:
         """Call the module, and return diagnostics with the loss and its terms."""
-        return self(features, labels, project, generator, logits=logits, all_results=True)
+        return self(features, labels, project, generator, logits=logits, pseudo=pseudo, all_results=True)
 
     def extra_repr(self) -> str:
         """Describe the settings, for `print`."""
@@ -275,6 +301,7 @@ class MultiScaleContrastiveLoss(nn.Module):
         if self.anchor_selection not in ("random", "hard"):
             raise ValueError(f"`anchor_selection` must be 'random' or 'hard', got {self.anchor_selection!r}.")
         check_limits(**self._limits())
+        check_pseudo_settings(self.pseudo_threshold, self.pseudo_share)
 
     def _check_batch(self, features: Sequence[torch.Tensor], labels: torch.Tensor, project: Sequence | None) -> None:
         if isinstance(features, (torch.Tensor, dict)) or not hasattr(features, "__len__"):
@@ -294,6 +321,26 @@ class MultiScaleContrastiveLoss(nn.Module):
                 raise ValueError(
                     f"`project` must have one function for each of the `stages` {list(self.stages)}, got {count}."
                 )
+
+    def _check_pseudo(self, features: Sequence[torch.Tensor], pseudo: PseudoLabeled) -> None:
+        if len(pseudo.features) != len(features):
+            raise ValueError(
+                f"`pseudo.features` must have one map for each of the `stages` {list(self.stages)}, got "
+                f"{len(pseudo.features)}."
+            )
+        for position, (stage, labeled) in enumerate(zip(pseudo.features, features, strict=True)):
+            name = f"pseudo.features[{position}]"
+            check_map(name, stage, pseudo.labels)
+            if stage.shape[1] != labeled.shape[1]:
+                raise ValueError(
+                    f"`{name}` must have the {labeled.shape[1]} channels of `features[{position}]`, got "
+                    f"{stage.shape[1]}."
+                )
+        if pseudo.confidence.shape != pseudo.labels.shape:
+            raise ValueError(
+                f"`pseudo.confidence` must have the shape of `pseudo.labels`, {tuple(pseudo.labels.shape)}, got "
+                f"{tuple(pseudo.confidence.shape)}."
+            )
 
     def _check_logits(self, logits: torch.Tensor | None, labels: torch.Tensor) -> None:
         if logits is None:
@@ -324,14 +371,23 @@ class MultiScaleContrastiveLoss(nn.Module):
         project: Sequence[Callable[[torch.Tensor], torch.Tensor]] | None,
         generator: torch.Generator | None,
         logits: torch.Tensor | None,
+        pseudo: PseudoLabeled | None,
     ) -> ContrastiveResult:
         self._check_batch(features, labels, project)
+        if pseudo is not None:
+            self._check_pseudo(features, pseudo)
         if self.anchor_selection == "hard":
             self._check_logits(logits, labels)
         else:
             logits = None
-        refuse_transforms(labels, *features, *([] if logits is None else [logits]))
-        anchors, plans = self._sample(features, labels, generator, logits)
+        refuse_transforms(
+            labels, *features, *([] if logits is None else [logits]), *([] if pseudo is None else pseudo.features)
+        )
+        groups, counts = self._count(features, labels, logits, pseudo)
+        anchors, plans = self._draw(features, groups, counts, len(labels), generator)
+        pseudo_plans: list[SamplingPlan] = []
+        if pseudo is not None:
+            anchors, pseudo_plans = self._add_pseudo_labeled(anchors, plans, pseudo, groups, counts)
         if project is not None:
             anchors = [
                 stage._replace(features=projection(stage.features))
@@ -347,12 +403,12 @@ class MultiScaleContrastiveLoss(nn.Module):
             loss=torch.stack(weighted).sum(),
             terms={name: term.detach() for name, term in zip(self._term_names(), terms, strict=True)},
             cosines=self._cosines(rows),
-            facts=self._facts(rows, plans),
+            facts=self._facts(rows, plans, pseudo_plans),
         )
 
     def _terms(self, rows: Sequence[UnitRows]) -> list[torch.Tensor]:
         """Compute the within-scale terms of all stages, then the cross-scale terms of all pairs."""
-        if self.gather_anchors and spans_processes():
+        if self.gather_anchors and num_processes() > 1:
             return self._terms_across_processes(rows, gather_rows(rows, self.num_labels))
         terms = [contrast_within_scale(stage, self.temperature, self.positives) for stage in rows]
         for fine, coarse in self.pairs:
@@ -395,45 +451,88 @@ class MultiScaleContrastiveLoss(nn.Module):
             named[f"{name}/negative_cosine"] = negative
         return named
 
-    def _facts(self, rows: Sequence[UnitRows], plans: Sequence[SamplingPlan]) -> dict[str, float]:
+    def _facts(
+        self, rows: Sequence[UnitRows], plans: Sequence[SamplingPlan], pseudo_plans: Sequence[SamplingPlan]
+    ) -> dict[str, float]:
         facts = {"contrastive/skipped_stages": sum(not stage.class_sizes for stage in rows) / len(rows)}
         for name, stage, plan in zip(self._stage_names(), rows, plans, strict=True):
             facts[f"{name}/anchors"] = float(sum(stage.class_sizes.values()))
             facts[f"{name}/classes"] = float(len(stage.class_sizes))
             if self.anchor_selection == "hard":
                 facts[f"{name}/hard_share"] = plan.misclassified / sum(plan.draws) if plan.draws else math.nan
+        for name, plan in zip(self._stage_names(), pseudo_plans, strict=False):
+            facts[f"{name}/pseudo_anchors"] = float(sum(plan.draws))
         return facts
 
-    def _sample(
+    def _count(
         self,
         features: Sequence[torch.Tensor],
         labels: torch.Tensor,
-        generator: torch.Generator | None,
         logits: torch.Tensor | None,
-    ) -> tuple[list[Anchors], list[SamplingPlan]]:
-        """Sample every stage; the counts of all stages reach the host in one synchronization.
+        pseudo: PseudoLabeled | None,
+    ) -> tuple[list[torch.Tensor], list[list[list[int]]]]:
+        """Compute the groups of pixels of every stage and their sizes by image, first labeled ones, then the others.
 
-        With `logits` there are two groups of pixels in every class of an image, those that are classified right and
-        the others. Without them, counts depend on labels alone: where these are marked as complete, the host does not
-        wait for the maps.
+        The sizes of all stages reach the host in one synchronization. With `logits` there are two groups of pixels in
+        every class of a labeled image, those that are classified right and the others. Without them, sizes depend on
+        labels alone: where these are marked as complete, the host does not wait for the maps.
         """
-        groups_per_image = self.num_labels * (1 if logits is None else 2)
-        with beside_queue(labels) if logits is None else nullcontext():
+        read = [labels] if pseudo is None else [labels, pseudo.labels, pseudo.confidence]
+        with beside_queue(*read) if logits is None else nullcontext():
             classes = labels.long()
             groups = self._groups(features, classes, logits)
-            counts = [count_pairs(stage, len(labels), groups_per_image).flatten() for stage in groups]
-            unknown = self._is_unknown(classes).sum()
-            *numbers, num_unknown = torch.cat([*counts, unknown[None]]).tolist()
+            per_image = self.num_labels * (1 if logits is None else 2)
+            sizes = [count_pairs(stage, len(labels), per_image) for stage in groups]
+            unknown = [self._is_unknown(classes).sum()]
+            if pseudo is not None:
+                confident = pseudo.confident_labels(self.pseudo_threshold, self.ignore_index)
+                of_unlabeled = self._groups(pseudo.features, confident, None)
+                sizes += [count_pairs(stage, len(confident), self.num_labels) for stage in of_unlabeled]
+                groups += of_unlabeled
+                unknown.append(self._is_unknown(pseudo.labels).sum())
+            numbers = iter(torch.cat([torch.stack(unknown), *(size.flatten() for size in sizes)]).tolist())
         hand_over(groups)
-        if num_unknown:
-            self._refuse_unknown(labels)
+        for name, values in zip(("labels", "pseudo.labels"), read[:2], strict=False):
+            if next(numbers):
+                self._refuse_unknown(name, values)
+        return groups, [[list(islice(numbers, size.shape[1])) for _ in range(len(size))] for size in sizes]
+
+    def _draw(
+        self,
+        features: Sequence[torch.Tensor],
+        groups: Sequence[torch.Tensor],
+        counts: Sequence[Sequence[Sequence[int]]],
+        num_images: int,
+        generator: torch.Generator | None,
+    ) -> tuple[list[Anchors], list[SamplingPlan]]:
+        """Plan and draw the labeled anchors of every stage."""
+        apart = self.anchor_selection == "hard"
+        num_groups = num_images * self.num_labels * (2 if apart else 1)
         anchors, plans = [], []
-        for position, (stage, stage_groups) in enumerate(zip(features, groups, strict=True)):
-            first = position * len(labels) * groups_per_image
-            starts = range(first, first + len(labels) * groups_per_image, groups_per_image)
-            of_images = [numbers[start : start + groups_per_image] for start in starts]
-            plans.append(plan_draws(of_images, **self._limits(), misclassified_apart=logits is not None))
-            anchors.append(draw_anchors(stage, stage_groups, len(labels) * groups_per_image, plans[-1], generator))
+        for stage, stage_groups, of_images in zip(features, groups, counts, strict=False):
+            plans.append(plan_draws(of_images, **self._limits(), misclassified_apart=apart))
+            anchors.append(draw_anchors(stage, stage_groups, num_groups, plans[-1], generator))
+        return anchors, plans
+
+    def _add_pseudo_labeled(
+        self,
+        labeled: Sequence[Anchors],
+        labeled_plans: Sequence[SamplingPlan],
+        pseudo: PseudoLabeled,
+        groups: Sequence[torch.Tensor],
+        counts: Sequence[Sequence[Sequence[int]]],
+    ) -> tuple[list[Anchors], list[SamplingPlan]]:
+        """Draw confident pixels of unlabeled images, and return them with the labeled anchors of their stages."""
+        limits = {name: getattr(self, name) for name in ("min_anchors_per_class", "max_anchors")}
+        anchors, plans = [], []
+        for position, (stage, of_labeled) in enumerate(zip(pseudo.features, labeled, strict=True), len(labeled)):
+            numbers = self.pseudo_draws.next()
+            labeled_plan = labeled_plans[position - len(labeled)]
+            plan = plan_pseudo_draws(counts[position], labeled_plan, numbers, share=self.pseudo_share, **limits)
+            generator = generator_of(numbers, stage.device)
+            drawn = draw_anchors(stage, groups[position], len(stage) * self.num_labels, plan, generator)
+            anchors.append(join_anchors([of_labeled, drawn], self.num_labels))
+            plans.append(plan)
         return anchors, plans
 
     def _groups(
@@ -449,11 +548,11 @@ class MultiScaleContrastiveLoss(nn.Module):
     def _is_unknown(self, labels: torch.Tensor) -> torch.Tensor:
         return ((labels < 0) | (labels >= self.num_labels)) & (labels != self.ignore_index)
 
-    def _refuse_unknown(self, labels: torch.Tensor) -> None:
+    def _refuse_unknown(self, name: str, labels: torch.Tensor) -> None:
         values = labels[self._is_unknown(labels)].unique().tolist()
         listed = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
         raise ValueError(
-            f"`labels` has values that are neither classes, 0 to {self.num_labels - 1}, nor `ignore_index`, "
+            f"`{name}` has values that are neither classes, 0 to {self.num_labels - 1}, nor `ignore_index`, "
             f"{self.ignore_index}: {listed}."
         )
 

@@ -28,7 +28,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from .info_nce import UnitRows
-from .transfers import repeat_on_host, to_device
+from .process_group import num_processes
+from .transfers import expand_runs, repeat_on_host, to_device
 
 
 class GatheredRows(NamedTuple):
@@ -44,11 +45,6 @@ class GatheredRows(NamedTuple):
     rows: UnitRows
     own_columns: torch.Tensor
     share: float
-
-
-def spans_processes() -> bool:
-    """Return whether there is more than one process to gather from."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather_rows(stages: Sequence[UnitRows], num_labels: int) -> list[GatheredRows]:
@@ -81,7 +77,7 @@ def _class_sizes_of_all(stages: Sequence[UnitRows], num_labels: int) -> torch.Te
     sizes = torch.zeros(len(stages), num_labels, dtype=torch.int64)
     for stage, rows in zip(sizes, stages, strict=True):
         stage[list(rows.class_sizes)] = torch.tensor(list(rows.class_sizes.values()), dtype=torch.int64)
-    gathered = sizes.new_empty(dist.get_world_size() * sizes.numel(), device=stages[0].features.device)
+    gathered = sizes.new_empty(num_processes() * sizes.numel(), device=stages[0].features.device)
     dist.all_gather_into_tensor(gathered, to_device(sizes.flatten(), gathered.device))
     return gathered.view(-1, *sizes.shape).cpu()
 
@@ -100,9 +96,9 @@ def _sort_by_class(padded_rows: torch.Tensor, sizes: torch.Tensor) -> GatheredRo
     first = offsets + sizes.cumsum(1) - sizes  # (processes, K): first row of a class in `padded_rows`
     run_sizes = sizes.T.flatten()  # (K * processes,), class by class
     target = (run_sizes.cumsum(0) - run_sizes).view(num_labels, processes)  # first row in the result
-    order = _expand_runs(first.T.flatten(), run_sizes)
+    order = expand_runs(first.T.flatten(), run_sizes)
     own = dist.get_rank()
-    own_columns = _expand_runs(target[:, own], sizes[own])
+    own_columns = expand_runs(target[:, own], sizes[own])
     per_class = sizes.sum(0)
     labels = repeat_on_host(range(num_labels), per_class.tolist())
     device = padded_rows.device
@@ -114,17 +110,12 @@ def _sort_by_class(padded_rows: torch.Tensor, sizes: torch.Tensor) -> GatheredRo
     return GatheredRows(rows, to_device(own_columns, device), share)
 
 
-def _expand_runs(starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Concatenate `arange(start, start + size)` for all starts and sizes."""
-    return torch.arange(int(sizes.sum())) + repeat_on_host((starts - sizes.cumsum(0) + sizes).tolist(), sizes.tolist())
-
-
 class _AllGather(torch.autograd.Function):
     """Differentiable gather of a buffer (L,) of every process: (processes, L); backward sums gradients of all."""
 
     @staticmethod
     def forward(ctx, buffer: torch.Tensor) -> torch.Tensor:
-        gathered = buffer.new_empty(dist.get_world_size() * len(buffer))
+        gathered = buffer.new_empty(num_processes() * len(buffer))
         dist.all_gather_into_tensor(gathered, buffer)
         return gathered.view(-1, len(buffer))
 

@@ -11,9 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Losses of the class scores: cross entropy of all or of the hard pixels, and soft Dice.
+"""Losses of the class scores: cross entropy of all, of the hard or of the confident pixels, and soft Dice.
 
-All are means over the batch of one process, and 0 with a gradient path if all of its pixels are ignored.
+All are means over the batch of one process, except that confident pixels are counted over all processes, and 0 with a
+gradient path if all pixels of the batch are ignored.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+
+from .process_group import num_processes, sum_over_processes
 
 SMALLEST_SHARE = 16  # at least a sixteenth of the valid pixels is hard
 
@@ -84,6 +87,44 @@ def hard_pixel_cross_entropy(
     if class_weights is not None:
         losses = losses * _on_device_of(logits, class_weights)[labels.where(valid, 0)]
     return losses.where(hard, 0).sum() / hard.sum().clamp_min(1), hard.sum() / count
+
+
+def confident_pixel_cross_entropy(
+    logits: torch.Tensor,
+    pseudo_labels: torch.Tensor,
+    confidence: torch.Tensor,
+    threshold: float,
+    *,
+    ignore_index: int = 255,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the cross entropy of confident pixels over the number of all pixels but padding.
+
+    Few confident pixels have a small loss, since the sum is not divided by their number. With several processes, the
+    pixels but padding are counted in all of them: the loss of a process is its sum divided by their mean, so that the
+    mean over the processes, whose gradient data parallel training takes, is the sum over all processes divided by the
+    number of all pixels. All processes must then call this function.
+
+    Args:
+        logits (`torch.Tensor` of shape `(U, num_labels, H, W)`): Class scores at the size of the pseudo-labels.
+        pseudo_labels (`torch.Tensor` of shape `(U, H, W)`, int64): Classes, or `ignore_index` where there is padding.
+        confidence (`torch.Tensor` of shape `(U, H, W)`): Probability of the pseudo-label according to its teacher.
+        threshold (`float`): Smallest confidence of a confident pixel.
+        ignore_index (`int`): Label of padding.
+
+    Returns:
+        `tuple`: the loss, and the share of the pixels of this process, padding left out, that are confident; NaN if
+        there is nothing but padding.
+
+    Source: https://arxiv.org/abs/2001.07685, equation 4, for the pixels of a batch; without padding among them as in
+    the authors' code of https://arxiv.org/abs/2208.09910.
+    """
+    valid = pseudo_labels != ignore_index
+    confident = valid & (confidence >= threshold)
+    total = F.cross_entropy(
+        logits, pseudo_labels.where(confident, ignore_index), ignore_index=ignore_index, reduction="sum"
+    )
+    mean_count = sum_over_processes(valid.sum()).clamp_min(1) / num_processes()
+    return total / mean_count, confident.sum() / valid.sum()
 
 
 def dice_loss(logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = 255) -> torch.Tensor:

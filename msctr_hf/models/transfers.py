@@ -45,6 +45,11 @@ def repeat_on_host(values: Sequence[int], times: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.repeat(np.array(values, dtype=np.int64), np.array(times, dtype=np.int64)))
 
 
+def expand_runs(starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Concatenate `arange(start, start + size)` for all starts and sizes (R,) of the host: (sum of sizes,) int64."""
+    return torch.arange(int(sizes.sum())) + repeat_on_host((starts - sizes.cumsum(0) + sizes).tolist(), sizes.tolist())
+
+
 @torch.compiler.disable  # an event would be a constant of a compiled graph
 def mark_complete(tensor: torch.Tensor) -> None:
     """Remember that a tensor is complete once the work is done that is queued on its GPU now; elsewhere, do nothing.
@@ -59,19 +64,20 @@ def mark_complete(tensor: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def beside_queue(tensor: torch.Tensor) -> Iterator[None]:
-    """Compute on the device of a tensor from that tensor alone, beside the work queued since it was marked complete.
+def beside_queue(*tensors: torch.Tensor) -> Iterator[None]:
+    """Compute on the device of some tensors from these alone, beside the work queued since they were marked complete.
 
     A host that reads a result inside the block then waits for the block, and not for all that is queued: it goes on
-    queueing while the device is busy. Without a mark, or after a change of the tensor, the block takes its place in
-    the queue. Tensors that are used after the block belong into `hand_over`.
+    queueing while the device is busy. Without a mark, or after a change of a tensor, the block takes its place in the
+    queue. Tensors that are used after the block belong into `hand_over`.
     """
-    version, event = _MARKS.get(tensor, (None, None)) if tensor.is_cuda else (None, None)
-    if event is None or version != tensor._version:
+    marks = [_MARKS.get(each, (None, None)) if each.is_cuda else (None, None) for each in tensors]
+    if any(event is None or version != each._version for each, (version, event) in zip(tensors, marks, strict=True)):
         yield
         return
-    stream = _urgent_stream(tensor.device)
-    stream.wait_event(event)
+    stream = _urgent_stream(tensors[0].device)
+    for _, event in marks:
+        stream.wait_event(event)
     with torch.cuda.stream(stream):
         yield
 

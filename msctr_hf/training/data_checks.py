@@ -44,6 +44,40 @@ def check_data(
     return on_main(check)
 
 
+def check_unlabeled(
+    unlabeled_set: Dataset | IterableDataset,
+    train_set: Dataset | IterableDataset,
+    validation_set: Dataset | IterableDataset,
+) -> list[str]:
+    """Check the images without labels on the main process, and return sentences to print at the start of a run.
+
+    Args:
+        unlabeled_set, train_set, validation_set (`datasets.Dataset` or `datasets.IterableDataset`): Samples {image,
+            label, image_id}; streams are not checked.
+
+    Raises:
+        UsageError: On all processes, if images with labels are among those without.
+    """
+
+    def check() -> list[str]:
+        if not isinstance(unlabeled_set, Dataset):
+            return []
+        if isinstance(train_set, Dataset) and (shared := shared_images(train_set, unlabeled_set)):
+            (training_id, image_id), count = shared[0], len(shared)
+            raise UsageError(
+                f"{count} of {len(unlabeled_set)} images without labels are training images too, such as {image_id} "
+                f"({training_id} in training): leave them out of `unlabeled_dir` or `unlabeled`."
+            )
+        if isinstance(validation_set, Dataset) and (shared := shared_images(validation_set, unlabeled_set)):
+            return [
+                f"warning: {len(shared)} of {len(validation_set)} validation images are trained on without labels, "
+                f"such as {shared[0][1]}"
+            ]
+        return []
+
+    return on_main(check)
+
+
 def missing_classes(train_set: Dataset, spec: DatasetSpec) -> list[str]:
     """Name the classes that no training image has, if all labels could be read within `MAX_PIXELS`.
 

@@ -21,6 +21,7 @@ from ..evaluation.class_order import comparable_names
 from .run_folder import read_json
 
 DATA_FILE = "data.json"
+TRAINING, UNLABELED = "training", "unlabeled"  # keys of the images with labels, and of those without, if any
 _DIFFERENCES_SHOWN = 5
 _OTHERS, _REFUSED = "others", "refused"  # raw values that are not listed, and what may become of them
 
@@ -37,7 +38,7 @@ def describe_data(spec: DatasetSpec, train_set: Dataset | IterableDataset) -> di
         "classes": list(spec.classes),
         "raw_values": {str(raw): label for raw, label in sorted(raw_values.items(), key=lambda item: str(item[0]))},
         "ignores_other_values": spec.ignored is None,
-        "training": describe_images(train_set),
+        TRAINING: describe_images(train_set),
     }
 
 
@@ -135,8 +136,12 @@ def _meaning(raw: str, meanings: dict[str, str]) -> str:
 
 
 def _other_images(saved: dict[str, Any], data: dict[str, Any]) -> list[str]:
-    before, now = saved["training"], data["training"]
-    return [] if before == now or None in (before, now) else [_change_of_images("training", before, now)]
+    kinds = {name: (saved.get(name), data.get(name)) for name in (TRAINING, UNLABELED)}
+    return [
+        _change_of_images(name, before, now)
+        for name, (before, now) in kinds.items()
+        if before != now and None not in (before, now)
+    ]
 
 
 def _change_of_images(name: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:

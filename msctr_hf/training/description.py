@@ -31,6 +31,7 @@ _ENVIRONMENT = re.compile(
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)
 _TOKEN = re.compile(r"\bhf_\w{8,}|\bapi_org_\w{8,}")
 HIDDEN = "***"
+LABELED_IMAGES = "labeled_images"  # key in run.json: numbers of images with and without labels, if there are both
 DRAWN_IMAGES = "drawn_images"  # key in run.json: the training images, if not all of the split are used
 
 
@@ -64,6 +65,12 @@ def describe_run(
 def describe_drawn(drawn: dict[str, Any]) -> str:
     """Return a sentence about drawn training images, which `draw_images` described."""
     return f"{drawn['images']} of {drawn['of']} training images, drawn by seed {drawn['subset_seed']}"
+
+
+def describe_labeled(counts: dict[str, int | None]) -> str:
+    """Return a sentence about the numbers of images with and without labels, the value of `LABELED_IMAGES`."""
+    labeled, unlabeled = ("a stream" if counts[name] is None else counts[name] for name in ("labeled", "unlabeled"))
+    return f"{labeled} with labels, {unlabeled} without"
 
 
 def _paths(settings: dict[str, Any]) -> list[str]:
@@ -127,6 +134,8 @@ class RunSummary:
         dataset (`str`): Name of the data set.
         num_classes (`int`): Number of classes.
         training_images, validation_images (`int`, *optional*): Numbers of images; `None` for a stream.
+        unlabeled_images (`int` or `str`, *optional*): Number of images without labels, or "streamed"; `None` if there
+            are none.
         args (`TrainingSettings`): Settings of the training.
         duration (`Duration`): Length of the run in steps and epochs.
         num_processes (`int`): Number of processes that train together.
@@ -140,6 +149,7 @@ class RunSummary:
     dataset: str
     num_classes: int
     training_images: int | None
+    unlabeled_images: int | str | None
     validation_images: int | None
     args: TrainingSettings
     duration: Duration
@@ -156,10 +166,11 @@ def describe_start(run: RunSummary) -> list[str]:
     batch = args.batch_size * args.gradient_accumulation_steps * run.num_processes
     duration = run.duration
     epochs = "" if duration.num_epochs is None else f", {duration.num_epochs:.1f} epochs"
+    unlabeled = "" if run.unlabeled_images is None else f", {run.unlabeled_images} unlabeled"
     lines = [
         f"network   {_architecture(run)}: {always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training",
-        f"data      {run.dataset}, {run.num_classes} classes: {run.training_images or 'streamed'} training and "
-        f"{run.validation_images or 'streamed'} validation images",
+        f"data      {run.dataset}, {run.num_classes} classes: {run.training_images or 'streamed'} training{unlabeled} "
+        f"and {run.validation_images or 'streamed'} validation images",
         f"batch     {batch} = {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
         f"{run.num_processes} process(es)",
         f"schedule  {duration.max_steps} steps{epochs}, validation every {duration.validation_steps} steps: "

@@ -16,19 +16,21 @@ from ..progress import say
 from .checkpointing import NO_SCORE, replace_progress, save_checkpoint, write_on_main
 from .devices import full_state_dict, traced
 from .interruption import Interrupted, StopRequest
+from .mean_teacher import MeanTeacher, PseudoLabeled, draw_pseudo_labels
 from .replacement import remove_replaced
 from .run_folder import (
     CHECKPOINTS,
     LAST,
     NOT_FINITE_FILE,
     PREDICTIONS_FILE,
+    PSEUDO_LABELS_FILE,
     RESULTS_FILE,
     read_json,
     save_image,
     save_model,
     write_json,
 )
-from .setup import Setup
+from .setup import Setup, UnlabeledData
 from .step_guard import TooManySkippedSteps
 from .training_data import endless_batches
 from .validation import ValidationResult, share_statistics
@@ -63,10 +65,24 @@ class TrainingLoop:
             self.args.batch_size * self.accelerator.num_processes,
             None if setup.epochs is None else setup.epochs.sampler,
         )
+        self.unlabeled, self.teacher = setup.unlabeled, self._build_teacher(setup.unlabeled)
+        self.newest_pseudo_labels: PseudoLabeled | None = None  # kept for the figure of the validation that follows
         # a checkpoint in another folder does not belong to this run, so the same step must be saved here again
         is_own = setup.checkpoint is not None and setup.checkpoint.resolve() == self.checkpoint_folder.resolve()
         self.saved_step = self.progress.step if is_own else 0
         self.learning_rate = self.schedule.get_last_lr()[-1]  # learning rate of the newest step
+
+    def _build_teacher(self, unlabeled: UnlabeledData | None) -> MeanTeacher | None:
+        """Build the teacher of the images without labels, if there are such images."""
+        if unlabeled is None or self.average is None:  # the setup builds an average for every teacher
+            return None
+        images_per_batch = self.args.unlabeled_images_per_batch * self.accelerator.num_processes
+        batches = endless_batches(
+            self.accelerator, unlabeled.loader, unlabeled.position, images_per_batch, unlabeled.sampler
+        )
+        return MeanTeacher(
+            self.accelerator, self.average.module, batches, unlabeled.mix, channels_last=self.args.channels_last
+        )
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -91,6 +107,8 @@ class TrainingLoop:
             raise self.give_up(failure) from failure
         finally:
             self.batches.close()
+            if self.teacher is not None:
+                self.teacher.batches.close()
             # not `end_training`, which would also destroy the process group of a program that calls `msctr_hf.train`
             for tracker in self.accelerator.trackers:
                 tracker.finish()
@@ -126,6 +144,7 @@ class TrainingLoop:
                         self.save_last()
                     if self.validation_is_due():
                         self.keep_if_best(self.validate())
+                        self.show_pseudo_labels()
                 if profiler is not None:
                     profiler.step()
         if self.progress.step < self.duration.max_steps:
@@ -134,17 +153,25 @@ class TrainingLoop:
     def train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
         """Run the forward and backward passes of all batches of a step, then update the weights once."""
         self.network.contrastive_weight.set_step(self.progress.step, self.duration.max_steps)
+        teacher, taught = self.teacher_of_step(), None
         for batch in batches:
             with self.accelerator.accumulate(self.model):  # processes exchange gradients only at the last batch
                 self.guard.before_forward()
                 pixel_values = batch["pixel_values"]
                 if self.args.channels_last:
                     pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-                output = self.model(pixel_values=pixel_values, labels=batch["labels"])
+                image_ids, unlabeled = batch["image_id"], {}
+                if teacher is not None:
+                    taught, others = teacher.next_batch()
+                    image_ids, unlabeled = torch.cat([image_ids, others]), taught._asdict()
+                output = self.model(pixel_values=pixel_values, labels=batch["labels"], **unlabeled)
                 self.accelerator.backward(output.loss)
             terms = {"loss": output.loss.detach(), **output.loss_terms}
-            self.guard.add_batch(terms, batch["image_id"])
-            self.meter.add_batch(terms, self.network.contrastive_facts, output.diagnostics or {})
+            self.guard.add_batch(terms, image_ids)
+            facts = self.network.contrastive_facts
+            if teacher is not None:
+                facts = {**facts, **self.network.unlabeled_weight.facts()}
+            self.meter.add_batch(terms, facts, output.diagnostics or {})
         grad_norm = self.clip_gradient()
         self.progress.step += 1
         # Takes the step of the optimizer, or skips it on the device if its loss or gradient is not finite. The host
@@ -156,6 +183,16 @@ class TrainingLoop:
         if self.average is not None:
             self.average.update(self.network, self.progress.step)
         self.meter.end_step(grad_norm)
+        if self.validation_is_due():
+            self.newest_pseudo_labels = taught
+
+    def teacher_of_step(self) -> MeanTeacher | None:
+        """Return the teacher if images without labels join the next step, and set their weight in the loss."""
+        first = self.args.unlabeled_start_step
+        if self.teacher is None or self.progress.step < first:
+            return None
+        self.network.unlabeled_weight.set_step(self.progress.step - first, self.duration.max_steps - first)
+        return self.teacher
 
     def next_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the batches of one step, `gradient_accumulation_steps` of them, even where an epoch ends within it."""
@@ -264,6 +301,16 @@ class TrainingLoop:
                 save_image(result.sheet, self.output_dir / PREDICTIONS_FILE)
 
         write_on_main(self.accelerator, save, f"The best model in {self.output_dir}")
+
+    def show_pseudo_labels(self) -> None:
+        """Draw images without labels of this step, with the labels of the teacher, for the log and the folder."""
+        if self.newest_pseudo_labels is None:
+            return
+        newest, self.newest_pseudo_labels = self.newest_pseudo_labels, None
+        threshold, path = self.network.config.pseudo_label_threshold, self.output_dir / PSEUDO_LABELS_FILE
+        sheet = draw_pseudo_labels(newest, threshold, self.validation.spec, self.unlabeled.colors)
+        self.log.show("training/pseudo_labels", sheet, self.progress.step)
+        write_on_main(self.accelerator, lambda: save_image(sheet, path), str(path))
 
     def save_last(self) -> None:
         """Save the network of this step, even if it is not the best."""

@@ -15,6 +15,7 @@ from ..progress import progress
 from .devices import used_megabytes
 from .logs import RunningMeans
 
+CONFIDENT_PIXELS = "pseudo_cross_entropy/confident_pixels"  # diagnostic: share of the pixels without labels
 BATCHES_WITHOUT_ANCHORS = 100  # number of batches in a row that leads to a warning
 
 
@@ -80,9 +81,11 @@ class Meter:
         values["skipped_steps"] = skipped_steps
         values["used_mb"] = round(used_megabytes(self.accelerator.device), 1)
         self._since, self._reported_step = self._paused, step
+        confident = {"confident": f"{values[CONFIDENT_PIXELS]:.2f}"} if CONFIDENT_PIXELS in values else {}
         self._bar.set_postfix(
             loss=f"{values.get('loss', float('nan')):.4f}",
             rate=f"{values['learning_rate']:.2e}",
             img_s=f"{values['images_per_second']:.1f}",
+            **confident,
         )
         return values

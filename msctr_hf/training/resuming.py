@@ -43,6 +43,12 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
             f"`resume`: {checkpoint} belongs to a run with other settings: {listed}. Keep them, or start a new run "
             "from its last model with `model_name_or_path='OUTPUT_DIR/last'`."
         )
+    before, now = (_unlabeled_per_step(each) for each in (saved, settings))
+    if before != now:
+        raise UsageError(
+            f"`resume`: a step saw {before} images without labels and would see {now}; their number must not change: "
+            "keep `unlabeled_dir` or `unlabeled`, and set `unlabeled_batch_size`."
+        )
     notes = [
         f"{name} was {_in_words(saved.get(name))} and is {_in_words(settings.get(name))} from here on."
         for name in different
@@ -80,6 +86,13 @@ def _compare_batches(saved: dict[str, Any], settings: dict[str, Any]) -> str:
 
 def _images_per_step(settings: dict[str, Any]) -> int:
     return settings["batch_size"] * settings["gradient_accumulation_steps"] * settings["num_processes"]
+
+
+def _unlabeled_per_step(settings: dict[str, Any]) -> int:
+    if settings.get("unlabeled") is None and settings.get("unlabeled_dir") is None:
+        return 0
+    per_batch = settings.get("unlabeled_batch_size") or settings["batch_size"]
+    return per_batch * settings["gradient_accumulation_steps"] * settings["num_processes"]
 
 
 def _split(settings: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Folder of a run. Files are replaced by renaming: a reader finds the old or the new content, never a part.
 
 OUTPUT_DIR/                     the best validated model, for `from_pretrained`
-    results.json predictions.png
+    results.json predictions.png pseudo_labels.png
     run.json config.yaml log.jsonl tensorboard/ profile/ not_finite.json
     last/                       the last model, for `from_pretrained`
     checkpoints/step_N/         all states, to resume from
@@ -34,6 +34,7 @@ RESULTS_FILE = "results.json"
 LOG_FILE = "log.jsonl"
 NOT_FINITE_FILE = "not_finite.json"
 PREDICTIONS_FILE = "predictions.png"
+PSEUDO_LABELS_FILE = "pseudo_labels.png"  # of the newest validation, if there are images without labels
 CHECKPOINTS = "checkpoints"
 MARKER = "COMPLETE"  # last file of a checkpoint to be written
 LAST = "last"

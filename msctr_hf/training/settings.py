@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
 from ..data.settings import DataSettings
 from ..errors import UsageError
-from ..settings import SettingInfo, Settings, defaults, setting, setting_infos
+from ..models.configuration_msctr import MsctrConfig
+from ..settings import SettingInfo, Settings, as_mapping, defaults, setting, setting_infos
 
 DEFAULT_MAX_STEPS = 40_000
 Precision = Literal["no", "fp16", "bf16", "auto"]
@@ -111,6 +112,21 @@ class TrainingSettings(Settings):
     )
     gradient_accumulation_steps: int = setting(
         1, help="Number of batches whose gradients are accumulated for one step.", at_least=1, on_resume="batch"
+    )
+    unlabeled_batch_size: int | None = setting(
+        None,
+        help="Number of images without labels in a batch of one process; by default `batch_size`.",
+        at_least=1,
+        on_resume="batch",
+    )
+    unlabeled_start_step: int = setting(
+        0, help="Number of steps on labeled images alone before those without labels join.", at_least=0
+    )
+    unlabeled_ramp_steps: int = setting(
+        0,
+        help="Number of steps, from `unlabeled_start_step` on, over which the weight of the images without labels "
+        "rises to its value.",
+        at_least=0,
     )
     global_batch_size: int | None = setting(
         None,
@@ -258,6 +274,31 @@ class TrainingSettings(Settings):
             )
         if self.max_steps is None and self.num_train_epochs is None:
             self.max_steps = DEFAULT_MAX_STEPS
+
+    @property
+    def unlabeled_images_per_batch(self) -> int:
+        """Number of images without labels in a batch of one process, if there are such images."""
+        return self.batch_size if self.unlabeled_batch_size is None else self.unlabeled_batch_size
+
+
+def refuse_without_images(data: DataSettings, training: TrainingSettings, network: Mapping[str, Any]) -> None:
+    """Refuse settings about images without labels in a run that has none.
+
+    Args:
+        data, training (`DataSettings` and `TrainingSettings`): Settings of the run.
+        network (`Mapping`): Settings of `MsctrConfig` that were given, by name.
+
+    Raises:
+        UsageError: If such a setting is not at its default.
+    """
+    known = {**defaults(DataSettings, TrainingSettings), **{each.name: each.default for each in fields(MsctrConfig)}}
+    given = {**as_mapping(data, training), **network}
+    for name, value in given.items():
+        if ("unlabeled" in name or "pseudo" in name) and value != known.get(name):
+            raise UsageError(
+                f"`{name}={value}` is about images without labels, and there are none; name them by `unlabeled_dir` "
+                "or `unlabeled`."
+            )
 
 
 @cache

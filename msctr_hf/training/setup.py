@@ -6,27 +6,48 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
+from datasets import Dataset, IterableDataset
 from timm.utils import ModelEmaV3
+from torch.utils.data import DataLoader
 
 from ..data.decoding import rows_with_channels
+from ..data.loaders import ShuffledSampler
 from ..data.settings import DataSettings
 from ..data.tiles import cut_into_tiles
 from ..data.user_transform import import_transform
 from ..errors import UsageError
+from ..evaluation.image_preparation import Colors, ImagePreparation
 from ..evaluation.precision import has_bf16
 from ..models.contrastive_adapter import ContrastiveAdapter
+from ..models.loss_weight import UnlabeledWeight
 from ..progress import say
 from ..settings import as_mapping
 from .channel_statistics import CHANNELS, choose_statistics
-from .checkpointing import Progress, States, find_checkpoint, load_progress, write_on_main
+from .checkpointing import Progress, Stateful, States, find_checkpoint, load_progress, write_on_main
 from .class_weights import CLASS_WEIGHTS, ClassPixels, choose_class_weights, describe_class_weights
-from .data_checks import check_data
-from .data_record import compare_data, describe_change, describe_data, describe_validation
-from .description import DRAWN_IMAGES, RunSummary, describe_drawn, describe_run, describe_start, without_secrets
+from .data_checks import check_data, check_unlabeled
+from .data_record import (
+    TRAINING,
+    UNLABELED,
+    compare_data,
+    describe_change,
+    describe_data,
+    describe_images,
+    describe_validation,
+)
+from .description import (
+    DRAWN_IMAGES,
+    LABELED_IMAGES,
+    RunSummary,
+    describe_drawn,
+    describe_run,
+    describe_start,
+    without_secrets,
+)
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, choose_precision, optimize_layout
 from .duration import plan_duration
 from .logs import RunLog, RunningMeans
@@ -37,10 +58,28 @@ from .processes import on_main
 from .replacement import put_aside
 from .resuming import compare_settings, count_images_of_older_version, splits_as_before
 from .run_folder import write_config, write_run_file
-from .settings import ModelSettings, TrainingSettings
+from .settings import ModelSettings, TrainingSettings, refuse_without_images
 from .step_guard import StepGuard, Verdict
-from .training_data import build_loader, num_images
+from .training_data import UnlabeledPosition, build_loader, build_unlabeled_loader, num_images
 from .validation import Validation, check_metric
+
+
+class UnlabeledData(NamedTuple):
+    """Images without labels of a run.
+
+    Args:
+        loader (`DataLoader`): Batches of this process, prepared by Accelerate.
+        sampler (`ShuffledSampler`, *optional*): Sampler of the loader; `None` for a stream.
+        position (`UnlabeledPosition`): Position in the images, which is part of a checkpoint.
+        mix (`str`): How neighboring images are mixed.
+        colors (`Colors`): Normalization of the images.
+    """
+
+    loader: DataLoader
+    sampler: ShuffledSampler | None
+    position: UnlabeledPosition
+    mix: str
+    colors: Colors
 
 
 class Setup:
@@ -71,10 +110,16 @@ class Setup:
         check_metric(args.metric_for_best_model, self.spec)
         if data_arguments.augmentation is not None:
             import_transform(data_arguments.augmentation)  # to be refused before labels are read and weights loaded
+        if not data_arguments.has_unlabeled:
+            refuse_without_images(data_arguments, args, network_settings)
         self.train_set, self.drawn = data_arguments.load_training(args.seed)
         validation_set = data_arguments.load("validation")
+        self.unlabeled_set = data_arguments.load_unlabeled(args.seed)
         self.checkpoint: Path | None = on_main(lambda: find_checkpoint(self.output_dir, args.resume))
         args = replace(args, mixed_precision=choose_precision(args.mixed_precision, self.checkpoint))
+        self.notes = [] if self.drawn is None else [describe_drawn(self.drawn)]
+        if self.unlabeled_set is not None:
+            args = self._with_teacher(args, model_arguments)
         self.args = args
         # DPT, MobileNetV2 and others have parameters that get no gradient; our own networks have none
         accelerator = build_accelerator(args, find_unused_parameters=model_arguments.contrastive_adapter)
@@ -84,7 +129,8 @@ class Setup:
         # saved with every checkpoint, to be compared on resume
         self.kept_settings = {**self.settings, "num_processes": accelerator.num_processes}
         self.data = describe_data(self.spec, self.train_set)
-        self.notes = [] if self.drawn is None else [describe_drawn(self.drawn)]
+        if self.unlabeled_set is not None:
+            self.data[UNLABELED] = describe_images(self.unlabeled_set)
         if self.checkpoint is not None:
             self.notes += compare_settings(self.checkpoint, self.kept_settings)
             self.notes += compare_data(self.checkpoint, self.data)
@@ -110,10 +156,17 @@ class Setup:
             self.train_set, validation_set = (
                 rows_with_channels(dataset, statistics.channels) for dataset in (self.train_set, validation_set)
             )
+            if self.unlabeled_set is not None:
+                self.unlabeled_set = rows_with_channels(self.unlabeled_set, statistics.channels)
         self.notes += check_data(self.train_set, validation_set, self.spec, data_arguments.train_split)
+        if self.unlabeled_set is not None:
+            self.notes += check_unlabeled(self.unlabeled_set, self.train_set, validation_set)
         if data_arguments.tile_size is not None:  # after the check, which is about images
             self.train_set = cut_into_tiles(self.train_set, data_arguments.tile_size, data_arguments.tile_overlap)
             validation_set = cut_into_tiles(validation_set, data_arguments.tile_size)
+            if self.unlabeled_set is not None:
+                overlap = data_arguments.tile_overlap
+                self.unlabeled_set = cut_into_tiles(self.unlabeled_set, data_arguments.tile_size, overlap)
             height, width = data_arguments.tile_size
             self.notes.append(
                 f"tiles of {height} x {width} pixels count as images: {len(self.train_set)} for training and "
@@ -142,7 +195,7 @@ class Setup:
             bf16=accelerator.mixed_precision == "bf16",
             num_processes=accelerator.num_processes,
         )
-        if args.batch_size == 1:
+        if args.batch_size == 1 or (self.unlabeled_set is not None and args.unlabeled_images_per_batch == 1):
             refuse_single_values(network)
         self.average = self._average(network)
         optimizer = build_optimizer(network, args, fused=accelerator.device.type in FUSED_DEVICES)
@@ -154,6 +207,10 @@ class Setup:
                 f"DeepSpeed says {accelerator.gradient_accumulation_steps}; use the same number in both."
             )
         self.network = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.unlabeled = None
+        if self.unlabeled_set is not None:
+            self.unlabeled = self._unlabeled_data(self.unlabeled_set, data_arguments)
+            self.network.unlabeled_weight = UnlabeledWeight(args.unlabeled_ramp_steps)
         scored = validation_set
         if validation_images is not None:  # datasets 4.0 cannot take more images than there are
             scored = validation_set.take(min(validation_images, num_images(validation_set) or validation_images))
@@ -166,10 +223,15 @@ class Setup:
         )
         self.measured_on = describe_validation(self.spec, validation_set, args.metric_for_best_model)
         self.progress, self.means = Progress(measured_on=self.measured_on), RunningMeans()
-        averages = {} if self.average is None else {"average": self.average}
-        self.states = States(
-            shared={"schedule": self.schedule, "progress": self.progress, **averages}, own={"means": self.means}
-        )
+        shared: dict[str, Stateful] = {"schedule": self.schedule, "progress": self.progress}
+        if self.average is not None:
+            shared["average"] = self.average
+        own: dict[str, Stateful] = {"means": self.means}
+        if self.unlabeled is not None:
+            shared["unlabeled_position"] = self.unlabeled.position
+            if self.network.contrastive_loss is not None:
+                own["pseudo_draws"] = self.network.contrastive_loss.pseudo_draws
+        self.states = States(shared=shared, own=own)
         set_seed(args.seed, device_specific=True)  # so that every process draws its own anchors and dropout
 
     @property
@@ -177,12 +239,33 @@ class Setup:
         """Number of images of one step, over all processes."""
         return self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
+    def _with_teacher(self, args: TrainingSettings, model_arguments: ModelSettings) -> TrainingSettings:
+        """Switch the average of the weights on, which labels the images without labels."""
+        if model_arguments.contrastive_adapter:
+            raise UsageError(
+                "`contrastive_adapter`: an adapted model learns from labeled images only; leave `unlabeled` and "
+                "`unlabeled_dir` out."
+            )
+        if args.ema:
+            return args
+        self.notes.append("images without labels need a teacher, so weights are averaged, as by ema")
+        return replace(args, ema=True)
+
+    def _unlabeled_data(self, dataset: Dataset | IterableDataset, data_arguments: DataSettings) -> UnlabeledData:
+        """Build the second loader of the run."""
+        loader = build_unlabeled_loader(dataset, data_arguments, self.args, self.image_processor, self.accelerator)
+        sampler: Any = None if isinstance(dataset, IterableDataset) else loader.sampler
+        colors = ImagePreparation(self.image_processor).colors
+        prepared = self.accelerator.prepare(loader)
+        return UnlabeledData(prepared, sampler, UnlabeledPosition(), data_arguments.unlabeled_mix, colors)
+
     def _average(self, network: torch.nn.Module) -> ModelEmaV3 | None:
         """Build the average of the weights, if the settings ask for one."""
         if not self.args.ema:
             return None
         if self.accelerator.distributed_type in SHARDED:
-            raise UsageError(f"`ema`: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
+            needs = "`ema`" if self.unlabeled_set is None else "`unlabeled` and `unlabeled_dir` need `ema`"
+            raise UsageError(f"{needs}: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
         # copied before `prepare`, which binds the forward pass to the network: a later copy would run the original
         average = ModelEmaV3(network, decay=self.args.ema_decay, use_warmup=True, exclude_buffers=True)
         return average.to(self.accelerator.device)
@@ -217,6 +300,11 @@ class Setup:
             description[CLASS_WEIGHTS] = self.data[CLASS_WEIGHTS]
         if self.drawn is not None:
             description[DRAWN_IMAGES] = self.drawn
+        if self.unlabeled is not None:
+            description[LABELED_IMAGES] = {
+                name: None if self.data[kind] is None else self.data[kind]["images"]
+                for name, kind in (("labeled", TRAINING), ("unlabeled", UNLABELED))
+            }
         write_run_file(self.output_dir, description)
         write_config(self.output_dir, self.settings)
 
@@ -232,6 +320,7 @@ class Setup:
             dataset=self.spec.name,
             num_classes=len(self.spec.classes),
             training_images=num_images(self.train_set),
+            unlabeled_images=None if self.unlabeled_set is None else num_images(self.unlabeled_set) or "streamed",
             validation_images=num_images(self.validation.dataset),
             args=self.args,
             duration=self.duration,

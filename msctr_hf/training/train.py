@@ -130,6 +130,7 @@ def _dry_run(
         logging_steps=1,
         validation_steps=DRY_RUN_STEPS,
         checkpointing_steps=1,
+        unlabeled_start_step=0,
         profile=False,
     )
     shutil.rmtree(folder, ignore_errors=True)  # left behind by a dry run that was killed

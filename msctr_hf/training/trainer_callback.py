@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..models.contrastive_weight import ContrastiveWeight
+from ..models.loss_weight import ContrastiveWeight
 
 
 class ContrastiveWeightCallback(TrainerCallback):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Iterable, Iterator
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,16 +17,40 @@ from ..data.augmentation import TrainingAugmentation
 from ..data.loaders import ShuffledSampler, training_loader
 from ..data.repeat_factors import repeat_factors
 from ..data.settings import DataSettings
+from ..data.strong_view import StrongView
+from ..data.unlabeled import UnlabeledAugmentation, unlabeled_seed
 from ..data.user_transform import UserTransform
 from ..errors import UsageError
 from ..evaluation.image_preparation import ImagePreparation
 from ..models.image_processing_msctr import MsctrImageProcessor
-from .checkpointing import Progress
 from .class_weights import ClassPixels
 from .duration import Epochs
 from .settings import TrainingSettings
 
 Batch = TypeVar("Batch")
+
+
+class Position(Protocol):
+    """Position in the data, which a checkpoint keeps."""
+
+    epoch: int
+    images_in_epoch: int
+
+
+@dataclass
+class UnlabeledPosition:
+    """Position in the images without labels, which have epochs of their own."""
+
+    epoch: int = 0
+    images_in_epoch: int = 0  # images of this epoch that were trained on, in all processes
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the values for a checkpoint."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore the values of a checkpoint."""
+        self.epoch, self.images_in_epoch = state["epoch"], state["images_in_epoch"]
 
 
 def build_loader(
@@ -66,22 +92,59 @@ def build_loader(
     return loader, epochs
 
 
+def build_unlabeled_loader(
+    unlabeled_set: Dataset | IterableDataset,
+    data_arguments: DataSettings,
+    arguments: TrainingSettings,
+    image_processor: MsctrImageProcessor,
+    accelerator: Accelerator,
+) -> DataLoader:
+    """Build the loader of the images without labels, of which every batch has two views.
+
+    Raises:
+        UsageError: If there are too few images.
+    """
+    training = _augmentation(data_arguments, image_processor)
+    channels = ImagePreparation(image_processor).channels
+    has_colors = channels is None or channels.are_colors
+    batch_size = arguments.unlabeled_images_per_batch
+    num_images_of_step = batch_size * accelerator.num_processes
+    if not isinstance(unlabeled_set, IterableDataset) and len(unlabeled_set) < num_images_of_step:
+        raise UsageError(
+            f"{len(unlabeled_set)} images without labels do not fill one batch of {batch_size} on "
+            f"{accelerator.num_processes} process(es); lower `unlabeled_batch_size`."
+        )
+    augmentation = UnlabeledAugmentation(
+        # the first crop, since no class is known that could cover too much of it
+        replace(training, max_class_share=math.inf),
+        StrongView(data_arguments.unlabeled_strength, data_arguments.color_jitter and has_colors, training.white),
+        len(data_arguments.spec.classes),
+    )
+    return training_loader(
+        unlabeled_set,
+        augmentation,
+        batch_size=batch_size,
+        seed=unlabeled_seed(arguments.seed),
+        num_workers=data_arguments.num_workers,
+    )
+
+
 def endless_batches(
     accelerator: Accelerator,
     loader: DataLoader,
-    progress: Progress,
+    progress: Position,
     images_per_batch: int,
     sampler: ShuffledSampler | None,
 ) -> Generator[dict]:
     """Yield batches from the current position in the data, epoch after epoch, and count their images in `progress`.
 
-    Images are counted when they are read. This is exact, because progress is saved only between steps, when all
+    Images are counted when they are read. This is exact, because the position is saved only between steps, when all
     batches that were read have been trained on.
 
     Args:
         accelerator (`Accelerator`): Accelerator that prepared the loader.
         loader (`DataLoader`): Batches of this process.
-        progress (`Progress`): Position in the data.
+        progress (`Position`): Position in the data.
         images_per_batch (`int`): Number of images in a batch of every process, together.
         sampler (`ShuffledSampler`, *optional*): Sampler of the loader; `None` for a stream.
     """

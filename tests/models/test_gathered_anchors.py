@@ -10,6 +10,7 @@ import torch.multiprocessing
 from msctr_hf import MultiScaleContrastiveLoss
 from msctr_hf.models.gathered_anchors import gather_rows
 from msctr_hf.models.info_nce import unit_rows
+from msctr_hf.models.pseudo_anchors import PseudoLabeled
 
 SIZES = [(12, 16), (6, 8), (3, 4)]
 CASES = {
@@ -22,6 +23,8 @@ CASES = {
     "any positive": ([[0, 1, 2], [1, 2, 3]], {"positives": "any"}),
     "any positive at low temperature": ([[0, 1], [1, 2, 3]], {"positives": "any", "temperature": 0.01}),
     "hard anchors": ([[0, 1, 2], [1, 2, 3]], {"anchor_selection": "hard"}),
+    "pseudo-labels": ([[0, 1, 2], [1, 2, 3]], {"pseudo_share": 0.9}),
+    "pseudo-labels of one process": ([[0, 1, 2], [0, 1]], {"pseudo_share": 0.9, "pseudo_threshold": 1.0}),
     "no gradient into the contrast side": ([[0, 1, 2], [1, 2, 3]], {"detach_coarse": True}),
     "stages of different widths": ([[0, 1, 2], [1, 2, 3]], {"pairs": (), "pair_weights": ()}),
 }
@@ -44,9 +47,21 @@ def batch(name):
     return maps, labels, weights, logits
 
 
+def unlabeled_images(images):
+    """Make four images, two per process, with one to four confident pixels of a class and a stage, and surer ones."""
+    generator = torch.Generator().manual_seed(5)
+    maps = [torch.randn(4, 5, *size, dtype=torch.float64, generator=generator)[images] for size in SIZES]
+    labels = torch.arange(4).repeat_interleave(8).expand(4, 24, 32)
+    confidence = torch.full((4, 24, 32), 0.5)
+    confidence[:2, :8, :8] = 0.98
+    confidence[2:, :8] = 1.0
+    return PseudoLabeled([stage.requires_grad_() for stage in maps], labels[images], confidence[images])
+
+
 def contrast(name, images, gather):
     """Compute loss, terms, and gradients of maps and projections; all pixels of every class are anchors."""
     maps, labels, weights, logits = batch(name)
+    pseudo = unlabeled_images(images) if "pseudo_share" in CASES[name][1] else None
     maps = [stage[images].requires_grad_() for stage in maps]
     weights = [weight.requires_grad_() for weight in weights]
     settings = {"pairs": ((0, 2), (0, 1)), "pair_weights": (1.0, 0.5), **CASES[name][1]}
@@ -54,9 +69,15 @@ def contrast(name, images, gather):
         4, (1, 2, 4), (1.0, 0.7, 0.4), sampling="budget", min_anchors_per_class=1, gather_anchors=gather, **settings
     )
     project = [lambda rows, weight=weight: rows @ weight for weight in weights]
-    loss, terms = loss_function(maps, labels[images], project, logits=logits[images])
-    loss.backward()
-    return torch.stack([loss.detach(), *terms.values()]), [stage.grad for stage in maps], [w.grad for w in weights]
+    result = loss_function.contrast(maps, labels[images], project, logits=logits[images], pseudo=pseudo)
+    result.loss.backward()
+    if pseudo is not None:
+        expected = [(pseudo.confidence >= loss_function.pseudo_threshold)[:, :: 24 // h, :: 32 // w] for h, w in SIZES]
+        counts = [result.facts[f"contrastive/stage_{stage}/pseudo_anchors"] for stage in (1, 2, 4)]
+        assert counts == [each.sum().item() for each in expected]  # no limit was reached
+        maps += pseudo.features
+    values = torch.stack([result.loss.detach(), *result.terms.values()])
+    return values, [stage.grad for stage in maps], [w.grad for w in weights]
 
 
 def one_of_two(rank, folder):

@@ -205,6 +205,8 @@ def test_class_weights_scale_the_loss_in_evaluation_mode_too(tiny_config, tiny_b
         ("contrastive_max_anchors_per_class", 7),
         ("contrastive_max_anchors", 100),
         ("contrastive_sampling", "budget"),
+        ("contrastive_pseudo_threshold", 0.9),
+        ("contrastive_pseudo_share", 0.3),
         ("semantic_loss_ignore_index", 3),
         ("contrastive_mode", "ms"),
     ],

@@ -7,7 +7,12 @@ import torch
 from conftest import TIMM_TINY
 
 from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation
-from msctr_hf.models.semantic_losses import cross_entropy, dice_loss, hard_pixel_cross_entropy
+from msctr_hf.models.semantic_losses import (
+    confident_pixel_cross_entropy,
+    cross_entropy,
+    dice_loss,
+    hard_pixel_cross_entropy,
+)
 
 WEIGHTS = [0.5, 1.0, 2.0, 4.0]
 
@@ -48,6 +53,24 @@ def test_cross_entropy_weights_classes_and_divides_by_the_number_of_valid_pixels
                     total -= weights[label] * logits[image, :, row, column].double().log_softmax(0)[label].item()
                     valid += 1
     assert cross_entropy(logits, labels, class_weights=weights).item() == pytest.approx(total / valid, rel=1e-5)
+
+
+@pytest.mark.parametrize("ignore_index", [255, 2])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9, 1.0])
+def test_confident_pixels_have_a_cross_entropy_that_is_divided_by_all_pixels_but_padding(threshold, ignore_index):
+    logits, labels = batch(1, ignore_index=ignore_index)
+    confidence = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    confidence[0, 0, :3] = threshold  # just enough
+    found = pixels(logits, labels, ignore_index)
+    confident = [each for each in found if confidence[each[2]].item() >= threshold]
+    expected = sum(-math.log(probabilities[label]) for label, probabilities, _ in confident) / len(found)
+    logits.requires_grad_()
+    loss, share = confident_pixel_cross_entropy(logits, labels, confidence, threshold, ignore_index=ignore_index)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    assert share.item() == pytest.approx(len(confident) / len(found))
+    places = {(image, row, column) for image, row, column in logits.grad.abs().sum(1).nonzero().tolist()}
+    assert places == {place for _, _, place in confident}
 
 
 def hard_by_loops(logits, labels, threshold, weights, ignore_index=255):

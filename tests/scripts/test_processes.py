@@ -71,6 +71,34 @@ def test_two_processes_train_the_same_network_as_one_process(folder, tmp_path, m
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ce", "ms_cs"])
+@pytest.mark.parametrize("mix", ["cutmix", "classmix"])
+def test_two_processes_learn_from_images_without_labels_as_one_process(folder, tmp_path, mode, mix):
+    for number in range(8):  # noise alone in some, so that processes have unequal numbers of confident pixels
+        image = np.random.default_rng(100 + number).integers(0, 256 if number % 2 else 60, (64, 64, 3), dtype=np.uint8)
+        (tmp_path / "more").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"more/{number}.png")
+    settings = {
+        "unlabeled_dir": tmp_path / "more", "unlabeled_mix": mix, "unlabeled_start_step": 2, "ema_decay": 0.5,
+        "pseudo_label_threshold": 0.6, "contrastive_mode": mode, "contrastive_gather_anchors": mode == "ms_cs",
+        "contrastive_min_anchors_per_class": 1, "optimizer": "sgd", "learning_rate": 0.05, "warmup_steps": 0,
+        "dropout": 0.0, "class_weights": "[1,1]", "crop_size": "64 64", "scale_range": "1 1", "aspect_range": "1 1",
+        "max_class_share": 1.0, "max_steps": 8, "validation_steps": 8,
+    }  # fmt: skip
+    one, _ = train_in_float64(folder, tmp_path / "one", [], batch_size=4, **settings)
+    two, _ = train_in_float64(folder, tmp_path / "two", TORCHRUN, batch_size=2, **settings)
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=1e-8)
+    logged = [[entry for entry in read_log(tmp_path / run) if "loss" in entry] for run in ("one", "two")]
+    for name in ("loss", "pseudo_cross_entropy"):
+        split, whole = ([entry[name] for entry in log[2:]] for log in reversed(logged))
+        torch.testing.assert_close(split, whole, rtol=1e-5, atol=0)
+    shares = [entry["pseudo_cross_entropy/confident_pixels"] for entry in logged[0][2:]]
+    assert max(shares) > 0.01
+    assert min(shares) < 0.99
+
+
+@pytest.mark.slow
 def test_two_processes_resume_with_the_data_and_learning_rates_of_an_uninterrupted_run(folder, tmp_path):
     settings = {
         "batch_size": 2, "crop_size": "64 64", "class_weights": "[1,1]", "max_steps": 7, "checkpointing_steps": 3,

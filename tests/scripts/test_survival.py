@@ -37,6 +37,7 @@ OPTIONS = {
         "optimizer": "sgd",
         "learning_rate": 0.01,
     },
+    "images without labels": {"train_images": 4, "unlabeled": "rest", "pseudo_label_threshold": 0.34},
 }
 
 
@@ -85,10 +86,11 @@ def test_a_stream_resumes_where_it_was_stopped(run_script, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ten_times_loses_nothing(folder, tmp_path):
+@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["images without labels"]], ids=["labeled", "unlabeled"])
+def test_a_run_that_is_killed_ten_times_loses_nothing(folder, tmp_path, options):
     settings = {
         "max_steps": 40, "validation_steps": 5, "checkpointing_steps": 2, "logging_steps": 3, "num_workers": 1,
-        "ema": True, "resume": "auto",
+        "ema": True, "resume": "auto", **options,
     }  # fmt: skip
     whole, part = tmp_path / "whole", tmp_path / "part"
     assert finish(start(*flags(folder, whole, **{**settings, "num_workers": 0})))[0] == 0

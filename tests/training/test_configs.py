@@ -35,7 +35,7 @@ def parse(path, *argv):
 
 def test_all_published_networks_have_a_recipe():
     expected = {f"{dataset}/{network}" for dataset, (_, networks) in PUBLISHED.items() for network in networks.split()}
-    assert {name(path) for path in CONFIGS} == expected | {"quickstart", "example"}
+    assert {name(path) for path in CONFIGS} == expected | {"quickstart", "quickstart_few_labels", "example"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Weight of the contrastive loss that moves during training: a linear warm-up, then a decay to 0."""
+"""Weights of losses that move during training: a linear warm-up, then a constant weight or a decay to 0."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 
-class ContrastiveWeight:
-    """Factor of `contrastive_loss_weight`, which is 1 unless a training loop sets another step.
+class LossWeight:
+    """Factor of the weight of a loss, which is 1 unless a training loop sets another step.
 
     In step t of T, both counted from 0, it is
 
@@ -37,17 +37,14 @@ class ContrastiveWeight:
         schedule (`str`): `"constant"`, `"linear"` or `"cosine"`.
     """
 
+    name = "loss"  # the factor is logged as NAME/weight_factor
+
     def __init__(self, warmup_steps: int = 0, schedule: str = "constant"):
         self.warmup_steps, self.schedule = warmup_steps, schedule
         # The device is given, since `from_pretrained` builds networks on the device "meta". A tensor without
         # dimensions can be multiplied with one on any device, without waiting for it.
         self.factor = torch.ones((), dtype=torch.float64, device="cpu")
         self._is_set = False
-
-    @classmethod
-    def from_config(cls, config: Any) -> ContrastiveWeight:
-        """Build the weight from the settings of an `MsctrConfig`."""
-        return cls(config.contrastive_warmup_steps, config.contrastive_schedule)
 
     @property
     def moves(self) -> bool:
@@ -69,7 +66,7 @@ class ContrastiveWeight:
 
     def facts(self) -> dict[str, float]:
         """Return the factor, for the log, if it moves."""
-        return {"contrastive/weight_factor": self.factor.item()} if self.moves else {}
+        return {f"{self.name}/weight_factor": self.factor.item()} if self.moves else {}
 
     def __call__(self, loss: torch.Tensor) -> torch.Tensor:
         """Multiply a loss by the factor.
@@ -78,10 +75,40 @@ class ContrastiveWeight:
             ValueError: If the factor moves and no step was set.
         """
         if self.moves and not self._is_set:
-            raise ValueError(
-                f"`contrastive_warmup_steps={self.warmup_steps}` and `contrastive_schedule={self.schedule!r}` move "
-                "the weight of the contrast, but the training loop sets no step: give the Trainer of transformers "
-                "`callbacks=[msctr_hf.ContrastiveWeightCallback()]`, or call "
-                "`network.contrastive_weight.set_step(step, max_steps)` before every forward pass."
-            )
+            raise ValueError(self._request_for_a_step())
         return loss * self.factor.to(loss.dtype)
+
+    def _request_for_a_step(self) -> str:
+        return (
+            f"`warmup_steps={self.warmup_steps}` and `schedule={self.schedule!r}` move the weight of the loss, but "
+            "the training loop sets no step: call `set_step(step, max_steps)` before every forward pass."
+        )
+
+
+class ContrastiveWeight(LossWeight):
+    """Factor of `contrastive_loss_weight`, as the configuration moves it."""
+
+    name = "contrastive"
+
+    @classmethod
+    def from_config(cls, config: Any) -> ContrastiveWeight:
+        """Build the weight from the settings of an `MsctrConfig`."""
+        return cls(config.contrastive_warmup_steps, config.contrastive_schedule)
+
+    def _request_for_a_step(self) -> str:
+        return (
+            f"`contrastive_warmup_steps={self.warmup_steps}` and `contrastive_schedule={self.schedule!r}` move "
+            "the weight of the contrast, but the training loop sets no step: give the Trainer of transformers "
+            "`callbacks=[msctr_hf.ContrastiveWeightCallback()]`, or call "
+            "`network.contrastive_weight.set_step(step, max_steps)` before every forward pass."
+        )
+
+
+class UnlabeledWeight(LossWeight):
+    """Factor of `unlabeled_loss_weight`, which a training loop moves.
+
+    Args:
+        warmup_steps, schedule: As in `LossWeight`; steps are counted from the first with unlabeled images.
+    """
+
+    name = "unlabeled"

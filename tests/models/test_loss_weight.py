@@ -8,7 +8,7 @@ import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation
-from msctr_hf.models.contrastive_weight import ContrastiveWeight
+from msctr_hf.models.loss_weight import ContrastiveWeight
 
 SIZES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 16}
 MOVING = {"contrastive_warmup_steps": 2, "contrastive_schedule": "linear", "contrastive_loss_weight": 0.5}

@@ -1,0 +1,210 @@
+"""A run with images without labels: what it needs, what it writes, and how it continues."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from layouts import write_folder, write_image
+from safetensors.torch import load_file
+
+import msctr_hf
+from msctr_hf.errors import UsageError
+from msctr_hf.models.modeling_msctr import MsctrForSemanticSegmentation
+from msctr_hf.training.mean_teacher import MeanTeacher
+from msctr_hf.training.training_data import UnlabeledPosition
+
+SMALL = {
+    "dataset": "folder", "crop_size": (32, 32), "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8,
+    "class_weights": [1, 1, 1], "batch_size": 2, "max_steps": 5, "validation_steps": 5, "checkpointing_steps": 2,
+    "logging_steps": 1, "num_workers": 0, "report_to": "none", "seed": 3, "train_images": 5, "unlabeled": "rest",
+    "unlabeled_start_step": 1, "unlabeled_ramp_steps": 2, "pseudo_label_threshold": 0.34, "ema_decay": 0.9,
+    "unlabeled_mix": "classmix", "backbone": "test_resnet", "checkpoints_kept": 9, "contrastive_pseudo_labels": True,
+    "contrastive_pseudo_threshold": 0.34, "contrastive_min_anchors_per_class": 1,
+}  # fmt: skip
+WITHOUT = {
+    "unlabeled": None, "unlabeled_start_step": None, "unlabeled_ramp_steps": None, "pseudo_label_threshold": None,
+    "unlabeled_mix": None, "contrastive_pseudo_labels": None, "contrastive_pseudo_threshold": None,
+}  # fmt: skip
+
+
+def train(data, run, **changes):
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
+    GradientState._reset_state()
+    return msctr_hf.train("quickstart", **SMALL | changes, data_dir=data, output_dir=run)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_folder(tmp_path_factory.mktemp("data"), num_train=11, num_validation=2)
+    for number in range(2):  # `write_folder` draws the images of both splits alike
+        write_image(folder / f"val/images/{number}.jpg", (40, 56), seed=50 + number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unlabeled") / "run"
+    train(data, folder)
+    return folder
+
+
+def steps(run):
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if "images_per_second" in line]
+
+
+def weights(run):
+    return load_file(run / "last/model.safetensors")
+
+
+def test_run_json_and_the_card_say_how_many_images_had_labels(run):
+    assert json.loads((run / "run.json").read_text())["labeled_images"] == {"labeled": 5, "unlabeled": 6}
+    card = (run / "README.md").read_text()
+    assert "| training images | 5 with labels, 6 without |" in card
+    assert "| unlabeled | rest |" in card
+
+
+def test_the_log_has_the_ramp_and_the_share_of_confident_pixels_from_the_first_such_step_on(run):
+    logged = steps(run)
+    assert [line.get("unlabeled/weight_factor") for line in logged] == [None, 0.5, 1.0, 1.0, 1.0]
+    shares = [line.get("pseudo_cross_entropy/confident_pixels") for line in logged]
+    assert shares[0] is None
+    assert all(0 <= share <= 1 for share in shares[1:])
+    assert any(share > 0 for share in shares[1:])
+    assert all(line["pseudo_cross_entropy"] >= 0 for line in logged[1:])
+    assert any(line["contrastive/stage_1/pseudo_anchors"] > 0 for line in logged[1:])
+
+
+def test_a_figure_shows_the_pseudo_labels(run):
+    assert (run / "pseudo_labels.png").exists()
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_resumed_run_ends_with_the_same_weights(data, run, tmp_path, step):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run / f"checkpoints/step_{step}", resumed / f"checkpoints/step_{step}")
+    train(data, resumed, resume="auto")
+    expected = weights(run)
+    assert all(torch.equal(weights(resumed)[name], value) for name, value in expected.items())
+    names = ("loss", "pseudo_cross_entropy", "grad_norm")
+    assert [[line[name] for name in names] for line in steps(resumed)] == [
+        [line[name] for name in names] for line in steps(run)[step:]
+    ]
+
+
+def test_the_labels_of_the_rest_change_nothing(data, run, tmp_path):
+    blind = tmp_path / "blind"
+    shutil.copytree(data, blind)
+    drawn = json.loads((run / "run.json").read_text())["drawn_images"]["image_ids"]
+    for path in (blind / "train/labels").iterdir():
+        if path.stem not in drawn:
+            path.write_bytes(b"no labels")
+    train(blind, tmp_path / "run")
+    assert all(torch.equal(weights(tmp_path / "run")[name], value) for name, value in weights(run).items())
+
+
+def test_the_student_gets_strong_views_with_labels_of_the_average_in_evaluation_mode(data, tmp_path, monkeypatch):
+    calls, predict, forward = [], MeanTeacher._predict, MsctrForSemanticSegmentation.forward
+
+    def recording(self, pixel_values):
+        assert not any(module.training for module in self.network.modules())
+        return predict(self, pixel_values)
+
+    def seeing(self, pixel_values, labels=None, **others):
+        if self.training:
+            calls.append({name: tuple(value.shape) for name, value in others.items()})
+        return forward(self, pixel_values, labels, **others)
+
+    monkeypatch.setattr(MeanTeacher, "_predict", recording)
+    monkeypatch.setattr(MsctrForSemanticSegmentation, "forward", seeing)
+    train(data, tmp_path / "run", unlabeled_batch_size=3, max_steps=3, validation_steps=1)
+    taught = {
+        "unlabeled_pixel_values": (3, 3, 32, 32), "pseudo_labels": (3, 32, 32), "pseudo_confidence": (3, 32, 32),
+    }  # fmt: skip
+    assert calls == [{}, taught, taught]
+
+
+def test_labeled_images_are_those_of_a_run_without_others(data, tmp_path, monkeypatch):
+    seen, forward = {}, MsctrForSemanticSegmentation.forward
+
+    def seeing(self, pixel_values, labels=None, **others):
+        if self.training:
+            seen.setdefault(bool(others), []).append(pixel_values.clone())
+        return forward(self, pixel_values, labels, **others)
+
+    monkeypatch.setattr(MsctrForSemanticSegmentation, "forward", seeing)
+    train(data, tmp_path / "both", unlabeled_start_step=0, max_steps=3)
+    train(data, tmp_path / "labeled", max_steps=3, **WITHOUT)
+    assert all(torch.equal(*pair) for pair in zip(seen[True], seen[False], strict=True))
+
+
+def test_images_of_a_folder_are_trained_on_with_accumulation(data, tmp_path):
+    for number in range(4):
+        write_image(tmp_path / f"more/{number}/image.png", (40, 56), seed=100 + number)
+    settings = {**WITHOUT, "unlabeled_dir": str(tmp_path / "more"), "gradient_accumulation_steps": 2, "max_steps": 2}
+    train(data, tmp_path / "run", **settings, ema=True)
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["labeled_images"] == {"labeled": 5, "unlabeled": 4}
+    assert str(tmp_path) not in (tmp_path / "run/README.md").read_text()
+
+
+def test_a_dry_run_tries_the_teacher(data, tmp_path, monkeypatch):
+    calls, predict = [], MeanTeacher._predict
+    monkeypatch.setattr(MeanTeacher, "_predict", lambda *arguments: calls.append(1) or predict(*arguments))
+    train(data, tmp_path / "run", dry_run=True, unlabeled_start_step=100)
+    assert len(calls) == 2
+
+
+def test_positions_are_kept():
+    position = UnlabeledPosition(3, 14)
+    other = UnlabeledPosition()
+    other.load_state_dict(position.state_dict())
+    assert other == position
+
+
+WRONG = [
+    (
+        {"unlabeled_dir": "DATA/train/images", "unlabeled": None},
+        "5 of 11 images without labels are training images too, such as 1.jpg",
+    ),
+    ({"unlabeled": "train"}, "5 of 11 images without labels are training images too"),
+    ({"unlabeled_dir": "EMPTY", "unlabeled": None}, "`unlabeled_dir`: .* has no images"),
+    ({"unlabeled": None}, "`unlabeled_mix=classmix` is about images without labels, and there are none"),
+    ({**WITHOUT, "unlabeled_batch_size": 2}, "`unlabeled_batch_size=2` is about images without labels"),
+    ({**WITHOUT, "pseudo_label_threshold": 0.5}, "`pseudo_label_threshold=0.5` is about images without labels"),
+    ({"pseudo_label_threshold": 1.5}, "`pseudo_label_threshold` must be a probability in"),
+    ({"unlabeled_batch_size": 7}, "6 images without labels do not fill one batch of 7"),
+    ({"unlabeled": "test"}, "has the splits"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), WRONG, ids=[sentence for _, sentence in WRONG])
+def test_a_wrong_setting_is_reported_in_one_sentence(data, tmp_path, changes, sentence):
+    (tmp_path / "EMPTY").mkdir()
+    places = {"DATA/train/images": data / "train/images", "EMPTY": tmp_path / "EMPTY"}
+    if "unlabeled_dir" in changes:
+        changes = {**changes, "unlabeled_dir": str(places[changes["unlabeled_dir"]])}
+    with pytest.raises(UsageError, match=sentence) as error:
+        train(data, tmp_path / "run", **changes)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"unlabeled_batch_size": 3}, "a step saw 2 images without labels and would see 3"),
+        ({"unlabeled_mix": "cutmix"}, "unlabeled_mix was 'classmix' and is 'cutmix'"),
+        (WITHOUT, "unlabeled was 'rest' and is None"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_images(data, run, tmp_path, changes, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        train(data, tmp_path / "resumed", resume=run / "checkpoints/step_2", **changes)
+
+
+def test_validation_images_without_labels_are_mentioned(data, tmp_path, capsys):
+    train(data, tmp_path / "run", unlabeled="validation", max_steps=2)
+    assert "2 of 2 validation images are trained on without labels" in capsys.readouterr().out
