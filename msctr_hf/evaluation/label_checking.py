@@ -20,7 +20,6 @@ import hashlib
 import heapq
 import json
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
@@ -398,7 +397,7 @@ def _bank(
 def _regions_of(check: LabelCheck, dataset: Dataset, place: int, folder: Path) -> list[Region]:
     """Read the regions of an image that an earlier call found, or find them."""
     path = folder / f"{place:06d}.npz"
-    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # missing or damaged
+    with suppress(OSError, ValueError):  # missing or damaged
         return load_regions(path)[0]
     regions = check(place, dataset[place])
     folder.mkdir(exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -143,7 +142,8 @@ def _accepted_regions(accepted: Path, report_dir: Path, classes: Sequence[str]) 
     """
     path = report_dir / REGIONS_FILE
     with as_usage_error(
-        *(OSError, ValueError, KeyError, zipfile.BadZipFile),
+        OSError,
+        ValueError,
         prefix=f"`output_dir`: {path} cannot be read; check the labels again with the same settings: ",
     ):
         regions, key = load_regions(path)

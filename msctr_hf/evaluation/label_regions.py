@@ -5,6 +5,8 @@ h, w = rows and columns of the map of embeddings, whose cells are several pixels
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import first_line
 from .settings import Size
 
 # A trained network is often too sure: smaller probabilities would not be more evidence, but outweigh all votes.
@@ -177,9 +180,12 @@ def load_regions(path: Path) -> tuple[list[Region], str]:
     """Read what `save_regions` wrote.
 
     Raises:
-        OSError, ValueError, KeyError, zipfile.BadZipFile: If the file is missing or damaged.
+        OSError: If the file cannot be read.
+        ValueError: If it is damaged.
     """
-    with np.load(path, allow_pickle=False) as arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file}
         boxes = arrays["boxes"].tolist()
         sizes = [(bottom - top, right - left) for top, left, bottom, right in boxes]
         stops = np.cumsum([0, *(rows * columns for rows, columns in sizes)])
@@ -187,17 +193,14 @@ def load_regions(path: Path) -> tuple[list[Region], str]:
         masks = [
             pixels[start:stop].reshape(size) for start, stop, size in zip(stops[:-1], stops[1:], sizes, strict=True)
         ]
-        facts = zip(
-            arrays["places"].tolist(),
-            arrays["image_ids"].tolist(),
-            arrays["pairs"].tolist(),
-            arrays["scores"].tolist(),
-            boxes,
-            masks,
-            strict=True,
+        columns = [arrays[name].tolist() for name in ("places", "image_ids", "pairs", "scores")]
+        key = str(arrays["key"])
+    except (KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"it is damaged ({first_line(error)})") from error
+    regions = [
+        Region(place, image_id, label, suggestion, score, top, left, mask)
+        for place, image_id, (label, suggestion), score, (top, left, *_), mask in zip(
+            *columns, boxes, masks, strict=True
         )
-        regions = [
-            Region(place, image_id, label, suggestion, score, top, left, mask)
-            for place, image_id, (label, suggestion), score, (top, left, *_), mask in facts
-        ]
-        return regions, str(arrays["key"])
+    ]
+    return regions, key

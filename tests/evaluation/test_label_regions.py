@@ -137,3 +137,15 @@ def test_regions_are_the_same_after_they_were_saved(tmp_path):
     assert again[0].area == masks[0].sum()
     assert load_regions(tmp_path / "none.npz") == ([], "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["none.npz", "some.npz"]
+
+
+def test_a_damaged_file_of_regions_is_refused_wherever_it_was_cut_off(tmp_path):
+    path = tmp_path / "regions.npz"
+    save_regions(path, [Region(0, "a", 1, 2, 0.5, 4, 5, np.ones((30, 50), dtype=bool))])
+    content = path.read_bytes()
+    for changed in (b"", content[:1], content[:100], content[:-1], content[:60] + b"x" + content[61:], b"nothing"):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match="."):
+            load_regions(path)
+    with pytest.raises(FileNotFoundError):
+        load_regions(tmp_path / "none.npz")
