@@ -10,6 +10,7 @@ from conftest import TIMM_TINY
 from layouts import write_folder
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.commands import check_labels as command
@@ -200,6 +201,25 @@ def test_the_command_lists_the_regions_and_matches_classes_by_name(files, capsys
         assert "in another order, so they were matched by name" in error
         regions = len((tmp_path / "out/suspects.csv").read_text().splitlines()) - 1
         assert out.startswith(f"{regions} suspicious regions are listed in {tmp_path / 'out'}")
+
+
+def test_networks_of_transformers_that_resize_images_are_checked_too(files, capsys, tmp_path):
+    torch.manual_seed(0)
+    small = {
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1] * 4,
+        "num_attention_heads": [1] * 4,
+        "decoder_hidden_size": 16,
+    }
+    names = dict(enumerate(["sky", "road", "car"]))
+    SegformerForSemanticSegmentation(SegformerConfig(id2label=names, **small)).save_pretrained(tmp_path / "model")
+    SegformerImageProcessor(size={"height": 128, "width": 160}).save_pretrained(tmp_path / "model")
+    flags = ["--model", tmp_path / "model", "--features", "backbone", "--output_dir", tmp_path / "out"]
+    code, out, error = run_check(files, capsys, *flags, "--min_area", "1", "--top", "9")
+    assert code == 0, error
+    rows = list(csv.DictReader((tmp_path / "out/suspects.csv").open()))
+    assert rows  # an untrained network agrees with few labels
+    assert all(int(row["bottom"]) <= 64 and int(row["right"]) <= 96 for row in rows)
 
 
 @pytest.mark.parametrize(
