@@ -3,8 +3,9 @@
 python scripts/planted_errors.py --data_dir CAMVID --arm ms_cs --seed 0 --output_dir runs/planted
 
 The network is trained by the recipe of CamVid with the planted errors in its labels. The regions of msctr check-labels
-are compared with those of the usual rule, 1 - the probability of the given label, of the same network, and with the
-regions of msctr check-labels in random order. What is finished is not done again. The result is
+are compared with those of the usual rule, 1 - the probability of the given label, of the same network, alone and
+with the factor by which msctr check-labels prefers large regions, and with the regions of msctr check-labels in random
+order. What is finished is not done again. The result is
 results/planted_errors/ARM_seed_N.json.
 """
 
@@ -82,6 +83,7 @@ def run(data_dir: Path, arm: str, seed: int, output_dir: Path, flags: Sequence[s
         "rules": {
             "check_labels": measure(found, len(errors)),
             "probability": measure(found_by(usual, errors), len(errors)),
+            "probability_and_area": measure(found_by(weighted_by_area(usual), errors), len(errors)),
             "random": _measure_shuffled(ours, errors, seed),
         },
         "found_by_kind": {
@@ -150,6 +152,11 @@ def usual_regions(embedder: Embedder, place: int, sample: dict[str, Any]) -> Ite
         pixels = pixels_of_cells(inside, tile.extent, labels, label)
         if pixels is not None and pixels[2].sum() >= MIN_AREA:
             yield Region(place, sample["image_id"], label, suggestion, float(scores[inside].mean()), *pixels)
+
+
+def weighted_by_area(regions: list[Region]) -> list[Region]:
+    """Rank regions by their scores times the factor of the area in the score of `msctr check-labels`."""
+    return sorted(regions, key=lambda region: -region.score * np.log2(1 + region.area / MIN_AREA))
 
 
 def _measure_shuffled(regions: list[Region], errors: list[PlantedError], seed: int) -> dict[str, float]:

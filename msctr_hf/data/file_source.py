@@ -240,10 +240,18 @@ def _correct(
 ) -> Iterator[tuple[str, Path, Path]]:
     """Leave out images that a CSV file lists without a label, and replace labels by the files that it names."""
     label_of = read_corrections(corrections, data_dir)
+    unchanged = []
     for image_id, image, label in rows:
         if image_id not in label_of:
             yield image_id, image, label
         elif (path := label_of[image_id]) is not None:
             if not path.is_file():
                 raise UsageError(f"`corrections`: the label {path} of {image_id} does not exist.")
+            if path.resolve() == label.resolve():
+                unchanged.append(image_id)
             yield image_id, image, path
+    if unchanged:
+        warn_caller(
+            f"`corrections`: {corrections} names for {len(unchanged)} image(s) the label that is corrected, such as "
+            f"that of {unchanged[0]!r}. Corrected labels of the same names must be below the folder of the CSV file."
+        )

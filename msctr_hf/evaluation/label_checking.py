@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..data.decoding import files_of
+from ..data.decoding import ReadSamples, files_of, reader_of
 from ..data.image_files import name_some
+from ..data.predecoded import ReadMapped
 from ..errors import UsageError, as_usage_error
 from ..progress import progress
 from .embedding_bank import EmbeddingBank, index_dataset, load_bank, network_fingerprint
@@ -212,11 +213,12 @@ class LabelCheck:
             votes[tile.rows, tile.columns][is_labeled] = counts.cpu().numpy()
         probabilities = self.embedder.predictor.probabilities_at(sample["image"], tile.pixel_rows, tile.pixel_columns)
         can_vote = np.bincount(labels_of_rows.cpu().numpy(), minlength=num_classes) > 0
-        is_labeled = cell_labels < num_classes
         suggestions, scores = np.zeros_like(cell_labels), np.zeros(cell_labels.shape)
-        suggestions[is_labeled], scores[is_labeled] = suggest_classes(
-            cell_labels[is_labeled], votes[is_labeled], probabilities[is_labeled], can_vote
-        )
+        for row, labels_of_row in enumerate(cell_labels):  # of large images, copies of all would fill the memory
+            inside = np.flatnonzero(labels_of_row < num_classes)
+            suggestions[row, inside], scores[row, inside] = suggest_classes(
+                labels_of_row[inside], votes[row, inside], probabilities[row, inside], can_vote
+            )
         return list(self._regions(place, sample["image_id"], labels, cell_labels, suggestions, scores, tile.extent))
 
     def _voters(self, group: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -283,23 +285,36 @@ def describe_check(
         "network": network_fingerprint(embedder.network),
         "image_processor": hashlib.sha256(processor.encode()).hexdigest(),
         "classes": [list(classes), None if predictor.train_ids is None else list(predictor.train_ids)],
-        "data": describe_files(dataset),
+        "data": describe_data(dataset),
         "channels": None if predictor.channels is None else list(astuple(predictor.channels)),
         "features": embedder.features,
         "stage": embedder.stage,
+        "scales": list(inference.scales),
+        "flip": inference.flip,
         "window_size": None if inference.window_size is None else list(inference.window_size),
         "window_stride": None if inference.window_stride is None else list(inference.window_stride),
         **settings,
     }
 
 
-def describe_files(dataset: Dataset) -> str:
-    """Compute a checksum of the image ids and of paths, sizes and times of the files of a data set."""
-    digest = hashlib.sha256(json.dumps(_image_ids(dataset)).encode())
-    for column in ("image", "label"):
-        for path in files_of(dataset, column) or []:
-            facts = path.stat()
-            digest.update(json.dumps([str(path.resolve()), facts.st_size, facts.st_mtime_ns]).encode())
+def describe_data(dataset: Dataset) -> str:
+    """Compute a checksum of what decides on the images and labels of a data set, without decoding them.
+
+    It covers image ids, the mapping of label values, paths, sizes and times of files, and the contents of files
+    that a copy contains.
+    """
+    digest, reader = hashlib.sha256(json.dumps(_image_ids(dataset)).encode()), reader_of(dataset)
+    if isinstance(reader, ReadSamples):
+        values, ignored = reader.mapping.values, reader.mapping.ignored
+        listed = None if ignored is None else sorted(map(str, ignored))
+        digest.update(json.dumps([sorted(map(str, values.items())), listed]).encode())
+    for path in _stored_files(dataset):
+        facts = path.stat()
+        digest.update(json.dumps([str(path.resolve()), facts.st_size, facts.st_mtime_ns]).encode())
+    if isinstance(reader, ReadSamples) and reader.embedded:
+        for row in dataset.with_format(None):
+            for column in ("image", "label"):
+                digest.update(hashlib.sha256((row[column] or {}).get("bytes") or b"").digest())
     return digest.hexdigest()
 
 
@@ -345,6 +360,15 @@ def _matches(image_ids: Sequence[str], pattern: str) -> list[str]:
 
 def _image_ids(dataset: Dataset) -> list[str]:
     return [str(image_id) for image_id in dataset.with_format(None)["image_id"][:]]
+
+
+def _stored_files(dataset: Dataset) -> list[Path]:
+    """List the files of images and labels, or those of a pre-decoded copy; there are none of other copies."""
+    reader = reader_of(dataset)
+    if isinstance(reader, ReadMapped):
+        splits = sorted({*dataset.with_format(None)["split"][:]})
+        return [Path(reader.folder) / f"{split}.{kind}" for split in splits for kind in ("images", "labels")]
+    return [path for column in ("image", "label") for path in files_of(dataset, column) or []]
 
 
 def _claim_folder(output_dir: Path, state: Mapping[str, Any]) -> None:

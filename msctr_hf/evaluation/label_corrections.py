@@ -20,7 +20,7 @@ from ..data.images import read_raw_labels
 from ..data.labels import IGNORE_INDEX, MAX_RAW_VALUE
 from ..data.specs import DatasetSpec
 from ..errors import UsageError, as_usage_error
-from .label_checking import REGIONS_FILE, describe_files, read_state
+from .label_checking import REGIONS_FILE, describe_data, read_state
 from .label_regions import Region, load_regions
 from .prediction import save_labels
 
@@ -73,7 +73,7 @@ def write_corrected_labels(
     accepted, report_dir, folder = Path(accepted), Path(report_dir), Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(f"`write_labels`: {folder} is a file or is not empty, and nothing is replaced; name another.")
-    if read_state(report_dir)["data"] != describe_files(dataset):
+    if read_state(report_dir)["data"] != describe_data(dataset):
         raise UsageError(
             f"`output_dir`: the images or labels are not those that {report_dir} is about; check them anew."
         )
@@ -111,6 +111,11 @@ def _write_files(
         else:
             name = _name_of(files[place], data_dir, image_id)
             corrected = _with_raw_values(files[place], train_ids, regions, spec)
+        if (folder / name).exists():
+            raise UsageError(
+                f"`accepted`: several images with accepted regions have the id {image_id!r}, so that their labels "
+                "would be one file; check the splits one at a time, or give the images names of their own."
+            )
         _save(corrected, folder / name)
         names[image_id] = name
     return names

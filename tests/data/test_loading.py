@@ -1,5 +1,7 @@
 import csv
 import re
+import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -31,6 +33,20 @@ def test_corrections_leave_images_out_and_replace_labels(tmp_path):
     dataset = load_segmentation_dataset("cadis_task3", "train", tmp_path, corrections=tmp_path / "corrections.csv")
     assert dataset.with_format(None)["image_id"][:] == [f"{first}1", f"{first}2"]
     assert np.unique(np.asarray(dataset[1]["label"])).tolist() == [4]
+
+
+def test_corrections_away_from_their_label_files_do_not_pass_for_those_of_the_data_set(tmp_path):
+    root = write_folder(tmp_path / "data")
+    corrected = tmp_path / "corrected"
+    (corrected / "train/labels").mkdir(parents=True)
+    shutil.copy(root / "train/labels/1.png", corrected / "train/labels/0.png")
+    (corrected / "corrections.csv").write_text("image_id,label\n0,train/labels/0.png\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_segmentation_dataset("folder", "train", root, corrections=corrected / "corrections.csv")
+    shutil.copy(corrected / "corrections.csv", tmp_path)
+    with pytest.warns(UserWarning, match=r"names for 1 image\(s\) the label that is corrected, such as that of '0'"):
+        load_segmentation_dataset("folder", "train", root, corrections=tmp_path / "corrections.csv")
 
 
 @pytest.mark.parametrize(

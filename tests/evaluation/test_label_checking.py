@@ -1,6 +1,9 @@
 """The check of labels: planted errors, groups, votes, the table, and checks that were stopped."""
 
 import csv
+import shutil
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +17,19 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.commands import check_labels as command
+from msctr_hf.data.loading import load_segmentation_dataset
+from msctr_hf.data.parquet_copy import write_parquet
+from msctr_hf.data.predecoded import write_predecoded
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation import label_checking
-from msctr_hf.evaluation.label_checking import LabelCheck, check_labels, count_votes, group_images, save_suspects
+from msctr_hf.evaluation.label_checking import (
+    LabelCheck,
+    check_labels,
+    count_votes,
+    describe_data,
+    group_images,
+    save_suspects,
+)
 
 TREE, CAR = (COLORS[1], 1), (COLORS[2], 2)
 OBJECTS = {f"{video}_{number}": TREE if number % 2 else CAR for video in "abcd" for number in range(2)}
@@ -64,14 +77,12 @@ def test_nothing_is_suggested_that_no_other_group_shows(embedder, tmp_path):
 
 def test_small_regions_are_left_out_and_only_the_best_are_kept(embedder, tmp_path):
     dataset = write_boxes(tmp_path / "data", {**WRONG, "b_1": (COLORS[1], 2)})
-    for number, (options, expected) in enumerate([
-        ({}, ["b_1", "c_0"]), ({"min_area": 24 * 32 + 1}, []), ({"top": 1}, ["b_1", "c_0"]),
-    ]):  # fmt: skip
-        found = check_labels(embedder, dataset, CLASSES, tmp_path / str(number), **FEW, **options)
-        assert {region.image_id for region in found.regions} <= set(expected)
-        assert len(found.regions) == min(options.get("top", 500), len(expected))
-        scores = [region.score for region in found.regions]
-        assert scores == sorted(scores, reverse=True)
+    whole = check_labels(embedder, dataset, CLASSES, tmp_path / "whole", **FEW).regions
+    assert {region.image_id for region in whole} == {"b_1", "c_0"}
+    assert whole[0].score > whole[1].score
+    for number, (options, expected) in enumerate([({"min_area": 24 * 32 + 1}, []), ({"top": 1}, whole[:1])]):
+        found = check_labels(embedder, dataset, CLASSES, tmp_path / str(number), **FEW, **options).regions
+        assert [region.image_id for region in found] == [region.image_id for region in expected]
 
 
 def test_ignored_pixels_are_not_checked(embedder, tmp_path):
@@ -168,6 +179,65 @@ def test_a_folder_with_the_results_of_another_check_is_refused(embedder, tmp_pat
     for folder, message in (("mine", "is not empty and has no check_labels.json"), ("mine/text", "is a file")):
         with pytest.raises(UsageError, match=message):
             check_labels(embedder, dataset, CLASSES, tmp_path / folder, **FEW)
+
+
+def test_data_are_others_if_labels_or_what_their_values_mean_have_changed(tmp_path):
+    folder, copy, parquet = (tmp_path / name for name in ("folder", "copy", "parquet"))
+    dataset = write_boxes(folder, WRONG)
+
+    def described(where, **options):
+        return describe_data(load_segmentation_dataset("folder", "train", where, **options))
+
+    def write_copies():
+        for other in (copy, parquet):
+            shutil.rmtree(other, ignore_errors=True)
+            other.mkdir()
+            shutil.copy(folder / "dataset.yaml", other)
+        list(write_predecoded(dataset, "train", copy, name="folder", classes=CLASSES))
+        write_parquet(dataset.with_format(None), "train", parquet)
+        return described(copy), described(parquet)
+
+    before = described(folder), *write_copies()
+    assert len({*before}) == 3
+    assert (described(folder), described(copy), described(parquet)) == before
+    ids = {"id_map": {0: 0, 10: 2, 20: 1}}
+    assert described(folder, **ids) != before[0]
+    assert described(parquet, **ids) != before[2]
+    path = folder / "train/labels/a_0.png"
+    labels = np.array(Image.open(path))
+    labels[BOX] = 10
+    Image.fromarray(labels).save(path)
+    assert all(now != then for now, then in zip((described(folder), *write_copies()), before, strict=True))
+
+
+def test_large_maps_are_not_copied_as_a_whole(tmp_path):
+    side, num_classes = 500, 20
+    tile = SimpleNamespace(
+        embeddings=torch.zeros(1, side, side),
+        rows=slice(0, side),
+        columns=slice(0, side),
+        pixel_rows=np.arange(side),
+        pixel_columns=np.arange(side),
+        extent=(side, side),
+    )
+    probabilities = np.full((side, side, num_classes), 1 / num_classes, dtype=np.float32)
+    predictor = SimpleNamespace(probabilities_at=lambda *_: probabilities)
+    embedder = SimpleNamespace(predictor=predictor, tiles=lambda _: [tile], network=torch.nn.Linear(1, 1))
+    names = tuple(map(str, range(num_classes)))
+    bank = SimpleNamespace(
+        embeddings=np.ones((40, 1), np.float32),
+        labels=np.arange(40) // 2,
+        images=np.arange(40) % 2,
+        image_ids=("a", "b"),
+        classes=names,
+    )
+    check = LabelCheck(embedder, bank, {"a": "a", "b": "b"}, neighbors=1, boundary_width=1, min_area=1)
+    sample = {"image": None, "label": np.zeros((side, side), np.uint8), "image_id": "a"}
+    tracemalloc.start()
+    check(0, sample)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * probabilities.nbytes  # the votes, and what has a value for a cell
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ WRONG = {**OBJECTS, "c_0": (COLORS[2], 1), "b_1": (COLORS[1], 2)}
 class Checked:
     """A data set with two planted errors and its check."""
 
-    def __init__(self, data, out):
+    def __init__(self, data, out, split="train"):
         self.data, self.out = data, out
-        self.dataset = load_segmentation_dataset("folder", "train", data)
+        self.dataset = load_segmentation_dataset("folder", split, data)
         self.suspects = check_labels(color_embedder(), self.dataset, CLASSES, out, neighbors=5, pixels_per_class=100)
         save_suspects(self.suspects, CLASSES, out)
 
@@ -208,6 +208,19 @@ def test_ids_that_several_images_have_are_not_corrected_by_id(tmp_path):
     written = checked.write(checked.accept(tmp_path / "accepted.csv", "c_0"), tmp_path / "corrected")
     assert "corrections.csv was not written, since several images have the id 'c_0'" in written.note
     assert files_below(tmp_path / "corrected") == ["train/labels/c_0.png"]
+
+
+def test_images_of_one_id_do_not_replace_each_others_labels_in_a_copy(tmp_path):
+    dataset = write_boxes(tmp_path / "data", WRONG)
+    for split in ("train", "validation"):
+        list(write_predecoded(dataset, split, tmp_path / "copy", name="folder", classes=CLASSES))
+    shutil.copy(tmp_path / "data/dataset.yaml", tmp_path / "copy")
+    checked = Checked(tmp_path / "copy", tmp_path / "out", "train+validation")
+    accepted = checked.accept(tmp_path / "accepted.csv", "c_0")
+    assert len(accepted.read_text().splitlines()) == 3
+    with pytest.raises(UsageError, match="several images with accepted regions have the id 'c_0'"):
+        checked.write(accepted, tmp_path / "corrected")
+    assert not (tmp_path / "corrected").exists()
 
 
 def test_the_command_needs_both_flags_and_reports_what_it_wrote(shared, tmp_path, capsys):

@@ -4,7 +4,7 @@ from PIL import Image
 
 from experiments import planted_errors
 from experiments.planted_errors import KINDS, PlantedError, found_by, measure, plant_errors
-from experiments.planted_errors_command import usual_regions, write_planted
+from experiments.planted_errors_command import usual_regions, weighted_by_area, write_planted
 from msctr_hf.data.loading import load_segmentation_dataset
 from msctr_hf.evaluation.label_regions import Region
 
@@ -138,3 +138,11 @@ def test_the_usual_rule_ranks_regions_by_one_minus_the_mean_probability_of_their
     assert (region.place, region.label, region.suggestion) == (7, 1, 2)
     assert region.box == (8, 24, 32, 36)
     assert region.score == pytest.approx(0.8)
+
+
+def test_a_large_region_of_the_usual_rule_outranks_a_small_one_by_the_factor_of_the_area():
+    small, large, low = (
+        Region(0, "a", 0, 1, score, 0, 0, np.ones((20, width), bool))
+        for score, width in ((0.9, 10), (0.5, 30), (0.4, 30))  # 200 and 600 pixels: factors 1 and 2
+    )
+    assert weighted_by_area([small, large, low]) == [large, small, low]
