@@ -88,6 +88,9 @@ def test_a_resumed_run_ends_with_the_same_weights(data, run, tmp_path, step):
     train(data, resumed, resume="auto")
     expected = weights(run)
     assert all(torch.equal(weights(resumed)[name], value) for name, value in expected.items())
+    of_process = [torch.load(each / "checkpoints/step_5/states_0.pt", weights_only=True) for each in (resumed, run)]
+    assert of_process[0]["pseudo_draws"] == of_process[1]["pseudo_draws"]
+    assert of_process[1]["pseudo_draws"]["drawn"] >= 4
     names = ("loss", "pseudo_cross_entropy", "grad_norm")
     assert [[line[name] for name in names] for line in steps(resumed)] == [
         [line[name] for name in names] for line in steps(run)[step:]
