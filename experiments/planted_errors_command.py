@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(data_dir: Path, arm: str, seed: int, output_dir: Path, flags: Sequence[str]) -> dict[str, Any]:
     """Plant errors, train, check, and measure; `flags` are further flags of training."""
+    machine, code = describe_machine(1), hash_of_code()  # local changes are refused before anything takes time
     planted_dir = output_dir / f"data_seed_{seed}"
     errors = write_planted(data_dir, planted_dir, seed)
     run_dir = output_dir / f"{arm}_seed_{seed}"
@@ -90,8 +91,8 @@ def run(data_dir: Path, arm: str, seed: int, output_dir: Path, flags: Sequence[s
             kind: sum(hit is not None and errors[hit].kind == kind for hit in found[: len(errors)]) for kind in KINDS
         },
         "regions": {"check_labels": len(ours), "probability": len(usual)},
-        "machine": describe_machine(1),
-        "code": hash_of_code(),
+        "machine": machine,
+        "code": code,
     }
 
 

@@ -242,7 +242,7 @@ class LabelCheckSettings(DatasetSettings):
         None,
         help="Regular expression that is searched in every image id; what its first group (...) matches, or all of "
         "it, names the group of the image, such as its video: images of one group do not vouch for each other. By "
-        "default, eight blocks of consecutive images.",
+        "default, at most eight blocks of consecutive images.",
     )
     neighbors: int = setting(20, help="Number of most similar pixels of other groups that vote.", at_least=1)
     boundary_width: int = setting(
