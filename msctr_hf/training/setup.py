@@ -226,9 +226,12 @@ class Setup:
         shared: dict[str, Stateful] = {"schedule": self.schedule, "progress": self.progress}
         if self.average is not None:
             shared["average"] = self.average
+        own: dict[str, Stateful] = {"means": self.means}
         if self.unlabeled is not None:
             shared["unlabeled_position"] = self.unlabeled.position
-        self.states = States(shared=shared, own={"means": self.means})
+            if self.network.contrastive_loss is not None:
+                own["pseudo_draws"] = self.network.contrastive_loss.pseudo_draws
+        self.states = States(shared=shared, own=own)
         set_seed(args.seed, device_specific=True)  # so that every process draws its own anchors and dropout
 
     @property

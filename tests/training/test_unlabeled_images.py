@@ -20,11 +20,12 @@ SMALL = {
     "class_weights": [1, 1, 1], "batch_size": 2, "max_steps": 5, "validation_steps": 5, "checkpointing_steps": 2,
     "logging_steps": 1, "num_workers": 0, "report_to": "none", "seed": 3, "train_images": 5, "unlabeled": "rest",
     "unlabeled_start_step": 1, "unlabeled_ramp_steps": 2, "pseudo_label_threshold": 0.34, "ema_decay": 0.9,
-    "unlabeled_mix": "classmix", "backbone": "test_resnet", "checkpoints_kept": 9,
+    "unlabeled_mix": "classmix", "backbone": "test_resnet", "checkpoints_kept": 9, "contrastive_pseudo_labels": True,
+    "contrastive_pseudo_threshold": 0.34, "contrastive_min_anchors_per_class": 1,
 }  # fmt: skip
 WITHOUT = {
     "unlabeled": None, "unlabeled_start_step": None, "unlabeled_ramp_steps": None, "pseudo_label_threshold": None,
-    "unlabeled_mix": None,
+    "unlabeled_mix": None, "contrastive_pseudo_labels": None, "contrastive_pseudo_threshold": None,
 }  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def test_the_log_has_the_ramp_and_the_share_of_confident_pixels_from_the_first_s
     assert all(0 <= share <= 1 for share in shares[1:])
     assert any(share > 0 for share in shares[1:])
     assert all(line["pseudo_cross_entropy"] >= 0 for line in logged[1:])
+    assert any(line["contrastive/stage_1/pseudo_anchors"] > 0 for line in logged[1:])
 
 
 def test_a_figure_shows_the_pseudo_labels(run):
@@ -86,6 +88,9 @@ def test_a_resumed_run_ends_with_the_same_weights(data, run, tmp_path, step):
     train(data, resumed, resume="auto")
     expected = weights(run)
     assert all(torch.equal(weights(resumed)[name], value) for name, value in expected.items())
+    of_process = [torch.load(each / "checkpoints/step_5/states_0.pt", weights_only=True) for each in (resumed, run)]
+    assert of_process[0]["pseudo_draws"] == of_process[1]["pseudo_draws"]
+    assert of_process[1]["pseudo_draws"]["drawn"] >= 4
     names = ("loss", "pseudo_cross_entropy", "grad_norm")
     assert [[line[name] for name in names] for line in steps(resumed)] == [
         [line[name] for name in names] for line in steps(run)[step:]
