@@ -95,9 +95,14 @@ class StraightforwardContrast(nn.Module):
         self.projection_head = projection_head
 
     def contrast(
-        self, hidden: Sequence[torch.Tensor], labels: torch.Tensor, project: object, logits: torch.Tensor
+        self,
+        hidden: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        project: object,
+        logits: torch.Tensor,
+        pseudo: None = None,
     ) -> ContrastiveResult:
-        """Compute the loss of `MultiScaleContrastiveLoss.contrast`, without terms and diagnostics."""
+        """Compute the loss of `MultiScaleContrastiveLoss.contrast` for labeled images, without terms and facts."""
         objective = self.objective
         maps = [stage.float() for stage in self.projection_head.project(hidden)]  # projected under autocast
         with torch.autocast(labels.device.type, enabled=False):

@@ -10,6 +10,7 @@ from experiments.benchmark.measuring import peak_megabytes
 from experiments.benchmark.reference import dense_info_nce_loss
 from msctr_hf import MultiScaleContrastiveLoss, info_nce_loss, sample_anchors
 from msctr_hf.models.anchor_sampling import resize_labels
+from msctr_hf.models.pseudo_anchors import PseudoLabeled
 from msctr_hf.models.transfers import mark_complete
 
 # Largest difference from float64 relative to the largest entry, for the value and for the gradients. A logit is a sum
@@ -138,25 +139,31 @@ def test_the_whole_objective_equals_float64_on_the_host(device, figures, precisi
     assert_close(actual, expected, precision, figures)
 
 
+@pytest.mark.parametrize("unlabeled", [False, True])
 @part(30)
-def test_the_host_does_not_wait_for_work_that_is_queued_after_complete_labels(device, figures):
+def test_the_host_does_not_wait_for_work_that_is_queued_after_complete_labels(device, figures, unlabeled):
     objective = MultiScaleContrastiveLoss(19)
     labels = blob_labels(2, (64, 128), torch.device(device))
     maps = [torch.randn(2, 32, 64 // stride, 128 // stride, device=device) for stride in (4, 8, 16, 32)]
+    pseudo = PseudoLabeled(maps, labels.flip(0), torch.ones(labels.shape, device=device)) if unlabeled else None
     losses = []
-    for marks, changes in ((False, False), (True, False), (True, True)):
+
+    def loss():
         generator = torch.Generator(device=device).manual_seed(5)
-        losses += [objective(maps, labels, generator=generator)[0]]  # compiles and allocates what it needs
-        generator.manual_seed(5)
-        if marks:
-            mark_complete(labels)
+        objective.pseudo_draws.load_state_dict({"seed": 5, "drawn": 0})
+        return objective(maps, labels, generator=generator, pseudo=pseudo)[0]
+
+    for marks, changes in ((False, False), (True, False), (True, True)):
+        losses += [loss()]  # compiles and allocates what it needs
+        for read in (labels, *(pseudo[1:] if unlabeled else ())) if marks else ():
+            mark_complete(read)
         if changes:
             labels += 0  # whoever changes labels in place afterwards gets the counts of the changed ones
         if device == "cuda":
             torch.cuda._sleep(400_000_000)  # clock cycles: a fifth of a second
             end = torch.cuda.Event()
             end.record()
-        losses += [objective(maps, labels, generator=generator)[0]]
+        losses += [loss()]
         if device == "cuda":
             figures[f"waits, marked {marks}, changed {changes}"] = waits = end.query()
             assert waits == (not marks or changes)
