@@ -58,4 +58,5 @@ def test_every_setting_of_a_run_has_a_help_text_and_a_purpose():
     assert {name for name, info in setting_infos(TrainingSettings).items() if info.on_resume == "batch"} == {
         "batch_size",
         "gradient_accumulation_steps",
+        "unlabeled_batch_size",
     }
