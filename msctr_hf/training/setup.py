@@ -51,6 +51,7 @@ from .description import (
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, choose_precision, optimize_layout
 from .duration import plan_duration
 from .logs import RunLog, RunningMeans
+from .mean_teacher import TeacherStatistics
 from .meter import Meter
 from .network import build_network, choose_image_processor, refuse_single_values
 from .optimization import build_optimizer, build_schedule
@@ -229,6 +230,7 @@ class Setup:
         own: dict[str, Stateful] = {"means": self.means}
         if self.unlabeled is not None:
             shared["unlabeled_position"] = self.unlabeled.position
+            own["teacher_statistics"] = TeacherStatistics(self.average.module)  # type: ignore[union-attr]
             if self.network.contrastive_loss is not None:
                 own["pseudo_draws"] = self.network.contrastive_loss.pseudo_draws
         self.states = States(shared=shared, own=own)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 import msctr_hf
 from msctr_hf.errors import UsageError
 from msctr_hf.models.modeling_msctr import MsctrForSemanticSegmentation
-from msctr_hf.training.mean_teacher import MeanTeacher
+from msctr_hf.training.checkpointing import States
+from msctr_hf.training.mean_teacher import MeanTeacher, TeacherStatistics
 from msctr_hf.training.training_data import UnlabeledPosition
 
 SMALL = {
@@ -92,6 +94,20 @@ def test_a_resumed_run_ends_with_the_same_weights(data, run, tmp_path, step):
     assert [[line[name] for name in names] for line in steps(resumed)] == [
         [line[name] for name in names] for line in steps(run)[step:]
     ]
+
+
+def test_every_process_keeps_the_statistics_of_its_own_teacher(run, tmp_path):
+    own = torch.load(run / "checkpoints/step_2/states_0.pt")["teacher_statistics"]
+    assert any(name.endswith("running_var") for name in own)
+    average = torch.nn.BatchNorm1d(2).eval()
+    states = States({"average": average}, {"teacher_statistics": TeacherStatistics(average)})
+    processes = [SimpleNamespace(process_index=index, is_main_process=index == 0) for index in range(2)]
+    for process in processes:
+        average.running_mean.fill_(process.process_index)
+        states.save(tmp_path, process)
+    for process in processes:
+        states.load(tmp_path, process, own=True)
+        assert average.running_mean.tolist() == [process.process_index] * 2
 
 
 def test_the_labels_of_the_rest_change_nothing(data, run, tmp_path):
