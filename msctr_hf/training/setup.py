@@ -196,8 +196,10 @@ class Setup:
             bf16=accelerator.mixed_precision == "bf16",
             num_processes=accelerator.num_processes,
         )
-        if args.batch_size == 1 or (self.unlabeled_set is not None and args.unlabeled_images_per_batch == 1):
-            refuse_single_values(network)
+        if args.batch_size == 1:
+            refuse_single_values(network, "batch_size")
+        elif self.unlabeled_set is not None and args.unlabeled_images_per_batch == 1:
+            refuse_single_values(network, "unlabeled_batch_size")
         self.average = self._average(network)
         optimizer = build_optimizer(network, args, fused=accelerator.device.type in FUSED_DEVICES)
         self.schedule = build_schedule(optimizer, args, self.duration)

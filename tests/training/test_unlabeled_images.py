@@ -208,6 +208,11 @@ def test_a_wrong_setting_is_reported_in_one_sentence(data, tmp_path, changes, se
     assert not (tmp_path / "run").exists()
 
 
+def test_a_single_image_without_labels_is_refused_where_a_layer_needs_two(data, tmp_path):
+    with pytest.raises(UsageError, match="a single value per channel; use `unlabeled_batch_size` 2 or more"):
+        train(data, tmp_path / "run", unlabeled_batch_size=1)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
