@@ -92,6 +92,29 @@ class MeanTeacher:
         return pixel_values.contiguous(memory_format=torch.channels_last) if self.channels_last else pixel_values
 
 
+class TeacherStatistics:
+    """Statistics of the teacher's normalization layers in this process, for a checkpoint.
+
+    They are those of the student after its newest step. Without synchronized normalization every process has its own,
+    and labels images by them, while the average of the weights is the same in all processes and saved once.
+
+    Args:
+        network (`nn.Module`): The teacher.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the statistics by name."""
+        return dict(self.network.named_buffers())
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore the statistics of a checkpoint."""
+        for name, buffer in self.network.named_buffers():
+            buffer.copy_(state[name])
+
+
 def neighbors(num_images: int, device: torch.device) -> torch.Tensor:
     """Return the partner of every image, (U,) int64: 0 and 1 are partners, 2 and 3, ...; an odd last one is its own.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -151,8 +152,10 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
     return convert_sync_batchnorm(model)
 
 
-def refuse_single_values(model: nn.Module) -> None:
+def refuse_single_values(model: nn.Module, setting: str) -> None:
     """Make batch normalization refuse a single value per channel with a `UsageError` instead of a ValueError.
+
+    The error names the setting that is 1, `"batch_size"` or `"unlabeled_batch_size"`.
 
     This is checked in the forward pass, since only there the sizes of all feature maps are known: `batch_size=1` works
     for networks that do not pool a whole image to one value, as the heads of DeepLabV3 and UPerNet do.
@@ -160,14 +163,14 @@ def refuse_single_values(model: nn.Module) -> None:
     for module in model.modules():
         # not SyncBatchNorm, which counts the values of all processes
         if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
-            module.register_forward_pre_hook(_refuse_single_value)
+            module.register_forward_pre_hook(partial(_refuse_single_value, setting))
 
 
-def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def _refuse_single_value(setting: str, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     if module.training and inputs[0].numel() == inputs[0].shape[1]:
         raise UsageError(
-            "With this `batch_size` and `crop_size` a normalization layer sees a single value per channel; use "
-            "`batch_size` 2 or more."
+            f"With this `{setting}` and `crop_size` a normalization layer sees a single value per channel; use "
+            f"`{setting}` 2 or more."
         )
 
 

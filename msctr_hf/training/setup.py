@@ -51,6 +51,7 @@ from .description import (
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, choose_precision, optimize_layout
 from .duration import plan_duration
 from .logs import RunLog, RunningMeans
+from .mean_teacher import TeacherStatistics
 from .meter import Meter
 from .network import build_network, choose_image_processor, refuse_single_values
 from .optimization import build_optimizer, build_schedule
@@ -195,8 +196,10 @@ class Setup:
             bf16=accelerator.mixed_precision == "bf16",
             num_processes=accelerator.num_processes,
         )
-        if args.batch_size == 1 or (self.unlabeled_set is not None and args.unlabeled_images_per_batch == 1):
-            refuse_single_values(network)
+        if args.batch_size == 1:
+            refuse_single_values(network, "batch_size")
+        elif self.unlabeled_set is not None and args.unlabeled_images_per_batch == 1:
+            refuse_single_values(network, "unlabeled_batch_size")
         self.average = self._average(network)
         optimizer = build_optimizer(network, args, fused=accelerator.device.type in FUSED_DEVICES)
         self.schedule = build_schedule(optimizer, args, self.duration)
@@ -229,6 +232,7 @@ class Setup:
         own: dict[str, Stateful] = {"means": self.means}
         if self.unlabeled is not None:
             shared["unlabeled_position"] = self.unlabeled.position
+            own["teacher_statistics"] = TeacherStatistics(self.average.module)  # type: ignore[union-attr]
             if self.network.contrastive_loss is not None:
                 own["pseudo_draws"] = self.network.contrastive_loss.pseudo_draws
         self.states = States(shared=shared, own=own)

@@ -134,7 +134,7 @@ def test_a_single_value_per_channel_is_refused_exactly_where_torch_refuses_it():
             except ValueError:
                 refused_by_torch = True
             checked = copy.deepcopy(pooled)
-            refuse_single_values(checked)
+            refuse_single_values(checked, "batch_size")
             if refused_by_torch:
                 with pytest.raises(UsageError, match="a single value per channel; use `batch_size` 2 or more"):
                     checked(images)

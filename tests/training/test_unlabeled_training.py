@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 import msctr_hf
 from msctr_hf.errors import UsageError
 from msctr_hf.models.modeling_msctr import MsctrForSemanticSegmentation
-from msctr_hf.training.mean_teacher import MeanTeacher
+from msctr_hf.training.checkpointing import States
+from msctr_hf.training.mean_teacher import MeanTeacher, TeacherStatistics
 from msctr_hf.training.training_data import UnlabeledPosition
 
 SMALL = {
@@ -95,6 +97,20 @@ def test_a_resumed_run_ends_with_the_same_weights(data, run, tmp_path, step):
     assert [[line[name] for name in names] for line in steps(resumed)] == [
         [line[name] for name in names] for line in steps(run)[step:]
     ]
+
+
+def test_every_process_keeps_the_statistics_of_its_own_teacher(run, tmp_path):
+    own = torch.load(run / "checkpoints/step_2/states_0.pt")["teacher_statistics"]
+    assert any(name.endswith("running_var") for name in own)
+    average = torch.nn.BatchNorm1d(2).eval()
+    states = States({"average": average}, {"teacher_statistics": TeacherStatistics(average)})
+    processes = [SimpleNamespace(process_index=index, is_main_process=index == 0) for index in range(2)]
+    for process in processes:
+        average.running_mean.fill_(process.process_index)
+        states.save(tmp_path, process)
+    for process in processes:
+        states.load(tmp_path, process, own=True)
+        assert average.running_mean.tolist() == [process.process_index] * 2
 
 
 def test_the_labels_of_the_rest_change_nothing(data, run, tmp_path):
@@ -193,6 +209,11 @@ def test_a_wrong_setting_is_reported_in_one_sentence(data, tmp_path, changes, se
         train(data, tmp_path / "run", **changes)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_single_image_without_labels_is_refused_where_a_layer_needs_two(data, tmp_path):
+    with pytest.raises(UsageError, match="a single value per channel; use `unlabeled_batch_size` 2 or more"):
+        train(data, tmp_path / "run", unlabeled_batch_size=1)
 
 
 @pytest.mark.parametrize(
