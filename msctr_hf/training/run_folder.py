@@ -185,6 +185,12 @@ def _written_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def remove_unfinished(output_dir: Path) -> None:
+    """Remove files that were being written when an earlier start of the run was killed."""
+    for path in output_dir.glob(f"{_PARTIAL}_*"):
+        path.unlink()
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -58,7 +58,7 @@ from .optimization import build_optimizer, build_schedule
 from .processes import on_main
 from .replacement import put_aside
 from .resuming import compare_settings, count_images_of_older_version, splits_as_before
-from .run_folder import write_config, write_run_file
+from .run_folder import remove_unfinished, write_config, write_run_file
 from .settings import ModelSettings, TrainingSettings, refuse_without_images
 from .step_guard import StepGuard, Verdict
 from .training_data import UnlabeledPosition, build_loader, build_unlabeled_loader, num_images
@@ -309,6 +309,7 @@ class Setup:
                 name: None if self.data[kind] is None else self.data[kind]["images"]
                 for name, kind in (("labeled", TRAINING), ("unlabeled", UNLABELED))
             }
+        remove_unfinished(self.output_dir)  # not all of them would be written again
         write_run_file(self.output_dir, description)
         write_config(self.output_dir, self.settings)
 

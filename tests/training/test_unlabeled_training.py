@@ -99,6 +99,14 @@ def test_a_resumed_run_ends_with_the_same_weights(data, run, tmp_path, step):
     ]
 
 
+def test_a_figure_that_was_being_written_when_a_run_was_killed_is_removed_by_the_next_start(data, run, tmp_path):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run / "checkpoints/step_5", resumed / "checkpoints/step_5")
+    (resumed / ".partial_pseudo_labels.png").write_bytes(b"half")
+    train(data, resumed, resume="auto")  # it repeats the last validation, but no step, so it has no figure to write
+    assert not list(resumed.rglob("*partial*"))
+
+
 def test_every_process_keeps_the_statistics_of_its_own_teacher(run, tmp_path):
     own = torch.load(run / "checkpoints/step_2/states_0.pt")["teacher_statistics"]
     assert any(name.endswith("running_var") for name in own)
