@@ -16,7 +16,7 @@ from ..progress import say
 from .checkpointing import NO_SCORE, replace_progress, save_checkpoint, write_on_main
 from .devices import full_state_dict, traced
 from .interruption import Interrupted, StopRequest
-from .mean_teacher import MeanTeacher, PseudoLabeled, draw_pseudo_labels
+from .mean_teacher import MeanTeacher, TaughtImages, draw_pseudo_labels
 from .replacement import remove_replaced
 from .run_folder import (
     CHECKPOINTS,
@@ -66,7 +66,7 @@ class TrainingLoop:
             None if setup.epochs is None else setup.epochs.sampler,
         )
         self.unlabeled, self.teacher = setup.unlabeled, self._build_teacher(setup.unlabeled)
-        self.newest_pseudo_labels: PseudoLabeled | None = None  # kept for the figure of the validation that follows
+        self.newest_pseudo_labels: TaughtImages | None = None  # kept for the figure of the validation that follows
         # a checkpoint in another folder does not belong to this run, so the same step must be saved here again
         is_own = setup.checkpoint is not None and setup.checkpoint.resolve() == self.checkpoint_folder.resolve()
         self.saved_step = self.progress.step if is_own else 0

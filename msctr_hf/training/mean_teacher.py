@@ -28,7 +28,7 @@ IMAGES_SHOWN = 4
 _TITLES = ("strong view, mixed", "pseudo-labels", "confident ones")
 
 
-class PseudoLabeled(NamedTuple):
+class TaughtImages(NamedTuple):
     """Strong views with the labels of the teacher: arguments of the forward pass of the student.
 
     Args:
@@ -65,12 +65,12 @@ class MeanTeacher:
         self.mix = mix
         self.channels_last = channels_last
 
-    def next_batch(self) -> tuple[PseudoLabeled, torch.Tensor]:
+    def next_batch(self) -> tuple[TaughtImages, torch.Tensor]:
         """Label the next images; return them with their encoded ids."""
         batch = next(self.batches)
         classes, confidence = self._predict(batch["weak_pixel_values"])
         is_valid = batch["is_valid"]
-        labeled = PseudoLabeled(
+        labeled = TaughtImages(
             batch["strong_pixel_values"],
             classes.masked_fill(~is_valid, IGNORE_INDEX),
             confidence.masked_fill(~is_valid, 0.0),
@@ -140,16 +140,16 @@ def pasted_pixels(mix: str, batch: dict[str, torch.Tensor], pseudo_labels: torch
     return _half_of_the_classes(theirs, batch["mix_priority"])
 
 
-def mix_neighbors(images: PseudoLabeled, pasted: torch.Tensor) -> PseudoLabeled:
+def mix_neighbors(images: TaughtImages, pasted: torch.Tensor) -> TaughtImages:
     """Replace pixels of every image, with their labels, by those of its partner.
 
     Args:
-        images (`PseudoLabeled`): Images before they are mixed.
+        images (`TaughtImages`): Images before they are mixed.
         pasted (`torch.Tensor` of shape `(U, H, W)`, bool): Pixels to replace.
     """
     partners = neighbors(len(pasted), pasted.device)
     pixel_values, labels, confidence = images
-    return PseudoLabeled(
+    return TaughtImages(
         torch.where(pasted[:, None], pixel_values[partners], pixel_values),
         torch.where(pasted, labels[partners], labels),
         torch.where(pasted, confidence[partners], confidence),
@@ -177,11 +177,11 @@ def _half_of_the_classes(labels: torch.Tensor, priority: torch.Tensor) -> torch.
     return chosen.gather(1, classes).view(labels.shape)
 
 
-def draw_pseudo_labels(images: PseudoLabeled, threshold: float, spec: DatasetSpec, colors: Colors) -> Image.Image:
+def draw_pseudo_labels(images: TaughtImages, threshold: float, spec: DatasetSpec, colors: Colors) -> Image.Image:
     """Draw a few images, the labels of the teacher, and those of them that are trained on, side by side.
 
     Args:
-        images (`PseudoLabeled`): Images with their labels.
+        images (`TaughtImages`): Images with their labels.
         threshold (`float`): Smallest confidence of the labels that are trained on.
         spec (`DatasetSpec`): Classes and colors.
         colors (`Colors`): Normalization of the images.

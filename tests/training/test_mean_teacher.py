@@ -13,7 +13,7 @@ from msctr_hf.evaluation.image_preparation import Colors
 from msctr_hf.evaluation.inference import classes_and_confidence
 from msctr_hf.training.mean_teacher import (
     MeanTeacher,
-    PseudoLabeled,
+    TaughtImages,
     draw_pseudo_labels,
     mix_neighbors,
     neighbors,
@@ -75,7 +75,7 @@ def test_half_of_the_classes_of_the_partner_are_pasted(num_images):
 def test_pixels_labels_and_confidence_are_mixed_together():
     batch, labels = batch_of(3), labels_of(3)
     confidence = torch.rand(3, *SIZE)
-    before = PseudoLabeled(batch["strong_pixel_values"], labels, confidence)
+    before = TaughtImages(batch["strong_pixel_values"], labels, confidence)
     pasted = torch.rand(3, *SIZE) < 0.5
     after = mix_neighbors(before, pasted)
     for image, partner in enumerate((1, 0, 2)):
@@ -141,7 +141,7 @@ def test_a_batch_that_is_split_after_pairs_is_mixed_as_the_whole(teacher, mix):
 def test_the_figure_has_a_row_for_each_of_the_first_images():
     spec = get_dataset_spec("synthetic_scenes")
     colors = Colors((0, 1, 2), (0.5,) * 3, (0.2,) * 3)
-    images = [PseudoLabeled(batch_of(n)["strong_pixel_values"], labels_of(n), torch.rand(n, *SIZE)) for n in (2, 6)]
+    images = [TaughtImages(batch_of(n)["strong_pixel_values"], labels_of(n), torch.rand(n, *SIZE)) for n in (2, 6)]
     few, many = (draw_pseudo_labels(each, 0.5, spec, colors) for each in images)
     assert few.width == many.width
     assert few.height < many.height
