@@ -3,4 +3,4 @@
 if __name__ == "__main__":
     from _door import run
 
-    run("experiments.planted_errors_command")
+    run("experiments.embeddings.planted_errors_command")

@@ -9,6 +9,7 @@
     python scripts/benchmark.py upsampling           # from logits to classes at the size of the labels
     python scripts/benchmark.py metric               # from classes to mean IoU
     python scripts/benchmark.py large_images         # memory and speed with images of 12,000 x 9,000 pixels
+    python scripts/benchmark.py search --threads 2   # a click searched in 100 images
     python scripts/benchmark.py step --config configs/cityscapes/hrnet_w48.yaml --batch_size 2
     python scripts/benchmark.py peers                # beside other libraries; pip install ".[peers]"
 
@@ -35,6 +36,7 @@ from . import contrast, data, evaluation
 from .large_images import large_images
 from .measuring import describe_machine, markdown_table, misses_target
 from .peers import PARTS, Sizes, missing_peers, peers
+from .search import search
 from .step import Setting, training_step
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -132,6 +134,10 @@ def parser() -> argparse.ArgumentParser:
         "--size", type=_positive, nargs=2, default=[9000, 12_000], help="height and width in pixels (9000 12000)"
     )
     large.add_argument("--steps", type=_positive, default=12, help="training steps, at least 2 (12)")
+
+    clicks = add("search", "measure a search by a click", lambda o, device: search(
+        o.images, o.repetitions, device))  # fmt: skip
+    clicks.add_argument("--images", type=_positive, default=100, help="number of searched images (100)")
 
     step = add("step", "measure a training step with and without contrast", lambda o, device: training_step(
         o.config, Setting(o.batch_size, o.crop_size, device, PRECISIONS[o.mixed_precision], o.compile,

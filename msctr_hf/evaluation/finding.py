@@ -140,9 +140,7 @@ class Compared:
 
     def mask(self, threshold: float) -> np.ndarray:
         """Return where the interpolated cosine reaches a threshold, (H, W), bool."""
-        cosines = resize(self.cosines[None, None], self.extent, align_corners=False)[0, 0]
-        # without the parts of the last cells that are beyond the image
-        return (cosines[: self.size[0], : self.size[1]] >= threshold).numpy()
+        return (cosines_of_pixels(self.cosines[None], self.size, self.extent)[0] >= threshold).numpy()
 
 
 @dataclass(frozen=True)
@@ -212,8 +210,13 @@ class EmbeddedImages:
             image = read_image(path, self.embedder.predictor.channels)
         except UsageError as error:
             raise UnreadableImageError(str(error)) from error
-        (width, height), whole = size_of(image), self.embedder.whole(image)
-        return EmbeddedImage(whole.embeddings.half().cpu(), (height, width), whole.extent)
+        return embed_image(self.embedder, image)
+
+
+def embed_image(embedder: Embedder, image: Image.Image | np.ndarray) -> EmbeddedImage:
+    """Embed an image that is searched."""
+    (width, height), whole = size_of(image), embedder.whole(image)
+    return EmbeddedImage(whole.embeddings.half().cpu(), (height, width), whole.extent)
 
 
 def embed_query(embedder: Embedder, query: Query) -> torch.Tensor:
@@ -262,6 +265,12 @@ def find_alike(
 def compare(path: Path, image: EmbeddedImage, queries: torch.Tensor) -> Compared:
     """Compute the cosines of all pixels of an image with the queries, unit vectors (Q, D)."""
     return Compared(path, image.size, image.extent, _largest_cosines(queries, image.embeddings))
+
+
+def cosines_of_pixels(cosines: torch.Tensor, size: Size, extent: Size) -> torch.Tensor:
+    """Interpolate the cosines of cells (Q, h, w) to the pixels of their image, (Q, H, W); see `EmbeddedImage`."""
+    pixels = resize(cosines[:, None], extent, align_corners=False)[:, 0]
+    return pixels[:, : size[0], : size[1]]  # without the parts of the last cells that are beyond the image
 
 
 def refuse_other_folders(output_dir: str | Path) -> None:

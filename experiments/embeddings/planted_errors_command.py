@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +26,13 @@ from msctr_hf.evaluation.embedding_maps import Embedder
 from msctr_hf.evaluation.label_checking import REGIONS_FILE
 from msctr_hf.evaluation.label_regions import Region, find_components, load_regions, pixels_of_cells
 from msctr_hf.evaluation.predictor import load_predictor
-from msctr_hf.training.run_folder import LAST, RESULTS_FILE, write_json
+from msctr_hf.training.run_folder import write_json
 
-from .evidence.provenance import ROOT, describe_machine, hash_of_code
+from ..evidence.provenance import ROOT, describe_machine, hash_of_code
+from .networks import ARMS, DATASET, run_command, train_network
 from .planted_errors import KINDS, MIN_AREA, PlantedError, found_by, measure, plant_errors
 
-DATASET, SPLIT, FOLDER = "camvid", "train", "train"
-RECIPE = "camvid/upernet_efficientnet_lite0"
-ARMS = {"ce": ("--contrastive_mode", "ce"), "ms_cs": ("--contrastive_loss_weight", "0.03")}
+SPLIT, FOLDER = "train", "train"
 VIDEO = "^[^_]+"  # the group of an image id
 FEATURES = "decode_head"  # which both arms have
 SHUFFLES = 100
@@ -62,20 +59,15 @@ def run(data_dir: Path, arm: str, seed: int, output_dir: Path, flags: Sequence[s
     machine, code = describe_machine(1), hash_of_code()  # local changes are refused before anything takes time
     planted_dir = output_dir / f"data_seed_{seed}"
     errors = write_planted(data_dir, planted_dir, seed)
-    run_dir = output_dir / f"{arm}_seed_{seed}"
-    if not (run_dir / RESULTS_FILE).exists():
-        _msctr(
-            "train", "--config", RECIPE, "--data_dir", planted_dir, "--output_dir", run_dir, "--seed", seed,
-            "--report_to", "none", "--resume", "auto", *ARMS[arm], *flags,
-        )  # fmt: skip
+    model = train_network(arm, seed, planted_dir, output_dir / f"{arm}_seed_{seed}", flags)
     check_dir = output_dir / f"check_{arm}_seed_{seed}"
     data = ("--dataset", DATASET, "--data_dir", planted_dir, "--split", SPLIT)
-    _msctr(
-        "check-labels", "--model", run_dir / LAST, *data, "--output_dir", check_dir, "--group_pattern", VIDEO,
+    run_command(
+        "check-labels", "--model", model, *data, "--output_dir", check_dir, "--group_pattern", VIDEO,
         "--features", FEATURES, "--min_area", MIN_AREA, "--top", 10 * len(errors),
     )  # fmt: skip
     ours = load_regions(check_dir / REGIONS_FILE)[0]
-    usual = regions_by_probability(run_dir / LAST, planted_dir)
+    usual = regions_by_probability(model, planted_dir)
     found = found_by(ours, errors)
     return {
         "arm": arm,
@@ -166,7 +158,3 @@ def _measure_shuffled(regions: list[Region], errors: list[PlantedError], seed: i
     orders = [[regions[place] for place in random.permutation(len(regions))] for _ in range(SHUFFLES)]
     measured = [measure(found_by(order, errors), len(errors)) for order in orders]
     return {name: float(np.mean([each[name] for each in measured])) for name in measured[0]}
-
-
-def _msctr(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "msctr_hf", *map(str, arguments)], check=True)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import planted_errors
-from experiments.planted_errors import KINDS, PlantedError, found_by, measure, plant_errors
-from experiments.planted_errors_command import usual_regions, weighted_by_area, write_planted
+from experiments.embeddings import planted_errors
+from experiments.embeddings.planted_errors import KINDS, PlantedError, found_by, measure, plant_errors
+from experiments.embeddings.planted_errors_command import usual_regions, weighted_by_area, write_planted
 from msctr_hf.data.loading import load_segmentation_dataset
 from msctr_hf.evaluation.label_regions import Region
 
