@@ -10,6 +10,7 @@ scored. The result is results/clicks/ARM_seed_N.json; scripts/embedding_tables.p
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
 from msctr_hf.evaluation.embedding_maps import Embedder
 from msctr_hf.evaluation.predictor import load_predictor
-from msctr_hf.training.run_folder import write_json
+from msctr_hf.training.run_folder import RESULTS_FILE, write_json
 
 from ..evidence.provenance import ROOT, describe_machine, hash_of_code
 from .clicks import NUM_IMAGES, THRESHOLDS, draw_clicks, score_clicks
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = {
         "arm": options.arm,
         "seed": options.seed,
+        "steps": json.loads((run_dir / RESULTS_FILE).read_text())["step"],
         "thresholds": THRESHOLDS,
         "features": {
             features: score_features(str(model), features, str(options.data_dir), options.seed)

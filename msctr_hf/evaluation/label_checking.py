@@ -202,20 +202,23 @@ class LabelCheck:
         if not (labels < num_classes).any():
             return []
         embeddings, labels_of_rows = self._voters(self.group_of[sample["image_id"]])
-        cell_labels = votes = tile = None
+        votes = tile = None
         for tile in self.embedder.tiles(sample["image"]):
             if votes is None:
                 cell_labels = labels[np.ix_(tile.pixel_rows, tile.pixel_columns)].astype(np.int64)
+                centers = tile.pixel_rows, tile.pixel_columns
+                probabilities = self.embedder.predictor.probabilities_at(sample["image"], *centers)
+                # Votes are costly, and decide nothing where the network agrees with the label.
+                is_doubted = _doubted(cell_labels, probabilities)
                 votes = np.zeros((*cell_labels.shape, num_classes), dtype=np.int32)
-            is_labeled = cell_labels[tile.rows, tile.columns] < num_classes
-            queries = tile.embeddings[:, torch.from_numpy(is_labeled).to(tile.embeddings.device)].T
+            asked = is_doubted[tile.rows, tile.columns]
+            queries = tile.embeddings[:, torch.from_numpy(asked).to(tile.embeddings.device)].T
             counts = count_votes(queries, embeddings, labels_of_rows, self.neighbors, num_classes)
-            votes[tile.rows, tile.columns][is_labeled] = counts.cpu().numpy()
-        probabilities = self.embedder.predictor.probabilities_at(sample["image"], tile.pixel_rows, tile.pixel_columns)
+            votes[tile.rows, tile.columns][asked] = counts.cpu().numpy()
         can_vote = np.bincount(labels_of_rows.cpu().numpy(), minlength=num_classes) > 0
         suggestions, scores = np.zeros_like(cell_labels), np.zeros(cell_labels.shape)
         for row, labels_of_row in enumerate(cell_labels):  # of large images, copies of all would fill the memory
-            inside = np.flatnonzero(labels_of_row < num_classes)
+            inside = np.flatnonzero(is_doubted[row])
             suggestions[row, inside], scores[row, inside] = suggest_classes(
                 labels_of_row[inside], votes[row, inside], probabilities[row, inside], can_vote
             )
@@ -273,6 +276,12 @@ def count_votes(
         votes = labels[nearest]
         of_part.scatter_add_(1, votes, torch.ones_like(votes, dtype=torch.int32))
     return counts
+
+
+def _doubted(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return where cells (h, w) have a label that is not the most probable of all classes, (h, w, C)."""
+    of_label = np.take_along_axis(probabilities, np.minimum(labels, probabilities.shape[-1] - 1)[..., None], axis=-1)
+    return (labels < probabilities.shape[-1]) & (of_label[..., 0] < probabilities.max(axis=-1))
 
 
 def describe_check(
