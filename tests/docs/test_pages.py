@@ -9,6 +9,7 @@ from conftest import ROOT
 from pages import DOCS, PAGES
 
 from experiments.benchmark.gpu_report import gpu_section
+from experiments.embeddings.tables import clicks_table, planted_table, read
 from experiments.evidence.ledger import ledger_table
 from experiments.evidence.plan import read_experiment
 from experiments.evidence.records import read_records
@@ -20,6 +21,7 @@ from experiments.sweep_report import compare_arms, markdown
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs/results.md").read_text()
 BENCHMARKS = (ROOT / "docs/benchmarks.md").read_text()
+EMBEDDINGS = (ROOT / "docs/embeddings.md").read_text()
 SWEEPS = ("camvid", "camvid_2160_steps")
 
 
@@ -158,6 +160,20 @@ def test_the_benchmark_of_a_part_equals_its_result_file(name):
         base = next(value for key, value in row.items() if key.endswith(" ms") and key != "ours ms")
         shown = f"| {figure(base)} ms | {figure(row['ours ms'])} ms | {ratio(row['speed-up'])} |"
         assert line.endswith(shown)
+
+
+def test_the_tables_of_embeddings_equal_their_result_files():
+    assert planted_table(read(ROOT / "results/planted_errors")) in EMBEDDINGS
+    assert clicks_table(read(ROOT / "results/clicks")) in EMBEDDINGS
+
+
+def test_the_time_of_a_search_equals_its_result_file():
+    of_stages, of_head = benchmark("search")
+    assert (
+        f"The {of_stages['images']} images of 360x480 are ranked and masked in {of_stages['search s']:.1f} s with "
+        f"{of_stages['channels']:,} channels (`--features decode_head`), in {of_head['search s']:.1f} s with "
+        f"{of_head['channels']:,} (`projection`)"
+    ) in EMBEDDINGS.replace("\n", " ")
 
 
 def test_the_benchmark_of_options_equals_its_result_file():

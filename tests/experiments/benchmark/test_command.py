@@ -55,6 +55,18 @@ def test_options_are_measured_beside_the_defaults(run_script, tmp_path, monkeypa
     assert all(0 <= row["hard share"] <= 1 for row in rows[:2])
 
 
+def test_a_search_is_measured_with_the_features_of_the_head_and_of_the_projections(run_script, tmp_path):
+    options = ["--images", "2", "--repetitions", "1", "--output", tmp_path / "f.json"]
+    code, _, error = run_script("benchmark.py", "search", *options)
+    assert code == 0, error
+    rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+    assert [(row["features"], row["channels"], row["images"]) for row in rows] == [
+        ("decode_head", 256, 2),
+        ("projection", 1024, 2),
+    ]
+    assert all(row["limit"] == pytest.approx(3 / row["search s"]) for row in rows)
+
+
 def test_a_training_step_is_measured_in_all_modes(run_script, tmp_path):
     options = ["--config", ROOT / "configs/quickstart.yaml", "--batch_size", "2", "--crop_size", "64", "64"]
     code, out, _ = run_script("benchmark.py", "step", *options, "--repetitions", "1", "--output", tmp_path / "f.json")
