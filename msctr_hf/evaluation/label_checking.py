@@ -202,25 +202,22 @@ class LabelCheck:
         if not (labels < num_classes).any():
             return []
         embeddings, labels_of_rows = self._voters(self.group_of[sample["image_id"]])
-        votes = tile = None
+        can_vote = np.bincount(labels_of_rows.cpu().numpy(), minlength=num_classes) > 0
+        is_doubted = tile = None
         for tile in self.embedder.tiles(sample["image"]):
-            if votes is None:
-                cell_labels = labels[np.ix_(tile.pixel_rows, tile.pixel_columns)].astype(np.int64)
+            if is_doubted is None:
                 centers = tile.pixel_rows, tile.pixel_columns
+                cell_labels = labels[np.ix_(*centers)].astype(np.int64)
                 probabilities = self.embedder.predictor.probabilities_at(sample["image"], *centers)
                 # Votes are costly, and decide nothing where the network agrees with the label.
                 is_doubted = _doubted(cell_labels, probabilities)
-                votes = np.zeros((*cell_labels.shape, num_classes), dtype=np.int32)
-            asked = is_doubted[tile.rows, tile.columns]
+                suggestions, scores = np.zeros_like(cell_labels), np.zeros(cell_labels.shape)
+            part = tile.rows, tile.columns
+            asked = is_doubted[part]
             queries = tile.embeddings[:, torch.from_numpy(asked).to(tile.embeddings.device)].T
-            counts = count_votes(queries, embeddings, labels_of_rows, self.neighbors, num_classes)
-            votes[tile.rows, tile.columns][asked] = counts.cpu().numpy()
-        can_vote = np.bincount(labels_of_rows.cpu().numpy(), minlength=num_classes) > 0
-        suggestions, scores = np.zeros_like(cell_labels), np.zeros(cell_labels.shape)
-        for row, labels_of_row in enumerate(cell_labels):  # of large images, copies of all would fill the memory
-            inside = np.flatnonzero(is_doubted[row])
-            suggestions[row, inside], scores[row, inside] = suggest_classes(
-                labels_of_row[inside], votes[row, inside], probabilities[row, inside], can_vote
+            votes = count_votes(queries, embeddings, labels_of_rows, self.neighbors, num_classes).cpu().numpy()
+            suggestions[part][asked], scores[part][asked] = suggest_classes(
+                cell_labels[part][asked], votes, probabilities[part][asked], can_vote
             )
         return list(self._regions(place, sample["image_id"], labels, cell_labels, suggestions, scores, tile.extent))
 
