@@ -239,7 +239,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         # in `kwargs`, since the Trainer of transformers expects every argument in a batch whose name has "label" in it
         unlabeled_pixel_values, *pseudo = (kwargs.get(name) for name in UNLABELED_ARGUMENTS)
         thresholds = kwargs.get(THRESHOLDS)
-        has_unlabeled = self._check_unlabeled(labels, unlabeled_pixel_values, *pseudo, thresholds)
+        has_unlabeled = self._check_unlabeled(labels, unlabeled_pixel_values, *pseudo, thresholds=thresholds)
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
         contrasts_unlabeled = contrasts and has_unlabeled and self.config.contrastive_pseudo_labels
         if contrasts and labels.is_cuda:
@@ -254,7 +254,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         unlabeled = None
         if has_unlabeled:
             unlabeled_logits, unlabeled_hidden = self._pass_unlabeled(unlabeled_pixel_values, contrasts_unlabeled)
-            unlabeled = UnlabeledPass(unlabeled_logits, unlabeled_hidden, *pseudo, thresholds)
+            unlabeled = UnlabeledPass(unlabeled_logits, unlabeled_hidden, *pseudo, thresholds=thresholds)
         if labels is not None:
             loss, loss_terms, diagnostics = self._loss(
                 logits, auxiliary_logits, hidden if contrasts else None, labels, unlabeled
