@@ -11,6 +11,7 @@
     python scripts/benchmark.py large_images         # memory and speed with images of 12,000 x 9,000 pixels
     python scripts/benchmark.py search --threads 2   # a click searched in 100 images
     python scripts/benchmark.py step --config configs/cityscapes/hrnet_w48.yaml --batch_size 2
+    python scripts/benchmark.py unlabeled --config configs/camvid/upernet_efficientnet_lite0.yaml --batch_size 4
     python scripts/benchmark.py peers                # beside other libraries; pip install ".[peers]"
 
 Each command prints a table and writes it, with a description of the machine, to benchmark_NAME.json.
@@ -38,6 +39,7 @@ from .measuring import describe_machine, markdown_table, misses_target
 from .peers import PARTS, Sizes, missing_peers, peers
 from .search import search
 from .step import Setting, training_step
+from .unlabeled import unlabeled
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -142,16 +144,21 @@ def parser() -> argparse.ArgumentParser:
     step = add("step", "measure a training step with and without contrast", lambda o, device: training_step(
         o.config, Setting(o.batch_size, o.crop_size, device, PRECISIONS[o.mixed_precision], o.compile,
                           o.channels_last), o.repetitions))  # fmt: skip
-    step.add_argument("--config", required=True, help="YAML file of the network")
-    step.add_argument("--batch_size", type=_positive, default=2, help="images per batch (2)")
-    step.add_argument(
-        "--crop_size", type=_positive, nargs=2, default=[512, 1024], help="height and width in pixels (512 1024)"
-    )
-    step.add_argument(
-        "--mixed_precision", choices=PRECISIONS, default="no", help="precision of autocast: no, bf16 or fp16 (no)"
-    )
     step.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
-    step.add_argument("--channels_last", action="store_true", help="keep the channels last in memory")
+
+    more = add("unlabeled", "measure a training step with images without labels", lambda o, device: unlabeled(
+        o.config, Setting(o.batch_size, o.crop_size, device, PRECISIONS[o.mixed_precision],
+                          channels_last=o.channels_last), o.repetitions))  # fmt: skip
+    for one in (step, more):
+        one.add_argument("--config", required=True, help="YAML file of the network")
+        one.add_argument("--batch_size", type=_positive, default=2, help="labeled images per batch (2)")
+        one.add_argument(
+            "--crop_size", type=_positive, nargs=2, default=[512, 1024], help="height and width in pixels (512 1024)"
+        )
+        one.add_argument(
+            "--mixed_precision", choices=PRECISIONS, default="no", help="precision of autocast: no, bf16 or fp16 (no)"
+        )
+        one.add_argument("--channels_last", action="store_true", help="keep the channels last in memory")
     return whole
 
 

@@ -10,6 +10,7 @@ results/ledger.json                        all experiments that touched a test s
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -236,19 +237,48 @@ def _peek(experiment: Experiment, folder: Path) -> str:
 
 
 def print_step_cost(path: Path, options: Options) -> None:
-    """Measure the cost of a step of the primary arm over that of its baseline, and print the line for the file."""
+    """Measure what a step costs, and print the lines for the file: `step_cost:`, or the `steps:` of all arms."""
     experiment = read_experiment(path)
-    if experiment.purpose != "confirmation":
-        raise UsageError("--measure_step_cost: only a confirmation has arms with equal time.")
     _check_flags(options.flags)
     _check_precision(experiment)
+    if experiment.primary is None or experiment.arms[experiment.primary.arm].steps != experiment.steps:
+        _print_steps(experiment, options)
+        return
     arm, baseline = (experiment.arms[name] for name in experiment.primary)
     if arm.flags is None or baseline.flags is None:
         experiment.check_is_complete()
+    cost, origin = _step_cost(experiment, options, arm, baseline)
+    print(f"step_cost: {cost:.3f}  # {origin}")
+
+
+def _print_steps(experiment: Experiment, options: Options) -> None:
+    """Print how many steps every arm has in the time of the first arm.
+
+    Steps before and after unlabeled images join are measured separately.
+    """
+    experiment.check_is_chosen()
+    baseline, *others = experiment.arms.values()
+    if baseline.steps != experiment.steps:
+        raise UsageError(f"--measure_step_cost: the first arm, {baseline.name}, must have the steps of `flags:`.")
+    for arm in others:
+        cost, origin = _step_cost(experiment, options, arm, baseline, "--unlabeled_start_step", "0")
+        before = command_line().parse([*experiment.flags, *(arm.flags or ())])[2].unlabeled_start_step
+        cost_before = _step_cost(experiment, options, arm, baseline)[0] if before else cost
+        steps = before + math.floor((experiment.steps - before * cost_before) / cost)
+        costs = f"a step costs {cost:.3f}, the first {before} {cost_before:.3f}" if before else f"{cost:.3f}"
+        print(f"{arm.name}: {{steps: {steps}}}  # {costs}: {origin}")
+
+
+def _step_cost(
+    experiment: Experiment, options: Options, arm: PlannedArm, baseline: PlannedArm, *changes: str
+) -> tuple[float, str]:
+    """Measure the cost of a step of an arm over that of another, and say how."""
     common = [*experiment.flags, *options.flags, "--seed", str(experiment.seeds[0])]
-    cost = measure_step_cost([*common, *arm.flags], [*common, *baseline.flags], experiment.threads)
+    cost = measure_step_cost(
+        [*common, *(arm.flags or ()), *changes], [*common, *(baseline.flags or ())], experiment.threads
+    )
     machine = provenance.describe_machine(experiment.threads)
-    print(
-        f"step_cost: {cost.ratio:.3f}  # {1000 * cost.arm:.0f} ms / {1000 * cost.baseline:.0f} ms, median of "
-        f"{REPETITIONS} repetitions, {machine['processor']}, torch {machine['torch']}, {time.strftime('%Y-%m-%d')}"
+    return cost.ratio, (
+        f"{1000 * cost.arm:.0f} ms / {1000 * cost.baseline:.0f} ms, median of {REPETITIONS} repetitions, "
+        f"{machine['processor']}, torch {machine['torch']}, {time.strftime('%Y-%m-%d')}"
     )

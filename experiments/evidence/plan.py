@@ -10,6 +10,7 @@ arms:
   chosen: {run: ms_cs --contrastive_loss_weight 0.03}     # a mode and flags of its own
   ce_time: {run: ce, equal_time: true}                    # as many steps as the time of the first primary arm buys
   ce: {run: ce, seeds: 8}                                 # only the first 8 seeds
+  teacher: {run: ..., steps: 500}                         # steps of its own; null until --measure_step_cost
   placebo: {like: chosen, control: placebo, seeds: 8}     # see controls.py
 
 A confirmation also has:
@@ -19,12 +20,14 @@ step_cost: 1.08                    # cost of a step of the primary arm over one 
 primary: [chosen, ce_time]         # an arm and what it is compared with: the only claim
 secondary: [[chosen, ce], [chosen, placebo]]
 calibration: [[same, ce]]          # only their spread is reported
+reported: [ms]                     # optional: arms that are compared with nothing
 
 A selection also has:
 
 folds:                             # lists of image names: what is trained on, and the video that is left out
   without_0016E5: {train: camvid_0001TP_0006R0.txt, validation: camvid_0016E5.txt}
 families: {contrast: [...], ce: [...]}     # of each, the arm with the highest mean over folds and seeds is chosen
+at_rest: 0.5                       # optional: instead, the first arm at most so many points above the arm before it
 """
 
 from __future__ import annotations
@@ -49,16 +52,18 @@ from .paired_tests import MAX_PAIRS
 
 _COMMON = {"purpose", "flags", "seeds", "minutes", "threads", "groups", "arms"}
 _OF_PURPOSE = {
-    "confirmation": {"split", "step_cost", "primary", "secondary", "calibration"},
-    "selection": {"folds", "families"},
+    "confirmation": {"split", "step_cost", "primary", "secondary", "calibration", "reported"},
+    "selection": {"folds", "families", "at_rest"},
 }
-_OF_ARM = {"run", "like", "equal_time", "control", "seeds"}
+_OPTIONAL = {"secondary", "calibration", "reported", "groups", "at_rest"}
+_OF_ARM = {"run", "like", "equal_time", "steps", "control", "seeds"}
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "flags": ("text", (str,)),
     "minutes": ("a number", (int, float)),
     "threads": ("a whole number", (int,)),
     "arms": ("a mapping", (dict,)),
     "step_cost": ("a number or null", (int, float, type(None))),
+    "at_rest": ("a number", (int, float)),
 }
 _FIXED = ("--max_steps", "--mixed_precision")  # flags that every file must give
 
@@ -103,7 +108,7 @@ class Experiment:
         name (`str`): Name of the file without its ending.
         purpose (`str`): `"selection"`, which never loads the test split, or `"confirmation"`.
         flags (`tuple[str, ...]`): Flags of `scripts/train.py` that all runs have.
-        steps (`int`): Training steps of all arms but those with equal time.
+        steps (`int`): Training steps of all arms but those with equal time or steps of their own.
         seeds (`tuple[int, ...]`): All seeds, in the order in which they are run.
         minutes (`float`): Upper bound of the minutes that a run with `steps` takes.
         threads (`int`): Threads of a run.
@@ -114,6 +119,7 @@ class Experiment:
         secondary, calibration (`Sequence[Comparison]`): Further comparisons; those of which only the spread counts.
         folds (`Mapping[str, Fold]`): Folds of a selection by name; empty for a confirmation.
         families (`Mapping[str, Sequence[str]]`): Arms of a selection of which one is chosen.
+        at_rest (`float`, *optional*): Points by which an arm of a selection may exceed the arm before it to be chosen.
     """
 
     name: str
@@ -131,6 +137,7 @@ class Experiment:
     calibration: Sequence[Comparison]
     folds: Mapping[str, Fold]
     families: Mapping[str, Sequence[str]]
+    at_rest: float | None = None
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -156,11 +163,11 @@ class Experiment:
         fixed = [self.purpose, self.split, self.flags, self.seeds, list(self.folds), *planned]
         return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16]
 
-    def check_is_complete(self) -> None:
-        """Refuse an experiment of which something is still to be chosen or measured.
+    def check_is_chosen(self) -> None:
+        """Refuse an experiment of which something is still to be chosen.
 
         Raises:
-            UsageError: If an arm has no flags yet, or the cost of a step is missing.
+            UsageError: If an arm has no flags yet.
         """
         for arm in self.arms.values():
             if arm.flags is None:
@@ -168,11 +175,19 @@ class Experiment:
                     f"{self.name}: the arm {arm.name} has no `run:` yet; write what was chosen into the file and "
                     "commit it before the first run."
                 )
+
+    def check_is_complete(self) -> None:
+        """Refuse an experiment of which something is still to be chosen or measured.
+
+        Raises:
+            UsageError: If an arm has no flags yet, or the cost of a step is missing.
+        """
+        self.check_is_chosen()
         for arm in self.arms.values():
             if arm.steps is None:
                 raise UsageError(
-                    f"{self.name}: `step_cost:` is not measured yet; --measure_step_cost prints the line for the "
-                    "file, which must be committed before the first run."
+                    f"{self.name}: the steps of the arm {arm.name} are not measured yet; --measure_step_cost prints "
+                    "the lines for the file, which must be committed before the first run."
                 )
 
 
@@ -199,7 +214,7 @@ def _experiment(path: Path, content: Any) -> Experiment:
     allowed = _COMMON | _OF_PURPOSE[purpose]
     if unknown := sorted(set(map(str, content)) - allowed):
         raise UsageError(f"a {purpose} has no {unknown}; its keys are {sorted(allowed)}.")
-    if missing := sorted(allowed - set(content) - {"secondary", "calibration", "groups"}):
+    if missing := sorted(allowed - set(content) - _OPTIONAL):
         raise UsageError(f"{missing} are missing.")
     for name, (described, kinds) in _KINDS.items():
         if name in content and not isinstance(content[name], kinds):
@@ -227,8 +242,9 @@ def _experiment(path: Path, content: Any) -> Experiment:
             for name, lists in (content.get("folds") or {}).items()
         },
         families=content.get("families") or {},
+        at_rest=content.get("at_rest"),
     )
-    _check_names(experiment)
+    _check_names(experiment, content.get("reported") or [])
     return experiment
 
 
@@ -268,8 +284,13 @@ def _arms(
             raise UsageError(f"the arm {name}: `control:` is one of {sorted(CONTROLS)}, not {arm['control']!r}.")
         if not 1 <= arm.get("seeds", len(seeds)) <= len(seeds):
             raise UsageError(f"the arm {name} is run with {arm['seeds']} seeds, but there are {len(seeds)}.")
+        if "steps" in arm and (arm.get("equal_time") or not isinstance(arm["steps"], (int, type(None)))):
+            raise UsageError(
+                f"the arm {name}: `steps:` must be a whole number or null, and excludes `equal_time:`, got "
+                f"{arm['steps']!r}."
+            )
         run = given[arm["like"]]["run"] if "like" in arm else arm["run"]
-        own_steps: int | None = steps
+        own_steps: int | None = arm.get("steps", steps)
         if arm.get("equal_time"):
             own_steps = None if step_cost is None else math.ceil(steps * step_cost)
         flags = None if run is None else Arm.parse(f"{name}: {run}").flags
@@ -277,8 +298,8 @@ def _arms(
     return arms
 
 
-def _check_names(experiment: Experiment) -> None:
-    named = {name for comparison in experiment.comparisons for name in comparison}
+def _check_names(experiment: Experiment, reported: Sequence[str]) -> None:
+    named = set(reported) | {name for comparison in experiment.comparisons for name in comparison}
     named |= {name for family in experiment.families.values() for name in family}
     if unknown := sorted(named - set(experiment.arms)):
         raise UsageError(f"{unknown} are compared, but are not among the arms {list(experiment.arms)}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from .paired_tests import holm, sign_flip_p, t_interval
@@ -119,11 +120,24 @@ def _is_significant(p_value: float | None) -> bool:
 
 def _select(experiment: Experiment, records: Records) -> dict[str, Any]:
     scores = {arm: statistics.fmean(seeds.values()) for arm, seeds in scores_by_seed(records).items()}
+    means = {arm: scores[arm] / 100 for arm in experiment.arms}
+    if experiment.at_rest is not None:
+        chosen = {family: _at_rest(arms, scores, experiment.at_rest) for family, arms in experiment.families.items()}
+        rule = (
+            f"the first arm at most {experiment.at_rest:g} points above the one before it, by the mean over folds and "
+            "seeds of mean IoU"
+        )
+        return {"rule": rule, "mean_iou": means, "chosen": chosen}
     return {
         "rule": "the highest mean over folds and seeds of mean IoU",
-        "mean_iou": {arm: scores[arm] / 100 for arm in experiment.arms},
+        "mean_iou": means,
         "chosen": {family: max(arms, key=scores.__getitem__) for family, arms in experiment.families.items()},
     }
+
+
+def _at_rest(arms: Sequence[str], scores: Mapping[str, float], points: float) -> str | None:
+    """Return the first arm that gains at most so many points over the arm before it, `None` if there is none."""
+    return next((arm for before, arm in pairwise(arms) if scores[arm] - scores[before] <= points), None)
 
 
 def group_score(per_category: Mapping[str, float | None], names: Iterable[str]) -> float | None:

@@ -40,6 +40,7 @@ from .transfers import mark_complete
 
 CLASSIFIER_STD = 0.01
 UNLABELED_ARGUMENTS = ("unlabeled_pixel_values", "pseudo_labels", "pseudo_confidence")  # of `forward`
+THRESHOLDS = "pseudo_thresholds"  # of `forward`, optional
 
 # The configuration decides which parts a network has, and configs/ has a recipe for every value of these fields:
 # trf-ignore: TRF041 config.decode_head, config.use_auxiliary_head, config.auxiliary_stage, config.contrastive_mode
@@ -90,12 +91,14 @@ class UnlabeledPass(NamedTuple):
             contrasted.
         pseudo_labels (`torch.Tensor` of shape `(U, H', W')`, int64): Classes or the ignore index.
         pseudo_confidence (`torch.Tensor` of shape `(U, H', W')`): Confidence of the teacher.
+        thresholds (`torch.Tensor` of shape `(U, H', W')`, *optional*): Smallest confidence of a confident pixel.
     """
 
     logits: torch.Tensor
     hidden: tuple[torch.Tensor, ...] | None
     pseudo_labels: torch.Tensor
     pseudo_confidence: torch.Tensor
+    thresholds: torch.Tensor | None = None
 
 
 # trf-ignore: TRF057 see above
@@ -223,6 +226,8 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
                 teacher, and the ignore index where there is padding.
             pseudo_confidence (`torch.Tensor` of shape `(U, H', W')`, *optional*): Probabilities that the teacher
                 gives to these classes.
+            pseudo_thresholds (`torch.Tensor` of shape `(U, H', W')`, *optional*): Confidence from which on a pixel has
+                a cross entropy, in place of `pseudo_label_threshold`.
 
         Raises:
             ValueError: If labels do not match the images, one of the arguments for unlabeled images is missing or does
@@ -233,7 +238,8 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         self._check_channels("pixel_values", pixel_values)
         # in `kwargs`, since the Trainer of transformers expects every argument in a batch whose name has "label" in it
         unlabeled_pixel_values, *pseudo = (kwargs.get(name) for name in UNLABELED_ARGUMENTS)
-        has_unlabeled = self._check_unlabeled(labels, unlabeled_pixel_values, *pseudo)
+        thresholds = kwargs.get(THRESHOLDS)
+        has_unlabeled = self._check_unlabeled(labels, unlabeled_pixel_values, *pseudo, thresholds=thresholds)
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
         contrasts_unlabeled = contrasts and has_unlabeled and self.config.contrastive_pseudo_labels
         if contrasts and labels.is_cuda:
@@ -248,7 +254,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         unlabeled = None
         if has_unlabeled:
             unlabeled_logits, unlabeled_hidden = self._pass_unlabeled(unlabeled_pixel_values, contrasts_unlabeled)
-            unlabeled = UnlabeledPass(unlabeled_logits, unlabeled_hidden, *pseudo)
+            unlabeled = UnlabeledPass(unlabeled_logits, unlabeled_hidden, *pseudo, thresholds=thresholds)
         if labels is not None:
             loss, loss_terms, diagnostics = self._loss(
                 logits, auxiliary_logits, hidden if contrasts else None, labels, unlabeled
@@ -293,11 +299,11 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
                 "(`num_channels` of its backbone)."
             )
 
-    def _check_unlabeled(self, labels, pixel_values, pseudo_labels, pseudo_confidence):
+    def _check_unlabeled(self, labels, pixel_values, pseudo_labels, pseudo_confidence, thresholds):
         """Return whether there are unlabeled images; raise if what belongs to them is missing or does not match."""
         given = dict(zip(UNLABELED_ARGUMENTS, (pixel_values, pseudo_labels, pseudo_confidence), strict=True))
         missing = [f"`{name}`" for name, value in given.items() if value is None]
-        if len(missing) == len(given):
+        if len(missing) == len(given) and thresholds is None:
             return False
         if missing:
             raise ValueError(
@@ -311,8 +317,8 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
             )
         self._check_channels("unlabeled_pixel_values", pixel_values)
         expected = (len(pixel_values), *pixel_values.shape[2:])
-        for name, value in list(given.items())[1:]:
-            if value.shape != expected:
+        for name, value in [*given.items(), (THRESHOLDS, thresholds)][1:]:
+            if value is not None and value.shape != expected:
                 raise ValueError(
                     f"`{name}` must be (U, H', W') = {expected}, the size of `unlabeled_pixel_values`, got "
                     f"{tuple(value.shape)}."
@@ -416,7 +422,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
                 self._resized(unlabeled.logits, unlabeled.pseudo_labels),
                 unlabeled.pseudo_labels,
                 unlabeled.pseudo_confidence,
-                config.pseudo_label_threshold,
+                config.pseudo_label_threshold if unlabeled.thresholds is None else unlabeled.thresholds,
                 ignore_index=config.semantic_loss_ignore_index,
             )
 

@@ -108,7 +108,7 @@ def confident_pixel_cross_entropy(
         logits (`torch.Tensor` of shape `(U, num_labels, H, W)`): Class scores at the size of the pseudo-labels.
         pseudo_labels (`torch.Tensor` of shape `(U, H, W)`, int64): Classes, or `ignore_index` where there is padding.
         confidence (`torch.Tensor` of shape `(U, H, W)`): Probability of the pseudo-label according to its teacher.
-        threshold (`float`): Smallest confidence of a confident pixel.
+        threshold (`float`, or `torch.Tensor` of shape `(U, H, W)`): Smallest confidence of a confident pixel.
         ignore_index (`int`): Label of padding.
 
     Returns:

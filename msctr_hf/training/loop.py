@@ -81,7 +81,12 @@ class TrainingLoop:
             self.accelerator, unlabeled.loader, unlabeled.position, images_per_batch, unlabeled.sampler
         )
         return MeanTeacher(
-            self.accelerator, self.average.module, batches, unlabeled.mix, channels_last=self.args.channels_last
+            self.accelerator,
+            self.average.module,
+            batches,
+            unlabeled.mix,
+            channels_last=self.args.channels_last,
+            class_thresholds=unlabeled.class_thresholds,
         )
 
     @property
@@ -163,15 +168,16 @@ class TrainingLoop:
                 image_ids, unlabeled = batch["image_id"], {}
                 if teacher is not None:
                     taught, others = teacher.next_batch()
-                    image_ids, unlabeled = torch.cat([image_ids, others]), taught._asdict()
+                    image_ids, unlabeled = torch.cat([image_ids, others]), taught.arguments()
                 output = self.model(pixel_values=pixel_values, labels=batch["labels"], **unlabeled)
                 self.accelerator.backward(output.loss)
             terms = {"loss": output.loss.detach(), **output.loss_terms}
             self.guard.add_batch(terms, image_ids)
-            facts = self.network.contrastive_facts
+            facts, diagnostics = self.network.contrastive_facts, output.diagnostics or {}
             if teacher is not None:
                 facts = {**facts, **self.network.unlabeled_weight.facts()}
-            self.meter.add_batch(terms, facts, output.diagnostics or {})
+                diagnostics = {**diagnostics, **teacher.diagnostics()}
+            self.meter.add_batch(terms, facts, diagnostics)
         grad_norm = self.clip_gradient()
         self.progress.step += 1
         # Takes the step of the optimizer, or skips it on the device if its loss or gradient is not finite. The host

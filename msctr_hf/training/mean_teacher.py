@@ -23,6 +23,7 @@ from ..data.specs import DatasetSpec
 from ..evaluation.image_preparation import Colors
 from ..evaluation.inference import classes_and_confidence
 from ..evaluation.visualization import contact_sheet
+from .class_thresholds import ClassThresholds
 
 IMAGES_SHOWN = 4
 _TITLES = ("strong view, mixed", "pseudo-labels", "confident ones")
@@ -35,11 +36,18 @@ class TaughtImages(NamedTuple):
         unlabeled_pixel_values (`torch.Tensor` of shape `(U, C, H, W)`): Strong views, mixed.
         pseudo_labels (`torch.Tensor` of shape `(U, H, W)`, int64): Classes of the teacher, 255 where there is padding.
         pseudo_confidence (`torch.Tensor` of shape `(U, H, W)`): Probabilities of these classes, float32, 0 in padding.
+        pseudo_thresholds (`torch.Tensor` of shape `(U, H, W)`, *optional*): Smallest confidence of a pixel that is
+            trained on, float32, if it depends on the class.
     """
 
     unlabeled_pixel_values: torch.Tensor
     pseudo_labels: torch.Tensor
     pseudo_confidence: torch.Tensor
+    pseudo_thresholds: torch.Tensor | None = None
+
+    def arguments(self) -> dict[str, torch.Tensor]:
+        """Return the arguments of the forward pass by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 class MeanTeacher:
@@ -51,6 +59,7 @@ class MeanTeacher:
         batches (`Generator[dict]`): Batches of `UnlabeledAugmentation`, without end.
         mix (`str`): `"cutmix"`, `"classmix"` or `"none"`.
         channels_last (`bool`): Whether images keep the channels last in memory.
+        class_thresholds (`ClassThresholds`, *optional*): Thresholds by class, which learn from every batch.
     """
 
     def __init__(
@@ -60,16 +69,20 @@ class MeanTeacher:
         batches: Generator[dict[str, torch.Tensor]],
         mix: str,
         channels_last: bool = False,
+        class_thresholds: ClassThresholds | None = None,
     ):
         self.accelerator, self.network, self.batches = accelerator, network, batches
         self.mix = mix
         self.channels_last = channels_last
+        self.class_thresholds = class_thresholds
 
     def next_batch(self) -> tuple[TaughtImages, torch.Tensor]:
         """Label the next images; return them with their encoded ids."""
         batch = next(self.batches)
         classes, confidence = self._predict(batch["weak_pixel_values"])
         is_valid = batch["is_valid"]
+        if self.class_thresholds is not None:
+            self.class_thresholds.update(classes, confidence, is_valid)
         labeled = TaughtImages(
             batch["strong_pixel_values"],
             classes.masked_fill(~is_valid, IGNORE_INDEX),
@@ -77,8 +90,14 @@ class MeanTeacher:
         )
         if self.mix != "none":
             labeled = mix_neighbors(labeled, pasted_pixels(self.mix, batch, labeled.pseudo_labels))
+        if self.class_thresholds is not None:
+            labeled = labeled._replace(pseudo_thresholds=self.class_thresholds.of_pixels(labeled.pseudo_labels))
         in_layout = self._in_layout(labeled.unlabeled_pixel_values)
         return labeled._replace(unlabeled_pixel_values=in_layout), batch["image_id"]
+
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        """Return what the log says about the thresholds by class, if there are such."""
+        return {} if self.class_thresholds is None else self.class_thresholds.diagnostics()
 
     @torch.no_grad()
     def _predict(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +167,7 @@ def mix_neighbors(images: TaughtImages, pasted: torch.Tensor) -> TaughtImages:
         pasted (`torch.Tensor` of shape `(U, H, W)`, bool): Pixels to replace.
     """
     partners = neighbors(len(pasted), pasted.device)
-    pixel_values, labels, confidence = images
+    pixel_values, labels, confidence = images[:3]
     return TaughtImages(
         torch.where(pasted[:, None], pixel_values[partners], pixel_values),
         torch.where(pasted, labels[partners], labels),
@@ -182,12 +201,14 @@ def draw_pseudo_labels(images: TaughtImages, threshold: float, spec: DatasetSpec
 
     Args:
         images (`TaughtImages`): Images with their labels.
-        threshold (`float`): Smallest confidence of the labels that are trained on.
+        threshold (`float`): Smallest confidence of the labels that are trained on, if the images have none of their
+            own.
         spec (`DatasetSpec`): Classes and colors.
         colors (`Colors`): Normalization of the images.
     """
-    pixel_values, labels, confidence = (tensor[:IMAGES_SHOWN].detach().cpu() for tensor in images)
-    confident = labels.where(confidence >= threshold, IGNORE_INDEX)
+    first = (None if tensor is None else tensor[:IMAGES_SHOWN].detach().cpu() for tensor in images)
+    pixel_values, labels, confidence, thresholds = TaughtImages(*first)
+    confident = labels.where(confidence >= (threshold if thresholds is None else thresholds), IGNORE_INDEX)
     rows: list[tuple[Any, Any, Any]] = []
     for image, found, kept in zip(pixel_values.float(), labels, confident, strict=True):
         mean, std = (image.new_tensor(values)[:, None, None] for values in (colors.mean, colors.std))

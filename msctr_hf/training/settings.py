@@ -128,6 +128,13 @@ class TrainingSettings(Settings):
         "rises to its value.",
         at_least=0,
     )
+    pseudo_label_class_share: float | None = setting(
+        None,
+        help="Train on at least this share of the pixels that the teacher gives to a class, by a threshold of its own "
+        "where fewer reach `pseudo_label_threshold`; by default all classes have that one.",
+        above=0,
+        below=1,
+    )
     global_batch_size: int | None = setting(
         None,
         help="Number of images of one step, over all processes, for which the learning rate is meant; a run with "

@@ -28,6 +28,7 @@ from ..progress import say
 from ..settings import as_mapping
 from .channel_statistics import CHANNELS, choose_statistics
 from .checkpointing import Progress, Stateful, States, find_checkpoint, load_progress, write_on_main
+from .class_thresholds import ClassThresholds
 from .class_weights import CLASS_WEIGHTS, ClassPixels, choose_class_weights, describe_class_weights
 from .data_checks import check_data, check_unlabeled
 from .data_record import (
@@ -74,6 +75,7 @@ class UnlabeledData(NamedTuple):
         position (`UnlabeledPosition`): Position in the images, which is part of a checkpoint.
         mix (`str`): How neighboring images are mixed.
         colors (`Colors`): Normalization of the images.
+        class_thresholds (`ClassThresholds`, *optional*): Thresholds by class, which are part of a checkpoint.
     """
 
     loader: DataLoader
@@ -81,6 +83,7 @@ class UnlabeledData(NamedTuple):
     position: UnlabeledPosition
     mix: str
     colors: Colors
+    class_thresholds: ClassThresholds | None
 
 
 class Setup:
@@ -232,6 +235,8 @@ class Setup:
         own: dict[str, Stateful] = {"means": self.means}
         if self.unlabeled is not None:
             shared["unlabeled_position"] = self.unlabeled.position
+            if self.unlabeled.class_thresholds is not None:
+                shared["class_thresholds"] = self.unlabeled.class_thresholds
             own["teacher_statistics"] = TeacherStatistics(self.average.module)  # type: ignore[union-attr]
             if self.network.contrastive_loss is not None:
                 own["pseudo_draws"] = self.network.contrastive_loss.pseudo_draws
@@ -261,7 +266,11 @@ class Setup:
         sampler: Any = None if isinstance(dataset, IterableDataset) else loader.sampler
         colors = ImagePreparation(self.image_processor).colors
         prepared = self.accelerator.prepare(loader)
-        return UnlabeledData(prepared, sampler, UnlabeledPosition(), data_arguments.unlabeled_mix, colors)
+        thresholds, share = None, self.args.pseudo_label_class_share
+        if share is not None:
+            largest, device = self.network.config.pseudo_label_threshold, self.accelerator.device
+            thresholds = ClassThresholds(len(self.spec.classes), share, largest, device)
+        return UnlabeledData(prepared, sampler, UnlabeledPosition(), data_arguments.unlabeled_mix, colors, thresholds)
 
     def _average(self, network: torch.nn.Module) -> ModelEmaV3 | None:
         """Build the average of the weights, if the settings ask for one."""

@@ -219,6 +219,19 @@ def test_the_benchmark_of_a_step_equals_its_result_file(name):
         assert f"| {row['mode']} | {parts} |" in BENCHMARKS
 
 
+def test_the_benchmark_of_unlabeled_images_equals_its_result_file():
+    section = BENCHMARKS.split("\n## A step with images without labels\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if " ms | " in line]
+    measured = (ROOT / "results/benchmark_unlabeled.json").exists()
+    assert ("Not measured yet." in section) != measured
+    for line, row in zip(lines, benchmark("unlabeled") if measured else [], strict=True):
+        cells = (
+            row["step"], f"{row['step ms']:,.0f} ms", f"{row['time / ce']:.2f}", f"{row['MB']:,.0f} MB",
+            f"{row['memory / ce']:.2f}",
+        )  # fmt: skip
+        assert line == f"| {' | '.join(cells)} |"
+
+
 def test_the_section_about_gpus_equals_what_was_measured_on_them():
     section = gpu_section(sorted((ROOT / "results").glob("gpu_*.json")))
     assert BENCHMARKS.split("\n```\n")[-1].strip() == section, "python scripts/gpu_report.py prints the section"

@@ -77,6 +77,20 @@ def test_the_loss_has_the_cross_entropy_of_confident_pixels_over_all_pixels_but_
     assert network.unlabeled_weight.facts() == {"unlabeled/weight_factor": 0.5}
 
 
+def test_thresholds_of_pixels_replace_the_common_one(tiny_config, tiny_batch, unlabeled):
+    network = build(tiny_config, pseudo_label_threshold=1.0)
+    alone = copy.deepcopy(network)(unlabeled["unlabeled_pixel_values"]).logits
+    of_classes = torch.tensor([0.92, 0.94, 0.96, 0.98, 2.0])
+    labels = unlabeled["pseudo_labels"]
+    thresholds = of_classes[labels.where(labels != 255, 0)]
+    sure = unlabeled["pseudo_confidence"] >= thresholds
+    expected, share = by_numpy(alone, {**unlabeled, "pseudo_confidence": sure.double()}, 1.0)
+    output = network(**tiny_batch, **unlabeled, pseudo_thresholds=thresholds)
+    assert output.loss_terms["pseudo_cross_entropy"].item() == pytest.approx(expected, rel=1e-5)
+    assert output.diagnostics["pseudo_cross_entropy/confident_pixels"].item() == pytest.approx(share)
+    assert 0.1 < share < 0.9
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_the_gradient_is_that_of_both_losses_and_the_auxiliary_head_learns_from_labels_alone(
     tiny_config, tiny_batch, unlabeled, head
@@ -256,6 +270,7 @@ def test_arguments_of_unlabeled_images_belong_together(tiny_config, tiny_batch, 
     [
         ("pseudo_labels", torch.zeros(2, 64, 80, dtype=torch.int64), r"must be .* \(3, 64, 80\).* got \(2, 64, 80\)"),
         ("pseudo_confidence", torch.zeros(3, 5, 64, 80), r"must be .* \(3, 64, 80\).* got \(3, 5, 64, 80\)"),
+        ("pseudo_thresholds", torch.zeros(5), r"must be .* \(3, 64, 80\).* got \(5,\)"),
         ("unlabeled_pixel_values", torch.zeros(3, 4, 64, 80), r"have 4 channel\(s\), but the network reads 3"),
     ],
 )

@@ -71,8 +71,8 @@ def test_two_processes_train_the_same_network_as_one_process(folder, tmp_path, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mix", "mode"), [("cutmix", "ms_cs"), ("classmix", "ce")])
-def test_two_processes_learn_from_images_without_labels_as_one_process(folder, tmp_path, mode, mix):
+@pytest.mark.parametrize(("mix", "mode", "share"), [("cutmix", "ms_cs", 0.5), ("classmix", "ce", None)])
+def test_two_processes_learn_from_images_without_labels_as_one_process(folder, tmp_path, mode, mix, share):
     for number in range(8):  # noise alone in some, so that processes have unequal numbers of confident pixels
         image = np.random.default_rng(100 + number).integers(0, 256 if number % 2 else 60, (64, 64, 3), dtype=np.uint8)
         (tmp_path / "more").mkdir(exist_ok=True)
@@ -84,6 +84,8 @@ def test_two_processes_learn_from_images_without_labels_as_one_process(folder, t
         "dropout": 0.0, "class_weights": "[1,1]", "crop_size": "64 64", "scale_range": "1 1", "aspect_range": "1 1",
         "max_class_share": 1.0, "max_steps": 8, "validation_steps": 8,
     }  # fmt: skip
+    if share is not None:
+        settings["pseudo_label_class_share"] = share
     one, _ = train_in_float64(folder, tmp_path / "one", [], batch_size=4, **settings)
     two, _ = train_in_float64(folder, tmp_path / "two", TORCHRUN, batch_size=2, **settings)
     for name, weights in one.items():
@@ -95,6 +97,9 @@ def test_two_processes_learn_from_images_without_labels_as_one_process(folder, t
     shares = [entry["pseudo_cross_entropy/confident_pixels"] for entry in logged[0][2:]]
     assert max(shares) > 0.01
     assert min(shares) < 0.99
+    thresholds = [[entry.get("pseudo_labels/lowest_threshold") for entry in log] for log in logged]
+    assert thresholds[0] == thresholds[1]
+    assert (min(thresholds[0][2:]) < 0.6) if share else (set(thresholds[0]) == {None})
 
 
 @pytest.mark.slow

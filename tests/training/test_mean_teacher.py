@@ -120,7 +120,7 @@ def test_the_teacher_labels_weak_views_without_a_gradient_and_ignores_padding(te
     torch.testing.assert_close(found.pseudo_confidence[valid], confidence[valid], rtol=1e-4, atol=1e-5)
     assert (found.pseudo_labels[~valid] == 255).all()
     assert not found.pseudo_confidence[~valid].any()
-    assert not any(tensor.requires_grad for tensor in found)
+    assert not any(tensor.requires_grad for tensor in found.arguments().values())
     assert image_ids is batch["image_id"]
     assert all(torch.equal(before[name], buffer) for name, buffer in one.network.named_buffers())
 

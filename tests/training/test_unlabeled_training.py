@@ -99,6 +99,22 @@ def test_a_resumed_run_ends_with_the_same_weights(data, run, tmp_path, step):
     ]
 
 
+def test_thresholds_by_class_are_logged_and_a_resumed_run_keeps_them(data, tmp_path):
+    whole, resumed, settings = tmp_path / "whole", tmp_path / "resumed", {"pseudo_label_class_share": 0.7}
+    train(data, whole, **settings, pseudo_label_threshold=0.9)
+    lowest = [line.get("pseudo_labels/lowest_threshold") for line in steps(whole)]
+    assert lowest[0] is None
+    assert all(threshold < 0.9 for threshold in lowest[1:])
+    shares = [line["pseudo_cross_entropy/confident_pixels"] for line in steps(whole)[1:]]
+    assert all(0.5 < share < 1 for share in shares)  # no class has 70 % of its pixels above 0.9
+    shutil.copytree(whole / "checkpoints/step_2", resumed / "checkpoints/step_2")
+    train(data, resumed, **settings, pseudo_label_threshold=0.9, resume="auto")
+    assert all(torch.equal(weights(resumed)[name], value) for name, value in weights(whole).items())
+    of_run = [torch.load(each / "checkpoints/step_5/states.pt", weights_only=True) for each in (resumed, whole)]
+    assert torch.equal(*(each["class_thresholds"]["counts"] for each in of_run))
+    assert of_run[1]["class_thresholds"]["counts"].any()
+
+
 def test_a_figure_that_was_being_written_when_a_run_was_killed_is_removed_by_the_next_start(data, run, tmp_path):
     resumed = tmp_path / "resumed"
     shutil.copytree(run / "checkpoints/step_5", resumed / "checkpoints/step_5")
@@ -201,6 +217,8 @@ WRONG = [
     ({"unlabeled": None}, "`unlabeled_mix=classmix` is about images without labels, and there are none"),
     ({**WITHOUT, "unlabeled_batch_size": 2}, "`unlabeled_batch_size=2` is about images without labels"),
     ({**WITHOUT, "pseudo_label_threshold": 0.5}, "`pseudo_label_threshold=0.5` is about images without labels"),
+    ({**WITHOUT, "pseudo_label_class_share": 0.5}, "`pseudo_label_class_share=0.5` is about images without labels"),
+    ({"pseudo_label_class_share": 1.0}, r"`pseudo_label_class_share` must be in \(0, 1\), got 1.0"),
     ({"pseudo_label_threshold": 1.5}, "`pseudo_label_threshold` must be a probability in"),
     ({"unlabeled_batch_size": 7}, "6 images without labels do not fill one batch of 7"),
     ({"unlabeled": "test"}, "has the splits"),

@@ -5,7 +5,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from experiments.benchmark import contrast
+from experiments.benchmark import contrast, unlabeled
+from experiments.benchmark.step import Setting
+from msctr_hf.commands.train import command_line
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +81,44 @@ def test_a_training_step_is_measured_in_all_modes(run_script, tmp_path):
         assert sum(phases) == pytest.approx(row["step ms"])
         assert row["images/s"] == pytest.approx(2000 / row["step ms"])
         assert row["data ms"] > 0
+
+
+def test_a_step_with_unlabeled_images_is_measured_beside_the_supervised_one(run_script, tmp_path, monkeypatch):
+    monkeypatch.setattr(unlabeled, "peak_megabytes", lambda build, arguments, *_: 10.0 * (1 + len(arguments[1])))
+    options = ["--config", ROOT / "configs/quickstart.yaml", "--batch_size", "2", "--crop_size", "64", "64"]
+    options += ["--repetitions", "1", "--output", tmp_path / "f.json"]
+    code, _, error = run_script("benchmark.py", "unlabeled", *options)
+    assert code == 0, error
+    rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == list(unlabeled.CASES)
+    assert [row["unlabeled images"] for row in rows] == [0, 2, 2, 2]
+    for row in rows:
+        assert row["time / ce"] == pytest.approx(row["step ms"] / rows[0]["step ms"])
+        assert row["memory / ce"] == pytest.approx(row["MB"] / 30)
+
+
+def test_every_step_with_unlabeled_images_does_what_its_name_says():
+    recipe = command_line().parse(["--config", str(ROOT / "configs/quickstart.yaml"), "--backbone_weights", "none"])
+    setting = Setting(2, (64, 64), torch.device("cpu"))
+    anchors = {}
+    for name, case in unlabeled.CASES.items():
+        step = unlabeled.UnlabeledStep(recipe, name, setting)
+        output, forward = [], step.model.forward
+        step.model.forward = lambda *args, of=forward, to=output, **more: to.append(of(*args, **more)) or to[-1]
+        loss = step.forward()
+        loss.backward()
+        before = [] if step.average is None else [value.clone() for value in step.average.module.parameters()]
+        step.update()
+        terms = output[0].loss_terms
+        assert ("pseudo_cross_entropy" in terms) == case.has_teacher
+        assert any(term.startswith("contrastive") for term in terms) == (case.mode == "ms_cs")
+        if case.has_teacher:
+            share = output[0].diagnostics["pseudo_cross_entropy/confident_pixels"].item()
+            assert share == pytest.approx(unlabeled.CONFIDENT_SHARE, abs=0.05)
+            after = step.average.module.parameters()
+            assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
+        anchors[name] = step.model.contrastive_facts.get("contrastive/stage_1/pseudo_anchors", 0)
+    assert [count > 0 for count in anchors.values()] == [False, False, False, True]
 
 
 def test_a_missing_gpu_and_a_missing_configuration_are_reported_in_one_sentence(run_script, tmp_path, monkeypatch):

@@ -244,6 +244,33 @@ def test_the_cost_of_a_step_is_printed_as_a_line_of_the_file(tmp_path, monkeypat
     assert (arm[-1], baseline[-1], threads) == ("ms_cs", "ce", 1)
 
 
+def test_the_steps_of_arms_in_the_time_of_the_first_are_printed_as_lines_of_the_file(tmp_path, monkeypatch, capsys):
+    arms = {
+        "ce_time": {"run": "ce"}, "chosen": {"run": "ms --unlabeled rest", "steps": None},
+        "late": {"run": "ms --unlabeled rest --unlabeled_start_step 40", "steps": None},
+    }  # fmt: skip
+    same = {"step_cost": None, "secondary": [["late", "ce_time"]]}
+    confirmation(tmp_path, arms=arms, flags=f"{TINY} --train_images 9".replace("4", "100"), **same)
+    asked = []
+
+    def measured(arm, baseline, threads):
+        asked.append((arm, baseline))
+        return StepCost(0.3, 0.1, 3.0 if arm[-2:] == ["--unlabeled_start_step", "0"] else 1.2)
+
+    monkeypatch.setattr(bench, "measure_step_cost", measured)
+    print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, ()))
+    assert yaml.safe_load(capsys.readouterr().out) == {
+        "chosen": {"steps": 33}, "late": {"steps": 40 + (100 - 48) // 3},
+    }  # fmt: skip
+    assert all(baseline[-2:] == ["--contrastive_mode", "ce"] for _, baseline in asked)
+    confirmation(tmp_path, flags=TINY, arms={**arms, "late": {"run": None}}, **same)
+    with pytest.raises(UsageError, match="the arm late has no `run:` yet"):
+        print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, ()))
+    confirmation(tmp_path, flags=TINY, arms=dict(reversed(arms.items())), **same)
+    with pytest.raises(UsageError, match="the first arm, late, must have the steps of `flags:`"):
+        print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, ()))
+
+
 @pytest.fixture
 def selection(tmp_path):
     """Write a data set like CamVid with a test split, lists of two folds, and a selection."""
@@ -308,6 +335,23 @@ def test_a_selection_chooses_the_arm_with_the_highest_mean_of_each_family(select
     assert not (tmp_path / "results/ledger.json").exists()
     assert "chosen, without_b, seed 0: mIoU 52.00 %" in capsys.readouterr().out
     assert read_json(tmp_path / "results/selection/runs/ce_without_a_seed_1.json")["split"] == "validation"
+
+
+def test_a_selection_may_choose_the_first_arm_at_rest(selection, tmp_path, monkeypatch, capsys):
+    path, data = selection
+    content = yaml.safe_load(path.read_text())
+    names = ["one", "two", "four", "eight"]
+    arms = {name: {"run": "ce", "steps": number} for number, name in enumerate(names, 1)}
+    content |= {"arms": arms, "families": {"ce": names, "shorter": names[:2]}, "at_rest": 0.5}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    scores = {"one": 0.5, "two": 0.51, "four": 0.514, "eight": 0.53}
+    monkeypatch.setitem(globals(), "mean_iou", lambda arm, seed: scores[arm] + 0.01 * seed)
+    monkeypatch.setattr(bench, "run_all", FakeRuns())
+    run_experiment(path, Options(tmp_path / "runs", ("--data_dir", str(data)), results=tmp_path / "results"))
+    choice = read_json(tmp_path / "results/selection/choice.json")
+    assert choice["chosen"] == {"ce": "four", "shorter": None}
+    assert "at most 0.5 points above the one before it" in capsys.readouterr().out
+    assert read_json(tmp_path / "results/selection/runs/four_without_a_seed_1.json")["max_steps"] == 3
 
 
 def test_a_name_in_a_list_that_is_not_an_image_is_refused(selection, tmp_path):

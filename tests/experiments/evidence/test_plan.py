@@ -1,6 +1,7 @@
 """A file fixes an experiment before its first run, or is refused in one sentence."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from simulated import FLAGS, confirmation
 
 from experiments.evidence.plan import read_experiment
 from msctr_hf.commands.train import command_line
+from msctr_hf.training.settings import refuse_without_images
 
 PLANS = sorted((ROOT / "experiments/plans").glob("*.yaml"))
 SELECTION = {
@@ -40,8 +42,20 @@ def test_what_is_not_chosen_or_measured_yet_is_named(tmp_path):
     with pytest.raises(ValueError, match="the arm chosen has no `run:` yet"):
         confirmation(tmp_path, arms=arms).check_is_complete()
     arms["chosen"] = {"run": "ms"}
-    with pytest.raises(ValueError, match="`step_cost:` is not measured yet"):
+    with pytest.raises(ValueError, match="the steps of the arm ce_time are not measured yet"):
         confirmation(tmp_path, arms=arms, step_cost=None).check_is_complete()
+    arms = {"chosen": {"run": "ms", "steps": None}, "ce_time": {"run": "ce"}}
+    with pytest.raises(ValueError, match="the steps of the arm chosen are not measured yet"):
+        confirmation(tmp_path, arms=arms, step_cost=None).check_is_complete()
+
+
+def test_arms_may_have_steps_of_their_own_and_be_compared_with_nothing(tmp_path):
+    arms = {"ce_time": {"run": "ce"}, "chosen": {"run": "ms", "steps": 3}, "other": {"run": "ms_cs", "steps": 2}}
+    experiment = confirmation(tmp_path, arms=arms, reported=["other"])
+    assert {name: arm.steps for name, arm in experiment.arms.items()} == {"ce_time": 4, "chosen": 3, "other": 2}
+    assert experiment.comparisons == [("chosen", "ce_time")]
+    with pytest.raises(ValueError, match=r"the arms \['other'\] are compared with nothing"):
+        confirmation(tmp_path, arms=arms)
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -65,6 +79,9 @@ def test_what_is_not_chosen_or_measured_yet_is_named(tmp_path):
     ({"arms": {"chosen": {"run": "ms"}, "ce_time": {}}}, "must have either `run:` or `like:`"),
     ({"arms": {"chosen": {"run": "ms"}, "ce_time": {"run": "ce", "control": "x"}}}, "`control:` is one of"),
     ({"arms": {"chosen": {"run": "contrast"}, "ce_time": {"run": "ce"}}}, "must be a mode"),
+    ({"arms": {"chosen": {"run": "ms", "steps": 2.5}, "ce_time": {"run": "ce"}}}, "whole number or null.* got 2.5"),
+    ({"arms": {"chosen": {"run": "ms", "steps": 2, "equal_time": True}, "ce_time": {}}}, "excludes `equal_time:`"),
+    ({"reported": ["nobody"]}, "are compared, but are not among the arms"),
 ])  # fmt: skip
 def test_faulty_files_are_refused_in_one_sentence(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -84,6 +101,35 @@ def test_a_selection_cannot_name_the_test_split_or_judge_on_the_validation_split
     path.write_text(yaml.safe_dump(SELECTION | changes))
     with pytest.raises(ValueError, match=message):
         read_experiment(path)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_settings_of_arms_do_not_contradict_each_other(path):
+    experiment = read_experiment(path)
+    for arm in experiment.arms.values():
+        _, data, training, _, network = command_line().parse(
+            [*experiment.flags, *(arm.flags or ()), "--data_dir", "d"]
+        )
+        if data.unlabeled is None:
+            refuse_without_images(data, training, network)
+        else:
+            assert data.train_images is not None  # of which the rest is unlabeled
+            assert training.unlabeled_start_step < experiment.steps
+
+
+def test_the_teachers_of_the_experiment_with_unlabeled_images_have_what_was_announced():
+    selection = read_experiment(ROOT / "experiments/plans/camvid_46_unlabeled_selection.yaml")
+    parsed = {name: command_line().parse([*selection.flags, *arm.flags]) for name, arm in selection.arms.items()}
+    assert all(training.ema for _, _, training, _, _ in parsed.values())  # the average of every arm is scored
+    teachers = {name: (data, training) for name, (_, data, training, _, _) in parsed.items() if data.unlabeled}
+    assert list(teachers) == selection.families["teacher"]
+    assert len(teachers) == 4
+    assert all(training.unlabeled_start_step > 0 for _, training in teachers.values())
+    assert any(training.pseudo_label_class_share for _, training in teachers.values())
+    assert any(data.unlabeled_strength < 1 for data, _ in teachers.values())
+    budget = read_experiment(ROOT / "experiments/plans/camvid_46_unlabeled_budget.yaml")
+    steps = [budget.arms[name].steps for name in budget.families["ce"]]
+    assert all(after == 2 * before for before, after in pairwise(steps))
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
