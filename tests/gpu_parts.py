@@ -208,4 +208,13 @@ def waiting_place(message):
     if not inner:
         outside = frames[max(0, len(frames) - 2)]
         return f"{Path(outside.filename).name}: {outside.name}"
-    return f"{Path(inner[-1].filename).relative_to(PACKAGE)}: {inner[-1].name}"
+    return _place(inner[-1].filename, inner[-1].name)
+
+
+def place_of(function):
+    """Name a function of the package as `waiting_place` does, so that an expected place cannot be out of date."""
+    return _place(function.__code__.co_filename, function.__name__)
+
+
+def _place(file, name):
+    return f"{Path(file).relative_to(PACKAGE)}: {name}"

@@ -5,8 +5,12 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT
-from gpu_parts import Figures, at_most, file_name
+from gpu_parts import Figures, at_most, file_name, place_of, waiting_place
+
+from msctr_hf import MultiScaleContrastiveLoss
+from msctr_hf.models.stage_anchors import StageSampler
 
 
 def test_a_file_is_named_after_its_card():
@@ -47,6 +51,18 @@ def test_a_part_ends_at_its_limit():
         time.sleep(10)
     with at_most(10):
         pass
+
+
+def test_the_counts_of_a_batch_reach_the_host_at_the_place_that_the_parts_expect(monkeypatch):
+    places, read = [], torch.Tensor.tolist
+
+    def tolist(tensor):
+        places.append(waiting_place("called a synchronizing CUDA operation"))
+        return read(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    MultiScaleContrastiveLoss(2, [1])([torch.randn(1, 4, 8, 8)], torch.randint(0, 2, (1, 32, 32)))
+    assert places == [place_of(StageSampler._count)]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 
 from msctr_hf.errors import UsageError
-from msctr_hf.models import contrastive_loss
+from msctr_hf.models import stage_anchors
 from msctr_hf.models.anchor_sampling import Anchors
 from msctr_hf.models.modeling_msctr import MsctrForSemanticSegmentation
 
@@ -27,12 +27,12 @@ from msctr_hf.models.modeling_msctr import MsctrForSemanticSegmentation
 @contextmanager
 def placebo() -> Iterator[None]:
     """Shuffle the classes of the anchors of every stage, with a generator of its own for each."""
-    draw_anchors = contrastive_loss.draw_anchors
+    draw_anchors = stage_anchors.draw_anchors
 
     def draw_and_shuffle(*arguments: Any, **keywords: Any) -> Anchors:
         return _shuffled(draw_anchors(*arguments, **keywords))
 
-    with patch.object(contrastive_loss, "draw_anchors", draw_and_shuffle):
+    with patch.object(stage_anchors, "draw_anchors", draw_and_shuffle):
         yield
 
 

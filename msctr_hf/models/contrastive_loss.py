@@ -18,26 +18,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .anchor_sampling import (
-    Anchors,
-    SamplingPlan,
-    check_channel_order,
-    check_integer,
-    check_limits,
-    check_map,
-    count_pairs,
-    draw_anchors,
-    pair_of_every_pixel,
-    plan_draws,
-    tell_apart,
-)
+from .anchor_sampling import SamplingPlan, check_integer, check_limits
 from .contrastive_diagnostics import class_sums, mean_cosines
 from .gathered_anchors import GatheredRows, gather_rows
 from .info_nce import (
@@ -46,23 +32,13 @@ from .info_nce import (
     check_temperature,
     contrast_across,
     contrast_within_scale,
-    refuse_transforms,
     unit_rows,
 )
-from .misclassified_pixels import misclassified_pixels
 from .process_group import num_processes
-from .pseudo_anchors import (
-    PseudoDraws,
-    PseudoLabeled,
-    check_pseudo_settings,
-    generator_of,
-    join_anchors,
-    plan_pseudo_draws,
-)
-from .transfers import beside_queue, hand_over
+from .pseudo_anchors import PseudoDraws, PseudoLabeled, check_pseudo_settings
+from .stage_anchors import StageSampler
 
 DEFAULT_SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # finest first
-MAX_LISTED = 5  # values that an error quotes
 
 _NAMES_IN_CONFIG = {  # arguments of the loss -> fields of `MsctrConfig`
     "num_labels": "num_labels",
@@ -269,9 +245,8 @@ class MultiScaleContrastiveLoss(nn.Module):
         """Describe the settings, for `print`."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in _NAMES_IN_CONFIG)
 
-    def _limits(self) -> dict[str, Any]:
-        names = ("sampling", "min_anchors_per_class", "max_anchors_per_class", "max_anchors")
-        return {name: getattr(self, name) for name in names}
+    def _sampler(self) -> StageSampler:
+        return StageSampler._make(getattr(self, name) for name in StageSampler._fields)
 
     def _check_settings(self) -> None:
         check_integer("num_labels", self.num_labels)
@@ -300,58 +275,16 @@ class MultiScaleContrastiveLoss(nn.Module):
         check_positives(self.positives)
         if self.anchor_selection not in ("random", "hard"):
             raise ValueError(f"`anchor_selection` must be 'random' or 'hard', got {self.anchor_selection!r}.")
-        check_limits(**self._limits())
+        check_limits(**self._sampler().limits)
         check_pseudo_settings(self.pseudo_threshold, self.pseudo_share)
 
-    def _check_batch(self, features: Sequence[torch.Tensor], labels: torch.Tensor, project: Sequence | None) -> None:
-        if isinstance(features, (torch.Tensor, dict)) or not hasattr(features, "__len__"):
-            remedy = "[features]" if isinstance(features, torch.Tensor) else "list(features)"
-            remedy = "list(features.values())" if isinstance(features, dict) else remedy
-            raise TypeError(f"`features` must be a list with one map per stage, got one object: pass `{remedy}`.")
-        if len(features) != len(self.stages):
+    def _check_project(self, project: Sequence | None) -> None:
+        if project is None:
+            return
+        count = len(project) if hasattr(project, "__len__") else f"a {type(project).__name__}"
+        if count != len(self.stages):
             raise ValueError(
-                f"`features` must have one map for each of the `stages` {list(self.stages)}, got {len(features)}."
-            )
-        for position, stage in enumerate(features):
-            check_map(f"features[{position}]", stage, labels)
-        check_channel_order("features", features, labels)
-        if project is not None:
-            count = len(project) if hasattr(project, "__len__") else f"a {type(project).__name__}"
-            if count != len(self.stages):
-                raise ValueError(
-                    f"`project` must have one function for each of the `stages` {list(self.stages)}, got {count}."
-                )
-
-    def _check_pseudo(self, features: Sequence[torch.Tensor], pseudo: PseudoLabeled) -> None:
-        if len(pseudo.features) != len(features):
-            raise ValueError(
-                f"`pseudo.features` must have one map for each of the `stages` {list(self.stages)}, got "
-                f"{len(pseudo.features)}."
-            )
-        for position, (stage, labeled) in enumerate(zip(pseudo.features, features, strict=True)):
-            name = f"pseudo.features[{position}]"
-            check_map(name, stage, pseudo.labels)
-            if stage.shape[1] != labeled.shape[1]:
-                raise ValueError(
-                    f"`{name}` must have the {labeled.shape[1]} channels of `features[{position}]`, got "
-                    f"{stage.shape[1]}."
-                )
-        if pseudo.confidence.shape != pseudo.labels.shape:
-            raise ValueError(
-                f"`pseudo.confidence` must have the shape of `pseudo.labels`, {tuple(pseudo.labels.shape)}, got "
-                f"{tuple(pseudo.confidence.shape)}."
-            )
-
-    def _check_logits(self, logits: torch.Tensor | None, labels: torch.Tensor) -> None:
-        if logits is None:
-            raise ValueError(
-                "`anchor_selection='hard'` needs the class scores of the network: pass `logits` (B, num_labels, h, w)."
-            )
-        shape, expected = tuple(logits.shape), (len(labels), self.num_labels)
-        if len(shape) != 4 or shape[:2] != expected or logits.device != labels.device:
-            raise ValueError(
-                f"`logits` must be (B, num_labels, h, w) with {expected} on {labels.device}, as `labels`, got {shape} "
-                f"on {logits.device}."
+                f"`project` must have one function for each of the `stages` {list(self.stages)}, got {count}."
             )
 
     def _check_projections(self, rows: Sequence[UnitRows]) -> None:
@@ -373,21 +306,8 @@ class MultiScaleContrastiveLoss(nn.Module):
         logits: torch.Tensor | None,
         pseudo: PseudoLabeled | None,
     ) -> ContrastiveResult:
-        self._check_batch(features, labels, project)
-        if pseudo is not None:
-            self._check_pseudo(features, pseudo)
-        if self.anchor_selection == "hard":
-            self._check_logits(logits, labels)
-        else:
-            logits = None
-        refuse_transforms(
-            labels, *features, *([] if logits is None else [logits]), *([] if pseudo is None else pseudo.features)
-        )
-        groups, counts = self._count(features, labels, logits, pseudo)
-        anchors, plans = self._draw(features, groups, counts, len(labels), generator)
-        pseudo_plans: list[SamplingPlan] = []
-        if pseudo is not None:
-            anchors, pseudo_plans = self._add_pseudo_labeled(anchors, plans, pseudo, groups, counts)
+        self._check_project(project)
+        anchors, plans, pseudo_plans = self._sampler().draw(features, labels, generator, logits, pseudo)
         if project is not None:
             anchors = [
                 stage._replace(features=projection(stage.features))
@@ -463,98 +383,6 @@ class MultiScaleContrastiveLoss(nn.Module):
         for name, plan in zip(self._stage_names(), pseudo_plans, strict=False):
             facts[f"{name}/pseudo_anchors"] = float(sum(plan.draws))
         return facts
-
-    def _count(
-        self,
-        features: Sequence[torch.Tensor],
-        labels: torch.Tensor,
-        logits: torch.Tensor | None,
-        pseudo: PseudoLabeled | None,
-    ) -> tuple[list[torch.Tensor], list[list[list[int]]]]:
-        """Compute the groups of pixels of every stage and their sizes by image, first labeled ones, then the others.
-
-        The sizes of all stages reach the host in one synchronization. With `logits` there are two groups of pixels in
-        every class of a labeled image, those that are classified right and the others. Without them, sizes depend on
-        labels alone: where these are marked as complete, the host does not wait for the maps.
-        """
-        read = [labels] if pseudo is None else [labels, pseudo.labels, pseudo.confidence]
-        with beside_queue(*read) if logits is None else nullcontext():
-            classes = labels.long()
-            groups = self._groups(features, classes, logits)
-            per_image = self.num_labels * (1 if logits is None else 2)
-            sizes = [count_pairs(stage, len(labels), per_image) for stage in groups]
-            unknown = [self._is_unknown(classes).sum()]
-            if pseudo is not None:
-                confident = pseudo.confident_labels(self.pseudo_threshold, self.ignore_index)
-                of_unlabeled = self._groups(pseudo.features, confident, None)
-                sizes += [count_pairs(stage, len(confident), self.num_labels) for stage in of_unlabeled]
-                groups += of_unlabeled
-                unknown.append(self._is_unknown(pseudo.labels).sum())
-            numbers = iter(torch.cat([torch.stack(unknown), *(size.flatten() for size in sizes)]).tolist())
-        hand_over(groups)
-        for name, values in zip(("labels", "pseudo.labels"), read[:2], strict=False):
-            if next(numbers):
-                self._refuse_unknown(name, values)
-        return groups, [[list(islice(numbers, size.shape[1])) for _ in range(len(size))] for size in sizes]
-
-    def _draw(
-        self,
-        features: Sequence[torch.Tensor],
-        groups: Sequence[torch.Tensor],
-        counts: Sequence[Sequence[Sequence[int]]],
-        num_images: int,
-        generator: torch.Generator | None,
-    ) -> tuple[list[Anchors], list[SamplingPlan]]:
-        """Plan and draw the labeled anchors of every stage."""
-        apart = self.anchor_selection == "hard"
-        num_groups = num_images * self.num_labels * (2 if apart else 1)
-        anchors, plans = [], []
-        for stage, stage_groups, of_images in zip(features, groups, counts, strict=False):
-            plans.append(plan_draws(of_images, **self._limits(), misclassified_apart=apart))
-            anchors.append(draw_anchors(stage, stage_groups, num_groups, plans[-1], generator))
-        return anchors, plans
-
-    def _add_pseudo_labeled(
-        self,
-        labeled: Sequence[Anchors],
-        labeled_plans: Sequence[SamplingPlan],
-        pseudo: PseudoLabeled,
-        groups: Sequence[torch.Tensor],
-        counts: Sequence[Sequence[Sequence[int]]],
-    ) -> tuple[list[Anchors], list[SamplingPlan]]:
-        """Draw confident pixels of unlabeled images, and return them with the labeled anchors of their stages."""
-        limits = {name: getattr(self, name) for name in ("min_anchors_per_class", "max_anchors")}
-        anchors, plans = [], []
-        for position, (stage, of_labeled) in enumerate(zip(pseudo.features, labeled, strict=True), len(labeled)):
-            numbers = self.pseudo_draws.next()
-            labeled_plan = labeled_plans[position - len(labeled)]
-            plan = plan_pseudo_draws(counts[position], labeled_plan, numbers, share=self.pseudo_share, **limits)
-            generator = generator_of(numbers, stage.device)
-            drawn = draw_anchors(stage, groups[position], len(stage) * self.num_labels, plan, generator)
-            anchors.append(join_anchors([of_labeled, drawn], self.num_labels))
-            plans.append(plan)
-        return anchors, plans
-
-    def _groups(
-        self, features: Sequence[torch.Tensor], labels: torch.Tensor, logits: torch.Tensor | None
-    ) -> list[torch.Tensor]:
-        pairs = [pair_of_every_pixel(labels, stage, self.num_labels, self.ignore_index) for stage in features]
-        if logits is None:
-            return pairs
-        misclassified = misclassified_pixels(logits, labels, features, self.align_corners)
-        num_pairs = len(labels) * self.num_labels
-        return [tell_apart(*stage, num_pairs) for stage in zip(pairs, misclassified, strict=True)]
-
-    def _is_unknown(self, labels: torch.Tensor) -> torch.Tensor:
-        return ((labels < 0) | (labels >= self.num_labels)) & (labels != self.ignore_index)
-
-    def _refuse_unknown(self, name: str, labels: torch.Tensor) -> None:
-        values = labels[self._is_unknown(labels)].unique().tolist()
-        listed = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
-        raise ValueError(
-            f"`{name}` has values that are neither classes, 0 to {self.num_labels - 1}, nor `ignore_index`, "
-            f"{self.ignore_index}: {listed}."
-        )
 
 
 def _default_scale_weights(num_stages: int) -> tuple[float, ...]:

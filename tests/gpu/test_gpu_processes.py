@@ -11,15 +11,17 @@ import warnings
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from gpu_parts import SYNC_BATCH_NORM, part, waiting_place
+from gpu_parts import SYNC_BATCH_NORM, part, place_of, waiting_place
 
 from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation
+from msctr_hf.models.gathered_anchors import _class_sizes_of_all
+from msctr_hf.models.stage_anchors import StageSampler
 from msctr_hf.training.network import freeze, synchronize_batch_norms
 
 TIMEOUT = datetime.timedelta(seconds=60)
 # The host waits for the counts of the micro-batch, for the class sizes of all processes, and in every synchronized
 # BatchNorm, which leaves out processes without values. gloo also copies what it exchanges to the host.
-LISTED = {"models/contrastive_loss.py: _sample", "models/gathered_anchors.py: _class_sizes_of_all", SYNC_BATCH_NORM}
+LISTED = {place_of(StageSampler._count), place_of(_class_sizes_of_all), SYNC_BATCH_NORM}
 COPIED_BY_GLOO = {"models/gathered_anchors.py: forward", "models/gathered_anchors.py: backward"}
 
 

@@ -7,15 +7,16 @@ import warnings
 
 import pytest
 import torch
-from gpu_parts import PACKAGE, part, tf32, waiting_place
+from gpu_parts import PACKAGE, part, place_of, tf32, waiting_place
 from layouts import write_folder
 
 import msctr_hf
+from msctr_hf.models.stage_anchors import StageSampler
 from msctr_hf.training.loop import TrainingLoop
 from msctr_hf.training.run_folder import read_log
 
 WATCHED = range(4, 14)  # ten steps without a log; before them libraries start, and fp16 finds its scale
-PROMISED = "models/contrastive_loss.py: _sample"  # the transfer of the counts of a micro-batch
+PROMISED = place_of(StageSampler._count)  # the transfer of the counts of a micro-batch
 REPORTED = "training/logs.py: report"
 
 

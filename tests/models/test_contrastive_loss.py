@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from golden_numbers import read, relative_error, uniform
 from reference import info_nce_by_loops
+from stage_maps import block_labels, maps
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msctr_hf import MultiScaleContrastiveLoss, info_nce_loss, sample_anchors
 from msctr_hf.models.projection_head import ProjectionHead
 
-SIZES = [(16, 24), (8, 12), (4, 6)]
 OPTIONS = {"anchor_selection": "hard", "positives": "any"}
 
 with_and_without_options = pytest.mark.parametrize("settings", [{}, OPTIONS], ids=["default", "options"])
@@ -23,14 +23,6 @@ def build(**settings):
     defaults = {"num_labels": 5, "stages": (1, 2, 4), "scale_weights": (1.0, 0.7, 0.4)}
     pairs = {"pairs": ((0, 2), (0, 1)), "pair_weights": (1.0, 1.0)}
     return MultiScaleContrastiveLoss(**{**defaults, **pairs, **settings})
-
-
-def maps(channels=8, dtype=torch.float32):
-    return [torch.randn(2, channels, *size, dtype=dtype, requires_grad=True) for size in SIZES]
-
-
-def block_labels():
-    return torch.randint(0, 5, (2, 4, 6)).repeat_interleave(16, 1).repeat_interleave(16, 2)
 
 
 def test_loss_terms_and_gradients_equal_those_recorded_from_the_released_code():
@@ -261,20 +253,6 @@ def test_maps_with_channels_last_give_the_same_loss_and_gradients(settings, dtyp
 
 
 @pytest.mark.parametrize(
-    ("logits", "message"),
-    [
-        (None, "`anchor_selection='hard'` needs the class scores of the network"),
-        (torch.zeros(2, 4, 8, 12), r"`logits` must be .* with \(2, 5\) on cpu.* got \(2, 4, 8, 12\)"),
-        (torch.zeros(2, 5, 96), r"`logits` must be .* got \(2, 5, 96\)"),
-        (torch.zeros(2, 5, 8, 12, device="meta"), "got .* on meta"),
-    ],
-)
-def test_logits_that_do_not_fit_are_named_in_the_error(logits, message):
-    with pytest.raises(ValueError, match=message):
-        hard()(maps(), block_labels(), logits=logits)
-
-
-@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"positives": "some"}, "`positives` must be 'each' or 'any', got 'some'"),
@@ -340,64 +318,17 @@ def test_a_configuration_names_its_own_fields_in_the_error(tiny_config, settings
         tiny_config(**settings)
 
 
-def nhwc():
-    return [map_.permute(0, 2, 3, 1) for map_ in maps()]
-
-
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        ({"labels": torch.full((2, 64, 96), 5)}, ValueError, "neither classes, 0 to 4, nor `ignore_index`, 255: 5"),
-        ({"labels": torch.full((2, 64, 96), -100)}, ValueError, "neither .*: -100"),
-        ({"labels": torch.arange(2 * 64 * 96).view(2, 64, 96)}, ValueError, "neither .*: 5, 6, 7, 8, 9, ..."),
-        ({"labels": torch.zeros(2, 64, 96).numpy()}, TypeError, "`labels` must be a tensor of integers.*got ndarray"),
-        ({"labels": None}, TypeError, "`labels` must be a tensor of integers.*got NoneType"),
-        ({"features": iter(maps())}, TypeError, r"`features` must be a list .*: pass `list\(features\)`"),
-        ({"labels": torch.zeros(2, 64, 96)}, TypeError, "`labels` must be integers.*got torch.float32"),
-        ({"labels": torch.zeros(2, 1, 64, 96, dtype=torch.int64)}, ValueError, r"labels.squeeze\(1\)"),
-        ({"labels": torch.zeros(2, 5, 64, 96, dtype=torch.int64)}, ValueError, r"labels.argmax\(1\)"),
-        ({"labels": torch.zeros(1, 64, 96, dtype=torch.int64)}, ValueError, r"`labels` must be \(B, H, W\)"),
-        ({"labels": torch.zeros(2, 64, 96, dtype=torch.int64, device="meta")}, ValueError, "are on meta"),
-        ({"features": nhwc()}, ValueError, r"looks like \(B, h, w, C\): use `.permute\(0, 3, 1, 2\)`"),
-        ({"features": [torch.randn(2, 384, 8)] * 3}, ValueError, "patch tokens"),
-        ({"features": maps()[:2]}, ValueError, r"one map for each of the `stages` \[1, 2, 4\], got 2"),
-        ({"features": torch.randn(3, 8, 16, 24)}, TypeError, r"pass `\[features\]`"),
-        ({"features": dict(enumerate(maps()))}, TypeError, r"pass `list\(features.values\(\)\)`"),
-        ({"features": [map_.long() for map_ in maps()]}, TypeError, r"`features\[0\]` must be a floating-point"),
-        ({"features": [*maps(8)[:2], maps(6)[2]]}, ValueError, "Stages 1 and 4 .* have 8 and 6 channels"),
-        ({"project": [lambda rows: rows]}, ValueError, "`project` must have one function"),
-        ({"project": ProjectionHead([8, 8, 8], 6)}, ValueError, "`project` .* got a ProjectionHead"),
+        ({"features": [*maps(8)[:2], maps(6)[2]]}, "Stages 1 and 4 .* have 8 and 6 channels"),
+        ({"project": [lambda rows: rows]}, "`project` must have one function"),
+        ({"project": ProjectionHead([8, 8, 8], 6)}, "`project` .* got a ProjectionHead"),
     ],
 )
-def test_batches_that_do_not_fit_are_named_in_the_error(arguments, error, message):
-    with pytest.raises(error, match=message):
+def test_projections_that_do_not_fit_are_named_in_the_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
         build()(**{"features": maps(), "labels": block_labels(), **arguments})
-
-
-def test_maps_of_padded_images_are_not_taken_for_maps_with_channels_last():
-    labels = torch.randint(0, 5, (2, 4, 5)).repeat_interleave(16, 1).repeat_interleave(16, 2)  # 64 x 80
-    features = [torch.randn(2, 12 * 2**stage, 16 // 2**stage, 24 // 2**stage) for stage in range(4)]
-    head = ProjectionHead([12, 24, 48, 96], 6).train()
-    loss, _ = MultiScaleContrastiveLoss(5)(head.hidden(features), labels, head.row_projections)
-    assert loss.isfinite()
-    assert len(sample_anchors(features[0], labels, 5).labels) > 0
-
-
-def test_a_label_that_is_lost_in_resizing_is_refused_too():
-    labels = block_labels()
-    labels[0, 1, 1] = 7  # a single pixel, which no map samples
-    with pytest.raises(ValueError, match="neither classes.*: 7"):
-        build()(maps(), labels)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_labels_of_any_integer_type_give_the_same_loss(dtype):
-    features, labels = maps(), block_labels()
-    labels[:, :8] = 255
-    expected, actual = (
-        build()(features, each, generator=torch.Generator().manual_seed(1))[0] for each in (labels, labels.to(dtype))
-    )
-    assert torch.equal(actual, expected)
 
 
 def test_only_the_number_of_classes_has_no_default_and_the_others_are_those_of_the_configuration(tiny_config):

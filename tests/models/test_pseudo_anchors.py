@@ -216,21 +216,6 @@ def test_the_seed_is_that_of_the_default_generator():
 
 
 @pytest.mark.parametrize(
-    ("replaced", "message"),
-    [
-        ({"features": maps(3, UNLABELED_SIZES)[:2]}, r"`pseudo.features` must have one map .* \[1, 2, 4\], got 2"),
-        ({"features": maps(2, UNLABELED_SIZES)}, r"`pseudo.features\[0\]`"),
-        ({"features": [torch.randn(3, 4, *size) for size in UNLABELED_SIZES]}, r"the 6 channels of .* got 4"),
-        ({"confidence": torch.rand(3, 48, 60)}, r"`pseudo.confidence` must have the shape .* got \(3, 48, 60\)"),
-        ({"labels": torch.full((3, 48, 64), 7)}, "`pseudo.labels` has values that are neither classes.*: 7"),
-    ],
-)
-def test_unlabeled_images_that_do_not_fit_are_named_in_the_error(labels, pseudo, replaced, message):
-    with pytest.raises(ValueError, match=message):
-        build()(maps(2, SIZES), labels, pseudo=pseudo._replace(**replaced))
-
-
-@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"pseudo_share": 1.0}, r"`pseudo_share` must be in \[0, 1\), got 1.0"),
