@@ -35,6 +35,7 @@ class SettingInfo:
         on_resume (`str`): Treatment of another value when a run is resumed: `"refused"`, since it would be another
             run; `"announced"`, reported in a line at the start; `"batch"`, refused if it changes the number of images
             of a step; `"replaced"`, ignored, since the checkpoint replaces what it determines; `"free"`, accepted.
+        follows (`str`, *optional*): Setting whose value this one has where it is `None`.
         in_card (`bool`): Whether the setting is listed in the recipe of a model card.
         is_path (`bool`): Whether the value may be a path on this machine.
         launch_only (`bool`): Whether the setting belongs to one launch of a run and is left out of its config.yaml.
@@ -53,6 +54,7 @@ class SettingInfo:
     instead_of: tuple[str, ...] = ()
     resembles: tuple[str, ...] = ()
     on_resume: Literal["refused", "announced", "batch", "replaced", "free"] = "refused"
+    follows: str | None = None
     in_card: bool = True
     is_path: bool = False
     launch_only: bool = False

@@ -6,13 +6,14 @@ and a resumed run, see the same images.
 
 from __future__ import annotations
 
+import multiprocessing
 import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, config
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Sampler, Subset
 from torch.utils.data import Dataset as TorchDataset
@@ -102,17 +103,18 @@ class AugmentedStream(TorchIterableDataset):
         self.stream = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         self.augmentation = augmentation
         self.seed = seed
-        self.epoch = 0
+        self.epoch = torch.tensor(0).share_memory_()  # as that of the stream, so that running workers see the next one
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch for the next iteration."""
-        self.epoch = epoch
+        self.epoch.fill_(epoch)
         self.stream.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        epoch = int(self.epoch)
         for sample in self.stream:
             identity = zlib.crc32(sample["image_id"].encode())  # samples of a stream have no index
-            random = np.random.default_rng((self.seed, self.epoch, identity, 1))
+            random = np.random.default_rng((self.seed, epoch, identity, 1))
             yield _augmented(sample, self.augmentation, random)
 
 
@@ -161,11 +163,22 @@ def training_loader(
         sampler=sampler,
         drop_last=True,
         num_workers=num_workers,
-        persistent_workers=num_workers > 0 and sampler is not None,  # only new workers see the next epoch of a stream
+        persistent_workers=num_workers > 0,  # a few images are soon read, and new workers would take longer than that
         generator=torch.Generator(),  # otherwise the start of an epoch would consume random numbers of the training
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_signals,
+        worker_init_fn=ignore_signals if sampler is not None else _start_worker_of_a_stream,
     )
+
+
+def _start_worker_of_a_stream(worker_id: int) -> None:
+    """Prepare a worker that reads a shuffled stream over and over.
+
+    datasets waits five seconds after every reading of parquet files, for threads of pyarrow that might crash Python
+    while it exits. A worker ends without that (by `os._exit`), unless it was spawned.
+    """
+    ignore_signals(worker_id)
+    if multiprocessing.get_start_method() != "spawn":
+        config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 
 
 def evaluation_loader(

@@ -173,6 +173,7 @@ class DataSettings(ChannelSettings):
         help="Seed that draws `train_images`; by default that of the run. With one seed, fewer images are among more.",
         at_least=0,
         below=2**32,
+        follows="seed",
     )
     unlabeled: str | None = setting(
         None,

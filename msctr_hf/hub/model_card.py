@@ -164,7 +164,7 @@ def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None, fol
         "own_code": config["model_type"] == MsctrConfig.model_type,
         "channels": _channels(folder),
         "objective": _cells(_objective(config, settings)),
-        "data": _cells(_data(spec, run)),
+        "data": _cells(_data(spec, run, results)),
         "data_name": _data_name(spec, run),
         "data_terms": " ".join(spec.license.split()).rstrip(".") if spec is not None else None,
         "data_is_drawn": spec is not None and isinstance(spec.source, SyntheticSource),
@@ -352,7 +352,7 @@ def _objective(config: dict, settings: dict) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name.startswith("contrastive_")}
 
 
-def _data(spec: DatasetSpec | None, run: dict) -> dict[str, Any]:
+def _data(spec: DatasetSpec | None, run: dict, results: dict) -> dict[str, Any]:
     if spec is None:
         return {}
     return {
@@ -361,9 +361,19 @@ def _data(spec: DatasetSpec | None, run: dict) -> dict[str, Any]:
         "read from": _hub_dataset(run),
         "terms": spec.license or "not stated",
         "source": spec.homepage,
-        **({"training images": describe_labeled(run[LABELED_IMAGES])} if LABELED_IMAGES in run else {}),
+        **_labeled_images(run, results),
         **_drawn_images(run),
     }
+
+
+def _labeled_images(run: dict, results: dict) -> dict[str, str]:
+    """Say how many images the network learned from with and without labels; none without before the step they join."""
+    counts = run.get(LABELED_IMAGES)
+    if not counts:
+        return {}
+    if results.get("step", math.inf) <= run["settings"].get("unlabeled_start_step", 0):
+        counts = {**counts, "unlabeled": 0}
+    return {"training images": describe_labeled(counts)}
 
 
 def _drawn_images(run: dict) -> dict[str, str]:

@@ -78,7 +78,12 @@ class TrainingLoop:
             return None
         images_per_batch = self.args.unlabeled_images_per_batch * self.accelerator.num_processes
         batches = endless_batches(
-            self.accelerator, unlabeled.loader, unlabeled.position, images_per_batch, unlabeled.sampler
+            self.accelerator,
+            unlabeled.loader,
+            unlabeled.position,
+            images_per_batch,
+            unlabeled.sampler,
+            "unlabeled_batch_size",
         )
         return MeanTeacher(
             self.accelerator,

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..settings import changed
 from .checkpointing import SETTINGS_FILE, Progress
 from .run_folder import read_json
-from .settings import add_missing, purpose, purposes
+from .settings import add_missing, in_full, purpose, purposes
 
 # settings that split the images of a step into batches and processes
 _BATCH = (*(name for name, info in purposes().items() if info.on_resume == "batch"), "num_processes")
@@ -35,7 +35,8 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
     if not saved:
         raise UsageError(f"`resume`: {checkpoint} does not contain {SETTINGS_FILE}; another version wrote it.")
     saved = add_missing(saved, settings)
-    different = changed(saved, settings)
+    meant = changed(in_full(saved), in_full(settings))
+    different = [name for name in changed(saved, settings) if name in meant]
     refused = [name for name in different if name not in _BATCH and purpose(name).on_resume == "refused"]
     if refused:
         listed = "; ".join(f"{name} was {saved.get(name)!r} and is {settings.get(name)!r}" for name in refused)
@@ -54,6 +55,11 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
         for name in different
         if purpose(name).on_resume == "announced"
     ]
+    if settings.get("streaming") and "num_workers" in different:
+        notes.append(
+            f"num_workers was {saved.get('num_workers')} and is {settings['num_workers']} from here on: the order of "
+            "a stream depends on it, so images of this epoch may be seen twice or not at all."
+        )
     if any(name in different for name in _BATCH):
         notes.append(_compare_batches(saved, settings))
     return notes
@@ -104,8 +110,8 @@ def _split(settings: dict[str, Any]) -> str:
 
 def splits_as_before(checkpoint: Path, settings: dict[str, Any]) -> bool:
     """Return whether the images of a step are split into batches and processes as in the checkpoint."""
-    saved = read_json(checkpoint / SETTINGS_FILE)
-    return all(saved.get(name) == settings.get(name) for name in _BATCH)
+    meant = changed(in_full(read_json(checkpoint / SETTINGS_FILE)), in_full(settings))
+    return not any(name in meant for name in _BATCH)
 
 
 def count_images_of_older_version(progress: Progress, checkpoint: Path) -> list[str]:

@@ -118,6 +118,7 @@ class TrainingSettings(Settings):
         help="Number of images without labels in a batch of one process; by default `batch_size`.",
         at_least=1,
         on_resume="batch",
+        follows="batch_size",
     )
     unlabeled_start_step: int = setting(
         0, help="Number of steps on labeled images alone before those without labels join.", at_least=0
@@ -298,7 +299,7 @@ def refuse_without_images(data: DataSettings, training: TrainingSettings, networ
     Raises:
         UsageError: If such a setting is not at its default.
     """
-    known = {**defaults(DataSettings, TrainingSettings), **{each.name: each.default for each in fields(MsctrConfig)}}
+    known = {**defaults(DataSettings, TrainingSettings), **_network_defaults()}
     given = {**as_mapping(data, training), **network}
     for name, value in given.items():
         if ("unlabeled" in name or "pseudo" in name) and value != known.get(name):
@@ -306,6 +307,33 @@ def refuse_without_images(data: DataSettings, training: TrainingSettings, networ
                 f"`{name}={value}` is about images without labels, and there are none; name them by `unlabeled_dir` "
                 "or `unlabeled`."
             )
+
+
+def refuse_without_contrast(config: MsctrConfig, given: Mapping[str, Any]) -> None:
+    """Refuse settings about the contrast of images without labels for a network that does not contrast them.
+
+    Args:
+        config (`MsctrConfig`): Settings of the network, some of which may be those of a saved model.
+        given (`Mapping`): Settings of `MsctrConfig` that were given, by name.
+
+    Raises:
+        UsageError: If such a setting is not at its default.
+    """
+    has_contrast = config.contrastive_mode != "ce"
+    if has_contrast and config.contrastive_pseudo_labels:
+        return
+    missing = "contrastive_pseudo_labels=True" if has_contrast else "contrastive_mode='ms_cs'"
+    known = _network_defaults()
+    for name, value in given.items():
+        if name.startswith("contrastive_pseudo") and value != known[name]:
+            raise UsageError(
+                f"`{name}={value}` is about the contrast of images without labels, which are not contrasted; add "
+                f"`{missing}`, or leave it out."
+            )
+
+
+def _network_defaults() -> dict[str, Any]:
+    return {each.name: each.default for each in fields(MsctrConfig)}
 
 
 @cache
@@ -317,6 +345,17 @@ def purposes() -> dict[str, SettingInfo]:
 def purpose(name: str) -> SettingInfo:
     """Return the description of a setting of a run."""
     return purposes().get(name, SettingInfo())
+
+
+def in_full(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace settings that were not given by what they mean, where that is known.
+
+    They are those that follow others, and those of a network that does not start from a saved model.
+    """
+    known = {} if settings.get("model_name_or_path") is not None else _network_defaults()
+    full = {**known, **{name: value for name, value in settings.items() if value is not None}}
+    followed = {name: info.follows for name, info in purposes().items() if info.follows is not None}
+    return {**{name: full.get(other) for name, other in followed.items()}, **full}
 
 
 def add_missing(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:

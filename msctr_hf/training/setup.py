@@ -60,7 +60,7 @@ from .processes import on_main
 from .replacement import put_aside
 from .resuming import compare_settings, count_images_of_older_version, splits_as_before
 from .run_folder import remove_unfinished, write_config, write_run_file
-from .settings import ModelSettings, TrainingSettings, refuse_without_images
+from .settings import ModelSettings, TrainingSettings, refuse_without_contrast, refuse_without_images
 from .step_guard import StepGuard, Verdict
 from .training_data import UnlabeledPosition, build_loader, build_unlabeled_loader, num_images
 from .validation import Validation, check_metric
@@ -187,6 +187,8 @@ class Setup:
         set_seed(args.seed)  # so that every process builds the same network
         with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
             network = build_network(model_arguments, network_settings, self.spec)
+            if self.unlabeled_set is not None:
+                refuse_without_contrast(network.config, network_settings)
             self.image_processor = choose_image_processor(network, model_arguments, data_arguments, statistics)
         loader, self.epochs = build_loader(
             self.train_set, data_arguments, args, self.image_processor, class_pixels, accelerator
@@ -216,6 +218,7 @@ class Setup:
         self.unlabeled = None
         if self.unlabeled_set is not None:
             self.unlabeled = self._unlabeled_data(self.unlabeled_set, data_arguments)
+            self.notes += self._without_effect(data_arguments)
             self.network.unlabeled_weight = UnlabeledWeight(args.unlabeled_ramp_steps)
         scored = validation_set
         if validation_images is not None:  # datasets 4.0 cannot take more images than there are
@@ -248,6 +251,11 @@ class Setup:
         """Number of images of one step, over all processes."""
         return self.args.batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
+    @property
+    def unlabeled_join(self) -> bool:
+        """Whether there are images without labels, and steps that learn from them."""
+        return self.unlabeled is not None and self.args.unlabeled_start_step < self.duration.max_steps
+
     def _with_teacher(self, args: TrainingSettings, model_arguments: ModelSettings) -> TrainingSettings:
         """Switch the average of the weights on, which labels the images without labels."""
         if model_arguments.contrastive_adapter:
@@ -259,6 +267,19 @@ class Setup:
             return args
         self.notes.append("images without labels need a teacher, so weights are averaged, as by ema")
         return replace(args, ema=True)
+
+    def _without_effect(self, data_arguments: DataSettings) -> list[str]:
+        """Return sentences about images without labels that are not mixed, or not trained on."""
+        mix, first = data_arguments.unlabeled_mix, self.args.unlabeled_start_step
+        notes: list[str] = []
+        if mix != "none" and self.args.unlabeled_images_per_batch == 1:
+            notes.append(f"unlabeled_mix {mix} mixes nothing: a batch has one image without labels, and needs two")
+        if not self.unlabeled_join:
+            notes.append(
+                f"images without labels are not trained on: unlabeled_start_step {first} is not below the number of "
+                f"steps, {self.duration.max_steps}"
+            )
+        return notes
 
     def _unlabeled_data(self, dataset: Dataset | IterableDataset, data_arguments: DataSettings) -> UnlabeledData:
         """Build the second loader of the run."""
@@ -318,6 +339,8 @@ class Setup:
                 name: None if self.data[kind] is None else self.data[kind]["images"]
                 for name, kind in (("labeled", TRAINING), ("unlabeled", UNLABELED))
             }
+            if not self.unlabeled_join:
+                description[LABELED_IMAGES]["unlabeled"] = 0
         remove_unfinished(self.output_dir)  # not all of them would be written again
         write_run_file(self.output_dir, description)
         write_config(self.output_dir, self.settings)

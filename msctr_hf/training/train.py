@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -120,6 +121,7 @@ def _dry_run(
 ) -> None:
     """Train for two steps, with everything that belongs to a run, in a temporary folder next to `output_dir`."""
     folder = _dry_run_folder(arguments)
+    learns_from_labels_alone = arguments.unlabeled_start_step >= (arguments.max_steps or math.inf)
     short = replace(
         arguments,
         output_dir=str(folder),
@@ -130,7 +132,7 @@ def _dry_run(
         logging_steps=1,
         validation_steps=DRY_RUN_STEPS,
         checkpointing_steps=1,
-        unlabeled_start_step=0,
+        unlabeled_start_step=DRY_RUN_STEPS if learns_from_labels_alone else 0,
         profile=False,
     )
     shutil.rmtree(folder, ignore_errors=True)  # left behind by a dry run that was killed

@@ -29,6 +29,8 @@ from .settings import TrainingSettings
 
 Batch = TypeVar("Batch")
 
+_NO_BATCH = "Batch does not contain any data"  # in the error of Accelerate for an iteration without a batch
+
 
 class Position(Protocol):
     """Position in the data, which a checkpoint keeps."""
@@ -135,6 +137,7 @@ def endless_batches(
     progress: Position,
     images_per_batch: int,
     sampler: ShuffledSampler | None,
+    setting: str = "batch_size",
 ) -> Generator[dict]:
     """Yield batches from the current position in the data, epoch after epoch, and count their images in `progress`.
 
@@ -147,6 +150,10 @@ def endless_batches(
         progress (`Position`): Position in the data.
         images_per_batch (`int`): Number of images in a batch of every process, together.
         sampler (`ShuffledSampler`, *optional*): Sampler of the loader; `None` for a stream.
+        setting (`str`): Setting with the number of images in a batch of one process.
+
+    Raises:
+        UsageError: In all processes, if a stream does not fill one batch.
     """
     while True:
         batches: Any = loader
@@ -156,7 +163,17 @@ def endless_batches(
         elif progress.images_in_epoch:
             batches = accelerator.skip_first_batches(loader, progress.images_in_epoch // images_per_batch)
         batches.set_epoch(progress.epoch)  # otherwise a loader that skips batches would start at epoch 0
-        for batch in without_advancing_random_state(batches):
+        try:
+            of_epoch = without_advancing_random_state(batches)
+        except ValueError as error:
+            if _NO_BATCH not in str(error):
+                raise
+            raise UsageError(
+                f"`streaming`: a stream has fewer than the {images_per_batch} images of one batch of all processes, "
+                f"or its parts, of which every worker reads its own, do not fill one each; lower `{setting}` or "
+                "`num_workers`."
+            ) from error
+        for batch in of_epoch:
             progress.images_in_epoch += images_per_batch
             yield batch
         progress.epoch += 1

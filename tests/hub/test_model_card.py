@@ -86,6 +86,15 @@ def test_the_metadata_can_be_read_by_the_hub(run_folder):
     )
 
 
+@pytest.mark.parametrize(("start", "learned_from"), [(39, 321), (40, 0), (41, 0)])
+def test_a_model_of_a_step_before_images_without_labels_joined_learned_from_none(run_folder, start, learned_from):
+    run = {**RUN, "labeled_images": {"labeled": 46, "unlabeled": 321}}
+    run["settings"] = {**RUN["settings"], "unlabeled_start_step": start}
+    write_json(run_folder / "run.json", run)
+    text = write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
+    assert f"| training images | 46 with labels, {learned_from} without |" in text
+
+
 def test_the_card_states_network_objective_data_recipe_and_machine(run_folder):
     text = write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
     for line in (

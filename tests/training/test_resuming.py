@@ -20,9 +20,43 @@ def test_paths_and_workers_may_differ(checkpoint):
     assert compare_settings(checkpoint, {**SETTINGS, "data_dir": "b", "num_workers": 8}) == []
 
 
+def test_another_number_of_workers_of_a_stream_is_announced(checkpoint):
+    stream = {**SETTINGS, "streaming": True}
+    write_json(checkpoint / "settings.json", stream)
+    (note,) = compare_settings(checkpoint, {**stream, "num_workers": 8})
+    assert note.startswith("num_workers was 0 and is 8 from here on: the order of a stream depends on it")
+
+
 def test_a_longer_schedule_is_announced(checkpoint):
     (note,) = compare_settings(checkpoint, {**SETTINGS, "max_steps": 20})
     assert note == "max_steps was 10 and is 20 from here on."
+
+
+WRITTEN_OUT = [{"unlabeled_batch_size": 4}, {"subset_seed": 5}, {"contrastive_mode": "ms_cs"}]
+
+
+@pytest.mark.parametrize("before", [*WRITTEN_OUT, {}], ids=str)
+@pytest.mark.parametrize("now", [*WRITTEN_OUT, {}], ids=str)
+def test_a_default_that_is_written_out_is_the_same_setting(tmp_path, before, now):
+    base = {**SETTINGS, "seed": 5, "unlabeled": "rest", "unlabeled_batch_size": None, "subset_seed": None}
+    write_json(tmp_path / "settings.json", {**base, **before})
+    assert compare_settings(tmp_path, {**base, **now}) == []
+    assert splits_as_before(tmp_path, {**base, **now})
+
+
+def test_defaults_are_not_those_of_a_saved_model_and_follow_a_setting_only_where_they_are_not_given(tmp_path):
+    base = {**SETTINGS, "seed": 5, "unlabeled": "rest", "unlabeled_batch_size": None, "subset_seed": None}
+    write_json(tmp_path / "settings.json", {**base, "model_name_or_path": "saved"})
+    with pytest.raises(ValueError, match="contrastive_mode was None and is 'ms_cs'"):
+        compare_settings(tmp_path, {**base, "model_name_or_path": "saved", "contrastive_mode": "ms_cs"})
+    write_json(tmp_path / "settings.json", base)
+    for changes, text in (
+        ({"subset_seed": 6}, "other settings: subset_seed was None and is 6"),
+        ({"seed": 6}, "other settings: seed was 5 and is 6. "),
+        ({"unlabeled_batch_size": 3}, "a step saw 8 images without labels and would see 6"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            compare_settings(tmp_path, {**base, **changes})
 
 
 def test_another_run_is_refused_with_a_list_of_all_differences(checkpoint):

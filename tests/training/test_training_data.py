@@ -1,17 +1,22 @@
 """Batches continue at the image after the last one that was seen, however the images are split into batches."""
 
 import itertools
+import os
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from datasets import Dataset as Rows
+from datasets import config
 from torch.utils.data import DataLoader, Dataset
 
-from msctr_hf.data.loaders import ShuffledSampler
+from msctr_hf.data.loaders import ShuffledSampler, training_loader
+from msctr_hf.errors import UsageError
 from msctr_hf.training.checkpointing import Progress
-from msctr_hf.training.training_data import endless_batches
+from msctr_hf.training.training_data import UnlabeledPosition, endless_batches
 
 NUM_IMAGES = 11
 
@@ -58,3 +63,69 @@ def test_batches_continue_at_any_image_of_an_epoch(images, batch_size, repeats):
     assert keys == expected[:30]
     assert position == ends[29]
     assert batches_from(*position, batch_size, repeats, 3)[0] == expected[30:33]
+
+
+class Draws:
+    """Augmentation that returns the number of a sample, a random number, and the process that drew it."""
+
+    def tensors(self, sample, random):
+        drawn = {
+            "number": int(sample["image_id"]),
+            "random": np.float64(random.random()),
+            "process": os.getpid(),
+            "wait": config.SLEEP_TIME_ON_THREADS_SHUTDOWN,  # after every epoch of parquet files
+        }
+        return {name: torch.tensor(value) for name, value in drawn.items()}
+
+
+def batches_of_a_stream(num_images, batch_size, num_workers, position=(0, 0), num_shards=1):
+    """Return the batches of a stream from a position in it, without end."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    accelerator = Accelerator(cpu=True)
+    rows = Rows.from_dict({"image_id": [str(number) for number in range(num_images)]})
+    loader = training_loader(
+        rows.to_iterable_dataset(num_shards), Draws(), batch_size=batch_size, seed=7, num_workers=num_workers
+    )
+    prepared = accelerator.prepare(loader)
+    return endless_batches(
+        accelerator, prepared, UnlabeledPosition(*position), batch_size, None, "unlabeled_batch_size"
+    )
+
+
+def drawn(batches, count):
+    taken = list(itertools.islice(batches, count))
+    return [(batch["number"].tolist(), batch["random"].tolist()) for batch in taken], taken
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_stream_keeps_its_workers_which_draw_by_seed_epoch_and_image(num_workers):
+    found, batches = drawn(batches_of_a_stream(5, 2, num_workers), 8)
+    processes = {process for batch in batches for process in batch["process"].tolist()}
+    assert len(processes) == 1
+    assert (os.getpid() in processes) == (num_workers == 0)
+    assert all((batch["wait"] > 0).all() == (num_workers == 0) for batch in batches)
+    for epoch in range(4):
+        of_epoch = [
+            pair for batch in found[2 * epoch : 2 * epoch + 2] for pair in zip(*batch, strict=True)
+        ]  # two batches of two, and an image that is left over
+        assert len({number for number, _ in of_epoch}) == 4
+        for number, value in of_epoch:
+            assert value == np.random.default_rng((7, epoch, zlib.crc32(str(number).encode()), 1)).random()
+    orders = [[number for numbers, _ in found[2 * epoch : 2 * epoch + 2] for number in numbers] for epoch in range(4)]
+    assert len({tuple(order) for order in orders}) > 1
+
+
+@pytest.mark.parametrize("position", [(0, 2), (1, 0), (1, 2), (1, 4)])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_of_a_stream_continue_where_they_ended(num_workers, position):
+    whole, _ = drawn(batches_of_a_stream(5, 2, num_workers), 9)
+    seen = position[0] * 2 + position[1] // 2  # batches
+    assert drawn(batches_of_a_stream(5, 2, num_workers, position), 9 - seen)[0] == whole[seen:]
+
+
+@pytest.mark.parametrize(("num_images", "num_workers"), [(3, 0), (3, 1), (6, 2)])
+def test_a_stream_that_does_not_fill_a_batch_is_refused(num_images, num_workers):
+    batches = batches_of_a_stream(num_images, 4, num_workers, num_shards=max(1, num_workers))
+    with pytest.raises(UsageError, match=r"fewer than the 4 images .*; lower `unlabeled_batch_size` or `num_workers`"):
+        next(batches)

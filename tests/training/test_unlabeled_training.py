@@ -68,6 +68,13 @@ def test_run_json_and_the_card_say_how_many_images_had_labels(run):
     assert "| unlabeled | rest |" in card
 
 
+def test_a_run_that_ends_before_images_without_labels_join_says_so(data, tmp_path, capsys):
+    train(data, tmp_path / "run", max_steps=2, unlabeled_start_step=2)
+    assert json.loads((tmp_path / "run/run.json").read_text())["labeled_images"] == {"labeled": 5, "unlabeled": 0}
+    assert "| training images | 5 with labels, 0 without |" in (tmp_path / "run/README.md").read_text()
+    assert "images without labels are not trained on: unlabeled_start_step 2 is not below" in capsys.readouterr().out
+
+
 def test_the_log_has_the_ramp_and_the_share_of_confident_pixels_from_the_first_such_step_on(run):
     logged = steps(run)
     assert [line.get("unlabeled/weight_factor") for line in logged] == [None, 0.5, 1.0, 1.0, 1.0]
@@ -83,11 +90,15 @@ def test_a_figure_shows_the_pseudo_labels(run):
     assert (run / "pseudo_labels.png").exists()
 
 
-@pytest.mark.parametrize("step", [2, 4])
-def test_a_resumed_run_ends_with_the_same_weights(data, run, tmp_path, step):
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [(2, {}), (4, {}), (2, {"unlabeled_batch_size": 2, "subset_seed": 3, "contrastive_temperature": 0.1})],
+    ids=["early", "late", "defaults written out"],
+)
+def test_a_resumed_run_ends_with_the_same_weights(data, run, tmp_path, step, changes):
     resumed = tmp_path / "resumed"
     shutil.copytree(run / f"checkpoints/step_{step}", resumed / f"checkpoints/step_{step}")
-    train(data, resumed, resume="auto")
+    train(data, resumed, resume="auto", **changes)
     expected = weights(run)
     assert all(torch.equal(weights(resumed)[name], value) for name, value in expected.items())
     of_process = [torch.load(each / "checkpoints/step_5/states_0.pt", weights_only=True) for each in (resumed, run)]
@@ -193,11 +204,17 @@ def test_images_of_a_folder_are_trained_on_with_accumulation(data, tmp_path):
     assert str(tmp_path) not in (tmp_path / "run/README.md").read_text()
 
 
-def test_a_dry_run_tries_the_teacher(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("start", "expected"), [(4, 2), (5, 0)])
+def test_a_dry_run_tries_the_teacher_if_the_run_has_steps_with_it(data, tmp_path, monkeypatch, start, expected):
     calls, predict = [], MeanTeacher._predict
     monkeypatch.setattr(MeanTeacher, "_predict", lambda *arguments: calls.append(1) or predict(*arguments))
-    train(data, tmp_path / "run", dry_run=True, unlabeled_start_step=100)
-    assert len(calls) == 2
+    train(data, tmp_path / "run", dry_run=True, unlabeled_start_step=start)
+    assert len(calls) == expected
+
+
+def test_a_run_without_neighbors_says_that_nothing_is_mixed(data, tmp_path, capsys):
+    train(data, tmp_path / "run", unlabeled_batch_size=1, crop_size=(64, 64), max_steps=2)
+    assert "unlabeled_mix classmix mixes nothing: a batch has one image" in capsys.readouterr().out
 
 
 def test_positions_are_kept():
@@ -219,6 +236,11 @@ WRONG = [
     ({**WITHOUT, "pseudo_label_threshold": 0.5}, "`pseudo_label_threshold=0.5` is about images without labels"),
     ({**WITHOUT, "pseudo_label_class_share": 0.5}, "`pseudo_label_class_share=0.5` is about images without labels"),
     ({"pseudo_label_class_share": 1.0}, r"`pseudo_label_class_share` must be in \(0, 1\), got 1.0"),
+    (
+        {"contrastive_pseudo_labels": None},
+        "`contrastive_pseudo_threshold=0.34` is about the contrast of .*; add `contrastive_pseudo_labels=True`",
+    ),
+    ({"contrastive_mode": "ce"}, "`contrastive_pseudo_labels=True` is about .*; add `contrastive_mode='ms_cs'`"),
     ({"pseudo_label_threshold": 1.5}, "`pseudo_label_threshold` must be a probability in"),
     ({"unlabeled_batch_size": 7}, "6 images without labels do not fill one batch of 7"),
     ({"unlabeled": "test"}, "has the splits"),
