@@ -27,7 +27,7 @@ from pathlib import Path
 
 # Variables that a shell, torchrun or pytest sets, and that no library reads when it is imported.
 _READ_LATER = re.compile(
-    r"_|SHLVL|PWD|OLDPWD|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|"
+    r"_|PS1|SHLVL|PWD|OLDPWD|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|"
     r"TORCH_NCCL_ASYNC_ERROR_HANDLING|PYTEST_CURRENT_TEST"
 )
 
@@ -88,7 +88,7 @@ def python(environment=os.environ):
 
 def write_executable(path, environment, *words):
     """Write an executable file that runs `python(environment)` with `words` and its own arguments."""
-    path.write_text(f'#!/bin/sh\nexec {shlex.join([*python(environment), *words])} "$@"\n')
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, [*python(environment), *words]))} "$@"\n')
     path.chmod(0o755)
     return path
 

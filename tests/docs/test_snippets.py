@@ -120,20 +120,17 @@ def run(block, folder, environment):
     return done.stdout
 
 
-MSCTR = "import sys; from msctr_cli import main; sys.argv[0] = 'msctr'; sys.exit(main())"
-
-
 @pytest.fixture
 def environment(tmp_path_factory, tmp_path):
     """Return variables, among them a path where the command `msctr` is forked, and a local Hub."""
-    programs = tmp_path_factory.mktemp("programs")
+    programs, installed = tmp_path_factory.mktemp("programs"), Path(sys.executable).parent
     paths = {
-        "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PATH": os.pathsep.join([str(programs), str(installed), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     hub = LocalHub()
     environment = os.environ | hub.environment(tmp_path / "home") | paths
-    forked.write_executable(programs / "msctr", environment, "-c", MSCTR)
+    forked.write_executable(programs / "msctr", environment, installed / "msctr")
     yield environment, hub
     hub.close()
 
