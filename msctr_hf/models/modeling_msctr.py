@@ -239,7 +239,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         # in `kwargs`, since the Trainer of transformers expects every argument in a batch whose name has "label" in it
         unlabeled_pixel_values, *pseudo = (kwargs.get(name) for name in UNLABELED_ARGUMENTS)
         thresholds = kwargs.get(THRESHOLDS)
-        has_unlabeled = self._check_unlabeled(labels, unlabeled_pixel_values, *pseudo, thresholds=thresholds)
+        has_unlabeled = self._check_unlabeled(labels, thresholds, unlabeled_pixel_values, *pseudo)
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
         contrasts_unlabeled = contrasts and has_unlabeled and self.config.contrastive_pseudo_labels
         if contrasts and labels.is_cuda:
@@ -254,7 +254,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
         unlabeled = None
         if has_unlabeled:
             unlabeled_logits, unlabeled_hidden = self._pass_unlabeled(unlabeled_pixel_values, contrasts_unlabeled)
-            unlabeled = UnlabeledPass(unlabeled_logits, unlabeled_hidden, *pseudo, thresholds=thresholds)
+            unlabeled = UnlabeledPass(unlabeled_logits, unlabeled_hidden, *pseudo)._replace(thresholds=thresholds)
         if labels is not None:
             loss, loss_terms, diagnostics = self._loss(
                 logits, auxiliary_logits, hidden if contrasts else None, labels, unlabeled
@@ -299,7 +299,7 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
                 "(`num_channels` of its backbone)."
             )
 
-    def _check_unlabeled(self, labels, pixel_values, pseudo_labels, pseudo_confidence, thresholds):
+    def _check_unlabeled(self, labels, thresholds, pixel_values, pseudo_labels, pseudo_confidence):
         """Return whether there are unlabeled images; raise if what belongs to them is missing or does not match."""
         given = dict(zip(UNLABELED_ARGUMENTS, (pixel_values, pseudo_labels, pseudo_confidence), strict=True))
         missing = [f"`{name}`" for name, value in given.items() if value is None]
