@@ -29,8 +29,6 @@ from .settings import TrainingSettings
 
 Batch = TypeVar("Batch")
 
-_NO_BATCH = "Batch does not contain any data"  # in the error of Accelerate for an iteration without a batch
-
 
 class Position(Protocol):
     """Position in the data, which a checkpoint keeps."""
@@ -165,8 +163,9 @@ def endless_batches(
         batches.set_epoch(progress.epoch)  # otherwise a loader that skips batches would start at epoch 0
         try:
             of_epoch = without_advancing_random_state(batches)
-        except ValueError as error:
-            if _NO_BATCH not in str(error):
+        except (TypeError, ValueError) as error:
+            # Accelerate tries to send a batch in any case; its exception depends on the number of processes
+            if not getattr(batches, "_stop_iteration", False):
                 raise
             raise UsageError(
                 f"`streaming`: a stream has fewer than the {images_per_batch} images of one batch of all processes, "

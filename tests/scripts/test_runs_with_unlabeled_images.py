@@ -33,3 +33,16 @@ def test_the_teachers_of_two_processes_resume_with_the_statistics_that_each_had(
     weights, continued = train(tmp_path / "part", resume="auto")
     assert continued == {step: losses[step] for step in (2, 3)}
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_a_stream_that_does_not_fill_a_batch_of_two_processes_is_refused_by_both(run_script, tmp_path):
+    folder, copied = write_folder(tmp_path / "data", num_train=6, num_validation=3), tmp_path / "copy"
+    options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--output_dir", copied]
+    assert run_script("prepare_dataset.py", *options)[0] == 0
+    settings = {"streaming": True, "unlabeled": "validation", "batch_size": 2}  # 3 images, and 4 in a step
+    code, output = finish(start(*flags(copied, tmp_path / "run", **settings), launcher=TORCHRUN))
+    assert code != 0
+    assert output.count("a stream has fewer than the 4 images of one batch of all processes") == 2
+    assert "Unsupported types" not in output
+    assert not (tmp_path / "run").exists()
