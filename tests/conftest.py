@@ -40,12 +40,19 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Leave out tests on a GPU, and those marked `long`, unless -m or the name of a test asks for them."""
     select_gpu_parts(config, items)
+    items.sort(key=minutes, reverse=True)  # a long test that starts last keeps one worker busy and the other idle
     if "long" in config.option.markexpr or any("::" in argument for argument in config.args):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+def minutes(item):
+    """Return the minutes that the mark of a slow test states, 0 if it states none."""
+    mark = item.get_closest_marker("slow")
+    return mark.kwargs.get("minutes", 0) if mark else 0
 
 
 @pytest.fixture(autouse=True)

@@ -3,23 +3,33 @@
 A template process imports the libraries, runs nothing, and waits. Every program is a fork of it, with its own process
 id, session, working folder, output, arguments and exit code. Its environment is that of the template, which is started
 anew for another environment, since libraries read variables when they are imported. Programs that the forked program
-starts are started as usual. What differs from a usual start: modules are loaded already, and all programs of one
-template have the same hash seed.
+starts are started as usual, unless they are given the command `python(environment)`, which takes the arguments of
+Python and forks too. What differs from a usual start: modules are loaded already, and all programs of one template
+have the same hash seed.
 """
 
 import gc
 import importlib
 import json
 import os
+import re
 import runpy
 import select
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import types
+import uuid
 from pathlib import Path
+
+# Variables that a shell, torchrun or pytest sets, and that no library reads when it is imported.
+_READ_LATER = re.compile(
+    r"_|PS1|SHLVL|PWD|OLDPWD|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|"
+    r"TORCH_NCCL_ASYNC_ERROR_HANDLING|PYTEST_CURRENT_TEST"
+)
 
 
 class Process:
@@ -31,11 +41,10 @@ class Process:
         self._output = tempfile.TemporaryFile("a+")  # noqa: SIM115
         self._errors = tempfile.TemporaryFile("a+") if errors_apart else self._output  # noqa: SIM115
         self._status, written = os.pipe()
-        request = json.dumps([self.args, os.path.abspath(cwd or ".")]).encode()
-        connection = _template(environment)
-        socket.send_fds(connection, [request], [self._output.fileno(), self._errors.fileno(), written])
+        descriptors = [self._output.fileno(), self._errors.fileno(), written]
+        with _connect(_template(environment)) as connection:
+            self.pid = _ask(connection, [self.args, os.path.abspath(cwd or "."), None], descriptors)
         os.close(written)
-        self.pid = int(connection.recv(32))
 
     def poll(self):
         return self._read_status(0)
@@ -68,28 +77,78 @@ def run(words, environment=os.environ, cwd=None, timeout=300):
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
+def python(environment=os.environ):
+    """List the words of a command that takes the arguments of `python`, and forks the program from a template.
+
+    The command passes its output, errors, signals and exit code on; the program is killed with it. Its variables must
+    be those of `environment`, but for those that a shell, torchrun or pytest sets.
+    """
+    return [sys.executable, "-IS", __file__, _template(environment)]
+
+
+def write_executable(path, environment, *words):
+    """Write an executable file that runs `python(environment)` with `words` and its own arguments."""
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, [*python(environment), *words]))} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 _templates = {}
 
 
 def _template(environment):
-    """Return the connection to a template with this environment; only the last one is kept."""
+    """Return the address of a template with this environment; only the last one is kept."""
     environment = {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"}
     key = frozenset(environment.items())
     if key not in _templates:
-        for connection, process in _templates.values():
+        for _, connection, process in _templates.values():
             connection.close()  # on which the template ends
             process.wait()
         _templates.clear()
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, __file__, str(there.fileno())]
+        listener, address = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), f"msctr_hf-{uuid.uuid4()}"
+        listener.bind(f"\0{address}")  # a name without a file, which goes with the template
+        listener.listen(16)
+        descriptors = [there.fileno(), listener.fileno()]
         process = subprocess.Popen(
-            command, env=environment, pass_fds=[there.fileno()], start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [sys.executable, __file__, *map(str, descriptors)], env=environment, pass_fds=descriptors,
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         there.close()
+        listener.close()
         assert here.recv(32) == b"ready", "the template has ended, see its error above"
-        _templates[key] = here, process
+        _templates[key] = address, here, process
     return _templates[key][0]
+
+
+def _connect(address):
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(f"\0{address}")
+    return connection
+
+
+def _ask(connection, request, descriptors):
+    """Request a program: words, folder, and environment or `None`; return its process id."""
+    socket.send_fds(connection, [json.dumps(request).encode()], descriptors)
+    return int(connection.recv(32))
+
+
+def _stand_for_a_program(address, words):
+    """Run a program as if it were this process."""
+    passed_on = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # until there is a program to get them
+    status, written = os.pipe()
+    connection = _connect(address)
+    program = _ask(connection, [words, os.getcwd(), {**os.environ}], [1, 2, written])
+    os.close(written)
+    for number in passed_on:
+        signal.signal(number, lambda number, frame: os.kill(program, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
+    code = int(os.read(status, 32))
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+    os._exit(code)
 
 
 def _import_libraries():
@@ -103,35 +162,60 @@ def _import_libraries():
     gc.freeze()  # keeps the collector of a fork from copying the memory of all libraries
 
 
-def _serve(connection):
+def _serve(of_pytest, listener, of_template):
     """Fork a process for every request, and return the words of the request in that process."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers leave no zombies
-    connection.send(b"ready")
+    of_pytest.send(b"ready")
     while True:
-        message, descriptors, *_ = socket.recv_fds(connection, 2**18, 3)
-        if not message:
+        if of_pytest in select.select([of_pytest, listener], [], [])[0]:
             os._exit(0)  # pytest has ended
+        connection, _ = listener.accept()
         if not os.fork():
             break
-        for descriptor in descriptors:
-            os.close(descriptor)
-    output, errors, status = descriptors
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if program := os.fork():  # this process keeps the exit code, as only a parent gets it
         connection.close()
-        os.write(status, str(os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])).encode())
-        os._exit(0)
+    of_pytest.close()
+    listener.close()
+    message, (output, errors, status), *_ = socket.recv_fds(connection, 2**18, 3)
+    words, folder, environment = json.loads(message)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if program := os.fork():
+        _keep(program, connection, tied=environment is not None, status=status)
     os.setsid()
-    words, folder = json.loads(message)
     os.chdir(folder)
     os.dup2(output, 1)
     os.dup2(errors, 2)
     connection.send(str(os.getpid()).encode())
     connection.close()
-    for descriptor in descriptors:
+    for descriptor in (output, errors, status):
         os.close(descriptor)
+    if environment is not None:
+        _take(environment, of_template)
     sys.modules["numpy"].random.seed()  # not the state that every fork has; `random` does this itself
     return words
+
+
+def _keep(program, connection, tied, status):
+    """Wait for the exit code of a program, which only its parent gets; kill one that is tied to its connection."""
+    if tied:
+        ended = os.pidfd_open(program)
+        if ended not in select.select([ended, connection], [], [])[0]:
+            os.kill(program, signal.SIGKILL)
+            os._exit(0)
+    connection.close()
+    os.write(status, str(os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])).encode())
+    os._exit(0)
+
+
+def _take(environment, of_template):
+    """Take the variables of a program over, and keep those that only imported libraries have set."""
+    names = {*of_template, *os.environ, *environment}
+    changed = [name for name in names if environment.get(name) not in (of_template.get(name), os.environ.get(name))]
+    early = sorted(name for name in changed if not _READ_LATER.fullmatch(name))
+    if early:
+        sys.exit(f"a program with other values of {early} cannot be forked: libraries may have read them")
+    for name in changed:
+        os.environ.pop(name, None)
+        os.environ.update({name: environment[name]} if name in environment else {})
 
 
 def _become(words):
@@ -149,6 +233,9 @@ def _become(words):
 
 
 if __name__ == "__main__":
-    of_pytest = socket.socket(fileno=int(sys.argv[1]))
+    if sys.flags.isolated:
+        _stand_for_a_program(sys.argv[1], sys.argv[2:])
+    channels = [socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[1:]]
+    environment = {**os.environ}  # before libraries change it
     _import_libraries()
-    _become(_serve(of_pytest))
+    _become(_serve(*channels, environment))

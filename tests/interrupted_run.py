@@ -6,8 +6,9 @@ import time
 
 import torch
 from conftest import ROOT
-from forked import Process
+from forked import Process, python
 from safetensors.torch import load_file
+from small_run import TORCHRUN
 
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
@@ -15,6 +16,11 @@ ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1
 def start(*argv, launcher=(), script=ROOT / "scripts/train.py"):
     """Start a training process in a new session, so that it can be killed with all processes that it starts."""
     return Process([*launcher, script, *argv], ENVIRONMENT)
+
+
+def two_processes(environment=ENVIRONMENT):
+    """List arguments of Python that start two processes as torchrun does, without new imports of libraries."""
+    return (*TORCHRUN, "--no_python", *python(environment))
 
 
 def finish(process, timeout=300):

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL_RESNET
 from local_hub import LocalHub
 from pages import DOCS, blocks, commands
 from PIL import Image
@@ -23,10 +24,12 @@ SCRIPT_MODULES = {
     path.name: re.search(r'run\("(.+)"\)', path.read_text()) for path in (ROOT / "scripts").glob("[!_]*.py")
 }
 
+SMALL_NETWORK = f"{SMALL_RESNET} --hidden_size 8 --auxiliary_hidden_size 8"
 # replaces settings that take long on real data by small ones, and placeholders by names
 SMALLER = {
-    "--config quickstart": "--config quickstart --max_steps 2 --report_to none",
-    "resnet50.tv_in1k": "resnet18 --backbone_weights none --hidden_size 8 --auxiliary_hidden_size 8",
+    "--config quickstart": "--config quickstart --max_steps 2 --num_workers 0 --report_to none "
+    f"--backbone {SMALL_NETWORK}",
+    "resnet50.tv_in1k": f"{SMALL_NETWORK} --backbone_weights none",
     "--crop_size 512 512": "--crop_size 32 32 --num_workers 0 --report_to none",
     "--num_train_epochs 50": "--max_steps 2",
     "hf auth login": "true",
@@ -118,13 +121,17 @@ def run(block, folder, environment):
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(tmp_path_factory, tmp_path):
+    """Return variables, among them a path where the command `msctr` is forked, and a local Hub."""
+    programs, installed = tmp_path_factory.mktemp("programs"), Path(sys.executable).parent
     paths = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PATH": os.pathsep.join([str(programs), str(installed), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     hub = LocalHub()
-    yield os.environ | hub.environment(tmp_path / "home") | paths, hub
+    environment = os.environ | hub.environment(tmp_path / "home") | paths
+    forked.write_executable(programs / "msctr", environment, installed / "msctr")
+    yield environment, hub
     hub.close()
 
 

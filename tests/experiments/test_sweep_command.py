@@ -22,6 +22,15 @@ def folder(tmp_path):
     return write_folder(tmp_path / "data", num_train=6, num_validation=3)
 
 
+# A sweep that starts its runs with the Python given first, which forks them.
+SWEEP = """
+import os, runpy, sys
+sys.executable, *sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def sweep(folder, output_dir, *more, seeds=(0, 1), **changes):
     of_a_run = flags(folder, None, **{"validation_steps": None} | changes)
     return [
@@ -34,6 +43,10 @@ def run(words):
     return forked.run(words, ENVIRONMENT, timeout=500)
 
 
+def with_forks(words, folder):
+    return ["-c", SWEEP, forked.write_executable(folder / "python", ENVIRONMENT), *words]
+
+
 def log(path):
     return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
 
@@ -41,7 +54,8 @@ def log(path):
 @pytest.mark.slow
 def test_single_runs_repeat_the_rows_of_a_sweep(folder, tmp_path):
     output_dir = tmp_path / "sweep"
-    first = run(sweep(folder, output_dir, "--parallel", "2"))
+    command = with_forks(sweep(folder, output_dir, "--parallel", "2"), tmp_path)
+    first = run(command)
     assert first.returncode == 0, first.stdout + first.stderr
     rows = json.loads((output_dir / "results.json").read_text())
     assert [(row["seed"], row["arm"]) for row in rows] == [(0, "ce"), (0, "budget"), (1, "ce"), (1, "budget")]
@@ -55,7 +69,7 @@ def test_single_runs_repeat_the_rows_of_a_sweep(folder, tmp_path):
     started = {row["arm"]: log(output_dir / row["arm"] / "seed_0")[0]["cross_entropy"] for row in rows}
     assert started["ce"] == started["budget"]
 
-    again = run(sweep(folder, output_dir, "--parallel", "2"))
+    again = run(command)
     assert again.returncode == 0
     assert "4 runs, 4 of them finished" in again.stdout
 
@@ -69,7 +83,8 @@ def test_single_runs_repeat_the_rows_of_a_sweep(folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_sweep_resumes(folder, tmp_path, number):
-    command = sweep(folder, tmp_path / "sweep", seeds=(0,), max_steps=60, checkpointing_steps=60)
+    words = sweep(folder, tmp_path / "sweep", seeds=(0,), max_steps=60, checkpointing_steps=60)
+    command = with_forks(words, tmp_path)
     process = forked.Process(command, ENVIRONMENT)
     steps = tmp_path / "sweep/ce/seed_0/log.jsonl"
     while not steps.exists() or len(steps.read_text().splitlines()) < 3:

@@ -8,10 +8,10 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
-from interrupted_run import assert_same_end, finish, newest, start
+from interrupted_run import assert_same_end, finish, newest, start, two_processes
 from layouts import write_folder
 from safetensors.torch import load_file
-from small_run import TORCHRUN, flags
+from small_run import flags
 from torch import nn
 
 from msctr_hf.data.augmentation import TrainingAugmentation
@@ -156,22 +156,21 @@ def test_a_run_that_is_killed_between_two_epochs_of_a_step_resumes_to_the_same_e
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saved_step", [1, 2])
-def test_a_stream_is_accumulated_over_the_end_of_an_epoch_and_resumes_there(
-    run_script, folder, tmp_path, seen, saved_step
-):
-    copied, whole, part = tmp_path / "copy", tmp_path / "whole", tmp_path / "part"
+def test_a_stream_is_accumulated_over_the_end_of_an_epoch_and_resumes_there(run_script, folder, tmp_path, seen):
+    copied, whole = tmp_path / "copy", tmp_path / "whole"
     options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--output_dir", copied]
     assert run_script("prepare_dataset.py", *options)[0] == 0
     settings = {**SETTINGS, "streaming": True, "checkpointing_steps": 1}
     assert run_script("train.py", *flags(copied, whole, **settings))[0] == 0
     of_whole = drain(seen)
     assert len(of_whole) == 4 * 8
-    shutil.copytree(whole / f"checkpoints/step_{saved_step}", part / f"checkpoints/step_{saved_step}")
-    assert run_script("train.py", *flags(copied, part, **settings, resume="auto"))[0] == 0
-    assert torch.equal(drain(seen), of_whole[8 * saved_step :])
-    weights, expected = (load_file(run / "last/model.safetensors") for run in (part, whole))
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    for saved_step in (1, 2):
+        part = tmp_path / f"from_{saved_step}"
+        shutil.copytree(whole / f"checkpoints/step_{saved_step}", part / f"checkpoints/step_{saved_step}")
+        assert run_script("train.py", *flags(copied, part, **settings, resume="auto"))[0] == 0
+        assert torch.equal(drain(seen), of_whole[8 * saved_step :])
+        weights, expected = (load_file(run / "last/model.safetensors") for run in (part, whole))
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def split(batch_size, accumulated, **changes):
@@ -255,7 +254,7 @@ def test_two_processes_accumulate_over_the_end_of_an_epoch_and_resume_there(run_
     def train(data, run, **changes):
         settings = {**SETTINGS, "contrastive_mode": "ms_cs", "contrastive_gather_anchors": True, **changes}
         settings["checkpointing_steps"] = 1
-        code, output = finish(start(*flags(data, run, **settings), launcher=TORCHRUN))
+        code, output = finish(start(*flags(data, run, **settings), launcher=two_processes()))
         assert code == 0, output
         return load_file(run / "last/model.safetensors"), {
             entry["step"]: entry["loss"] for entry in read_log(run) if "loss" in entry

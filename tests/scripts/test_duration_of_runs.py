@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from interrupted_run import finish, start
+from interrupted_run import finish, start, two_processes
 from layouts import write_folder
 from safetensors.torch import load_file
-from small_run import TORCHRUN, flags
+from small_run import flags
 
 from msctr_hf.training.checkpointing import find_checkpoint
 from msctr_hf.training.run_folder import read_log
@@ -74,7 +74,7 @@ def test_two_processes_share_the_steps_of_an_epoch_and_end_early_together(folder
     run = tmp_path / "run"
     settings = {**EPOCHS, "num_train_epochs": 40, "validation_steps": 1, "early_stopping_patience": 2}
     settings |= {"optimizer": "sgd", "learning_rate": 0}  # scores change with the statistics only, and soon not at all
-    code, output = finish(start(*flags(folder, run, **settings), launcher=TORCHRUN))
+    code, output = finish(start(*flags(folder, run, **settings), launcher=two_processes()))
     assert code == 0, output
     assert "40 steps, 40.0 epochs" in output  # 6 images in batches of 2 x 2
     assert output.count("validations, so training ends early") == 1

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from interrupted_run import assert_same_end, finish, log, start, wait_for_step
+from interrupted_run import assert_same_end, finish, log, start, two_processes, wait_for_step
 from layouts import write_folder
-from small_run import TORCHRUN, flags
+from small_run import flags
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.folder_lock import locked
@@ -107,11 +107,11 @@ def test_all_processes_of_a_second_start_are_refused(folder, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     with locked(run):
-        code, output = finish(start(*flags(folder, run), launcher=TORCHRUN))
+        code, output = finish(start(*flags(folder, run), launcher=two_processes()))
     assert code != 0
     assert output.count(f"error: --output_dir: {run} is in use by process {os.getpid()} on ") == 2, output
     assert not list(run.iterdir())
-    code, output = finish(start(*flags(folder, run), launcher=TORCHRUN))
+    code, output = finish(start(*flags(folder, run), launcher=two_processes()))
     assert code == 0, output
     assert json.loads((run / "run.json").read_text())["num_processes"] == 2
     assert {path.name for path in tmp_path.iterdir()} == {"data", "run"}

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from conftest import ROOT
-from interrupted_run import finish, start
+from interrupted_run import finish, start, two_processes
 from layouts import write_folder
-from small_run import TORCHRUN, flags
+from small_run import flags
 
 from msctr_hf.training import devices, setup
 
@@ -83,6 +83,6 @@ main(sys.argv[1:])
 def test_processes_agree_on_the_precision_that_all_of_them_have(folder, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     arguments = flags(folder, tmp_path / "run", mixed_precision="auto", max_steps=1)
-    code, output = finish(start(*arguments, launcher=TORCHRUN, script=tmp_path / "script.py"))
+    code, output = finish(start(*arguments, launcher=two_processes(), script=tmp_path / "script.py"))
     assert code == 0, output
     assert recorded(tmp_path / "run") == ("no",) * 3

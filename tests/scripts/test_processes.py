@@ -1,17 +1,15 @@
 """Training with a batch that is split over two processes gives the same weights as training on one process."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import ROOT
-from interrupted_run import finish, start
+from forked import Process
+from interrupted_run import ENVIRONMENT, finish, start, two_processes
 from layouts import write_folder, write_labels
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,7 +18,6 @@ from small_run import TORCHRUN, flags
 from msctr_hf.training.run_folder import read_log
 
 HERE = ROOT / "tests/scripts"
-CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.fixture
@@ -39,9 +36,8 @@ def folder(tmp_path):
 
 def run_script(folder, run, script, environment, **settings):
     """Run a script in two processes and return its last weights."""
-    command = [sys.executable, *TORCHRUN, script, *flags(folder, run, **settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300)
+    code, output = finish(Process([*two_processes(environment), script, *flags(folder, run, **settings)], environment))
+    assert code == 0, output
     return load_file(run / "last/model.safetensors")
 
 
@@ -63,7 +59,7 @@ def test_two_processes_train_the_same_network_as_one_process(folder, tmp_path, m
         "aspect_range": "1 1", "max_class_share": 1.0, "max_steps": 8, "validation_steps": 8,
     }  # fmt: skip
     one, losses = train_in_float64(folder, tmp_path / "one", [], batch_size=4, **settings)
-    two, split_losses = train_in_float64(folder, tmp_path / "two", TORCHRUN, batch_size=2, **settings)
+    two, split_losses = train_in_float64(folder, tmp_path / "two", two_processes(), batch_size=2, **settings)
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(split_losses, losses, rtol=1e-5, atol=0)
@@ -85,7 +81,7 @@ def test_two_processes_learn_from_images_without_labels_as_one_process(folder, t
         "max_class_share": 1.0, "max_steps": 8, "validation_steps": 8,
     }  # fmt: skip
     one, _ = train_in_float64(folder, tmp_path / "one", [], batch_size=4, **settings)
-    two, _ = train_in_float64(folder, tmp_path / "two", TORCHRUN, batch_size=2, **settings)
+    two, _ = train_in_float64(folder, tmp_path / "two", two_processes(), batch_size=2, **settings)
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-5, atol=1e-8)
     logged = [[entry for entry in read_log(tmp_path / run) if "loss" in entry] for run in ("one", "two")]
@@ -103,9 +99,9 @@ def test_two_processes_resume_with_the_data_and_learning_rates_of_an_uninterrupt
         "batch_size": 2, "crop_size": "64 64", "class_weights": "[1,1]", "max_steps": 7, "checkpointing_steps": 3,
         "checkpoints_kept": 9, "gradient_accumulation_steps": 2, "validation_steps": 7,
     }  # fmt: skip
-    whole = run_script(folder, tmp_path / "whole", ROOT / "scripts/train.py", CPU, **settings)
+    whole = run_script(folder, tmp_path / "whole", ROOT / "scripts/train.py", ENVIRONMENT, **settings)
     shutil.copytree(tmp_path / "whole/checkpoints/step_3", tmp_path / "part/checkpoints/step_3")
-    part = run_script(folder, tmp_path / "part", ROOT / "scripts/train.py", CPU, **settings, resume="auto")
+    part = run_script(folder, tmp_path / "part", ROOT / "scripts/train.py", ENVIRONMENT, **settings, resume="auto")
     for name, weights in whole.items():
         torch.testing.assert_close(part[name], weights, rtol=1e-5, atol=1e-7)
     logs = [read_log(tmp_path / run) for run in ("whole", "part")]
@@ -119,9 +115,9 @@ def test_sharded_training_gives_the_weights_of_unsharded_training_and_resumes(fo
     settings = {"batch_size": 2, "crop_size": "64 64", "max_steps": 6, "class_weights": "[1,1]", "validation_steps": 6}
     fsdp = {"ACCELERATE_USE_CPU": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
     config = yaml.safe_load((ROOT / "configs/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
-    fsdp |= {name.upper(): str(value) for name, value in config.items()}
+    fsdp = ENVIRONMENT | fsdp | {name.upper(): str(value) for name, value in config.items()}
 
-    whole = run_script(folder, tmp_path / "whole", ROOT / "scripts/train.py", CPU, **settings)
+    whole = run_script(folder, tmp_path / "whole", ROOT / "scripts/train.py", ENVIRONMENT, **settings)
     as_on_gpus, run = HERE / "train_on_cpus_as_if_on_gpus.py", tmp_path / "sharded"
     run_script(folder, run, as_on_gpus, fsdp, **{**settings, "max_steps": 4, "validation_steps": 100})
     assert list(run.glob("checkpoints/step_4/**/*.distcp"))

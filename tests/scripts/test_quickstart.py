@@ -18,7 +18,7 @@ def test_the_quickstart_with_few_labels_learns_from_the_other_images(run_script,
     assert ["pseudo_cross_entropy" in line for line in logged if "loss" in line] == [False, True, True]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=8)
 def test_the_quickstart_reaches_a_mean_iou_of_70_percent(run_script, tmp_path):
     code, out, error = run_script(
         "train.py", "--config", ROOT / "configs/quickstart.yaml", "--output_dir", tmp_path / "quickstart"

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
-from interrupted_run import finish, start
+from interrupted_run import finish, start, two_processes
 from layouts import write_folder
 from safetensors.torch import load_file
-from small_run import TORCHRUN, flags
+from small_run import flags
 
 from msctr_hf.training.run_folder import read_log
 
@@ -22,7 +22,7 @@ def test_the_teachers_of_two_processes_resume_with_the_statistics_that_each_had(
     folder = write_folder(tmp_path / "data", num_train=12, num_validation=1)
 
     def train(run, **changes):
-        code, output = finish(start(*flags(folder, run, **SETTINGS, **changes), launcher=TORCHRUN))
+        code, output = finish(start(*flags(folder, run, **SETTINGS, **changes), launcher=two_processes()))
         assert code == 0, output
         logged = {line["step"]: line["pseudo_cross_entropy"] for line in read_log(run) if "loss" in line}
         return load_file(run / "last/model.safetensors"), logged

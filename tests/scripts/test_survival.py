@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SMALL_RESNET
 from interrupted_run import assert_same_end, finish, log, newest, start, wait_for_step
 from layouts import write_folder
 from safetensors.torch import load_file
@@ -221,7 +221,8 @@ main(sys.argv[2:])
 def test_memory_does_not_grow_after_the_fiftieth_step(tmp_path):
     run = tmp_path / "run"
     config = ["--config", ROOT / "configs/quickstart.yaml", "--output_dir", run, "--report_to", "none"]
-    config += ["--batch_size", 2, "--crop_size", 64, 64]
+    config += ["--batch_size", 2, "--crop_size", 64, 64, "--backbone", SMALL_RESNET, "--hidden_size", 8]
+    config += ["--auxiliary_hidden_size", 8, "--projection_dim", 8]
     steps = ["--max_steps", 200, "--logging_steps", 5, "--checkpointing_steps", 50, "--validation_steps", 200]
     code, output = finish(start(*config, *steps, launcher=("-c", MEMORY_IN_USE)))
     assert code == 0, output

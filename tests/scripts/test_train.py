@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from interrupted_run import finish, start
+from interrupted_run import finish, start, two_processes
 from layouts import write_folder
 from PIL import Image
 from safetensors.torch import load_file
-from small_run import TORCHRUN, flags
+from small_run import flags
 
 from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.data.augmentation import TrainingAugmentation
@@ -142,16 +142,16 @@ def test_the_folder_of_another_run_is_replaced_only_on_request(run_script, folde
 
 @pytest.mark.slow
 def test_two_processes_compute_the_same_scores_as_one_process(folder, tmp_path):
-    def run_to_its_end(script, *arguments, launcher=TORCHRUN):
+    def run_to_its_end(script, *arguments, launcher):
         code, output = finish(start(*arguments, launcher=launcher, script=ROOT / "scripts" / script))
         assert code == 0, output
 
     run = tmp_path / "run"
     settings = {"batch_size": 2, "max_steps": 2, "contrastive_gather_anchors": True, "repeat_factor_threshold": 0.9}
-    run_to_its_end("train.py", *flags(folder, run, **settings))
+    run_to_its_end("train.py", *flags(folder, run, **settings), launcher=two_processes())
     score = ["--model", run, "--dataset", "folder", "--data_dir", folder, "--device", "cpu", "--num_workers", "0"]
     run_to_its_end("evaluate.py", *score, "--output_dir", tmp_path / "one", launcher=())
-    run_to_its_end("evaluate.py", *score, "--output_dir", tmp_path / "two")
+    run_to_its_end("evaluate.py", *score, "--output_dir", tmp_path / "two", launcher=two_processes())
     in_training, one, two = (
         json.loads((f / "results.json").read_text()) for f in (run, tmp_path / "one", tmp_path / "two")
     )

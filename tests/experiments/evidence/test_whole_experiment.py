@@ -1,9 +1,12 @@
 """A tiny experiment is trained, scored and judged by real processes, and the command of a row repeats its run."""
 
 import shlex
+import sys
 
+import forked
 import numpy as np
 import pytest
+from interrupted_run import ENVIRONMENT
 from layouts import write_folder
 from PIL import Image
 from simulated import confirmation
@@ -56,7 +59,9 @@ def test_an_experiment_is_trained_scored_and_judged(tmp_path, monkeypatch, run_s
         groups={"small": ["car"]},
     )
     options = Options(tmp_path / "runs", (), parallel=2, results=tmp_path / "results")
-    run_experiment(tmp_path / "simulated.yaml", options)
+    with monkeypatch.context() as patch:  # all processes of the experiment are forked
+        patch.setattr(sys, "executable", str(forked.write_executable(tmp_path / "python", ENVIRONMENT)))
+        run_experiment(tmp_path / "simulated.yaml", options)
 
     (chosen,) = tmp_path.glob("runs/*/chosen/seed_7")
     record = read_json(tmp_path / "results/simulated/runs/chosen_seed_7.json")
