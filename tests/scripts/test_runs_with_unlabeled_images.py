@@ -41,7 +41,7 @@ def test_a_stream_that_does_not_fill_a_batch_of_two_processes_is_refused_by_both
     options = ["--dataset", "folder", "--data_dir", folder, "--num_workers", "0", "--output_dir", copied]
     assert run_script("prepare_dataset.py", *options)[0] == 0
     settings = {"streaming": True, "unlabeled": "validation", "batch_size": 2}  # 3 images, and 4 in a step
-    code, output = finish(start(*flags(copied, tmp_path / "run", **settings), launcher=TORCHRUN))
+    code, output = finish(start(*flags(copied, tmp_path / "run", **settings), launcher=two_processes()))
     assert code != 0
     assert output.count("a stream has fewer than the 4 images of one batch of all processes") == 2
     assert "Unsupported types" not in output
