@@ -39,6 +39,7 @@ def search(num_images: int, repetitions: int | None, device: torch.device) -> li
         for number in range(num_images):
             paths.append(folder / f"{number:03d}.png")
             draw_scene((number,), SIZE)[0].save(paths[-1])
+        torch.manual_seed(0)
         MsctrForSemanticSegmentation(MsctrConfig(**NETWORK)).save_pretrained(folder / "model")
         MsctrImageProcessor().save_pretrained(folder / "model")
         predictor = load_predictor(str(folder / "model"))

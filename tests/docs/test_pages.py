@@ -168,11 +168,11 @@ def test_the_tables_of_embeddings_equal_their_result_files():
 
 
 def test_the_time_of_a_search_equals_its_result_file():
-    of_stages, of_head = benchmark("search")
+    of_head, of_projections = benchmark("search")
     assert (
-        f"The {of_stages['images']} images of 360x480 are ranked and masked in {of_stages['search s']:.1f} s with "
-        f"{of_stages['channels']:,} channels (`--features decode_head`), in {of_head['search s']:.1f} s with "
-        f"{of_head['channels']:,} (`projection`)"
+        f"{of_head['images']} images of 360x480 are ranked and masked in {of_head['search s']:.1f} s with "
+        f"{of_head['channels']:,} channels (`--features decode_head`), in {of_projections['search s']:.1f} s with "
+        f"{of_projections['channels']:,} (`projection`)"
     ) in EMBEDDINGS.replace("\n", " ")
 
 
