@@ -145,3 +145,12 @@ def test_the_figure_has_a_row_for_each_of_the_first_images():
     few, many = (draw_pseudo_labels(each, 0.5, spec, colors) for each in images)
     assert few.width == many.width
     assert few.height < many.height
+
+
+def test_the_figure_shows_the_confident_labels_by_the_thresholds_of_the_pixels_if_there_are_such():
+    spec = get_dataset_spec("synthetic_scenes")
+    colors = Colors((0, 1, 2), (0.5,) * 3, (0.2,) * 3)
+    images = TaughtImages(batch_of(2)["strong_pixel_values"], labels_of(2), torch.rand(2, *SIZE))
+    common, other = (draw_pseudo_labels(images, threshold, spec, colors).tobytes() for threshold in (0.4, 0.8))
+    with_own = images._replace(pseudo_thresholds=torch.full((2, *SIZE), 0.4))
+    assert draw_pseudo_labels(with_own, 0.8, spec, colors).tobytes() == common != other
