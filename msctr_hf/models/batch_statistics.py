@@ -51,7 +51,8 @@ def unchanged_statistics_in_backward(network: nn.Module, loss: torch.Tensor) -> 
     """Keep no statistics of passes that are computed again for the gradient of a loss.
 
     Activation checkpointing does so in the backward pass, when the block of `unchanged_statistics` has ended. Without
-    this, the second pass of its images would be kept.
+    this, the second pass of its images would be kept. Hooks are set whether or not there is such checkpointing: it may
+    be switched on in any module, and to ask all modules takes as long as the hooks of the normalization layers.
     """
 
     def watch(_: torch.Tensor) -> None:
