@@ -94,14 +94,15 @@ class Query:
         shown = viewable(self.image).convert("RGB")
         draw = ImageDraw.Draw(shown)
         length, width = max(2, min(shown.size) // 40), max(2, max(shown.size) // _SHOWN_SIZE)
-        for edge, color in ((width // 2, "black"), (0, OUTLINE_COLOR)):
-            line = {"outline": color, "width": width + 2 * edge}
+        for edge, color in ((width // 2, (0, 0, 0)), (0, OUTLINE_COLOR)):
+            line, around = width + 2 * edge, length + edge
             for row, column in self.places:
-                around = length + edge
-                draw.ellipse([column - around, row - around, column + around, row + around], **line)
+                circle = [column - around, row - around, column + around, row + around]
+                draw.ellipse(circle, outline=color, width=line)
             if self.box is not None:
                 top, left, bottom, right = self.box
-                draw.rectangle([left - edge, top - edge, right - 1 + edge, bottom - 1 + edge], **line)
+                rectangle = [left - edge, top - edge, right - 1 + edge, bottom - 1 + edge]
+                draw.rectangle(rectangle, outline=color, width=line)
         return shown
 
     def in_words(self) -> str:

@@ -19,7 +19,7 @@ class Interrupted(Exception):
 class StopRequest:
     """Context that records SIGTERM and SIGINT in `requested`; the same signal again acts as outside the context.
 
-    A signal of the other kind is recorded too: a scheduler that sends SIGTERM a minute after Ctrl-C must not cost the steps.
+    A signal of the other kind is recorded too: SIGTERM of a scheduler, a minute after Ctrl-C, must not cost the steps.
     In other threads than the main one, where Python does not allow signal handlers, signals are not recorded.
 
     Args:
