@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -95,6 +96,12 @@ def setting(default: Any = MISSING, **info: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def default_workers(most: int) -> int:
+    """Return the default of a number of worker processes: `most`, or the cores of this process if it has fewer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(most, cores)
 
 
 @dataclass

@@ -1,13 +1,15 @@
 """Settings are checked when they are created, and their fields hold their descriptions."""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
+from msctr_hf.data.settings import DataSettings, PreparationSettings
 from msctr_hf.errors import UsageError
-from msctr_hf.settings import Settings, as_mapping, changed, setting, setting_infos
+from msctr_hf.settings import Settings, as_mapping, changed, default_workers, defaults, setting, setting_infos
 from msctr_hf.training.settings import TrainingSettings, purpose, purposes
 
 
@@ -60,3 +62,10 @@ def test_every_setting_of_a_run_has_a_help_text_and_a_purpose():
         "gradient_accumulation_steps",
         "unlabeled_batch_size",
     }
+
+
+def test_there_are_no_more_workers_by_default_than_cores_that_this_process_may_use(monkeypatch):
+    assert defaults(DataSettings)["num_workers"] == default_workers(4)
+    assert defaults(PreparationSettings)["num_workers"] == default_workers(2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5}, raising=False)
+    assert [default_workers(most) for most in (1, 2, 4)] == [1, 2, 2]

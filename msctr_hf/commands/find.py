@@ -46,7 +46,8 @@ def _find(arguments: FindSettings, embedding: EmbedderSettings) -> None:
         top=arguments.top,
     )
     with written_to_output_dir(output_dir):
-        write_found(found, query, output_dir, arguments.threshold, predictor.channels)
+        origin = f"Searched image: {arguments.image}. Network: {embedding.model}, {embedding.features}."
+        write_found(found, query, output_dir, arguments.threshold, predictor.channels, origin=origin)
     print(f"{len(found)} of {len(paths)} images are listed in {output_dir / 'find.html'}")
     if unreadable:
         raise UsageError(f"{len(unreadable)} of {len(paths)} images cannot be read: {'; '.join(unreadable)}")

@@ -51,6 +51,7 @@ class ReadSamples:
             someone else must not choose which files of this machine are read.
         with_traits (`bool`): Whether samples have a column `traits`, which a check of the data set counts.
         channels (`Channels`, *optional*): Channels of the images, which are then arrays (H, W, N); RGB by default.
+        advice (`str`): Sentence that follows the one about a faulty file.
     """
 
     mapping: LabelMapping
@@ -61,9 +62,18 @@ class ReadSamples:
     embedded: bool = False
     with_traits: bool = False
     channels: Channels | None = None
+    advice: str = ""
 
     def __call__(self, batch: Batch) -> Batch:
         """Decode rows to samples: RGB image, train ids (mode L), image id."""
+        try:
+            return self._read(batch)
+        except UsageError as error:
+            if not self.advice:
+                raise
+            raise UsageError(f"{error} {self.advice}") from error
+
+    def _read(self, batch: Batch) -> Batch:
         if self.embedded:
             _refuse_missing(batch, ("image", "label") if self.with_labels else ("image",))
         if not self.with_labels:

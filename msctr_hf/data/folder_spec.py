@@ -54,6 +54,7 @@ def read_folder_spec(data_dir: str | Path | None) -> DatasetSpec:
         groups=_read_groups(description, classes, path),
         title=_read_title(description, path),
         license=_read_license(description, path),
+        described_in=str(data_dir),
     )
 
 

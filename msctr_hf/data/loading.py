@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
@@ -15,6 +17,7 @@ from .file_source import FileSource
 from .folder_spec import FOLDER, read_folder_spec
 from .label_record import label_record
 from .labels import IGNORE_INDEX, MAX_RAW_VALUE, Color, is_raw_value
+from .nearest_names import nearest_name
 from .predecoded import holds_predecoded, index_predecoded
 from .raw_values import refuse_train_ids
 from .saved_source import SavedDataset, index_copy, is_a_copy
@@ -34,7 +37,10 @@ def get_dataset_spec(name: str, data_dir: str | Path | None = None) -> DatasetSp
     if name == FOLDER:
         return read_folder_spec(data_dir)
     if name not in DATASETS:
-        raise UsageError(f"The data set {name!r} is unknown; choose from {', '.join(sorted([*DATASETS, FOLDER]))}.")
+        names = sorted([*DATASETS, FOLDER])
+        close = nearest_name(name, names)
+        hint = f" Did you mean {close!r}?" if close else ""
+        raise UsageError(f"The data set {name!r} is unknown; choose from {', '.join(names)}.{hint}")
     return DATASETS[name]
 
 
@@ -101,7 +107,30 @@ def load_segmentation_dataset(
         if with_labels and isinstance(reader, ReadSamples):
             refuse_train_ids(spec, rows, reader, str(dataset_name or data_dir))
     reader = parts[0][1]
+    if with_labels and isinstance(reader, ReadSamples) and isinstance(spec.source, FileSource) and not streaming:
+        given = {
+            "dataset": name,
+            "data_dir": data_dir,
+            "dataset_name": dataset_name,
+            "dataset_revision": revision,
+            "image_column": None if image_column == "image" else image_column,
+            "label_column": None if label_column == "label" else label_column,
+            "id_map": None if id_map is None else dict(id_map),
+            "reduce_zero_label": "true" if reduce_zero_label else None,
+            "corrections": corrections,
+            "num_channels": num_channels,
+        }
+        reader = replace(reader, advice=f"`{_prepare_command(given)}` lists all files with faults.")
     return attach(concatenate_datasets([part for part, _ in parts]) if len(parts) > 1 else parts[0][0], reader)
+
+
+def _prepare_command(given: Mapping[str, Any]) -> str:
+    """Write the command that checks every file of a data set; a reader stops at the first one with a fault."""
+    words = ["msctr", "prepare"]
+    for flag, value in given.items():
+        if value is not None:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
 
 
 def index_split(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from ..errors import UsageError
-from ..settings import Settings, setting
+from ..settings import Settings, default_workers, setting
 from .pixel_limit import set_max_image_pixels
 
 if TYPE_CHECKING:
@@ -266,8 +266,9 @@ class DataSettings(ChannelSettings):
         help="Padding of images in training and validation: mean color or reflection; labels are ignored there.",
     )
     num_workers: int = setting(
-        4,
-        help="Number of worker processes that load data, per process.",
+        default_workers(4),
+        help="Number of worker processes that load data, per process; by default 4, or the number of cores if there "
+        "are fewer.",
         at_least=0,
         aliases=("dataloader_num_workers",),
         on_resume="free",
@@ -373,4 +374,4 @@ class PreparationSettings(ChannelSettings):
         above=0,
     )
     skip_broken: bool = setting(False, help="Leave broken images out of the copy instead of refusing the data set.")
-    num_workers: int = setting(2, help="Number of worker processes of the check.", at_least=0)
+    num_workers: int = setting(default_workers(2), help="Number of worker processes of the check.", at_least=0)

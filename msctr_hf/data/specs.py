@@ -59,6 +59,7 @@ class DatasetSpec:
         shareable (`bool`): Whether the images may be shown to everyone.
         values_from (`str`): `id_map` or `reduce_zero_label` if that setting replaced the label values, or empty.
         described (`DatasetSpec`, *optional*): The same data set before that setting replaced its label values.
+        described_in (`str`): Folder of a user whose dataset.yaml describes the data set, or empty.
     """
 
     name: str
@@ -75,6 +76,12 @@ class DatasetSpec:
     shareable: bool = False
     values_from: str = ""
     described: DatasetSpec | None = None
+    described_in: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """Name for a sentence, which is that of the folder for a data set of a user."""
+        return f"the folder {self.described_in}" if self.described_in else self.name
 
     @property
     def id2label(self) -> dict[int, str]:

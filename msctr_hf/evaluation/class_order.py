@@ -47,8 +47,8 @@ def with_train_ids(
     """
     if (predicted := predictor.model.config.num_labels) != len(spec.classes):
         raise UsageError(
-            f"{model} predicts {predicted} classes, but {spec.name} has {len(spec.classes)}; evaluate it on the data "
-            "set it was trained for."
+            f"{model} predicts {predicted} classes, but {spec.in_words} has {len(spec.classes)}; use a data set with "
+            "the classes that it was trained for."
         )
     matched = match_classes(predictor.class_names, spec.classes, spec.name, class_order)
     return replace(predictor, train_ids=matched.train_ids), matched.note

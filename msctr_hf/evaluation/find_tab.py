@@ -99,7 +99,7 @@ def without_pixels(search: Search) -> Search:
 
 
 def found_figures(search: Search, threshold: float) -> list[tuple[Image.Image, str]]:
-    """Draw the mask of every searched image in red, with a caption; the network does not run."""
+    """Draw the mask of every searched image in yellow, with a caption; the network does not run."""
     figures = []
     for rank, (compared, thumbnail) in enumerate(search.matches, start=1):
         mask = compared.mask(threshold)
@@ -284,7 +284,7 @@ def build_find_tab(predictor: Predictor, examples: Sequence[str]) -> None:
         return
     gradio.Markdown(
         "Click what is searched, in one place or in several. In the other images, the pixels that are like any of "
-        f"them are red. At most {MAX_SEARCHED} images are searched."
+        f"them are yellow. At most {MAX_SEARCHED} images are searched."
     )
     with gradio.Row():
         with gradio.Column(min_width=300):

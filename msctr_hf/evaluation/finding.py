@@ -25,15 +25,17 @@ from ..data.images import read_image
 from ..errors import UsageError, as_usage_error, first_line
 from ..models.decode_heads import resize
 from ..progress import progress
+from .boundary_iou import near_outline
 from .embedding_bank import network_fingerprint
 from .embedding_maps import Embedder
 from .settings import Size
-from .visualization import overlay, viewable
+from .visualization import OUTLINE_COLOR, overlay, viewable
 
 PAGE = "find.html"
 _CHANNELS = 32  # converted to float32 at a time, which stay in the cache: six times as fast as all 1024
 _RANKED_FILE = re.compile(r"\d{3,}(_mask)?\.png")
-_FOUND_COLOR, _MARK_COLOR = (230, 0, 0), "red"
+_OPACITY = 0.3  # so that the color of what was found is still seen
+_SHOWN_SIZE = 300  # pixels of a figure on the page, at which a line must be seen
 _STYLE = (
     "body{font-family:sans-serif;margin:1em}main{display:grid;gap:1em;"
     "grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr))}"
@@ -88,16 +90,27 @@ class Query:
         return (rows[:, None] * len(pixel_columns) + columns).ravel()
 
     def marked(self) -> Image.Image:
-        """Draw the pixels or the box into a copy of the image."""
-        shown = viewable(self.image).copy()
+        """Draw the pixels or the box into a copy of the image, in yellow between black lines."""
+        shown = viewable(self.image).convert("RGB")
         draw = ImageDraw.Draw(shown)
-        length = max(2, min(shown.size) // 40)
-        for row, column in self.places:
-            draw.ellipse([column - length, row - length, column + length, row + length], outline=_MARK_COLOR, width=2)
+        length, width = max(2, min(shown.size) // 40), max(2, max(shown.size) // _SHOWN_SIZE)
+        for edge, color in ((width // 2, (0, 0, 0)), (0, OUTLINE_COLOR)):
+            line, around = width + 2 * edge, length + edge
+            for row, column in self.places:
+                circle = [column - around, row - around, column + around, row + around]
+                draw.ellipse(circle, outline=color, width=line)
+            if self.box is not None:
+                top, left, bottom, right = self.box
+                rectangle = [left - edge, top - edge, right - 1 + edge, bottom - 1 + edge]
+                draw.rectangle(rectangle, outline=color, width=line)
+        return shown
+
+    def in_words(self) -> str:
+        """Name the pixels or the box by rows and columns."""
         if self.box is not None:
             top, left, bottom, right = self.box
-            draw.rectangle([left, top, right - 1, bottom - 1], outline=_MARK_COLOR, width=2)
-        return shown
+            return f"box of rows {top} to {bottom - 1} and columns {left} to {right - 1}"
+        return ", ".join(f"row {row} column {column}" for row, column in self.places)
 
 
 class UnreadableImageError(UsageError):
@@ -292,10 +305,13 @@ def write_found(
     output_dir: str | Path,
     threshold: float,
     channels: Channels | None = None,
+    *,
+    origin: str = "",
 ) -> None:
     """Write find.html, matches.csv, query.png and, for every image, NNN.png and NNN_mask.png.
 
-    An earlier search in the folder is replaced. `channels` are those of the images, RGB by default.
+    An earlier search in the folder is replaced. `channels` are those of the images, RGB by default. The page shows
+    `origin`, which names the searched image and the network.
 
     Raises:
         UsageError: If the folder has other files.
@@ -307,7 +323,7 @@ def write_found(
         if _RANKED_FILE.fullmatch(path.name):
             path.unlink()
     query.marked().save(output_dir / "query.png")
-    figures = [_figure("query.png", "searched")]
+    figures = [_figure("query.png", f"searched: {query.in_words()}")]
     with (output_dir / "matches.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["rank", "image", "cosine", "area"])
@@ -321,7 +337,8 @@ def write_found(
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>Found pixels</title>\n<style>{_STYLE}</style>\n"
-        f"<p>The most similar images first; red where the cosine is at least {threshold:g}.</p>\n"
+        f"<p>{html.escape(origin)}</p>\n"
+        f"<p>The most similar images first; yellow where the cosine is at least {threshold:g}.</p>\n"
         f"<main>\n{chr(10).join(figures)}\n</main>\n</html>\n"
     )
     (output_dir / PAGE).write_text(page, encoding="utf-8")
@@ -333,9 +350,16 @@ def caption(rank: int, name: str, score: float, area: float) -> str:
 
 
 def draw_mask(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Draw a mask (H, W), bool, in red over its image."""
-    red = overlay(image, mask.astype(np.uint8), [(0, 0, 0), _FOUND_COLOR])
-    return Image.composite(red, image.convert("RGB"), Image.fromarray(mask))
+    """Draw a mask (H, W), bool, over its image: thin yellow, with an outline within it of a yellow and a black line.
+
+    One of the two lines is seen on an image of any color.
+    """
+    labels, width = mask.astype(np.uint8), max(1, max(image.size) // _SHOWN_SIZE)
+    tinted = overlay(image, labels, [(0, 0, 0), OUTLINE_COLOR], opacity=_OPACITY)
+    drawn = Image.composite(tinted, image.convert("RGB"), Image.fromarray(mask))
+    for distance, color in ((2 * width, (0, 0, 0)), (width, OUTLINE_COLOR)):
+        drawn.paste(color, mask=Image.fromarray(near_outline(labels, distance) & mask))
+    return drawn
 
 
 def _figure(file: str, text: str) -> str:

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from .label_checking import Suspects
 from .label_regions import Region
-from .visualization import overlay, viewable
+from .visualization import OUTLINE_COLOR, overlay, viewable
 
 PAGE = "check_labels.html"
 VIEWS = ("image", "label", "suggestion")
@@ -23,7 +23,7 @@ _FIGURE = re.compile(rf"\d{{4,}}_({'|'.join(VIEWS)})\.jpg")
 _TEMPLATE = Path(__file__).with_name("label_report_template.html")
 _MARGIN = 24  # least number of pixels around a region that its figures show
 _LONGEST_SIDE, _LARGEST_SCALE = 480, 4  # of a figure
-_OUTLINE, _OPACITY = (255, 255, 0), 0.5
+_OPACITY = 0.5
 
 
 def write_report(
@@ -116,7 +116,7 @@ def region_views(
     outline = Image.fromarray(np.asarray(outer) != np.asarray(inner))
     views = [view.resize(size, Image.Resampling.BILINEAR) for view in views]
     for view in views:
-        view.paste(_OUTLINE, mask=outline)
+        view.paste(OUTLINE_COLOR, mask=outline)
     return views
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from ..data.settings import DatasetSettings, ImageSettings
 from ..errors import UsageError
 from ..models.pixel_embeddings import FORMER_FEATURES
-from ..settings import Settings, setting
+from ..settings import Settings, default_workers, setting
 
 Size = tuple[int, int]  # height, width
 
@@ -124,7 +124,9 @@ class ScoringSettings(DatasetSettings):
     )
     boundary_iou: bool = setting(False, help="Also compute the boundary IoU (Cheng et al., CVPR 2021).")
     worst: int = setting(8, help="Number of images with the lowest mean IoU to show in worst.png.", at_least=0)
-    num_workers: int = setting(2, help="Number of worker processes that load data, per process.", at_least=0)
+    num_workers: int = setting(
+        default_workers(2), help="Number of worker processes that load data, per process.", at_least=0
+    )
 
 
 @dataclass

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 IGNORED_COLOR = (0, 0, 0)
+OUTLINE_COLOR = (255, 255, 0)
 MAX_ASPECT = 3  # height / width of an image in a figure; higher images are shown narrower
 MAX_NAMES = 256  # entries of a legend
 _STRETCHED = (2, 98)  # percentiles of the values that become black and white

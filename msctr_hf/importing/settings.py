@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..data.settings import ImageSettings
-from ..settings import setting
+from ..settings import default_workers, setting
 from .formats import format_names
 
 
@@ -46,4 +46,4 @@ class ImportSettings(ImageSettings):
         help="Regular expression on names of images; images for which it matches the same text, such as frames of one "
         "video, stay in one split.",
     )
-    num_workers: int = setting(2, help="Number of worker processes of the check.", at_least=0)
+    num_workers: int = setting(default_workers(2), help="Number of worker processes of the check.", at_least=0)

@@ -17,8 +17,9 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Context that records SIGTERM and SIGINT in `requested`; a second signal acts as it does outside the context.
+    """Context that records SIGTERM and SIGINT in `requested`; the same signal again acts as outside the context.
 
+    A signal of the other kind is recorded too: SIGTERM of a scheduler, a minute after Ctrl-C, must not cost the steps.
     In other threads than the main one, where Python does not allow signal handlers, signals are not recorded.
 
     Args:
@@ -45,7 +46,7 @@ class StopRequest:
             2,
             f"\n{signal.Signals(number).name}: {self.reaction}; send it again to end immediately\n".encode(),
         )
-        self._restore_handlers()
+        signal.signal(number, self._previous.pop(signal.Signals(number)))
 
     def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():

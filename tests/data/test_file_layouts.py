@@ -314,7 +314,7 @@ def test_the_same_files_as_training_and_validation_get_one_warning_and_their_fau
     assert "broken: 2 images: " in said
     assert re.search(r"broken: .*03\.png: .*list the colors in `label_colors` of dataset\.yaml", said)
     assert "nearest neighbor" in said
-    assert "3 images of folder cannot be used" in error
+    assert f"3 images of the folder {root} cannot be used" in error
 
 
 LEFT_OVER = {
@@ -342,7 +342,7 @@ def test_images_without_labels_are_refused_with_what_would_pair_them(tmp_path, c
     root = write(tmp_path, files, splits={"train": {"images": "photos", "labels": "masks"}})
     with pytest.raises(UsageError, match=rf"3 of 3 images of train have no label: .*{hint}"):
         load(root)
-    with pytest.raises(UsageError, match="3 images of folder cannot be used"):
+    with pytest.raises(UsageError, match=f"3 images of the folder {re.escape(str(root))} cannot be used"):
         prepare(get_dataset_spec("folder", root), ["train"], root, SavedDataset())
     assert re.search(hint, capsys.readouterr().out)
 

@@ -1,5 +1,6 @@
 import csv
 import re
+import shlex
 import shutil
 import warnings
 
@@ -10,6 +11,8 @@ from datasets.table import embed_table_storage
 from layouts import LAYOUTS, write_folder, write_image, write_labels
 
 from msctr_hf import load_segmentation_dataset
+from msctr_hf.commands import prepare
+from msctr_hf.data.loaders import evaluation_loader
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.errors import UsageError
 
@@ -76,6 +79,33 @@ def test_corrections_of_a_copy_are_refused_rather_than_ignored(tmp_path):
         load_segmentation_dataset("camvid", "train", tmp_path / "copy", corrections=tmp_path / "corrections.csv")
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_faulty_file_names_the_command_that_lists_all_of_them(tmp_path, num_workers, capsys):
+    root = write_folder(tmp_path / "my data")
+    write_labels(root / "train/labels/0.png", np.full((3, 3), 1, np.uint8))
+    write_labels(root / "train/labels/1.png", np.full((40, 56), 77, np.uint8))
+    dataset = load_segmentation_dataset("folder", "train", root)
+    with pytest.raises(UsageError) as raised:
+        list(evaluation_loader(dataset, batch_size=1, num_workers=num_workers))
+    sentence = str(raised.value)
+    assert sentence.endswith(" lists all files with faults.")
+    words = shlex.split(sentence.split("`")[-2])
+    assert words == ["msctr", "prepare", "--dataset", "folder", "--data_dir", str(root)]
+    with pytest.raises(SystemExit):
+        prepare.main([*words[2:], "--num_workers", "0"])
+    output = capsys.readouterr()
+    assert output.out.count("broken: ") == 2
+    assert "lists all files" not in output.out + output.err
+
+
+def test_the_command_that_lists_faults_reads_label_values_as_the_data_set_did(tmp_path):
+    root = write_folder(tmp_path)
+    write_labels(root / "train/labels/0.png", np.full((3, 3), 1, np.uint8))
+    dataset = load_segmentation_dataset("folder", "train", root, id_map={0: 0, 1: 1, 2: 1})
+    with pytest.raises(UsageError, match=re.escape("--id_map '{0: 0, 1: 1, 2: 1}'` lists")):
+        dataset[0]
+
+
 def test_id_map_and_reduce_zero_label_map_other_raw_values_to_the_classes(tmp_path):
     LAYOUTS["camvid"].write(tmp_path)
     mapped = load_segmentation_dataset("camvid", "train", tmp_path, id_map={10: 3, 11: 0})
@@ -88,6 +118,15 @@ def test_id_map_and_reduce_zero_label_map_other_raw_values_to_the_classes(tmp_pa
     for raw in (-1, 70000):
         with pytest.raises(UsageError, match=f"`id_map`: raw label values must be from 0 to 65535, got {raw}"):
             load_segmentation_dataset("camvid", "train", tmp_path, id_map={raw: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("fodler", " Did you mean 'folder'?"), ("cityscape", " Did you mean 'cityscapes'?"), ("x", "")]
+)
+def test_a_misspelled_name_is_answered_with_the_most_similar_one(name, hint):
+    with pytest.raises(UsageError, match=f"The data set '{name}' is unknown; choose from ") as raised:
+        get_dataset_spec(name)
+    assert str(raised.value).endswith(f"synthetic_scenes_nir.{hint}")
 
 
 def test_errors_about_unknown_names_say_what_to_do(tmp_path):

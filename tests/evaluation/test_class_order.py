@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.specs import DATASETS
 from msctr_hf.errors import UsageError
-from msctr_hf.evaluation.class_order import match_classes
+from msctr_hf.evaluation.class_order import match_classes, with_train_ids
 from msctr_hf.evaluation.predictor import Predictor
 
 NAMES = ["sky", "road", "car"]
@@ -75,6 +76,20 @@ def test_the_classes_of_every_data_set_are_those_of_a_network_that_was_trained_o
     classes = DATASETS[name].classes
     assert match_classes(list(classes), classes, name) == (None, None)
     assert match_classes(list(classes)[::-1], classes, name).train_ids == tuple(range(len(classes)))[::-1]
+
+
+def test_another_number_of_classes_is_refused_with_the_folder_of_the_user(tiny_config, tmp_path):
+    predictor = Predictor(MsctrForSemanticSegmentation(tiny_config(num_labels=4)), MsctrImageProcessor())
+    (tmp_path / "dataset.yaml").write_text("classes: [sky, road, car]\nimages: images\nlabels: masks\n")
+    spec = get_dataset_spec("folder", tmp_path)
+    with pytest.raises(UsageError) as refused:
+        with_train_ids(predictor, spec, "runs/mine")
+    assert str(refused.value) == (
+        f"runs/mine predicts 4 classes, but the folder {tmp_path} has 3; use a data set with the classes that it was "
+        "trained for."
+    )
+    with pytest.raises(UsageError, match="predicts 4 classes, but synthetic_scenes has 3; use"):
+        with_train_ids(predictor, DATASETS["synthetic_scenes"], "runs/mine")
 
 
 def test_names_and_colors_of_a_predictor_are_in_the_order_of_its_train_ids(tiny_config):

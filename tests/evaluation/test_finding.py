@@ -13,7 +13,7 @@ from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProces
 from msctr_hf.commands import find
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.embedding_maps import Embedder
-from msctr_hf.evaluation.finding import EmbeddedImages, Query, embed_query, find_alike, write_found
+from msctr_hf.evaluation.finding import EmbeddedImages, Query, draw_mask, embed_query, find_alike, write_found
 from msctr_hf.evaluation.finite import NotFiniteError
 from msctr_hf.evaluation.predictor import Predictor
 
@@ -183,13 +183,15 @@ def test_the_page_lists_images_whose_names_are_escaped_and_whose_files_exist(emb
     found, _ = find_alike(EmbeddedImages(embedder), paths, embed_query(embedder, query), threshold=0.5, top=9)
     write_found(found, query, tmp_path / "out", 0.5)
     write_found(found[:4], query, tmp_path / "out", 0.5)  # replaces the earlier one
-    write_found(found, query, tmp_path / "out", 0.5)
+    write_found(found, query, tmp_path / "out", 0.5, origin=f"Searched image: {PAPER_CLIP}.")
     page = Page((tmp_path / "out/find.html").read_text())
     shown = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert shown == ["query.png", *(f"{rank:03d}.png" for rank in range(1, 6))]
     assert all((tmp_path / "out" / file).exists() for file in shown)
     assert not any("onerror" in attributes for _, attributes in page.tags)
     assert PAPER_CLIP in page.text
+    assert f"Searched image: {PAPER_CLIP}." in page.text
+    assert "searched: row 10 column 20" in page.text
     rows = list(csv.reader((tmp_path / "out/matches.csv").open()))
     assert rows[0] == ["rank", "image", "cosine", "area"]
     assert [row[1] for row in rows[1:]] == [str(each.path) for each in found]
@@ -198,6 +200,26 @@ def test_the_page_lists_images_whose_names_are_escaped_and_whose_files_exist(emb
         assert np.array_equal(mask, each.mask(0.5) * 255)
         shown, image = (np.asarray(Image.open(path)) for path in (tmp_path / f"out/{rank:03d}.png", each.path))
         assert np.array_equal(shown[mask == 0], image[mask == 0])
+
+
+@pytest.mark.parametrize("color", ["red", "yellow", "black", "white"])
+def test_what_is_found_and_what_is_searched_are_seen_on_an_image_of_any_color(color):
+    image = Image.new("RGB", (96, 64), color)
+    mask = np.zeros((64, 96), dtype=bool)
+    mask[10:40, 20:70] = True
+    figure = np.asarray(draw_mask(image, mask)).astype(int)
+    contrast = np.abs(figure - np.asarray(image)).max(axis=-1)
+    assert contrast[10:12, 21:69].max(axis=0).min() > 200  # in one of the two lines of the upper outline
+    assert contrast[~mask].max() == 0
+    assert contrast[12:38, 22:68].max() <= 0.3 * 255 + 1  # the color of the object shows through
+    for query in (Query(image, pixels=[30, 40]), Query(image, box=[20, 30, 40, 60])):
+        assert np.abs(np.asarray(query.marked()).astype(int) - np.asarray(image)).max() > 200
+
+
+def test_a_search_is_described_by_rows_and_columns():
+    image = Image.new("RGB", (96, 64))
+    assert Query(image, pixels=[3, 4, 5, 6]).in_words() == "row 3 column 4, row 5 column 6"
+    assert Query(image, box=[3, 4, 5, 8]).in_words() == "box of rows 3 to 4 and columns 4 to 7"
 
 
 def test_places_outside_the_image_are_refused():
@@ -227,6 +249,8 @@ def test_the_command_writes_the_list_and_names_images_that_cannot_be_read(folder
     assert (code, out) == (2, f"2 of 6 images are listed in {tmp_path / 'out/find.html'}\n")
     assert "1 of 6 images cannot be read" in error
     assert "broken.png" in error
+    page = (tmp_path / "out/find.html").read_text()
+    assert f"Searched image: {folder / 'images/0.png'}. Network: {folder / 'model'}, decode_head." in page
     names = {"find.html", "matches.csv", "query.png", "001.png", "001_mask.png", "002.png", "002_mask.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 

@@ -201,7 +201,10 @@ def test_a_wrong_file_of_the_data_set_is_reported_in_one_sentence(refused, folde
 
 def test_a_wrong_file_read_by_a_worker_is_reported_in_one_sentence(refused, folder):
     FILES["broken image"][0](folder)
-    assert refused(num_workers=1).endswith("its format is unknown.")
+    sentence = refused(num_workers=1)
+    assert sentence.endswith(
+        f"its format is unknown. `msctr prepare --dataset folder --data_dir {folder}` lists all files with faults."
+    )
 
 
 def test_corrections_outside_the_folder_are_refused(refused, tmp_path):

@@ -523,7 +523,7 @@ def test_one_systematic_mistake_is_one_line_with_its_count_and_the_first_files(r
     assert unlisted.startswith("broken: 14 images: ")
     assert "and 9 more" in unlisted
     assert "[9, 254, 255]" in unlisted
-    assert "16 images of folder cannot be used" in error
+    assert f"16 images of the folder {root} cannot be used" in error
 
 
 def test_a_mask_saved_as_rgb_names_label_colors_as_the_way_out(prepare_folder):

@@ -26,3 +26,28 @@ def test_the_first_signal_is_recorded_and_the_second_acts_as_usual(number, capfd
         assert signal.getsignal(number) is act
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)], ids=lambda each: each.name
+)
+def test_a_signal_of_the_other_kind_waits_for_the_checkpoint_too(first, second, capfd):
+    class Usual(Exception):
+        pass
+
+    def act(*_):
+        raise Usual
+
+    before = {number: signal.signal(number, act) for number in (first, second)}
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), second)
+            assert stop.requested
+            assert f"{second.name}: saving a checkpoint" in capfd.readouterr().err
+            with pytest.raises(Usual):
+                os.kill(os.getpid(), first)
+        assert [signal.getsignal(number) for number in (first, second)] == [act, act]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
