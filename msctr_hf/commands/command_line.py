@@ -20,6 +20,7 @@ import yaml
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
+from ..data.settings import is_about_unlabeled
 from ..errors import UsageError, first_line
 from ..models.configuration_msctr import MsctrConfig
 from ..settings import SettingInfo, setting_infos
@@ -80,6 +81,7 @@ class CommandLine(HfArgumentParser):
             else "YAML file with values of these flags; they replace the defaults, flags win.",
         )
         self.network_settings = self._add_network_settings() if with_network_settings else []
+        self._gather("images without labels", is_about_unlabeled)
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
@@ -122,6 +124,15 @@ class CommandLine(HfArgumentParser):
                 f"--{each.name}", help=f"{each.metadata['help']}{default}".replace("%", "%%"), **options
             )
         return [each.name for each in fields]
+
+    def _gather(self, title: str, belongs: Callable[[str], bool]) -> None:
+        """Show flags that come from several dataclasses in one group of `--help`, by their names."""
+        gathered: list[argparse.Action] = []
+        for group in self._action_groups:
+            gathered += [action for action in group._group_actions if belongs(action.dest)]
+            group._group_actions = [action for action in group._group_actions if not belongs(action.dest)]
+        if gathered:
+            self.add_argument_group(title)._group_actions.extend(gathered)
 
     def parse(self, argv: Sequence[str], without: Iterable[str] = ()) -> tuple:
         """Return one instance of every group, followed by the dict of network settings if the command takes them.

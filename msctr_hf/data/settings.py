@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 REST = "rest"  # value of `unlabeled`: the images that `train_images` leaves out
 
 
+def is_about_unlabeled(name: str) -> bool:
+    """Return whether the setting of this name is about images without labels."""
+    return "unlabeled" in name or "pseudo" in name
+
+
 @dataclass(kw_only=True)
 class ImageSettings(Settings):
     """Settings of reading image files."""

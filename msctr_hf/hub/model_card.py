@@ -22,7 +22,15 @@ from ..models.backbone_weights import HUB, NONE
 from ..models.configuration_msctr import MsctrConfig
 from ..models.contrastive_adapter import HEADS_FILE
 from ..models.decode_heads import DECODE_HEADS
-from ..training.description import DRAWN_IMAGES, LABELED_IMAGES, describe_drawn, describe_labeled
+from ..training.description import (
+    DRAWN_IMAGES,
+    IMAGES,
+    LABELED_IMAGES,
+    describe_drawn,
+    describe_labeled,
+    describe_parameters,
+)
+from ..training.idle_settings import idle_settings
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json, replace_file
 from ..training.settings import purpose
 
@@ -37,6 +45,8 @@ _METRIC_NAMES = {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy", "over
 _NESTED_FIELDS = {"backbone_config", "palette"}  # too long for a table
 _UNNAMED_DATASET = "custom data set"
 _MAX_WORST_CLASSES, _MAX_CONFUSIONS = 3, 5  # numbers of rows in the section on limitations
+# ends of the names of values that are no parameters: statistics of BatchNorm
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _MAX_IMAGES = 50  # that are listed, if a run drew its training images
 
 
@@ -76,13 +86,14 @@ def write_model_card(
         if path.exists() and _SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
             return path
     free = show_images if show_images is not None else spec is not None and spec.shareable
+    idle = idle_settings({**run.get("settings", {}), **_own_fields(config)})
     card = ModelCard.from_template(
         _metadata(config, run, results, spec, license),
         template_path=str(_TEMPLATE),
-        **_facts(config, run, results, spec, folder),
+        **_facts(config, run, results, spec, folder, idle),
         name=name,
         predictions=PREDICTIONS_FILE if free and (folder / PREDICTIONS_FILE).exists() else None,
-        network=_cells(_network(config, run, folder)),
+        network=_cells(_network(config, run, folder, idle)),
         embeddings=_cells(_embeddings(config, folder)),
         signature=_SIGNATURE,
     )
@@ -155,7 +166,9 @@ def _channels(folder: Path) -> str | None:
     return f"{count_of(count)}{f' of type {value_type}' if value_type else ''}"
 
 
-def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None, folder: Path) -> dict[str, Any]:
+def _facts(
+    config: dict, run: dict, results: dict, spec: DatasetSpec | None, folder: Path, idle: set[str]
+) -> dict[str, Any]:
     settings = run.get("settings", {})
     return {
         "title": _title(config, spec),
@@ -163,12 +176,12 @@ def _facts(config: dict, run: dict, results: dict, spec: DatasetSpec | None, fol
         "contrast": _contrast(config, settings),
         "own_code": config["model_type"] == MsctrConfig.model_type,
         "channels": _channels(folder),
-        "objective": _cells(_objective(config, settings)),
+        "objective": _cells(_without(idle, _objective(config, settings))),
         "data": _cells(_data(spec, run, results)),
         "data_name": _data_name(spec, run),
         "data_terms": " ".join(spec.license.split()).rstrip(".") if spec is not None else None,
         "data_is_drawn": spec is not None and isinstance(spec.source, SyntheticSource),
-        "training": _cells(_training(config, run)),
+        "training": _cells(_without(idle, _training(config, run))),
         "validation_was_trained_on": "validation" in settings.get("train_split", "").split("+"),
         "scores": iou_table(results) if results else None,
         "images": results.get("images"),
@@ -295,14 +308,15 @@ def _own_fields(config: dict) -> dict[str, Any]:
     return {name: config.get(name) for name in MsctrConfig.__annotations__ if name not in _NESTED_FIELDS}
 
 
-def _network(config: dict, run: dict, folder: Path) -> dict[str, Any]:
+def _network(config: dict, run: dict, folder: Path, idle: set[str]) -> dict[str, Any]:
+    fields = {name: value for name, value in _own_fields(config).items() if not name.startswith("contrastive_")}
     backbone = config.get("backbone_config") or {}
     return {
         "architecture": _architecture(config),
         "backbone": backbone.get("backbone") or backbone.get("model_type"),
         "initial weights": _initial_weights(_beginning(run)),
-        **{name: value for name, value in _own_fields(config).items() if not name.startswith("contrastive_")},
-        "parameters": _parameters(folder),
+        **_without(idle, fields),
+        "size": _parameters(config, folder),
     }
 
 
@@ -335,15 +349,17 @@ def _channels_at(number: int, stages: Sequence[int]) -> str:
     return f"{number} channels at stage{'s' if len(stages) > 1 else ''} {', '.join(map(str, stages))}"
 
 
-def _parameters(folder: Path) -> str | None:
-    path = folder / "model.safetensors"
-    if not path.exists():
+def _parameters(config: dict, folder: Path) -> str | None:
+    """Describe the parameters of the network, and of the projection head that an adapted model has in another file."""
+    if not (folder / "model.safetensors").exists():
         return None
-    with safe_open(path, framework="pt") as weights:
-        shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - not a dict
-    counted = {key: math.prod(shape) for key, shape in shapes.items()}
-    contrast = sum(count for key, count in counted.items() if key.startswith("projection_head."))
-    return f"{sum(counted.values()) / 1e6:.1f} million values, {contrast / 1e6:.1f} of them for the contrast only"
+    sizes: dict[str, int] = {}
+    for path in (folder / "model.safetensors", folder / HEADS_FILE):
+        if path.exists():
+            with safe_open(path, framework="pt") as weights:
+                shapes = {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118 - not a dict
+            sizes |= {key: math.prod(shape) for key, shape in shapes.items() if not key.endswith(_STATISTICS)}
+    return describe_parameters(sizes, _own_fields(config).get("decode_head"))
 
 
 def _objective(config: dict, settings: dict) -> dict[str, Any]:
@@ -357,23 +373,27 @@ def _data(spec: DatasetSpec | None, run: dict, results: dict) -> dict[str, Any]:
         return {}
     return {
         "name": _data_name(spec, run),
-        "classes": len(spec.classes),
+        "classes": f"{len(spec.classes)}: {', '.join(spec.classes)}",
         "read from": _hub_dataset(run),
         "terms": spec.license or "not stated",
         "source": spec.homepage,
-        **_labeled_images(run, results),
+        **_numbers_of_images(run, results),
         **_drawn_images(run),
     }
 
 
-def _labeled_images(run: dict, results: dict) -> dict[str, str]:
-    """Say how many images the network learned from with and without labels; none without before the step they join."""
-    counts = run.get(LABELED_IMAGES)
-    if not counts:
-        return {}
-    if results.get("step", math.inf) <= run["settings"].get("unlabeled_start_step", 0):
-        counts = {**counts, "unlabeled": 0}
-    return {"training images": describe_labeled(counts)}
+def _numbers_of_images(run: dict, results: dict) -> dict[str, Any]:
+    """Count training and validation images; if there are others, say how many of them had labels.
+
+    A network of a step before images without labels join has learned from none of those.
+    """
+    images, counts = run.get(IMAGES, {}), run.get(LABELED_IMAGES)
+    training = images.get("training")
+    if counts:
+        if results.get("step", math.inf) <= run["settings"].get("unlabeled_start_step", 0):
+            counts = {**counts, "unlabeled": 0}
+        training = describe_labeled(counts)
+    return {"training images": training, "validation images": images.get("validation")}
 
 
 def _drawn_images(run: dict) -> dict[str, str]:
@@ -416,6 +436,10 @@ def _absent_classes(results: dict) -> list[str]:
 def _confusions(results: dict) -> list[Sequence[str]]:
     largest = results.get("largest_confusions", [])[:_MAX_CONFUSIONS]
     return [(_cell(each["class"]), _cell(each["predicted_as"]), percent(each["share"])) for each in largest]
+
+
+def _without(names: set[str], rows: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in rows.items() if name not in names}
 
 
 def _cells(rows: dict[str, Any]) -> dict[str, str]:

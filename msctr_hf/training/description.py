@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..models.contrastive_adapter import ContrastiveAdapter
+from ..models.decode_heads import DECODE_HEADS
 from ..models.info_nce_tiles import tile_rows
 from .duration import Duration
 from .settings import TrainingSettings, purpose
@@ -32,6 +34,7 @@ _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY", re.IGNORECASE)
 _TOKEN = re.compile(r"\bhf_\w{8,}|\bapi_org_\w{8,}")
 HIDDEN = "***"
 LABELED_IMAGES = "labeled_images"  # key in run.json: numbers of images with and without labels, if there are both
+IMAGES = "images"  # key in run.json: numbers of training and validation images, `None` for a stream
 DRAWN_IMAGES = "drawn_images"  # key in run.json: the training images, if not all of the split are used
 
 
@@ -71,6 +74,22 @@ def describe_labeled(counts: dict[str, int | None]) -> str:
     """Return a sentence about the numbers of images with and without labels, the value of `LABELED_IMAGES`."""
     labeled, unlabeled = ("a stream" if counts[name] is None else counts[name] for name in ("labeled", "unlabeled"))
     return f"{labeled} with labels, {unlabeled} without"
+
+
+def describe_parameters(sizes: Mapping[str, int], decode_head: str | None) -> str:
+    """Return a phrase about the numbers of parameters that are always used, and only in training.
+
+    Args:
+        sizes (`Mapping[str, int]`): Number of values of every parameter, by its name in the network.
+        decode_head (`str`, *optional*): Name of the decode head; `None` for an adapted model, which always uses all of
+            its own parameters.
+    """
+    prefixes = ["projection_head."]
+    if decode_head is not None and not DECODE_HEADS[decode_head].needs_auxiliary_logits:
+        prefixes.append("auxiliary_head.")
+    in_training = sum(size for name, size in sizes.items() if name.startswith(tuple(prefixes)))
+    always = sum(sizes.values()) - in_training
+    return f"{always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training"
 
 
 def _paths(settings: dict[str, Any]) -> list[str]:
@@ -162,13 +181,12 @@ class RunSummary:
 def describe_start(run: RunSummary) -> list[str]:
     """Return the lines about a run that are printed before its first step."""
     args = run.args
-    always, in_training = _count_parameters(run.network)
     batch = args.batch_size * args.gradient_accumulation_steps * run.num_processes
     duration = run.duration
     epochs = "" if duration.num_epochs is None else f", {duration.num_epochs:.1f} epochs"
     unlabeled = "" if run.unlabeled_images is None else f", {run.unlabeled_images} unlabeled"
     lines = [
-        f"network   {_architecture(run)}: {always / 1e6:.1f} M parameters, {in_training / 1e6:.1f} M more in training",
+        f"network   {_architecture(run)}: {_parameters(run.network)}",
         f"data      {run.dataset}, {run.num_classes} classes: {run.training_images or 'streamed'} training{unlabeled} "
         f"and {run.validation_images or 'streamed'} validation images",
         f"batch     {batch} = {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
@@ -189,6 +207,12 @@ def _architecture(run: RunSummary) -> str:
     return f"{network.config.decode_head} on {run.backbone}, {network.config.contrastive_mode}"
 
 
+def _parameters(network: nn.Module) -> str:
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    config: Any = network.config
+    return describe_parameters(sizes, None if isinstance(network, ContrastiveAdapter) else config.decode_head)
+
+
 def _device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
@@ -201,11 +225,3 @@ def processor_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Count the parameters that inference uses, and those that are used only during training."""
-    needs_auxiliary = getattr(getattr(model, "decode_head", None), "needs_auxiliary_logits", False)
-    prefixes = ("projection_head.",) if needs_auxiliary else ("projection_head.", "auxiliary_head.")
-    for_training = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(prefixes))
-    return sum(parameter.numel() for parameter in model.parameters()) - for_training, for_training

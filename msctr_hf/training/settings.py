@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
 
-from ..data.settings import DataSettings
+from ..data.settings import DataSettings, is_about_unlabeled
 from ..errors import UsageError
 from ..models.configuration_msctr import MsctrConfig
 from ..settings import SettingInfo, Settings, as_mapping, defaults, setting, setting_infos
@@ -302,7 +302,7 @@ def refuse_without_images(data: DataSettings, training: TrainingSettings, networ
     known = {**defaults(DataSettings, TrainingSettings), **_network_defaults()}
     given = {**as_mapping(data, training), **network}
     for name, value in given.items():
-        if ("unlabeled" in name or "pseudo" in name) and value != known.get(name):
+        if is_about_unlabeled(name) and value != known.get(name):
             raise UsageError(
                 f"`{name}={value}` is about images without labels, and there are none; name them by `unlabeled_dir` "
                 "or `unlabeled`."

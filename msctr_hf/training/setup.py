@@ -42,6 +42,7 @@ from .data_record import (
 )
 from .description import (
     DRAWN_IMAGES,
+    IMAGES,
     LABELED_IMAGES,
     RunSummary,
     describe_drawn,
@@ -118,6 +119,7 @@ class Setup:
             refuse_without_images(data_arguments, args, network_settings)
         self.train_set, self.drawn = data_arguments.load_training(args.seed)
         validation_set = data_arguments.load("validation")
+        self.images = {"training": num_images(self.train_set), "validation": num_images(validation_set)}
         self.unlabeled_set = data_arguments.load_unlabeled(args.seed)
         self.checkpoint: Path | None = on_main(lambda: find_checkpoint(self.output_dir, args.resume))
         args = replace(args, mixed_precision=choose_precision(args.mixed_precision, self.checkpoint))
@@ -330,6 +332,7 @@ class Setup:
 
     def _describe(self) -> None:
         description = describe_run(self.settings, self.accelerator, self.duration, self.progress.step, self.command)
+        description[IMAGES] = self.images
         if CLASS_WEIGHTS in self.data:
             description[CLASS_WEIGHTS] = self.data[CLASS_WEIGHTS]
         if self.drawn is not None:

@@ -45,6 +45,16 @@ def test_help_of_training_is_complete_and_shows_true_defaults():
         assert any(group.title == title for group in command_line()._action_groups), title
 
 
+def test_help_shows_all_flags_about_images_without_labels_together():
+    groups = {group.title: [action.dest for action in group._group_actions] for group in command_line()._action_groups}
+    about = [name for name in actions() if "unlabeled" in name or "pseudo" in name]
+    assert {"unlabeled_dir", "unlabeled_start_step", "pseudo_label_threshold"} < set(about)
+    assert groups["images without labels"] == sorted(about, key=groups["images without labels"].index)
+    assert not any(set(about) & set(names) for title, names in groups.items() if title != "images without labels")
+    after = command_line().format_help().split("images without labels:")[1]
+    assert all(f"--{name} " in after for name in about)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -21,6 +21,7 @@ from msctr_hf.commands.train import command_line
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.errors import UsageError
 from msctr_hf.hub.model_card import write_model_card
+from msctr_hf.training.idle_settings import idle_settings
 from msctr_hf.training.run_folder import write_json
 from msctr_hf.training.settings import purpose
 
@@ -93,6 +94,34 @@ def test_a_model_of_a_step_before_images_without_labels_joined_learned_from_none
     write_json(run_folder / "run.json", run)
     text = write_model_card(run_folder, get_dataset_spec("cityscapes")).read_text()
     assert f"| training images | 46 with labels, {learned_from} without |" in text
+
+
+def test_data_of_the_card_has_the_numbers_of_images_and_the_names_of_the_classes(run_folder, tmp_path):
+    spec = get_dataset_spec("folder", write_folder(tmp_path / "data"))
+    text = card_of(run_folder, spec=spec, images={"training": 46, "validation": 3}).text
+    data = text.split("## Data")[1].split("\n## ")[0]
+    for row in (f"classes | {len(spec.classes)}: {', '.join(spec.classes)}", "training images | 46"):
+        assert f"| {row} |" in data
+    assert "| validation images | 3 |" in data
+    text = card_of(run_folder, spec=spec, images={"training": None, "validation": None}).text
+    assert "validation images |" not in text
+
+
+def test_settings_that_had_no_effect_are_left_out(run_folder):
+    off = {"unlabeled": None, "unlabeled_dir": None, "unlabeled_mix": "cutmix", "ema": False, "ema_decay": 0.9999}
+    text = card_of(run_folder, off).text
+    for name in ("unlabeled_mix", "ema_decay", "pseudo_label_threshold", "contrastive_pseudo_labels"):
+        assert f"| {name} |" not in text, name
+    assert "| ema | false |" in text
+    text = card_of(run_folder, {**off, "unlabeled": "test", "ema": True}).text
+    for name in ("unlabeled_mix", "ema_decay", "pseudo_label_threshold", "contrastive_pseudo_labels"):
+        assert f"| {name} |" in text, name
+
+
+def test_the_network_of_the_card_has_its_backbone_where_the_setting_had_no_effect(run_folder):
+    text = card_of(run_folder, {"model_name_or_path": "nvidia/mit-b0", "backbone": "resnet50.tv_in1k"}).text
+    assert "| backbone | swin |" in text
+    assert "resnet50" not in text
 
 
 def test_the_card_states_network_objective_data_recipe_and_machine(run_folder):
@@ -278,6 +307,17 @@ def test_an_adapted_model_needs_no_code_and_says_how_it_was_trained(tmp_path):
     assert "| contrastive_loss_weight | 0.2 |" in text
 
 
+def test_the_size_in_the_card_counts_the_parameters_and_no_statistics(folder, monkeypatch):
+    model = MsctrForSemanticSegmentation.from_pretrained(folder)
+    assert any("running_mean" in name for name in model.state_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "msctr_hf.hub.model_card.describe_parameters", lambda sizes, head: f"{head} {sum(sizes.values())}"
+        )
+        text = write_model_card(folder).read_text()
+    assert f"| size | fcn {sum(parameter.numel() for parameter in model.parameters())} |" in text
+
+
 def embeddings_of(text):
     section = text.split("## Embeddings of pixels")[1].split("\n## ")[0]
     return section, dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", section, re.MULTILINE))
@@ -339,7 +379,7 @@ def test_a_folder_that_cannot_be_read_or_written_is_a_usage_error(run_folder, mo
 def test_a_run_writes_a_card_with_its_own_results_and_settings(run_script, tmp_path):
     run = tmp_path / "run"
     arguments = flags(None, run, dataset="synthetic_scenes", data_dir=None, class_weights=None, max_steps=1)
-    code, _, err = run_script("train.py", *arguments)
+    code, out, err = run_script("train.py", *arguments)
     assert code == 0, err
     results = json.loads((run / "results.json").read_text())
     card = ModelCard.load(run / "README.md")
@@ -349,16 +389,14 @@ def test_a_run_writes_a_card_with_its_own_results_and_settings(run_script, tmp_p
     assert f"on {results['images']} images:" in card.text
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", card.text, re.MULTILINE))
     settings = json.loads((run / "run.json").read_text())["settings"]
-    for name in (
-        "momentum",
-        "adam_betas",
-        "exponential_gamma",
-        "ema_decay",
-        "padding_mode",
-        "size_divisor",
-        "dropout",
-    ):
+    for name in ("learning_rate", "ema", "padding_mode", "size_divisor", "dropout"):
         assert name in rows, name
+    assert {"ema_decay", "tile_overlap", "unlabeled_mix"} & rows.keys() == set()
+    images = json.loads((run / "run.json").read_text())["images"]
+    assert images["validation"] == results["images"]
+    assert f"| training images | {images['training']} |" in card.text
+    printed = re.search(r"^network .*: (.+ parameters, .+ more in training)$", out + err, re.MULTILINE)[1]
+    assert rows["size"] == printed
     for name in settings.keys() & rows.keys():
         assert yaml.safe_load(rows[name]) == settings[name], name
 
@@ -376,7 +414,7 @@ def test_the_recipe_of_a_card_repeats_the_run(run_script, tmp_path):
     rows = re.findall(r"^\| (\w+) \| (.*) \|$", (run / "README.md").read_text(), re.MULTILINE)
     known = {action.dest for action in command_line()._actions}
     recipe = {name: yaml.safe_load(value) for name, value in rows if name in known}
-    assert {"momentum", "adam_betas", "exponential_gamma", "ema_decay", "padding_mode", "size_divisor"} <= set(recipe)
+    assert {"momentum", "exponential_gamma", "ema_decay", "padding_mode", "size_divisor"} <= set(recipe)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     local = ["--data_dir", data, "--output_dir", again, "--num_workers", "0", "--report_to", "none"]
     assert run_script("train.py", "--config", tmp_path / "recipe.yaml", *local)[0] == 0
@@ -384,9 +422,13 @@ def test_the_recipe_of_a_card_repeats_the_run(run_script, tmp_path):
     config, config_again = (json.loads((folder / "config.json").read_text()) for folder in (run, again))
     assert config == config_again
     differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
-    # The card writes out the defaults that the network fills in, and leaves out paths, logging and validation steps.
+    # The card writes out the defaults that the network fills in, and leaves out what had no effect, paths, logging and
+    # validation steps.
     logistics = {name for name in differing if not purpose(name).in_card}
-    assert {name for name in differing - logistics if config.get(name) != after.get(name)} == set()
+    assert "adam_betas" in differing
+    assert {
+        name for name in differing - logistics - idle_settings(before) if config.get(name) != after.get(name)
+    } == set()
     assert logistics <= {"output_dir", "validation_steps", "checkpointing_steps", "logging_steps"}
     weights, weights_again = (load_file(folder / "model.safetensors") for folder in (run, again))
     assert all(torch.equal(weights[name], weights_again[name]) for name in weights)

@@ -1,9 +1,10 @@
 import subprocess
 
+import pytest
 from accelerate import Accelerator
 
 from msctr_hf.training import description
-from msctr_hf.training.description import describe_run, git_commit, without_secrets
+from msctr_hf.training.description import describe_parameters, describe_run, git_commit, without_secrets
 from msctr_hf.training.duration import Duration
 
 
@@ -32,6 +33,16 @@ def test_a_description_names_the_settings_that_were_paths_of_this_machine(tmp_pa
     (tmp_path / "data/parquet").mkdir(parents=True)
     settings = {"dataset_name": "data/parquet", "model_name_or_path": "nvidia/mit-b0", "corrections": None, "seed": 0}
     assert describe_run(settings, Accelerator(cpu=True), Duration(4, 2), 0)["paths"] == ["dataset_name"]
+
+
+@pytest.mark.parametrize(("decode_head", "phrase"), [
+    ("fcn", "10.0 M parameters, 2.5 M more in training"),
+    ("ocr", "11.0 M parameters, 1.5 M more in training"),  # which reads the logits of the auxiliary head
+    (None, "11.0 M parameters, 1.5 M more in training"),
+])  # fmt: skip
+def test_heads_that_only_training_uses_are_counted_apart(decode_head, phrase):
+    sizes = {"backbone.weight": 10_000_000, "auxiliary_head.weight": 1_000_000, "projection_head.weight": 1_500_000}
+    assert describe_parameters(sizes, decode_head) == phrase
 
 
 def test_the_commit_of_the_repository_of_a_user_is_not_taken_for_that_of_the_code(tmp_path, monkeypatch):
