@@ -88,14 +88,14 @@ def score_clicks(
     for place in progress(list(labels), title="searching", unit="image"):
         embeddings, size, extent = embed_image(embedder, dataset[place]["image"])
         cosines = torch.einsum("qd,dhw->qhw", queries, embeddings.float())
-        of_image = torch.from_numpy(labels[place])
+        of_image = torch.tensor(labels[place])
         elsewhere = [number for number, click in enumerate(clicks) if click.image != place]
         for start in range(0, len(elsewhere), _CLICKS_AT_ONCE):
             part = elsewhere[start : start + _CLICKS_AT_ONCE]
             of_pixels = cosines_of_pixels(cosines[part], size, extent)
             reached = (of_pixels * steps).floor_().clamp_(-1, steps - 1).to(torch.int16) + 1
-            for number, found in zip(part, reached, strict=True):
-                kinds = torch.where(of_image == clicks[number].label, found + steps + 1, found)
+            for number, of_click in zip(part, reached, strict=True):
+                kinds = torch.where(of_image == clicks[number].label, of_click + steps + 1, of_click)
                 kinds = kinds.masked_fill_(of_image >= num_classes, 2 * steps + 2).flatten().numpy()
                 counts[number] += np.bincount(kinds, minlength=2 * steps + 3)[:-1].reshape(2, -1)
     found = counts[..., ::-1].cumsum(axis=-1)[..., -2::-1]  # that reach at least so many thresholds, without zero

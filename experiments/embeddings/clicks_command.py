@@ -65,7 +65,7 @@ def score_features(model: str, features: str, data_dir: str, seed: int) -> dict[
     scores = {}
     for split in (TUNING, SCORED):
         dataset = load_segmentation_dataset(DATASET, split, data_dir)
-        places = range(len(dataset))
+        places = list(range(len(dataset)))
         if split == TUNING:
             places = sorted(np.random.default_rng(seed).permutation(len(dataset))[:NUM_IMAGES].tolist())
         labels = {place: np.asarray(dataset[place]["label"]) for place in places}
