@@ -96,8 +96,8 @@ def score_clicks(
             reached = (of_pixels * steps).floor_().clamp_(-1, steps - 1).to(torch.int16) + 1
             for number, of_click in zip(part, reached, strict=True):
                 kinds = torch.where(of_image == clicks[number].label, of_click + steps + 1, of_click)
-                kinds = kinds.masked_fill_(of_image >= num_classes, 2 * steps + 2).flatten().numpy()
-                counts[number] += np.bincount(kinds, minlength=2 * steps + 3)[:-1].reshape(2, -1)
+                kinds = kinds.masked_fill_(of_image >= num_classes, 2 * steps + 2)
+                counts[number] += np.bincount(kinds.flatten(), minlength=2 * steps + 3)[:-1].reshape(2, -1)
     found = counts[..., ::-1].cumsum(axis=-1)[..., -2::-1]  # that reach at least so many thresholds, without zero
     wrong, right = found[:, 0], found[:, 1]
     others, of_class = counts.sum(axis=-1).T[..., None]
