@@ -33,15 +33,10 @@ _DIGITS = 5
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, required=True, help="folder of CamVid")
-    parser.add_argument("--arm", choices=ARMS, required=True, help="objective of the network")
-    parser.add_argument("--seed", type=int, required=True, help="seed of the training, the images and the clicks")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=ROOT / "results/clicks", help="folder of the results")
-    options, flags = parser.parse_known_args(argv)
+    options, flags = parser().parse_known_args(argv)
     machine, code = describe_machine(1), hash_of_code()  # local changes are refused before anything takes time
     run_dir = options.output_dir / f"{options.arm}_seed_{options.seed}"
+    flags += ["--max_steps", str(options.max_steps), "--validation_steps", str(options.max_steps)]
     model = train_network(options.arm, options.seed, options.data_dir, run_dir, flags)
     record = {
         "arm": options.arm,
@@ -57,6 +52,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     options.results.mkdir(parents=True, exist_ok=True)
     write_json(options.results / f"{options.arm}_seed_{options.seed}.json", record)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the flags of this command; all others are those of training."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--data_dir", type=Path, required=True, help="folder of CamVid")
+    flags.add_argument("--arm", choices=ARMS, required=True, help="objective of the network")
+    flags.add_argument("--seed", type=int, required=True, help="seed of the training, the images and the clicks")
+    flags.add_argument("--output_dir", type=Path, required=True, help="folder of the runs")
+    flags.add_argument(
+        "--max_steps", type=int, default=360, help="training steps, after which a network is scored (360)"
+    )
+    flags.add_argument("--results", type=Path, default=ROOT / "results/clicks", help="folder of the results")
+    return flags
 
 
 def score_features(model: str, features: str, data_dir: str, seed: int) -> dict[str, Any]:

@@ -40,18 +40,23 @@ SHUFFLES = 100
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, required=True, help="folder of CamVid")
-    parser.add_argument("--arm", choices=ARMS, required=True, help="objective of the network")
-    parser.add_argument("--seed", type=int, required=True, help="seed of the errors and of the training")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the data, runs and reports")
-    parser.add_argument("--results", type=Path, default=ROOT / "results/planted_errors", help="folder of the results")
-    options, flags = parser.parse_known_args(argv)
+    options, flags = parser().parse_known_args(argv)
     record = run(options.data_dir, options.arm, options.seed, options.output_dir, flags)
     options.results.mkdir(parents=True, exist_ok=True)
     write_json(options.results / f"{options.arm}_seed_{options.seed}.json", record)
     for name, measured in record["rules"].items():
         print(f"{name}: " + ", ".join(f"{key} {100 * value:.1f} %" for key, value in measured.items()))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the flags of this command; all others are those of training."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--data_dir", type=Path, required=True, help="folder of CamVid")
+    flags.add_argument("--arm", choices=ARMS, required=True, help="objective of the network")
+    flags.add_argument("--seed", type=int, required=True, help="seed of the errors and of the training")
+    flags.add_argument("--output_dir", type=Path, required=True, help="folder of the data, runs and reports")
+    flags.add_argument("--results", type=Path, default=ROOT / "results/planted_errors", help="folder of the results")
+    return flags
 
 
 def run(data_dir: Path, arm: str, seed: int, output_dir: Path, flags: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ python scripts/embedding_tables.py
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,14 @@ Records = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm -> seed -> record
 
 def main(argv: Sequence[str]) -> None:
     """Print both tables."""
+    parser().parse_args(argv)
     print(planted_table(read(ROOT / "results/planted_errors")))
     print("\n" + clicks_table(read(ROOT / "results/clicks")))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the command, which has no flags."""
+    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def read(folder: Path) -> Records:

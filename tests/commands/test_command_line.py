@@ -51,7 +51,7 @@ def test_help_shows_all_flags_about_images_without_labels_together():
     assert {"unlabeled_dir", "unlabeled_start_step", "pseudo_label_threshold"} < set(about)
     assert groups["images without labels"] == sorted(about, key=groups["images without labels"].index)
     assert not any(set(about) & set(names) for title, names in groups.items() if title != "images without labels")
-    after = command_line().format_help().split("images without labels:")[1]
+    after = command_line().format_help().split("\nimages without labels:\n")[1]
     assert all(f"--{name} " in after for name in about)
 
 
