@@ -54,7 +54,12 @@ def write_half_size(data_dir: str, output_dir: Path) -> int:
     for split, folder in FOLDERS.items():
         rows = load_segmentation_dataset(DATASET, split, data_dir)
         for column, kind, halve in (("image", "images", _means), ("label", "labels", _picked)):
-            for source in files_of(rows, column) or []:
+            files = files_of(rows, column)
+            if files is None:
+                raise UsageError(
+                    f"--data_dir must have the image and label files of CamVid, and {data_dir} is a copy."
+                )
+            for source in files:
                 _write(halve, source, output_dir / folder / kind / f"{source.stem}.png")
         count += len(rows)
     return count

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
 from msctr_hf.evaluation.embedding_maps import Embedder
@@ -34,7 +35,8 @@ _DIGITS = 5
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     options, flags = parser().parse_known_args(argv)
-    machine, code = describe_machine(1), hash_of_code()  # local changes are refused before anything takes time
+    machine = describe_machine(torch.get_num_threads())
+    code = hash_of_code()  # local changes are refused before anything takes time
     run_dir = options.output_dir / f"{options.arm}_seed_{options.seed}"
     flags += ["--max_steps", str(options.max_steps), "--validation_steps", str(options.max_steps)]
     model = train_network(options.arm, options.seed, options.data_dir, run_dir, flags)

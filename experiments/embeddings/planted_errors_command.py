@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from msctr_hf.data.decoding import files_of
@@ -61,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(data_dir: Path, arm: str, seed: int, output_dir: Path, flags: Sequence[str]) -> dict[str, Any]:
     """Plant errors, train, check, and measure; `flags` are further flags of training."""
-    machine, code = describe_machine(1), hash_of_code()  # local changes are refused before anything takes time
+    machine = describe_machine(torch.get_num_threads())
+    code = hash_of_code()  # local changes are refused before anything takes time
     planted_dir = output_dir / f"data_seed_{seed}"
     errors = write_planted(data_dir, planted_dir, seed)
     model = train_network(arm, seed, planted_dir, output_dir / f"{arm}_seed_{seed}", flags)

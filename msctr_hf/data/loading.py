@@ -107,7 +107,8 @@ def load_segmentation_dataset(
         if with_labels and isinstance(reader, ReadSamples):
             refuse_train_ids(spec, rows, reader, str(dataset_name or data_dir))
     reader = parts[0][1]
-    if with_labels and isinstance(reader, ReadSamples) and isinstance(spec.source, FileSource) and not streaming:
+    is_checked_by_prepare = isinstance(spec.source, FileSource) and not streaming and value_type is None
+    if with_labels and isinstance(reader, ReadSamples) and is_checked_by_prepare:
         given = {
             "dataset": name,
             "data_dir": data_dir,

@@ -337,7 +337,7 @@ def write_found(
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>Found pixels</title>\n<style>{_STYLE}</style>\n"
-        f"<p>{html.escape(origin)}</p>\n"
+        f"{f'<p>{html.escape(origin)}</p>' if origin else ''}\n"
         f"<p>The most similar images first; yellow where the cosine is at least {threshold:g}.</p>\n"
         f"<main>\n{chr(10).join(figures)}\n</main>\n</html>\n"
     )

@@ -93,7 +93,7 @@ def confident_pixel_cross_entropy(
     logits: torch.Tensor,
     pseudo_labels: torch.Tensor,
     confidence: torch.Tensor,
-    threshold: float,
+    threshold: float | torch.Tensor,
     *,
     ignore_index: int = 255,
 ) -> tuple[torch.Tensor, torch.Tensor]:

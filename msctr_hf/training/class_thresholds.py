@@ -38,7 +38,8 @@ class ClassThresholds:
 
     def __init__(self, num_classes: int, share: float, largest: float, device: torch.device):
         self.share, self.largest = share, largest
-        self.counts = torch.zeros((num_classes, BINS), dtype=torch.float64, device=device)
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # which devices of Apple do not have
+        self.counts = torch.zeros((num_classes, BINS), dtype=dtype, device=device)
 
     def update(self, classes: torch.Tensor, confidence: torch.Tensor, is_valid: torch.Tensor) -> None:
         """Count the pixels of a batch; all processes must call this, and the host does not wait for it.

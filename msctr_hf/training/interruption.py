@@ -33,7 +33,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._record) for number in _SIGNALS}
+            for number in _SIGNALS:
+                self._previous[number] = signal.getsignal(number)  # first, since the signal may arrive at once
+                signal.signal(number, self._record)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -46,9 +48,13 @@ class StopRequest:
             2,
             f"\n{signal.Signals(number).name}: {self.reaction}; send it again to end immediately\n".encode(),
         )
-        signal.signal(number, self._previous.pop(signal.Signals(number)))
+        self._restore_handler(signal.Signals(number))
 
     def _restore_handlers(self) -> None:
-        for number, handler in self._previous.items():
+        for number in _SIGNALS:
+            self._restore_handler(number)
+
+    def _restore_handler(self, number: signal.Signals) -> None:
+        handler = self._previous.pop(number, None)  # none if the signal arrived again meanwhile
+        if handler is not None:
             signal.signal(number, handler)
-        self._previous = {}

@@ -189,9 +189,9 @@ class Setup:
         set_seed(args.seed)  # so that every process builds the same network
         with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
             network = build_network(model_arguments, network_settings, self.spec)
-            if self.unlabeled_set is not None:
-                refuse_without_contrast(network.config, network_settings)
             self.image_processor = choose_image_processor(network, model_arguments, data_arguments, statistics)
+        if self.unlabeled_set is not None:
+            refuse_without_contrast(network.config, network_settings)
         loader, self.epochs = build_loader(
             self.train_set, data_arguments, args, self.image_processor, class_pixels, accelerator
         )

@@ -79,6 +79,14 @@ def test_corrections_of_a_copy_are_refused_rather_than_ignored(tmp_path):
         load_segmentation_dataset("camvid", "train", tmp_path / "copy", corrections=tmp_path / "corrections.csv")
 
 
+def test_a_fault_that_the_check_would_not_see_does_not_name_it(tmp_path):
+    root = write_folder(tmp_path / "data")
+    dataset = load_segmentation_dataset("folder", "train", root, num_channels=3, value_type="uint16")
+    with pytest.raises(UsageError, match="uint16") as raised:
+        dataset[0]
+    assert "msctr prepare" not in str(raised.value)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_faulty_file_names_the_command_that_lists_all_of_them(tmp_path, num_workers, capsys):
     root = write_folder(tmp_path / "my data")

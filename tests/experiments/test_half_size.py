@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from experiments.half_size import FOLDERS, write_half_size
-from msctr_hf.data.loading import load_segmentation_dataset
+from msctr_hf.data.loading import get_dataset_spec, load_segmentation_dataset
+from msctr_hf.data.preparation import prepare
+from msctr_hf.data.saved_source import SavedDataset
 from msctr_hf.errors import UsageError
 
 
@@ -50,3 +52,10 @@ def test_files_are_not_written_again_and_the_data_set_is_not_overwritten(camvid,
     assert {path: path.stat().st_mtime_ns for path in written} == written
     with pytest.raises(UsageError, match="must not be --data_dir"):
         write_half_size(str(camvid), camvid)
+
+
+def test_a_copy_without_files_of_its_own_is_refused(camvid, tmp_path):
+    prepare(get_dataset_spec("camvid"), None, camvid, SavedDataset(), output_dir=tmp_path / "copy")
+    with pytest.raises(UsageError, match="is a copy"):
+        write_half_size(str(tmp_path / "copy"), tmp_path / "half")
+    assert not (tmp_path / "half").exists()

@@ -51,3 +51,26 @@ def test_a_signal_of_the_other_kind_waits_for_the_checkpoint_too(first, second, 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_same_signal_while_the_first_is_being_reported_acts_as_usual_afterwards(number, monkeypatch):
+    """As from a terminal and from a launcher at once: the second one is not an error in the handler."""
+    write, usual = os.write, []
+
+    def send_again(descriptor, text):
+        monkeypatch.setattr(os, "write", write)
+        os.kill(os.getpid(), number)
+        return write(descriptor, text)
+
+    before = signal.signal(number, lambda *_: usual.append(number))
+    try:
+        monkeypatch.setattr(os, "write", send_again)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            assert stop.requested
+            assert usual == []
+            os.kill(os.getpid(), number)
+            assert usual == [number]
+    finally:
+        signal.signal(number, before)

@@ -73,7 +73,7 @@ class Draws:
             "number": int(sample["image_id"]),
             "random": np.float64(random.random()),
             "process": os.getpid(),
-            "wait": config.SLEEP_TIME_ON_THREADS_SHUTDOWN,  # after every epoch of parquet files
+            "wait": getattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0),  # after every epoch of parquet files
         }
         return {name: torch.tensor(value) for name, value in drawn.items()}
 
