@@ -25,10 +25,11 @@ import types
 import uuid
 from pathlib import Path
 
-# Variables that a shell, torchrun or pytest sets, and that no library reads when it is imported.
+# Variables that a shell, torchrun or pytest sets and no library reads when it is imported, and that of progress bars,
+# which commands of msctr set for `datasets`.
 _READ_LATER = re.compile(
     r"_|PS1|SHLVL|PWD|OLDPWD|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|"
-    r"TORCH_NCCL_ASYNC_ERROR_HANDLING|PYTEST_CURRENT_TEST"
+    r"TORCH_NCCL_ASYNC_ERROR_HANDLING|PYTEST_CURRENT_TEST|HF_DATASETS_DISABLE_PROGRESS_BARS"
 )
 
 
