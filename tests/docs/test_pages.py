@@ -22,6 +22,7 @@ README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs/results.md").read_text()
 BENCHMARKS = (ROOT / "docs/benchmarks.md").read_text()
 EMBEDDINGS = (ROOT / "docs/embeddings.md").read_text()
+TRAINING = (ROOT / "docs/training.md").read_text()
 SWEEPS = ("camvid", "camvid_2160_steps")
 
 
@@ -125,6 +126,14 @@ def test_the_result_rows_of_the_readme_equal_the_result_files(name, arm):
 
 def test_the_quickstart_score_in_the_readme_equals_the_result_file():
     assert f"(mIoU {100 * results('quickstart')[0]['mean_iou']:.1f} %)" in README
+
+
+def test_the_table_of_the_quickstart_with_few_labels_equals_its_result_file_which_has_three_seeds_of_both_arms():
+    rows = results("quickstart_few_labels")
+    assert sorted((row["arm"], row["seed"]) for row in rows) == [
+        (arm, seed) for arm in ("labels", "unlabeled") for seed in range(3)
+    ]
+    assert markdown(compare_arms(rows, "labels")) in TRAINING
 
 
 def benchmark(name):
