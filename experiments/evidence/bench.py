@@ -40,6 +40,7 @@ from .verdict import compare, describe_missing, judge, missing_runs, mixed_seeds
 RESULTS = provenance.ROOT / "results"
 PEEKED = "peeked.json"
 OF_THIS_MACHINE = ("--data_dir", "--backbone_weights", "--report_to", "--num_workers")  # all others are in the file
+TRAINED = "--model_name_or_path"  # the network from which a measurement of steps starts
 
 
 class Options(NamedTuple):
@@ -170,12 +171,12 @@ def _without_data_dir(flags: Sequence[str]) -> list[str]:
     return parser.parse_known_args(flags)[1]
 
 
-def _check_flags(flags: Sequence[str]) -> None:
+def _check_flags(flags: Sequence[str], accepted: Sequence[str] = OF_THIS_MACHINE) -> None:
     for word in flags:
-        if word.startswith("--") and word.split("=")[0] not in OF_THIS_MACHINE:
+        if word.startswith("--") and word.split("=")[0] not in accepted:
             raise UsageError(
-                f"{word} is not accepted, since the file of an experiment fixes it; only {', '.join(OF_THIS_MACHINE)} "
-                "depend on the machine."
+                f"{word} is not accepted, since the file of an experiment fixes it; only {', '.join(accepted)} are "
+                "not in the file."
             )
 
 
@@ -237,9 +238,14 @@ def _peek(experiment: Experiment, folder: Path) -> str:
 
 
 def print_step_cost(path: Path, options: Options) -> None:
-    """Measure what a step costs, and print the lines for the file: `step_cost:`, or the `steps:` of all arms."""
+    """Measure what a step costs, and print the lines for the file: `step_cost:`, or the `steps:` of all arms.
+
+    Raises:
+        UsageError: If the file is faulty or lacks the flags of an arm, the processor lacks its precision, or arms have
+            a teacher and no trained network is given, from which it would be as sure of its labels as in a run.
+    """
     experiment = read_experiment(path)
-    _check_flags(options.flags)
+    _check_flags(options.flags, (*OF_THIS_MACHINE, TRAINED))
     _check_precision(experiment)
     if experiment.primary is None or experiment.arms[experiment.primary.arm].steps != experiment.steps:
         _print_steps(experiment, options)
@@ -260,6 +266,11 @@ def _print_steps(experiment: Experiment, options: Options) -> None:
     baseline, *others = experiment.arms.values()
     if baseline.steps != experiment.steps:
         raise UsageError(f"--measure_step_cost: the first arm, {baseline.name}, must have the steps of `flags:`.")
+    if not any(word.split("=")[0] == TRAINED for word in options.flags):
+        raise UsageError(
+            f"--measure_step_cost needs {TRAINED}, the folder of a network that {baseline.name} or a run like it "
+            "trained: a teacher of random weights is sure of nothing, and its labels cost less than in a run."
+        )
     for arm in others:
         cost, origin = _step_cost(experiment, options, arm, baseline, "--unlabeled_start_step", "0")
         before = command_line().parse([*experiment.flags, *(arm.flags or ())])[2].unlabeled_start_step

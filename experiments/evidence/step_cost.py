@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -32,7 +33,8 @@ class StepCost(NamedTuple):
 def measure_step_cost(arm: Sequence[str], baseline: Sequence[str], threads: int) -> StepCost:
     """Measure steps of two arms on the same batches of training images, in turn, after a warm-up.
 
-    They are the steps of the training loop, without loading, which other processes do meanwhile.
+    They are the steps of the training loop, without loading, which other processes do meanwhile. Images without labels
+    are loaded before a step too, if the arm trains on them at its first steps.
 
     Args:
         arm, baseline (`Sequence[str]`): Flags of `scripts/train.py`.
@@ -43,14 +45,18 @@ def measure_step_cost(arm: Sequence[str], baseline: Sequence[str], threads: int)
     try:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             loops = [_start(flags, Path(folder) / name, stack) for name, flags in (("arm", arm), ("base", baseline))]
+            unlabeled = {loop.teacher: loop.teacher.batches for loop in loops if loop.teacher is not None}
             rounds = []
             for number in range(WARM_UP + REPETITIONS):
                 batches = list(loops[1].next_batches())
+                for teacher in filter(None, (loop.teacher_of_step() for loop in loops)):
+                    fetched = list(itertools.islice(unlabeled[teacher], len(batches)))
+                    teacher.batches = (batch for batch in fetched)
                 order = (0, 1) if number % 2 else (1, 0)  # so that neither always finds the caches of the other
                 seconds = {place: seconds_of_step(loops[place], batches) for place in order}
                 rounds.append((seconds[0], seconds[1]))
-            for loop in loops:
-                loop.batches.close()
+            for loaded in (*(loop.batches for loop in loops), *unlabeled.values()):
+                loaded.close()
     finally:
         torch.set_num_threads(before)
     measured = rounds[WARM_UP:]

@@ -258,11 +258,15 @@ def test_the_steps_of_arms_in_the_time_of_the_first_are_printed_as_lines_of_the_
         return StepCost(0.3, 0.1, 3.0 if arm[-2:] == ["--unlabeled_start_step", "0"] else 1.2)
 
     monkeypatch.setattr(bench, "measure_step_cost", measured)
-    print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, ()))
+    with pytest.raises(UsageError, match="needs --model_name_or_path, the folder of a network that ce_time"):
+        print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, ()))
+    trained = ("--model_name_or_path", "trained")
+    print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, trained))
     assert yaml.safe_load(capsys.readouterr().out) == {
         "chosen": {"steps": 33}, "late": {"steps": 40 + (100 - 48) // 3},
     }  # fmt: skip
     assert all(baseline[-2:] == ["--contrastive_mode", "ce"] for _, baseline in asked)
+    assert all("trained" in flags for both in asked for flags in both)
     confirmation(tmp_path, flags=TINY, arms={**arms, "late": {"run": None}}, **same)
     with pytest.raises(UsageError, match="the arm late has no `run:` yet"):
         print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, ()))
