@@ -51,7 +51,8 @@ PROJECTION_TARGETS = {(48, 4): 3.0, (96, 8): 2.0}
 def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | None, device: torch.device) -> list[dict]:
     """Compare `info_nce_loss` with `dense_info_nce_loss` on the same anchors, forward and backward.
 
-    `products / ours` is the share of the time that the matrix products of all tiles, each computed once, take alone.
+    `products / ours` is the share of the time that the matrix products of all tiles, each computed once, take alone,
+    and `least / ours` that of all the work that no formula of the loss avoids, see `least_step`.
     """
     rows = []
     for term in ("within", "across"):
@@ -63,11 +64,16 @@ def loss(sizes: Sequence[int], num_labels: Sequence[int], repetitions: int | Non
                     for way, arguments in ways.items()
                 }
                 steps = {way: loss_step(*arguments) for way, arguments in ways.items()}
-                steps["products"] = products_step(term, size, device)
-                seconds = median_seconds(steps, repetitions or max(3, 20_000 // size), device)
-                products = 1000 * seconds.pop("products")
+                floors: dict[str, Step] = {
+                    "products": products_step(term, size, device),
+                    "least": least_step(term, size, device),
+                }
+                measured = median_seconds(steps | floors, repetitions or max(3, 20_000 // size), device)
+                seconds = {way: measured[way] for way in steps}
                 rows.append({"term": term, "anchors": size, "classes": classes} | compare(seconds, memory))
-                rows[-1]["products / ours"] = ratio(products, rows[-1]["ours ms"], unit="ms")
+                for floor in floors:
+                    share = ratio(1000 * measured[floor], rows[-1]["ours ms"], unit="ms")
+                    rows[-1][f"{floor} / ours"] = share
                 speed, memory_target = LOSS_TARGETS[term].get(size), MEMORY_TARGETS[term].get(size)
                 add_targets(rows[-1], device, speed=speed, memory=memory_target)
     return rows
@@ -96,20 +102,65 @@ def products_step(term: str, size: int, device: torch.device) -> Step:
     Within a scale, logits are symmetric, and those above the diagonal are enough.
     """
     rows, columns = torch.randn(2, size, CHANNELS, device=device)
-    grads = torch.zeros(2, size, CHANNELS, device=device)
-    height = tile_rows(device)
-    tile = torch.empty(height, 2 * height, device=device)
+    return lambda: _multiply(rows, columns, _tiles(term, size, device), lambda logits, tile: None)
+
+
+def least_step(term: str, size: int, device: torch.device) -> Step:
+    """Build the work of a term that no formula avoids; that of its positives is not counted.
+
+    Besides the products an anchor needs the exponentials of its logits, their sum, and each of them times the gradient
+    of that sum; within a scale, a tile serves its columns as anchors too. Rows are normalized, and the gradient passes
+    through that.
+    """
+    sides = [torch.randn(size, CHANNELS, device=device) for _ in range(1 if term == "within" else 2)]
+    grads = [torch.randn(size, CHANNELS, device=device) for _ in sides]
+    sums = torch.zeros(2, size, device=device)
+
+    def weigh(logits: torch.Tensor, tile: tuple[slice, slice]) -> None:
+        upper, lower = tile
+        logits.exp2_()
+        sums[0, upper] += logits.sum(1)
+        if term == "within":
+            sums[1, lower] += logits.sum(0)
+            logits.mul_(sums[0, upper, None] + sums[1, None, lower])
+        else:
+            logits.mul_(sums[0, upper, None])
 
     def step() -> None:
-        for upper in (slice(top, top + height) for top in range(0, size, height)):
-            for left in range(upper.start if term == "within" else 0, size, 2 * height):
-                lower = slice(left, left + 2 * height)
-                logits = tile[: len(rows[upper]), : len(columns[lower])]
-                torch.mm(rows[upper], columns[lower].T, out=logits)
-                grads[0, upper].addmm_(logits, columns[lower])
-                grads[1, lower].addmm_(logits.T, rows[upper])
+        units = [side / torch.linalg.vector_norm(side, dim=1, keepdim=True) for side in sides]
+        _multiply(units[0], units[-1], _tiles(term, size, device), weigh)
+        for unit, grad in zip(units, grads, strict=True):
+            along = (grad * unit).sum(1, keepdim=True)
+            (grad - unit * along).div_(along)
 
     return step
+
+
+def _tiles(term: str, size: int, device: torch.device) -> list[tuple[slice, slice]]:
+    height = tile_rows(device)
+    return [
+        (slice(top, top + height), slice(left, left + 2 * height))
+        for top in range(0, size, height)
+        for left in range(top if term == "within" else 0, size, 2 * height)
+    ]
+
+
+def _multiply(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    tiles: Sequence[tuple[slice, slice]],
+    change: Callable[[torch.Tensor, tuple[slice, slice]], None],
+) -> None:
+    """Compute logits of every tile, let a function change them, and add up two gradients, which are not returned."""
+    grads = rows.new_zeros(2, *rows.shape)
+    buffer = rows.new_empty(max((u.stop - u.start) * (w.stop - w.start) for u, w in tiles))
+    for upper, lower in tiles:
+        height, width = len(rows[upper]), len(columns[lower])
+        logits = buffer[: height * width].view(height, width)
+        torch.mm(rows[upper], columns[lower].T, out=logits)
+        change(logits, (upper, lower))
+        grads[0, upper].addmm_(logits, columns[lower])
+        grads[1, lower].addmm_(logits.T, rows[upper])
 
 
 def sampling(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:
