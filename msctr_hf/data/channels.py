@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UsageError
+from .orientation import known_orientation
 
 MAX_CHANNELS = 16
 VALUE_TYPES = {"uint8": 255.0, "uint16": 65535.0, "int32": 1.0, "float32": 1.0}  # type -> value that counts as 1
@@ -24,15 +25,6 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 274, 277, 338, 339  # tags
 _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA, _SIGNED = 1, 2, 2  # values of these tags
 _FIRST_AND_SECOND_BYTE = (";16B", ";16L")  # of each value, as Pillow names the ways to unpack them
-_TURNS = {  # EXIF orientation -> how viewers turn the pixels
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, 3),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels),
-}
 
 
 @dataclass(frozen=True)
@@ -107,11 +99,6 @@ def rows_of(image: Any, top: int, bottom: int) -> Any:
     return image[top:bottom] if isinstance(image, np.ndarray) else image.crop((0, top, image.width, bottom))
 
 
-def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn an array (H, W) or (H, W, N) as viewers do for an EXIF orientation."""
-    return np.ascontiguousarray(_TURNS[orientation](pixels)) if orientation in _TURNS else pixels
-
-
 def is_array(data: bytes) -> bool:
     """Return whether a file was written by `numpy.save`."""
     return data.startswith(_ARRAY_START)
@@ -177,7 +164,7 @@ def decode_tiff(data: bytes, count: int, name: str) -> tuple[np.ndarray, int]:
         )
     if alpha and pixels.shape[2] == count + 1:
         pixels = pixels[..., :count]
-    return pixels, orientation.value if orientation is not None and orientation.value in _TURNS else 1
+    return pixels, 1 if orientation is None else known_orientation(orientation.value)
 
 
 def _rows_and_columns(series: Any) -> tuple[tuple[int, int], tuple[int, int]]:

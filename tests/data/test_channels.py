@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msctr_hf.data.channels import Channels, pillow_keeps_values, turn
+from msctr_hf.data.channels import Channels, pillow_keeps_values
 from msctr_hf.data.images import read_image, read_image_file, read_pair, to_channels
 from msctr_hf.data.labels import LabelMapping
+from msctr_hf.data.orientation import turned
 from msctr_hf.errors import UsageError
 
 MAPPING = LabelMapping({0: 0, 1: 1}, frozenset())
@@ -131,7 +132,7 @@ def test_arrays_are_turned_as_pillow_turns_images(orientation):
     image = Image.fromarray(pixels)
     image.getexif()[274] = orientation
     expected = np.asarray(ImageOps.exif_transpose(image))
-    np.testing.assert_array_equal(turn(pixels, orientation), expected)
+    np.testing.assert_array_equal(turned(pixels, orientation), expected)
     np.testing.assert_array_equal(to_channels(image, Channels(3)), expected)
 
 
