@@ -26,16 +26,16 @@ from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.precision import has_bf16
 from msctr_hf.training.run_folder import CHECKPOINTS, read_json, replace_file, write_json
 
-from ..sweep import SweepRun, plan_run, run_all
+from ..sweep import Active, SweepRun, plan_run, run_all
 from . import provenance
 from .folds import write_fold
 from .ledger import note_test_score
 from .plan import Experiment, PlannedArm, read_experiment
-from .records import read_records, record_path, write_record
+from .records import Key, read_records, record_path, write_record
 from .report import draw_differences, markdown
 from .step_cost import REPETITIONS, measure_step_cost
 from .time_left import TimeLeft
-from .verdict import compare, describe_missing, judge, missing_runs, mixed_seeds, scores_by_seed
+from .verdict import Records, compare, describe_missing, judge, missing_runs, mixed_seeds, scores_by_seed
 
 RESULTS = provenance.ROOT / "results"
 PEEKED = "peeked.json"
@@ -88,8 +88,9 @@ def _run_missing(experiment: Experiment, folder: Path, options: Options) -> None
     _check_flags(options.flags)
     _check_precision(experiment)
     machine, code = provenance.describe_machine(experiment.threads), provenance.hash_of_code()
-    _remove_unpaired(experiment, folder, machine, code)
     records = read_records(experiment, folder)
+    unpaired = _unpaired(experiment, records, machine, code)
+    records = {key: record for key, record in records.items() if key[1] not in unpaired}
     runs = [
         run
         for run in plan_experiment(
@@ -99,28 +100,45 @@ def _run_missing(experiment: Experiment, folder: Path, options: Options) -> None
     ]
     print(f"{experiment.name}: {len(runs)} of {len(experiment.runs())} runs are left", flush=True)
 
-    def keep(run: SweepRun, minutes: float) -> None:
+    def make_room(seed: int) -> None:
+        if keys := unpaired.pop(seed, []):
+            count = f"{len(keys)} of {sum(key[1] == seed for key in experiment.runs())}"
+            print(f"seed {seed}: {count} runs are of another machine or code; it is run again whole")
+        for key in keys:
+            record_path(folder, key).unlink()
+
+    def keep(run: SweepRun, minutes: float | None) -> None:
+        make_room(run.seed)
         record = write_record(experiment, run, folder, machine, code, minutes)
         if experiment.split == "test":
             note_test_score(experiment, record["dataset"], options.results)
         shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)  # of a finished run, whose networks stay
         # no score of a confirmation: two of them would already be a difference
         score = f"mIoU {100 * record['mean_iou']:.2f} %, " if experiment.purpose == "selection" else ""
-        print(f"{run.name}: {score}{minutes:.1f} minutes", flush=True)
+        print(f"{run.name}: {score}{'' if minutes is None else f'{minutes:.1f} minutes'}", flush=True)
 
     for run in [run for run in runs if run.finished]:  # scored, but the sweep was killed before it wrote the record
-        keep(run, 0.0)
+        keep(run, None)
         runs.remove(run)
-    if options.time_left is None:
-        run_all(runs, options.parallel, keep, threads=experiment.threads)
-        return
-    limit = TimeLeft(options.time_left, runs, options.parallel, experiment.minutes / experiment.steps)
+    limit = TimeLeft(
+        math.inf if options.time_left is None else options.time_left,
+        runs,
+        options.parallel,
+        experiment.minutes / experiment.steps,
+    )
+
+    def may_start(run: SweepRun, active: Sequence[Active]) -> bool:
+        """Keep the records of a seed on another machine until it is certain that the seed is run again here."""
+        if not limit.may_start(run, active):
+            return False
+        make_room(run.seed)
+        return True
 
     def keep_and_measure(run: SweepRun, minutes: float) -> None:
         keep(run, minutes)
         limit.measured(run, minutes)
 
-    run_all(runs, options.parallel, keep_and_measure, threads=experiment.threads, may_start=limit.may_start)
+    run_all(runs, options.parallel, keep_and_measure, threads=experiment.threads, may_start=may_start)
 
 
 def plan_experiment(experiment: Experiment, output_dir: Path, flags: Sequence[str]) -> list[SweepRun]:
@@ -190,18 +208,16 @@ def _check_precision(experiment: Experiment) -> None:
         )
 
 
-def _remove_unpaired(experiment: Experiment, folder: Path, machine: dict[str, Any], code: str) -> None:
-    """Remove the records of seeds that cannot be completed here, which are then run again whole."""
-    records = read_records(experiment, folder)
+def _unpaired(experiment: Experiment, records: Records, machine: dict[str, Any], code: str) -> dict[int, list[Key]]:
+    """List the records of seeds that cannot be completed here, and must be run again whole, by seed."""
+    unpaired = {}
     for seed in experiment.seeds:
         wanted = [key for key in experiment.runs() if key[1] == seed]
         there = {key: records[key] for key in wanted if key in records}
         from_here = all((record["machine"], record["code"]) == (machine, code) for record in there.values())
-        if not there or (not mixed_seeds(there) and (len(there) == len(wanted) or from_here)):
-            continue
-        print(f"seed {seed}: {len(there)} of {len(wanted)} runs are of another machine or code; it is run again whole")
-        for key in there:
-            record_path(folder, key).unlink()
+        if there and (mixed_seeds(there) or (len(there) < len(wanted) and not from_here)):
+            unpaired[seed] = list(there)
+    return unpaired
 
 
 def conclude(experiment: Experiment, folder: Path) -> str:

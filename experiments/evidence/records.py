@@ -63,7 +63,7 @@ def read_records(experiment: Experiment, folder: Path) -> dict[Key, dict[str, An
 
 
 def write_record(
-    experiment: Experiment, run: SweepRun, folder: Path, machine: Mapping[str, Any], code: str, minutes: float
+    experiment: Experiment, run: SweepRun, folder: Path, machine: Mapping[str, Any], code: str, minutes: float | None
 ) -> dict[str, Any]:
     """Write the record of a finished run.
 
@@ -73,7 +73,7 @@ def write_record(
         folder (`Path`): Folder of the experiment in `results/`.
         machine (`Mapping`): Description of the machine.
         code (`str`): Hash of the code.
-        minutes (`float`): Minutes since its last start, with validation and scoring.
+        minutes (`float`, *optional*): Minutes since its last start, with validation and scoring, if they are known.
     """
     described, scores = describe(run.folder, run.arm), read_json(run.scores)
     record = {

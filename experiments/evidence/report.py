@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,15 @@ def _arms(experiment: Experiment, records: Records) -> str:
     for arm in experiment.arms:
         own = [record for (name, _, _), record in records.items() if name == arm]
         scores = [_mean_and_deviation([column(record) for record in own]) for column in columns.values()]
-        costs = [f"{statistics.median(record[name] for record in own):.2f}" for name in ("step_cost", "minutes")]
+        costs = [_median(record[name] for record in own) for name in ("step_cost", "minutes")]
         cells = [arm, f"{own[0]['max_steps']:,}", str(len(own)), *scores, *costs]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _median(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):.2f}" if known else ""
 
 
 def _mean_and_deviation(values: Sequence[float | None]) -> str:

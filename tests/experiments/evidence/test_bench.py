@@ -160,11 +160,24 @@ def test_a_seed_that_was_begun_elsewhere_is_run_again_whole_in_another_folder(sm
     assert "on a CPU" in (small.folder / "report.md").read_text()
 
 
+def test_the_records_of_a_seed_that_was_begun_elsewhere_stay_until_it_starts_here(small, here):
+    small(FakeRuns(until=5))
+    here["machine"] = {**MACHINE, "threads": 2}
+    names = sorted(path.name for path in small.folder.glob("runs/*_seed_1.json"))
+    assert len(names) == 2
+    assert small(time_left=0.01) == []
+    assert sorted(path.name for path in small.folder.glob("runs/*_seed_1.json")) == names
+    small()
+    assert len(list(small.folder.glob("runs/*_seed_1.json"))) == 3
+
+
 def test_a_run_that_was_scored_before_the_sweep_was_killed_is_not_repeated(small, tmp_path):
     small(FakeRuns(until=2))
-    (small.folder / "runs/ce_time_seed_0.json").unlink()
+    record = small.folder / "runs/ce_time_seed_0.json"
+    record.unlink()
     assert ("ce_time", 0, "") not in small()
-    assert (small.folder / "runs/ce_time_seed_0.json").exists()
+    assert read_json(record)["minutes"] is None  # nobody measured them
+    assert "| ce_time | 6 | 6 | " in (small.folder / "report.md").read_text()
 
 
 def test_whoever_peeks_gets_a_figure_and_can_never_show_anything(small, capsys):
