@@ -1,6 +1,7 @@
 import gc
 import os
 import sys
+import zlib
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
@@ -18,6 +19,7 @@ from gpu_parts import asks_for_gpu, figures, pytest_pyfunc_call, select_gpu_part
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402, F401
 
 from msctr_hf import MsctrConfig  # noqa: E402
+from msctr_hf.data import png_checksums, stored_pixels  # noqa: E402
 
 SMALL_RESNET = "test_resnet"  # 0.4 million parameters, where resnet18 has 11 million
 TIMM_TINY = {"model_type": "timm_backbone", "backbone": SMALL_RESNET, "out_indices": [1, 2, 3, 4]}
@@ -126,3 +128,14 @@ def run_script(capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(params=["fast decoders", "Pillow"])
+def decoder(request, monkeypatch):
+    """Read images with the decoders that are used where they are installed, and with Pillow alone."""
+    if request.param == "Pillow":
+        monkeypatch.setattr(stored_pixels, "pyspng", None)
+        monkeypatch.setattr(png_checksums, "inflater", zlib)
+        monkeypatch.setattr(stored_pixels, "simplejpeg", None)
+    elif stored_pixels.pyspng is None:
+        pytest.skip("pyspng and simplejpeg are not installed")

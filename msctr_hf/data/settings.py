@@ -308,6 +308,11 @@ class DataSettings(ChannelSettings):
             )
         if self.streaming:
             raise UsageError("`tile_size` needs random access to the images; leave `streaming` out.")
+        if self.resize_shorter_side is not None:
+            raise UsageError(
+                f"`resize_shorter_side={self.resize_shorter_side}` would resize every tile of `tile_size` alone, and "
+                "validation would see other scales than the images have: leave it out, or resize the images first."
+            )
 
     def load_training(self, seed: int) -> tuple[Dataset | IterableDataset, dict[str, Any] | None]:
         """Load the training images, of which `train_images` are drawn if that is given.

@@ -78,6 +78,25 @@ def check_unlabeled(
     return on_main(check)
 
 
+def without_copies(rest: Dataset, train_set: Dataset) -> tuple[Dataset, list[str]]:
+    """Leave out the images without labels that are copies of training images, which nobody could leave out by name.
+
+    Args:
+        rest (`datasets.Dataset`): Images that `train_images` left out.
+        train_set (`datasets.Dataset`): Images with labels.
+
+    Returns:
+        `tuple`: the other images, and sentences to print at the start of a run.
+    """
+    copies = dict(on_main(lambda: [(copy, original) for original, copy in shared_images(train_set, rest)]))
+    if not copies:
+        return rest, []
+    kept = [number for number, image_id in enumerate(rest.with_format(None)["image_id"][:]) if image_id not in copies]
+    (copy, original), *_ = copies.items()
+    note = f"{len(copies)} of {len(rest)} images without labels are left out: they are copies of training images"
+    return rest.select(kept), [f"{note}, such as {copy} of {original}"]
+
+
 def missing_classes(train_set: Dataset, spec: DatasetSpec) -> list[str]:
     """Name the classes that no training image has, if all labels could be read within `MAX_PIXELS`.
 

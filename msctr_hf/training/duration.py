@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..data.loaders import ShuffledSampler
@@ -79,13 +80,21 @@ class Duration:
     num_epochs: float | None = field(default=None, compare=False)  # determined by the others and the training set
 
 
-def plan_duration(arguments: TrainingSettings, epochs: Epochs | None) -> Duration:
-    """Derive the length of a run from its settings and its training set; `epochs` is `None` for a stream.
+def plan_duration(
+    arguments: TrainingSettings, epochs: Epochs | None, before: Mapping[str, int] | None = None
+) -> Duration:
+    """Derive the length of a run from its settings and its training set.
+
+    Args:
+        arguments (`TrainingSettings`): Settings of the run.
+        epochs (`Epochs`, *optional*): Passes over the training set; `None` for a stream.
+        before (`Mapping[str, int]`, *optional*): `max_steps` and `validation_steps` of the run before it was resumed.
 
     Raises:
         UsageError: If the length of a stream is given in epochs.
     """
-    max_steps = arguments.max_steps
+    before = before or {}
+    max_steps = before.get("max_steps", arguments.max_steps)
     if max_steps is None:
         if epochs is None or arguments.num_train_epochs is None:
             raise UsageError(
@@ -95,7 +104,7 @@ def plan_duration(arguments: TrainingSettings, epochs: Epochs | None) -> Duratio
         max_steps = epochs.steps_until(arguments.num_train_epochs)
     steps_of_an_epoch = 1 if epochs is None else epochs.steps_until(1)
     by_default = min(max(steps_of_an_epoch, max_steps // DEFAULT_VALIDATIONS), MAX_STEPS_WITHOUT_VALIDATION)
-    validation_steps = arguments.validation_steps or by_default
+    validation_steps = before.get("validation_steps", arguments.validation_steps) or by_default
     if epochs is None:
         return Duration(max_steps, validation_steps)
     return Duration(max_steps, validation_steps, epochs.batches(0), epochs.epochs_until(max_steps))

@@ -14,6 +14,9 @@ from .checkpointing import SETTINGS_FILE, Progress
 from .run_folder import read_json
 from .settings import add_missing, in_full, purpose, purposes
 
+LENGTH = "length"  # key of a checkpoint's settings: numbers of steps that were derived from them
+_DERIVED_FROM = ("max_steps", "num_train_epochs", "validation_steps")
+
 # settings that split the images of a step into batches and processes
 _BATCH = (*(name for name, info in purposes().items() if info.on_resume == "batch"), "num_processes")
 
@@ -31,7 +34,7 @@ def compare_settings(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
     Raises:
         UsageError: If the settings describe another run; the message lists all differences.
     """
-    saved = read_json(checkpoint / SETTINGS_FILE)
+    saved = _read_settings(checkpoint)
     if not saved:
         raise UsageError(f"`resume`: {checkpoint} does not contain {SETTINGS_FILE}; another version wrote it.")
     saved = add_missing(saved, settings)
@@ -110,8 +113,31 @@ def _split(settings: dict[str, Any]) -> str:
 
 def splits_as_before(checkpoint: Path, settings: dict[str, Any]) -> bool:
     """Return whether the images of a step are split into batches and processes as in the checkpoint."""
-    meant = changed(in_full(read_json(checkpoint / SETTINGS_FILE)), in_full(settings))
+    meant = changed(in_full(_read_settings(checkpoint)), in_full(settings))
     return not any(name in meant for name in _BATCH)
+
+
+def length_before(checkpoint: Path, settings: dict[str, Any]) -> dict[str, int]:
+    """Return the numbers of steps that the run had before, which another split of a step must not change.
+
+    An epoch drops the images that do not fill a batch of all processes, so another split could make it longer.
+
+    Args:
+        checkpoint (`Path`): Folder of a complete checkpoint.
+        settings (`dict`): All settings of the run to resume.
+
+    Returns:
+        `dict[str, int]`: `max_steps` and `validation_steps`; empty if the settings that they were derived from have
+        changed, or an older version wrote the checkpoint.
+    """
+    saved = read_json(checkpoint / SETTINGS_FILE)
+    is_same = all(saved.get(name) == settings.get(name) for name in _DERIVED_FROM)
+    return saved.get(LENGTH, {}) if is_same else {}
+
+
+def _read_settings(checkpoint: Path) -> dict[str, Any]:
+    saved = read_json(checkpoint / SETTINGS_FILE)
+    return {name: value for name, value in saved.items() if name != LENGTH}
 
 
 def count_images_of_older_version(progress: Progress, checkpoint: Path) -> list[str]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ..data.decoding import rows_with_channels
 from ..data.loaders import ShuffledSampler
-from ..data.settings import DataSettings
+from ..data.settings import REST, DataSettings
 from ..data.tiles import cut_into_tiles
 from ..data.user_transform import import_transform
 from ..errors import UsageError
@@ -30,7 +30,7 @@ from .channel_statistics import CHANNELS, choose_statistics
 from .checkpointing import Progress, Stateful, States, find_checkpoint, load_progress, write_on_main
 from .class_thresholds import ClassThresholds
 from .class_weights import CLASS_WEIGHTS, ClassPixels, choose_class_weights, describe_class_weights
-from .data_checks import check_data, check_unlabeled
+from .data_checks import check_data, check_unlabeled, without_copies
 from .data_record import (
     TRAINING,
     UNLABELED,
@@ -59,7 +59,7 @@ from .network import build_network, choose_image_processor, refuse_single_values
 from .optimization import build_optimizer, build_schedule
 from .processes import on_main
 from .replacement import put_aside
-from .resuming import compare_settings, count_images_of_older_version, splits_as_before
+from .resuming import LENGTH, compare_settings, count_images_of_older_version, length_before, splits_as_before
 from .run_folder import remove_unfinished, write_config, write_run_file
 from .settings import ModelSettings, TrainingSettings, refuse_without_contrast, refuse_without_images
 from .step_guard import StepGuard, Verdict
@@ -121,9 +121,12 @@ class Setup:
         validation_set = data_arguments.load("validation")
         self.images = {"training": num_images(self.train_set), "validation": num_images(validation_set)}
         self.unlabeled_set = data_arguments.load_unlabeled(args.seed)
+        copies: list[str] = []
+        if data_arguments.unlabeled == REST:
+            self.unlabeled_set, copies = without_copies(self.unlabeled_set, self.train_set)  # type: ignore[arg-type]
         self.checkpoint: Path | None = on_main(lambda: find_checkpoint(self.output_dir, args.resume))
         args = replace(args, mixed_precision=choose_precision(args.mixed_precision, self.checkpoint))
-        self.notes = [] if self.drawn is None else [describe_drawn(self.drawn)]
+        self.notes = [*([] if self.drawn is None else [describe_drawn(self.drawn)]), *copies]
         if self.unlabeled_set is not None:
             args = self._with_teacher(args, model_arguments)
         self.args = args
@@ -195,7 +198,11 @@ class Setup:
         loader, self.epochs = build_loader(
             self.train_set, data_arguments, args, self.image_processor, class_pixels, accelerator
         )
-        self.duration = plan_duration(args, self.epochs)
+        before = {} if self.checkpoint is None else length_before(self.checkpoint, self.kept_settings)
+        self.duration = plan_duration(args, self.epochs, before)
+        self.kept_settings[LENGTH] = {
+            "max_steps": self.duration.max_steps, "validation_steps": self.duration.validation_steps,
+        }  # fmt: skip
         network = optimize_layout(  # type: ignore[assignment]
             network,
             accelerator.device,

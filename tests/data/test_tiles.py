@@ -244,6 +244,8 @@ def test_settings_of_tiles_that_contradict_each_other_are_refused(tmp_path, tiff
         DataSettings(tile_size=[64, 100], tile_overlap=64)
     with pytest.raises(UsageError, match="leave `streaming` out"):
         DataSettings(tile_size=[64, 64], streaming=True)
+    with pytest.raises(UsageError, match="`resize_shorter_side=100` would resize every tile of `tile_size` alone"):
+        DataSettings(tile_size=[64, 64], resize_shorter_side=100)
     spec = get_dataset_spec("folder", tiff_folder)
     with pytest.raises(UsageError, match="add `predecode`"):
         prepare(spec, None, tiff_folder, SavedDataset(), output_dir=tmp_path / "copy", tile_size=[64, 64])

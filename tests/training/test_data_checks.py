@@ -7,8 +7,9 @@ from small_run import flags
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.overlap import shared_images
+from msctr_hf.data.settings import DataSettings
 from msctr_hf.training import data_checks
-from msctr_hf.training.data_checks import missing_classes
+from msctr_hf.training.data_checks import missing_classes, without_copies
 
 FORMS = ["folder", "parquet", "pre-decoded"]
 
@@ -97,3 +98,24 @@ def test_images_with_the_same_content_are_found_under_other_names(folder, copied
     root = copied(folder, form)
     train, validation = (load_segmentation_dataset("folder", split, root) for split in ("train", "validation"))
     assert shared_images(train, validation) == [("3", "1")]
+
+
+def test_copies_of_labeled_images_are_left_out_of_the_rest_whatever_the_seed(folder, tmp_path):
+    write_image(tmp_path / "twin.jpg", (40, 56), seed=99)
+    for number in (0, 2):
+        (folder / f"train/images/{number}.jpg").write_bytes((tmp_path / "twin.jpg").read_bytes())
+    numbers = set()
+    for seed in range(8):
+        settings = DataSettings(dataset="folder", data_dir=str(folder), train_images=2, unlabeled="rest")
+        train, _ = settings.load_training(seed)
+        rest = settings.load_unlabeled(seed)
+        others, notes = without_copies(rest, train)
+        labeled, unlabeled, kept = (each.with_format(None)["image_id"][:] for each in (train, rest, others))
+        is_split = len({"0", "2"} & {*labeled}) == 1  # one copy has labels, the other has not
+        assert kept == [name for name in unlabeled if not (is_split and name in "02")]
+        assert len(notes) == is_split
+        assert all("1 of 2 images without labels are left out: they are copies of training" in note for note in notes)
+        assert "label" not in others.with_format(None).column_names
+        assert np.asarray(others[0]["image"]).shape == (40, 56, 3)
+        numbers.add(len(kept))
+    assert numbers == {1, 2}

@@ -1,8 +1,16 @@
 import pytest
+from layouts import write_folder
+from small_run import flags
 
 from msctr_hf.training.checkpointing import Progress
-from msctr_hf.training.resuming import compare_settings, count_images_of_older_version, splits_as_before
-from msctr_hf.training.run_folder import write_json
+from msctr_hf.training.resuming import (
+    LENGTH,
+    compare_settings,
+    count_images_of_older_version,
+    length_before,
+    splits_as_before,
+)
+from msctr_hf.training.run_folder import read_json, write_json
 
 SETTINGS = {
     "learning_rate": 0.1, "max_steps": 10, "data_dir": "a", "num_workers": 0, "batch_size": 4,
@@ -69,6 +77,34 @@ def test_a_step_may_be_split_over_other_batches_and_processes(checkpoint):
     (note,) = compare_settings(checkpoint, settings)
     assert "4 x 1 batches x 2 processes and are 8 x 1 batches x 1 processes" in note
     assert not splits_as_before(checkpoint, settings)
+
+
+def test_numbers_of_steps_stay_if_only_the_split_changes(checkpoint):
+    saved = {**SETTINGS, "max_steps": None, "num_train_epochs": 5}
+    assert length_before(checkpoint, saved) == {}  # of an older version
+    length = {"max_steps": 100, "validation_steps": 20}
+    write_json(checkpoint / "settings.json", {**saved, LENGTH: length})
+    other_split = {**saved, "batch_size": 8, "num_processes": 1}
+    assert length_before(checkpoint, other_split) == length
+    assert length_before(checkpoint, {**other_split, "num_train_epochs": 6}) == {}
+    assert compare_settings(checkpoint, saved) == []
+    assert splits_as_before(checkpoint, {**saved, LENGTH: {"max_steps": 110}})
+
+
+def test_a_run_of_epochs_has_as_many_steps_when_it_is_resumed_with_another_split(run_script, tmp_path):
+    folder = write_folder(tmp_path / "data", num_train=10, num_validation=1)
+    run = {"max_steps": None, "num_train_epochs": 4, "validation_steps": None, "checkpointing_steps": 2}
+    whole = flags(folder, tmp_path / "whole", batch_size=4, checkpoints_kept=9, **run)
+    code, _, error = run_script("train.py", *whole)
+    assert code == 0, error
+    checkpoint = tmp_path / "whole/checkpoints/step_2"
+    split = {"batch_size": 2, "gradient_accumulation_steps": 2, "resume": checkpoint}  # 5 batches an epoch, not 2
+    code, _, error = run_script("train.py", *flags(folder, tmp_path / "resumed", **split, **run))
+    assert code == 0, error
+    lengths = [read_json(tmp_path / name / "run.json")["duration"] for name in ("whole", "resumed")]
+    assert [length["max_steps"] for length in lengths] == [8, 8]  # 10 by the second split alone
+    assert len({length["validation_steps"] for length in lengths}) == 1
+    assert lengths[1]["num_epochs"] == pytest.approx(8 * 2 / 5)
 
 
 @pytest.mark.parametrize("accumulated", [1, 3])
