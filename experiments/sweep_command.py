@@ -114,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--time_left", type=float, help="minutes until all runs of an experiment must have ended")
     whole.add_argument("--peek", action="store_true", help="compare before the end, so that nothing can be shown")
     whole.add_argument(
-        "--measure_step_cost", action="store_true", help="print the line `step_cost:` for the file of an experiment"
+        "--measure_step_cost",
+        action="store_true",
+        help="print the line `step_cost:` for the file of an experiment, or the `steps:` of its arms in the time of "
+        "the first; --model_name_or_path names the trained network from which steps with a teacher start",
     )
     return whole

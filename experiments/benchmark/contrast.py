@@ -102,33 +102,36 @@ def products_step(term: str, size: int, device: torch.device) -> Step:
     Within a scale, logits are symmetric, and those above the diagonal are enough.
     """
     rows, columns = torch.randn(2, size, CHANNELS, device=device)
-    return lambda: _multiply(rows, columns, _tiles(term, size, device), lambda logits, tile: None)
+    return lambda: _multiply(rows, rows, columns, _tiles(term, size, device), lambda logits, tile: None)
 
 
 def least_step(term: str, size: int, device: torch.device) -> Step:
     """Build the work of a term that no formula avoids; that of its positives is not counted.
 
-    Besides the products an anchor needs the exponentials of its logits, their sum, and each of them times the gradient
-    of that sum; within a scale, a tile serves its columns as anchors too. Rows are normalized, and the gradient passes
-    through that.
+    Besides the products an anchor needs the exponentials of its logits, their sum, and its row of them times the
+    gradient of that sum, which across scales may be multiplied into rows of features instead; within a scale, a tile
+    serves its columns as anchors too. Rows are normalized, and the gradient passes through that.
     """
     sides = [torch.randn(size, CHANNELS, device=device) for _ in range(1 if term == "within" else 2)]
     grads = [torch.randn(size, CHANNELS, device=device) for _ in sides]
-    sums = torch.zeros(2, size, device=device)
+    weights = torch.rand(size, device=device)  # gradients of the sums
+    sums = torch.empty(2, size, device=device)
 
-    def weigh(logits: torch.Tensor, tile: tuple[slice, slice]) -> None:
+    def exponentials(logits: torch.Tensor, tile: tuple[slice, slice]) -> None:
         upper, lower = tile
         logits.exp2_()
         sums[0, upper] += logits.sum(1)
         if term == "within":
             sums[1, lower] += logits.sum(0)
-            logits.mul_(sums[0, upper, None] + sums[1, None, lower])
-        else:
-            logits.mul_(sums[0, upper, None])
+            logits.mul_(weights[upper, None] + weights[None, lower])
 
     def step() -> None:
+        sums.zero_()
         units = [side / torch.linalg.vector_norm(side, dim=1, keepdim=True) for side in sides]
-        _multiply(units[0], units[-1], _tiles(term, size, device), weigh)
+        weighted = units[0] if term == "within" else units[0] * weights[:, None]
+        products = _multiply(units[0], weighted, units[-1], _tiles(term, size, device), exponentials)
+        if term == "across":
+            products[0].mul_(weights[:, None])
         for unit, grad in zip(units, grads, strict=True):
             along = (grad * unit).sum(1, keepdim=True)
             (grad - unit * along).div_(along)
@@ -147,11 +150,12 @@ def _tiles(term: str, size: int, device: torch.device) -> list[tuple[slice, slic
 
 def _multiply(
     rows: torch.Tensor,
+    weighted: torch.Tensor,
     columns: torch.Tensor,
     tiles: Sequence[tuple[slice, slice]],
     change: Callable[[torch.Tensor, tuple[slice, slice]], None],
-) -> None:
-    """Compute logits of every tile, let a function change them, and add up two gradients, which are not returned."""
+) -> torch.Tensor:
+    """Compute logits of every tile, let a function change them, and add up their products with both sides."""
     grads = rows.new_zeros(2, *rows.shape)
     buffer = rows.new_empty(max((u.stop - u.start) * (w.stop - w.start) for u, w in tiles))
     for upper, lower in tiles:
@@ -160,7 +164,8 @@ def _multiply(
         torch.mm(rows[upper], columns[lower].T, out=logits)
         change(logits, (upper, lower))
         grads[0, upper].addmm_(logits, columns[lower])
-        grads[1, lower].addmm_(logits.T, rows[upper])
+        grads[1, lower].addmm_(logits.T, weighted[upper])
+    return grads
 
 
 def sampling(batch_size: int, repetitions: int | None, device: torch.device) -> list[dict]:

@@ -103,7 +103,7 @@ def _run_missing(experiment: Experiment, folder: Path, options: Options) -> None
     def make_room(seed: int) -> None:
         if keys := unpaired.pop(seed, []):
             count = f"{len(keys)} of {sum(key[1] == seed for key in experiment.runs())}"
-            print(f"seed {seed}: {count} runs are of another machine or code; it is run again whole")
+            print(f"seed {seed}: {count} runs are of another machine or code; it is run again whole", flush=True)
         for key in keys:
             record_path(folder, key).unlink()
 
@@ -269,8 +269,20 @@ def print_step_cost(path: Path, options: Options) -> None:
     arm, baseline = (experiment.arms[name] for name in experiment.primary)
     if arm.flags is None or baseline.flags is None:
         experiment.check_is_complete()
+    _check_teachers(experiment, options)
     cost, origin = _step_cost(experiment, options, arm, baseline)
     print(f"step_cost: {cost:.3f}  # {origin}")
+
+
+def _check_teachers(experiment: Experiment, options: Options) -> None:
+    if any(word.split("=")[0] == TRAINED for word in options.flags):
+        return
+    for arm in experiment.arms.values():
+        if arm.flags is not None and command_line().parse([*experiment.flags, *arm.flags])[1].has_unlabeled:
+            raise UsageError(
+                f"--measure_step_cost needs {TRAINED}, the folder of a trained network: the teacher of {arm.name} "
+                "would be sure of nothing with random weights, and its labels would cost less than in a run."
+            )
 
 
 def _print_steps(experiment: Experiment, options: Options) -> None:
@@ -282,11 +294,7 @@ def _print_steps(experiment: Experiment, options: Options) -> None:
     baseline, *others = experiment.arms.values()
     if baseline.steps != experiment.steps:
         raise UsageError(f"--measure_step_cost: the first arm, {baseline.name}, must have the steps of `flags:`.")
-    if not any(word.split("=")[0] == TRAINED for word in options.flags):
-        raise UsageError(
-            f"--measure_step_cost needs {TRAINED}, the folder of a network that {baseline.name} or a run like it "
-            "trained: a teacher of random weights is sure of nothing, and its labels cost less than in a run."
-        )
+    _check_teachers(experiment, options)
     for arm in others:
         cost, origin = _step_cost(experiment, options, arm, baseline, "--unlabeled_start_step", "0")
         before = command_line().parse([*experiment.flags, *(arm.flags or ())])[2].unlabeled_start_step

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 Size = tuple[int, int]  # width, height
 
-_TAG = 274  # of EXIF and TIFF
 _TURNS: dict[int, tuple[Image.Transpose, Callable[[np.ndarray], np.ndarray]]] = {  # of images, and of arrays
     2: (Image.Transpose.FLIP_LEFT_RIGHT, lambda pixels: pixels[:, ::-1]),
     3: (Image.Transpose.ROTATE_180, lambda pixels: pixels[::-1, ::-1]),
@@ -33,7 +32,7 @@ def known_orientation(value: object) -> int:
 def orientation_of(image: Image.Image) -> int:
     """Read the EXIF orientation of a file, 1 if there is none or none that can be read."""
     try:
-        return known_orientation(image.getexif().get(_TAG))
+        return known_orientation(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # Pillow raises many kinds of exceptions for corrupt EXIF data, which viewers disregard
         return 1
 

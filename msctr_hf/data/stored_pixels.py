@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ..errors import UsageError
 from . import pixel_limit  # noqa: F401  # a worker process inherits the limit of its parent
@@ -39,7 +39,6 @@ except ImportError:
 _PGM_HEADER = re.compile(rb"P[25]" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)")  # width, height, largest value
 _LOSSLESS_FORMATS = {"PNG", "TIFF", "BMP", "DIB", "GIF", "PPM", "TGA", "WEBP"}
 _LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24"}
-_BITS_PER_SAMPLE = 258  # tag of TIFF
 
 Decoded = TypeVar("Decoded")
 
@@ -48,7 +47,13 @@ Decoded = TypeVar("Decoded")
 class StoredPixels:
     """Pixels in the order in which a file stores them, and the orientation in which viewers show them.
 
-    Pillow stretches gray values so that `white`, if it is not 0, becomes 255, or 65,535 in files of 16 bits.
+    Args:
+        pixels (`Image` or `np.ndarray` of shape `(H, W)`, `(H, W, 3)` or `(H, W, N)`): Values as Pillow or another
+            decoder returns them.
+        orientation (`int`): EXIF orientation, 1 for upright.
+        bits (`int`): Bits per channel of the file, of which Pillow may keep fewer.
+        white (`int`): If it is not 0, Pillow stretched gray values so that this one became 255, or 65,535 in files of
+            16 bits.
     """
 
     pixels: Image.Image | np.ndarray
@@ -65,7 +70,17 @@ class StoredPixels:
 
 
 def read_stored(file: Any, quick_mode: str | None = None, *, lossless: bool = False) -> StoredPixels:
-    """Decode a file, quickly to an array if it has this mode and its pixels are upright."""
+    """Decode a file.
+
+    Args:
+        file (`dict`): `path` and `bytes`, as `datasets.Image(decode=False)` returns them.
+        quick_mode (`str`, *optional*): Mode of Pillow, `"RGB"` or `"L"`, in which an upright file of 8 bits may be
+            decoded to an array, where that is faster.
+        lossless (`bool`): Whether to refuse files that were compressed with loss, as for labels.
+
+    Raises:
+        UsageError: If the file cannot be read or is refused; the message names it.
+    """
 
     def decode() -> StoredPixels:
         data = file.get("bytes") or Path(file["path"]).read_bytes()
@@ -83,7 +98,11 @@ def read_stored(file: Any, quick_mode: str | None = None, *, lossless: bool = Fa
 
 
 def read_stored_channels(file: Any, channels: Channels) -> StoredPixels:
-    """Decode a file to an array (H, W, N) of the values that it stores, in the order in which it stores them."""
+    """Decode a file to an array (H, W, N) of the values that it stores, in the order in which it stores them.
+
+    Raises:
+        UsageError: If the file cannot be read, or has other channels; the message names it.
+    """
     name, count = file_name(file), channels.count
 
     def decode() -> StoredPixels:
@@ -143,7 +162,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         return data[24]
     if image.format == "TIFF":
-        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))  # type: ignore[attr-defined]
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))  # type: ignore[attr-defined]
     return 16 if has_16_bits(image) else 8
 
 
@@ -200,7 +219,11 @@ def file_name(file: Any) -> str:
 
 
 def decode_or_name(name: str, decode: Callable[[], Decoded]) -> Decoded:
-    """Decode, and convert any error to a `UsageError` that names the file."""
+    """Return what `decode` does.
+
+    Raises:
+        UsageError: In place of any exception of `decode`; the message names the file.
+    """
     try:
         return decode()
     except UsageError:

@@ -271,7 +271,7 @@ def test_the_steps_of_arms_in_the_time_of_the_first_are_printed_as_lines_of_the_
         return StepCost(0.3, 0.1, 3.0 if arm[-2:] == ["--unlabeled_start_step", "0"] else 1.2)
 
     monkeypatch.setattr(bench, "measure_step_cost", measured)
-    with pytest.raises(UsageError, match="needs --model_name_or_path, the folder of a network that ce_time"):
+    with pytest.raises(UsageError, match="needs --model_name_or_path, .*: the teacher of chosen would be sure"):
         print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, ()))
     trained = ("--model_name_or_path", "trained")
     print_step_cost(tmp_path / "simulated.yaml", Options(tmp_path, trained))
