@@ -144,13 +144,11 @@ def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
     """Format a report as lines of text, with counts, sizes, ignored pixels and the share of every class."""
     labeled = int(report.pixels.sum())
     total = labeled + report.ignored
-    sizes = ", ".join(f"{size} ({count})" for size, count in report.sizes.most_common(3))
-    sizes += f" and {len(report.sizes) - 3} more" if len(report.sizes) > 3 else ""
     width = max(len(name) for name in spec.classes)
     share_ignored = 100 * report.ignored / max(1, total)
     unlabeled = f"; {report.unlabeled} more have no labels" if report.unlabeled else ""
     lines = [
-        f"{split}: {report.images} images, {sizes or 'none readable'}; {share_ignored:.1f} % of pixels ignored "
+        f"{split}: {report.images} images, {describe_sizes(report.sizes)}; {share_ignored:.1f} % of pixels ignored "
         f"({report.ignored:,} of {total:,}{_ignored_values(report, spec)}){unlabeled}",
         f"  {'class':<{width}}  {'pixels':>8}  {'images':>8}",
     ]
@@ -159,6 +157,12 @@ def report_table(report: SplitReport, spec: DatasetSpec, split: str) -> str:
     if report.channels is not None:
         lines.append(f"  channels of {report.channels.value_type}, mean ± standard deviation: {report.channels}")
     return "\n".join([*lines, *lines_about(report.traits, split)])
+
+
+def describe_sizes(sizes: Counter[str]) -> str:
+    """Name the most frequent sizes of images with their numbers of images."""
+    named = ", ".join(f"{size} ({count})" for size, count in sizes.most_common(3))
+    return (named or "none readable") + (f" and {len(sizes) - 3} more" if len(sizes) > 3 else "")
 
 
 def refuse_train_ids_in(report: SplitReport, spec: DatasetSpec, split: str) -> None:

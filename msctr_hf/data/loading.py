@@ -108,7 +108,9 @@ def load_segmentation_dataset(
             refuse_train_ids(spec, rows, reader, str(dataset_name or data_dir))
     reader = parts[0][1]
     is_checked_by_prepare = isinstance(spec.source, FileSource) and not streaming and value_type is None
-    if with_labels and isinstance(reader, ReadSamples) and is_checked_by_prepare:
+    # which reads images without labels only in test
+    is_checked_by_prepare &= with_labels or all(part.strip() == "test" for part in split.split("+"))
+    if isinstance(reader, ReadSamples) and is_checked_by_prepare:
         given = {
             "dataset": name,
             "data_dir": data_dir,
@@ -118,15 +120,19 @@ def load_segmentation_dataset(
             "label_column": None if label_column == "label" else label_column,
             "id_map": None if id_map is None else dict(id_map),
             "reduce_zero_label": "true" if reduce_zero_label else None,
-            "corrections": corrections,
+            "corrections": corrections if with_labels else None,
             "num_channels": num_channels,
         }
-        reader = replace(reader, advice=f"`{_prepare_command(given)}` lists all files with faults.")
+        reader = replace(reader, advice=f"`{prepare_command(given)}` lists all files with faults.")
     return attach(concatenate_datasets([part for part, _ in parts]) if len(parts) > 1 else parts[0][0], reader)
 
 
-def _prepare_command(given: Mapping[str, Any]) -> str:
-    """Write the command that checks every file of a data set; a reader stops at the first one with a fault."""
+def prepare_command(given: Mapping[str, Any]) -> str:
+    """Write the command that checks every file of a data set; a reader stops at the first one with a fault.
+
+    Args:
+        given (`Mapping[str, Any]`): Values of its flags by name; `None` leaves a flag out.
+    """
     words = ["msctr", "prepare"]
     for flag, value in given.items():
         if value is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,37 +230,41 @@ def _with_our_columns(
                 f"`{flag}`: the column {column!r} must contain an image in every row, but its type is "
                 f"{shorten(repr(kind), _SHOWN_OF_A_TYPE)}."
             )
-    if isinstance(dataset, IterableDataset):
-        structs = [column for column, _ in ours.values() if isinstance(dataset.features[column], dict)]
-        # before the cast, which raises errors of its own; images that are not structs would be decoded here
-        dataset = (
-            dataset.map(_Rows(split, structs), with_indices=True, features=dataset.features) if structs else dataset
-        )
-    for column, _ in ours.values():
-        # before all else: otherwise a stream would decode images and encode them again, with loss
-        dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    names = [column for column, _ in ours.values()]
+    has_ids = "image_id" in columns and "image_id" not in names
+    structs = [column for column in names if isinstance(dataset.features[column], dict)]
+    # before all else: otherwise a stream would decode images and encode them again, with loss
+    dataset = _undecoded(dataset, [column for column in names if column not in structs])
+    if isinstance(dataset, IterableDataset) and structs:
+        # before the cast of structs, which raises errors of its own
+        dataset = dataset.map(_Rows(split, structs, has_ids), features=dataset.features)
+    dataset = _undecoded(dataset, structs)
     renamed = dict(ours.values())
     dataset = dataset.remove_columns([column for column in columns if column not in (*renamed, "image_id")])
     # in two steps, since the names may be exchanged
     between = {old: f"{old} of the copy" for old in renamed}
-    for names in (between, {between[old]: new for old, new in renamed.items()}):
-        dataset = dataset.rename_columns(names)
-    has_ids = "image_id" in columns and "image_id" not in renamed
+    for new_names in (between, {between[old]: new for old, new in renamed.items()}):
+        dataset = dataset.rename_columns(new_names)
     return _with_ids(dataset, split, has_ids, list(renamed.values()))
+
+
+def _undecoded(dataset: Dataset | IterableDataset, columns: Iterable[str]) -> Dataset | IterableDataset:
+    for column in columns:
+        dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    return dataset
 
 
 def _with_ids(
     dataset: Dataset | IterableDataset, split: str, has_ids: bool, columns: Sequence[str]
 ) -> Dataset | IterableDataset:
-    """Give every row an id of text: its own, or the number of the row where it has none."""
-    rows = _Rows(split, columns, with_ids=True)
+    """Give every row an id of text: its own, or one from the number of the row, or in a stream from its image."""
     if isinstance(dataset, IterableDataset):
         features = Features({**dataset.features, "image_id": Value("string")})
-        return dataset.map(rows, with_indices=True, features=features)
+        return dataset.map(_Rows(split, columns, has_ids, with_ids=True), features=features)
     ids = dataset.with_format(None)["image_id"][:] if has_ids else [None] * len(dataset)
     if has_ids and all(isinstance(image_id, str) for image_id in ids):
         return dataset
-    named = [rows.name(image_id, number) for number, image_id in enumerate(ids)]
+    named = [f"{split}_{number:06d}" if image_id is None else str(image_id) for number, image_id in enumerate(ids)]
     return (dataset.remove_columns("image_id") if has_ids else dataset).add_column("image_id", named)
 
 
@@ -294,18 +299,29 @@ def _refuse_empty_cells(rows: Dataset, split: str) -> None:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Function that refuses rows of a stream with empty cells in some columns, and gives the others their ids."""
+    """Function that refuses rows of a stream with empty cells in some columns, and gives the others their ids.
+
+    The place of a row is not known: every worker and process reads its own shards, and a shuffled stream counts the
+    rows of each shard from 0. A missing id is therefore made from the bytes of the image.
+    """
 
     split: str
     columns: Sequence[str]
+    has_ids: bool
     with_ids: bool = False
 
-    def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        image_id = self.name(row.get("image_id"), number)
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        own = row["image_id"] if self.has_ids else None
         for column in self.columns:
             if is_empty(row[column]):
-                raise UsageError(f"A row of {self.split} has no {column}: row {number} (image id {image_id}).")
-        return {**row, "image_id": image_id} if self.with_ids else row
+                named = "" if own is None else f" (image id {own})"
+                raise UsageError(
+                    f"A row of {self.split} has no {column}{named}; without `streaming`, the rows without one are "
+                    "listed by their numbers."
+                )
+        if not self.with_ids:
+            return row
+        return {**row, "image_id": self._from_content(row["image"]) if own is None else str(own)}
 
-    def name(self, image_id: Any, number: int) -> str:
-        return f"{self.split}_{number:06d}" if image_id is None else str(image_id)
+    def _from_content(self, file: dict[str, Any]) -> str:
+        return f"{self.split}_{zlib.crc32(file['bytes'] or file['path'].encode()):08x}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from ..errors import UsageError
-from ..settings import Settings, default_workers, setting
+from ..settings import Settings, as_mapping, changed, default_workers, defaults, setting
 from .pixel_limit import set_max_image_pixels
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 REST = "rest"  # value of `unlabeled`: the images that `train_images` leaves out
+_OF_IMAGES_ALONE = {"unlabeled_dir", "num_channels", "max_image_pixels", "num_workers"}  # settings of their check
 
 
 def is_about_unlabeled(name: str) -> bool:
@@ -369,6 +370,12 @@ class DataSettings(ChannelSettings):
 class PreparationSettings(ChannelSettings):
     """Settings of the check and the copy of a data set."""
 
+    unlabeled_dir: str | None = setting(
+        None,
+        help="Folder of images to train on without labels, which is checked instead of a data set, with all of its "
+        "subfolders.",
+        is_path=True,
+    )
     splits: list[str] | None = setting(
         None, help="Splits to check and to convert; by default train, validation, and test if the data set has one."
     )
@@ -385,3 +392,14 @@ class PreparationSettings(ChannelSettings):
     )
     skip_broken: bool = setting(False, help="Leave broken images out of the copy instead of refusing the data set.")
     num_workers: int = setting(default_workers(2), help="Number of worker processes of the check.", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unlabeled_dir is None:
+            return
+        others = set(changed(defaults(PreparationSettings), as_mapping(self))) - _OF_IMAGES_ALONE
+        if others:
+            names = ", ".join(f"`{name}`" for name in sorted(others))
+            raise UsageError(
+                f"`unlabeled_dir` is checked alone, since its images belong to no data set; leave {names} out."
+            )

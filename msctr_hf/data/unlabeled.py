@@ -1,9 +1,9 @@
-"""Images without labels: their files, and the two views that consistency training needs of every crop."""
+"""Images without labels: their files, the check of these, and the two views that consistency training needs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from datasets import Dataset
 from ..errors import UsageError
 from .augmentation import TrainingAugmentation
 from .channels import Channels
+from .checking import check_rows, describe_sizes
 from .decoding import ReadSamples, attach
+from .faults import group_faults
 from .file_source import rows_of_images
-from .image_files import files_below, is_image, name_some, readable_suffixes
+from .image_files import FilesBelow, files_below, is_image, name_some, readable_suffixes
 from .labels import IGNORE_INDEX, LabelMapping
+from .loading import prepare_command
 from .strong_view import StrongView
 
 MIXED_SHARE = 0.5  # of the pixels, which a box covers
@@ -38,17 +41,68 @@ def index_folder(folder: str | Path, channels: Channels | None = None) -> Datase
     Raises:
         UsageError: If the folder does not exist or has no images, or a link leads to no file.
     """
-    folder = Path(folder)
+    found = _find_images(Path(folder), channels)
+    if links := found.broken_links:
+        raise UsageError(f"`unlabeled_dir`: {len(links)} link(s) lead to no file: {name_some(links)}.")
+    command = prepare_command({"unlabeled_dir": folder, "num_channels": None if channels is None else channels.count})
+    advice = (
+        f"`{command}` lists all files with faults. Put a readable image in its place under the same name and resume, "
+        "or start again without it."
+    )
+    return attach(_rows(found, Path(folder)), replace(_reader(channels), advice=advice))
+
+
+def check_folder(folder: str | Path, channels: Channels | None = None, *, num_workers: int = 0) -> None:
+    """Decode all images in a folder and its subfolders, and print how many there are and what is wrong with others.
+
+    Args:
+        folder (`str` or `Path`): The folder.
+        channels (`Channels`, *optional*): Channels of the images; RGB of 8 bits by default.
+        num_workers (`int`): Number of worker processes.
+
+    Raises:
+        UsageError: If the folder does not exist or has no images, or files cannot be used, which are printed before.
+    """
+    found = _find_images(Path(folder), channels)
+    rows = _rows(found, Path(folder))
+    report = check_rows(
+        rows.add_column("label", [None] * len(rows)),
+        _reader(channels),
+        num_classes=0,
+        num_workers=num_workers,
+        title="checking images",
+        labels_optional=True,
+    )
+    print(f"{folder}: {report.unlabeled} images without labels, {describe_sizes(report.sizes)}")
+    if report.channels is not None:
+        print(f"  channels of {report.channels.value_type}, mean ± standard deviation: {report.channels}")
+    links = [(str(path), f"{path} is a link that leads to no file.") for path in found.broken_links]
+    faults = [*links, *report.broken.items()]
+    for sentence in group_faults(faults):
+        print(f"broken: {sentence}")
+    if faults:
+        raise UsageError(
+            f"`unlabeled_dir`: {len(faults)} images of {folder} cannot be used (listed above); repair them, or move "
+            "them out of the folder before a run."
+        )
+
+
+def _find_images(folder: Path, channels: Channels | None) -> FilesBelow:
     if not folder.is_dir():
         raise UsageError(f"`unlabeled_dir`: the folder {folder} does not exist.")
     below, suffixes = files_below(folder), readable_suffixes(channels)
-    if links := below.broken_links:
-        raise UsageError(f"`unlabeled_dir`: {len(links)} link(s) lead to no file: {name_some(links)}.")
     images = [path for path in below.files if is_image(path, suffixes)]
-    if not images:
+    if not images and not below.broken_links:
         raise UsageError(f"`unlabeled_dir`: {folder} has no images ({', '.join(suffixes)}).")
-    rows = rows_of_images([(path.relative_to(folder).as_posix(), path) for path in images])
-    return attach(rows, ReadSamples(LabelMapping({}), channels=channels).unlabeled())
+    return replace(below, files=images)
+
+
+def _rows(found: FilesBelow, folder: Path) -> Dataset:
+    return rows_of_images([(path.relative_to(folder).as_posix(), path) for path in found.files])
+
+
+def _reader(channels: Channels | None) -> ReadSamples:
+    return ReadSamples(LabelMapping({}), channels=channels).unlabeled()
 
 
 def unlabeled_seed(seed: int) -> int:

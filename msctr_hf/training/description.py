@@ -76,6 +76,11 @@ def describe_labeled(counts: dict[str, int | None]) -> str:
     return f"{labeled} with labels, {unlabeled} without"
 
 
+def without_unlabeled(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents of run.json of a run that has images without labels, but has learned from none of them."""
+    return {**run, LABELED_IMAGES: {**run[LABELED_IMAGES], "unlabeled": 0}}
+
+
 def describe_parameters(sizes: Mapping[str, int], decode_head: str | None) -> str:
     """Return a phrase about the numbers of parameters that are always used, and only in training.
 

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from ..errors import UsageError
 from ..progress import say
 from .checkpointing import NO_SCORE, replace_progress, save_checkpoint, write_on_main
+from .description import without_unlabeled
 from .devices import full_state_dict, traced
 from .interruption import Interrupted, StopRequest
 from .mean_teacher import MeanTeacher, TaughtImages, draw_pseudo_labels
@@ -25,6 +26,7 @@ from .run_folder import (
     PREDICTIONS_FILE,
     PSEUDO_LABELS_FILE,
     RESULTS_FILE,
+    RUN_FILE,
     read_json,
     save_image,
     save_model,
@@ -341,6 +343,13 @@ class TrainingLoop:
                 f"{self.progress.validations_without_best} validations, so training ends early "
                 f"(early_stopping_patience {self.args.early_stopping_patience})"
             )
+        first = self.args.unlabeled_start_step
+        if self.unlabeled is None or self.progress.step > first:
+            return
+        path = self.output_dir / RUN_FILE
+        write_on_main(self.accelerator, lambda: write_json(path, without_unlabeled(read_json(path))), str(path))
+        if self.accelerator.is_main_process:
+            say(f"images without labels were not trained on, since they join after unlabeled_start_step {first}")
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint, unless this step already has one."""

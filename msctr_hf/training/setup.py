@@ -49,6 +49,7 @@ from .description import (
     describe_run,
     describe_start,
     without_secrets,
+    without_unlabeled,
 )
 from .devices import FUSED_DEVICES, SHARDED, build_accelerator, choose_precision, optimize_layout
 from .duration import plan_duration
@@ -350,7 +351,7 @@ class Setup:
                 for name, kind in (("labeled", TRAINING), ("unlabeled", UNLABELED))
             }
             if not self.unlabeled_join:
-                description[LABELED_IMAGES]["unlabeled"] = 0
+                description = without_unlabeled(description)
         remove_unfinished(self.output_dir)  # not all of them would be written again
         write_run_file(self.output_dir, description)
         write_config(self.output_dir, self.settings)

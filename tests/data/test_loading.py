@@ -106,6 +106,20 @@ def test_a_faulty_file_names_the_command_that_lists_all_of_them(tmp_path, num_wo
     assert "lists all files" not in output.out + output.err
 
 
+@pytest.mark.parametrize(("split", "is_read"), [("test", True), ("train", False), ("test+train", False)])
+def test_a_faulty_image_without_labels_names_the_check_only_if_it_reads_such_images(tmp_path, split, is_read):
+    splits = {name: {"images": f"{name}/images", "labels": f"{name}/labels"} for name in ("train", "test")}
+    root = write_folder(tmp_path, description={"splits": splits})
+    shutil.copytree(root / "train", root / "test")
+    for name in splits:
+        (root / f"{name}/images/0.jpg").write_bytes(b"no image")
+        (root / f"{name}/labels/0.png").unlink()
+    dataset = load_segmentation_dataset("folder", split, root, with_labels=False)
+    with pytest.raises(UsageError, match="cannot be read as an image") as raised:
+        list(dataset)
+    assert ("msctr prepare" in str(raised.value)) == is_read
+
+
 def test_the_command_that_lists_faults_reads_label_values_as_the_data_set_did(tmp_path):
     root = write_folder(tmp_path)
     write_labels(root / "train/labels/0.png", np.full((3, 3), 1, np.uint8))

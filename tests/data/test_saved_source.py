@@ -1,12 +1,14 @@
 """Copies that the library `datasets` opens give the samples of the files that they were made from."""
 
 import io
+import zlib
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, Value
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
@@ -17,9 +19,9 @@ from PIL import Image
 from msctr_hf import load_segmentation_dataset
 from msctr_hf.data import saved_source
 from msctr_hf.data.augmentation import TrainingAugmentation
-from msctr_hf.data.loaders import evaluation_loader, training_loader
+from msctr_hf.data.loaders import evaluation_loader, image_ids, training_loader
 from msctr_hf.data.loading import get_dataset_spec
-from msctr_hf.data.saved_source import SavedDataset
+from msctr_hf.data.saved_source import SavedDataset, index_copy
 from msctr_hf.errors import UsageError
 
 LAYOUT = LAYOUTS["cityscapes"]
@@ -99,6 +101,19 @@ def test_streamed_jpegs_are_not_encoded_again(tmp_path, extra):
         assert np.array_equal(np.asarray(sample["image"]), np.asarray(other["image"]))
 
 
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_streamed_jpegs_beside_a_column_of_structs_are_not_encoded_again(tmp_path, column):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    rows = {"image": [{"bytes": file.getvalue(), "path": None}], "label": [encoded(pixels[..., 0])]}
+    struct = {"bytes": Value("binary"), "path": Value("string")}
+    features = datasets.Features({"image": ImageFeature(), "label": ImageFeature()} | {column: struct})
+    write_table(tmp_path / "copy", "parquet", rows, features)
+    (row,) = index_copy(SavedDataset(streaming=True), "train", tmp_path / "copy")
+    assert {name: row[name]["bytes"] for name in rows} == {name: rows[name][0]["bytes"] for name in rows}
+
+
 def test_a_data_set_without_splits_is_not_used_for_validation(official, tmp_path):
     raw_rows(official).save_to_disk(str(tmp_path / "copy"))
     with pytest.raises(ValueError, match=r"has the splits \['train'\], not 'validation'"):
@@ -113,7 +128,8 @@ def test_columns_with_other_names_are_read(official, tmp_path):
     for streaming in (False, True):
         copy = load_segmentation_dataset("cityscapes", "train", folder, streaming=streaming, **columns)
         assert_same_samples(copy, official)
-        assert next(iter(copy))["image_id"] == "train_000000"
+        first = zlib.crc32(raw_rows(official)["image"][0]["bytes"])
+        assert next(iter(copy))["image_id"] == (f"train_{first:08x}" if streaming else "train_000000")
     with pytest.raises(ValueError, match="`label_column`: the data set has no column 'label', only .*photo"):
         load_segmentation_dataset("cityscapes", "train", folder, image_column="photo")
 
@@ -219,17 +235,20 @@ FORMS = ["save_to_disk", "parquet", "stream"]
     ("ids", "expected"),
     [
         ([7, 8, 9], ["7", "8", "9"]),
-        ([7, None, 9], ["7", "train_000001", "9"]),
-        (["a", None, "c"], ["a", "train_000001", "c"]),
-        ([None, None, None], ["train_000000", "train_000001", "train_000002"]),
+        ([7, None, 9], ["7", None, "9"]),
+        (["a", None, "c"], ["a", None, "c"]),
+        ([None, None, None], [None, None, None]),
         ([1.5, 2.0, 3.25], ["1.5", "2.0", "3.25"]),
         (["a", "a", "b"], ["a", "a", "b"]),
     ],
 )
 def test_image_ids_of_a_copy_are_text(tmp_path, form, ids, expected):
-    write_table(tmp_path / "copy", form, rows_of_camvid(image_id=ids))
+    columns = rows_of_camvid(image_id=ids)
+    write_table(tmp_path / "copy", form, columns)
     copy = load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=form == "stream")
-    assert [sample["image_id"] for sample in copy] == expected
+    made = [zlib.crc32(image["bytes"]) for image in columns["image"]]
+    made = [f"train_{made[row]:08x}" if form == "stream" else f"train_{row:06d}" for row in range(3)]
+    assert [sample["image_id"] for sample in copy] == [own or other for own, other in zip(expected, made, strict=True)]
     assert [int(np.asarray(sample["label"])[0, 0]) for sample in copy] == [0, 1, 2]
     augmentation = TrainingAugmentation(crop_size=(4, 4), image_mean=[0.5] * 3, image_std=[0.5] * 3)
     (batch,) = training_loader(copy, augmentation, batch_size=3, seed=0, num_workers=0)
@@ -239,14 +258,64 @@ def test_image_ids_of_a_copy_are_text(tmp_path, form, ids, expected):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("column", ["image", "label"])
 @pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}])
-def test_an_empty_cell_of_a_copy_is_refused_with_its_row_and_id(tmp_path, form, column, empty):
+def test_an_empty_cell_of_a_copy_is_refused_with_its_id_and_the_row_unless_it_is_a_stream(
+    tmp_path, form, column, empty
+):
     columns = rows_of_camvid(image_id=["a", "b", "c"])
     columns[column][1] = empty
     struct = {"bytes": Value("binary"), "path": Value("string")}
     features = datasets.Features({"image": struct, "label": struct, "image_id": Value("string")})
     write_table(tmp_path / "copy", form, columns, features)
-    with pytest.raises(UsageError, match=rf"of train ha\w+ no {column}: row 1 \(image id b\)"):
+    where = r" \(image id b\); without `streaming`" if form == "stream" else r": row 1 \(image id b\)"
+    with pytest.raises(UsageError, match=rf"of train ha\w+ no {column}{where}"):
         list(load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=form == "stream"))
+
+
+class Draws:
+    """Augmentation that returns the value of the pixels and a random number."""
+
+    def tensors(self, sample, random):
+        pixel = int(np.asarray(sample["image"])[0, 0, 0])
+        return {"value": torch.tensor(pixel), "random": torch.tensor(random.random(), dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_every_image_of_a_shuffled_stream_without_ids_has_an_id_and_random_numbers_of_its_own(
+    tmp_path, num_workers, with_labels
+):
+    columns, count = rows_of_camvid(12), 12
+    rows = Dataset.from_dict(columns if with_labels else {"image": columns["image"]})
+    (tmp_path / "copy").mkdir()
+    for shard in range(3):
+        rows.shard(3, shard).to_parquet(tmp_path / f"copy/train-{shard}.parquet")
+    stream = load_segmentation_dataset("camvid", "train", tmp_path / "copy", streaming=True, with_labels=with_labels)
+    ids = [f"train_{zlib.crc32(image['bytes']):08x}" for image in columns["image"]]
+    loader = training_loader(stream, Draws(), batch_size=1, seed=5, num_workers=num_workers)
+    for epoch in range(2):
+        loader.dataset.set_epoch(epoch)
+        batches = list(loader)
+        assert sorted(int(batch["value"]) for batch in batches) == list(range(count))
+        for batch in batches:
+            (image_id,) = image_ids(batch["image_id"])
+            assert image_id == ids[int(batch["value"])]
+            expected = np.random.default_rng((5, epoch, zlib.crc32(image_id.encode()), 1)).random()
+            assert float(batch["random"]) == expected
+        assert len({float(batch["random"]) for batch in batches}) == count
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_scores_of_a_stream_without_ids_name_every_image_by_one_id(tmp_path, num_workers):
+    columns = rows_of_camvid(6)
+    (tmp_path / "copy").mkdir()
+    for shard in range(2):
+        Dataset.from_dict(columns).shard(2, shard).to_parquet(tmp_path / f"copy/validation-{shard}.parquet")
+    stream = load_segmentation_dataset("camvid", "validation", tmp_path / "copy", streaming=True)
+    loader = evaluation_loader(stream, batch_size=1, num_workers=num_workers)
+    found = {int(np.asarray(sample["image"])[0, 0, 0]): sample["image_id"] for (sample,) in loader}
+    assert found == {
+        number: f"validation_{zlib.crc32(image['bytes']):08x}" for number, image in enumerate(columns["image"])
+    }
 
 
 @pytest.mark.parametrize("form", FORMS)

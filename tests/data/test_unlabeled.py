@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 
 import numpy as np
 import pytest
@@ -10,16 +11,17 @@ from layouts import write_folder, write_image
 from PIL import Image
 
 from msctr_hf import load_segmentation_dataset
+from msctr_hf.commands import prepare as prepare_command
 from msctr_hf.data.augmentation import TrainingAugmentation
 from msctr_hf.data.channels import Channels
 from msctr_hf.data.loaders import training_loader
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.preparation import prepare
 from msctr_hf.data.saved_source import SavedDataset
-from msctr_hf.data.settings import DataSettings
+from msctr_hf.data.settings import DataSettings, PreparationSettings
 from msctr_hf.data.strong_view import StrongView
 from msctr_hf.data.tiles import cut_into_tiles
-from msctr_hf.data.unlabeled import UnlabeledAugmentation, draw_box, index_folder, unlabeled_seed
+from msctr_hf.data.unlabeled import UnlabeledAugmentation, check_folder, draw_box, index_folder, unlabeled_seed
 from msctr_hf.errors import UsageError
 
 NUM_CLASSES = 3
@@ -62,6 +64,63 @@ def test_a_folder_without_images_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="`unlabeled_dir`: .*(does not exist|has no images)"):
         index_folder(tmp_path / name)
+
+
+def folder_with_faults(folder):
+    """Write two images that can be read, and a text and a link in their place; return the names of these."""
+    for name in ("a.png", "day/b.png"):
+        write_image(folder / name)
+    (folder / "day/broken.png").write_text("not an image")
+    (folder / "lost.png").symlink_to("nowhere.png")
+    return ["day/broken.png", "lost.png"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_check_of_a_folder_lists_all_faults_and_passes_without_them(tmp_path, capsys, num_workers):
+    faulty = folder_with_faults(tmp_path)
+    with pytest.raises(UsageError, match=rf"`unlabeled_dir`: 2 images of {tmp_path} cannot be used"):
+        check_folder(tmp_path, num_workers=num_workers)
+    out = capsys.readouterr().out
+    assert f"{tmp_path}: 2 images without labels, 32x24 (2)\n" in out
+    assert out.count("broken: ") == 2
+    assert all(f"broken: {tmp_path / name} " in out for name in faulty)
+    for name in faulty:
+        (tmp_path / name).unlink()
+    check_folder(tmp_path, num_workers=num_workers)
+    assert "broken" not in capsys.readouterr().out
+
+
+def test_the_check_of_a_folder_reads_the_channels_of_the_run(tmp_path, capsys):
+    for name, values in (("a", np.zeros((4, 6, 5), np.uint16)), ("b", np.ones((4, 6, 4), np.uint16))):
+        np.save(tmp_path / f"{name}.npy", values)
+    with pytest.raises(UsageError, match=f"1 images of {tmp_path} cannot be used"):
+        check_folder(tmp_path, Channels(5))
+    out = capsys.readouterr().out
+    assert "b.npy has 4 channels, but `num_channels` is 5" in out
+    assert "channels of uint16" in out
+
+
+@pytest.mark.parametrize(("options", "channels"), [([], None), (["--num_channels", "3"], Channels(3))])
+def test_a_faulty_file_of_a_folder_names_its_check_and_how_to_go_on(tmp_path, capsys, options, channels):
+    write_image(tmp_path / "my images/a.png")
+    (tmp_path / "my images/broken.png").write_text("not an image")
+    found = index_folder(tmp_path / "my images", channels)
+    with pytest.raises(
+        UsageError, match=r"broken.png cannot be read as an image: .*under the same name and"
+    ) as raised:
+        found[1]
+    words = shlex.split(str(raised.value).split("`")[1])
+    assert words == ["msctr", "prepare", "--unlabeled_dir", str(tmp_path / "my images"), *options]
+    with pytest.raises(SystemExit) as ended:
+        prepare_command.main([*words[2:], "--num_workers", "0"])
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out.count("broken: "), "prepare" in output.err) == (2, 1, False)
+
+
+def test_a_folder_is_checked_without_a_data_set():
+    assert PreparationSettings(unlabeled_dir="images", num_channels=4, num_workers=0).unlabeled_dir == "images"
+    with pytest.raises(UsageError, match="leave `data_dir`, `dataset`, `predecode` out"):
+        PreparationSettings(unlabeled_dir="images", dataset="folder", data_dir="data", predecode=True)
 
 
 def sources(folder, tmp_path):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from interrupted_run import finish, start, two_processes
-from layouts import write_folder
+from layouts import write_folder, write_image
 from safetensors.torch import load_file
 from small_run import flags
 
@@ -33,6 +33,24 @@ def test_the_teachers_of_two_processes_resume_with_the_statistics_that_each_had(
     weights, continued = train(tmp_path / "part", resume="auto")
     assert continued == {step: losses[step] for step in (2, 3)}
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_a_run_that_a_faulty_image_without_labels_ended_resumes_with_another_one_in_its_place(run_script, tmp_path):
+    folder, images = write_folder(tmp_path / "data", num_train=4, num_validation=1), tmp_path / "images"
+    for number in range(6):
+        write_image(images / f"{number}.png", seed=number + 10)
+    readable = (images / "3.png").read_bytes()
+    (images / "3.png").write_bytes(b"no image")
+    settings = {"unlabeled_dir": images, "unlabeled_start_step": 1, "checkpointing_steps": 1, "resume": "auto"}
+    code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **settings))
+    assert code == 2
+    assert f"`msctr prepare --unlabeled_dir {images}` lists all files with faults. Put a readable image in" in error
+    (images / "3.png").rename(tmp_path / "3.png")
+    code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **settings))
+    assert (code, "the unlabeled set had 6 images and has 5" in error) == (2, True)
+    (images / "3.png").write_bytes(readable)
+    assert run_script("train.py", *flags(folder, tmp_path / "run", **settings))[0] == 0
+    assert [line["step"] for line in read_log(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow

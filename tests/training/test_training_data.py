@@ -11,9 +11,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset as Rows
 from datasets import config
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from msctr_hf.data.loaders import ShuffledSampler, training_loader
+from msctr_hf.data.settings import DataSettings
 from msctr_hf.errors import UsageError
 from msctr_hf.training.checkpointing import Progress
 from msctr_hf.training.training_data import UnlabeledPosition, endless_batches
@@ -122,6 +124,42 @@ def test_batches_of_a_stream_continue_where_they_ended(num_workers, position):
     whole, _ = drawn(batches_of_a_stream(5, 2, num_workers), 9)
     seen = position[0] * 2 + position[1] // 2  # batches
     assert drawn(batches_of_a_stream(5, 2, num_workers, position), 9 - seen)[0] == whole[seen:]
+
+
+class DrawsOfImages:
+    """Augmentation that returns the value of the pixels and a random number."""
+
+    def tensors(self, sample, random):
+        pixel = int(np.asarray(sample["image"])[0, 0, 0])
+        return {"number": torch.tensor(pixel), "random": torch.tensor(random.random(), dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images_of_a_stream_of_shards_without_ids_draw_the_same_after_resuming(tmp_path, num_workers):
+    images = [Image.fromarray(np.full((4, 5, 3), number, np.uint8)) for number in range(12)]
+    rows = Rows.from_dict({"image": images, "label": [image.convert("L") for image in images]})
+    for shard in range(4):
+        rows.shard(4, shard).to_parquet(tmp_path / f"train-{shard}.parquet")
+    arguments = DataSettings(
+        dataset="camvid", data_dir=str(tmp_path), streaming=True, unlabeled="train", num_workers=num_workers
+    )
+
+    def batches(position=(0, 0)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        accelerator = Accelerator(cpu=True)
+        unlabeled = arguments.load_unlabeled(seed=7)
+        loader = training_loader(unlabeled, DrawsOfImages(), batch_size=2, seed=7, num_workers=num_workers)
+        prepared = accelerator.prepare(loader)
+        return endless_batches(accelerator, prepared, UnlabeledPosition(*position), 2, None)
+
+    whole, _ = drawn(batches(), 12)
+    for epoch in range(2):
+        numbers, values = (sum(column, []) for column in zip(*whole[6 * epoch : 6 * epoch + 6], strict=True))
+        assert sorted(numbers) == list(range(12))
+        assert len(set(values)) == 12
+    assert drawn(batches((0, 4)), 10)[0] == whole[2:]
+    assert drawn(batches((1, 2)), 5)[0] == whole[7:]
 
 
 @pytest.mark.parametrize(("num_images", "num_workers"), [(3, 0), (3, 1), (6, 2)])

@@ -16,6 +16,7 @@ from msctr_hf.models.modeling_msctr import MsctrForSemanticSegmentation
 from msctr_hf.training.checkpointing import States
 from msctr_hf.training.mean_teacher import MeanTeacher, TeacherStatistics
 from msctr_hf.training.training_data import UnlabeledPosition
+from msctr_hf.training.validation import ValidationResult
 
 SMALL = {
     "dataset": "folder", "crop_size": (32, 32), "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8,
@@ -73,6 +74,20 @@ def test_a_run_that_ends_before_images_without_labels_join_says_so(data, tmp_pat
     assert json.loads((tmp_path / "run/run.json").read_text())["labeled_images"] == {"labeled": 5, "unlabeled": 0}
     assert "| training images | 5 with labels, 0 without |" in (tmp_path / "run/README.md").read_text()
     assert "images without labels are not trained on: unlabeled_start_step 2 is not below" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("first", "unlabeled"), [(2, 0), (1, 6)])
+def test_a_run_that_early_stopping_ends_before_images_without_labels_join_says_so(
+    data, tmp_path, capsys, monkeypatch, first, unlabeled
+):
+    monkeypatch.setattr(ValidationResult, "score", lambda self, metric: 0.25)
+    changes = {"validation_steps": 1, "early_stopping_patience": 1, "unlabeled_start_step": first}
+    train(data, tmp_path / "run", **changes)
+    assert len(steps(tmp_path / "run")) == 2
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["labeled_images"] == {"labeled": 5, "unlabeled": unlabeled}
+    assert ("images without labels were not trained on" in capsys.readouterr().out) == (unlabeled == 0)
+    assert "| training images | 5 with labels, 0 without |" in (tmp_path / "run/README.md").read_text()  # best: step 1
 
 
 def test_the_log_has_the_ramp_and_the_share_of_confident_pixels_from_the_first_such_step_on(run):
