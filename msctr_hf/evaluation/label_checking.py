@@ -241,12 +241,13 @@ class LabelCheck:
         scores: np.ndarray,
         extent: tuple[int, int],
     ) -> Iterator[Region]:
-        for label, suggestion, cells in find_components(cell_labels, suggestions, scores, self.boundary_width):
-            pixels = pixels_of_cells(cells, extent, labels, label)
+        for component in find_components(cell_labels, suggestions, scores, self.boundary_width):
+            pixels = pixels_of_cells(component, cell_labels.shape, extent, labels)
             if pixels is None or (area := int(pixels[2].sum())) < self.min_area:
                 continue
-            score = float(scores[cells].mean() * np.log2(1 + area / self.min_area))
-            yield Region(place, image_id, label, suggestion, score, *pixels)
+            mean = scores[component.part][component.cells].mean()
+            score = float(mean * np.log2(1 + area / self.min_area))
+            yield Region(place, image_id, component.label, component.suggestion, score, *pixels)
 
 
 def count_votes(
