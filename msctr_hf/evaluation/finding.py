@@ -227,9 +227,9 @@ class EmbeddedImages:
 
 
 def embed_image(embedder: Embedder, image: Image.Image | np.ndarray) -> EmbeddedImage:
-    """Embed an image that is searched."""
-    (width, height), whole = size_of(image), embedder.whole(image)
-    return EmbeddedImage(whole.embeddings.half().cpu(), (height, width), whole.extent)
+    """Embed an image that is searched; its map is filled window by window, in float16 and on the CPU."""
+    (width, height), whole = size_of(image), embedder.whole(image, dtype=torch.float16, device="cpu")
+    return EmbeddedImage(whole.embeddings, (height, width), whole.extent)
 
 
 def embed_query(embedder: Embedder, query: Query) -> torch.Tensor:
