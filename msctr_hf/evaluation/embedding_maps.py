@@ -90,8 +90,8 @@ class Embedder:
         for tile in self.tiles(image):
             if whole is None:
                 size = len(tile.pixel_rows), len(tile.pixel_columns)
-                options = {"dtype": dtype, "device": tile.embeddings.device if device is None else device}
-                whole = torch.empty((len(tile.embeddings), *size), **options)
+                at = tile.embeddings.device if device is None else device
+                whole = torch.empty((len(tile.embeddings), *size), dtype=dtype, device=at)
             whole[:, tile.rows, tile.columns] = tile.embeddings.to(whole.device, dtype)
         return tile._replace(embeddings=whole, rows=slice(0, size[0]), columns=slice(0, size[1]))
 
