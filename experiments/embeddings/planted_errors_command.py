@@ -148,10 +148,11 @@ def usual_regions(embedder: Embedder, place: int, sample: dict[str, Any]) -> Ite
     is_labeled, predictions = cells < probabilities.shape[-1], probabilities.argmax(axis=-1)
     of_label = np.take_along_axis(probabilities, np.where(is_labeled, cells, 0)[..., None], axis=-1)[..., 0]
     scores = np.where(is_labeled & (predictions != cells), 1 - of_label, 0)
-    for label, suggestion, inside in find_components(cells, predictions, scores, boundary_width=1):
-        pixels = pixels_of_cells(inside, tile.extent, labels, label)
+    for component in find_components(cells, predictions, scores, boundary_width=1):
+        pixels = pixels_of_cells(component, cells.shape, tile.extent, labels)
         if pixels is not None and pixels[2].sum() >= MIN_AREA:
-            yield Region(place, sample["image_id"], label, suggestion, float(scores[inside].mean()), *pixels)
+            score = float(scores[component.part][component.cells].mean())
+            yield Region(place, sample["image_id"], component.label, component.suggestion, score, *pixels)
 
 
 def weighted_by_area(regions: list[Region]) -> list[Region]:

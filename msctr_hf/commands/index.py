@@ -4,9 +4,9 @@ msctr index --model runs/quickstart --dataset synthetic_scenes --bank bank.safet
 msctr index --model runs/hrnet --dataset cityscapes --data_dir /data/cityscapes --window_size 512 1024
 
 The bank holds the means of the clusters of every class, and pixels of every class, taken from all images in turn, with
-their image and position. It belongs to this network: with another one, or with other classes, it is refused. All
-stages are joined unless --stage names one. A network trained without contrast has no projections: index it with
---features decode_head (the pyramid of UPerNet) or --features backbone.
+their image and position. It belongs to this network, its image processor, these windows and classes: with others it
+is refused. All stages are joined unless --stage names one. A network trained without contrast has no projections:
+index it with --features decode_head (the pyramid of UPerNet) or --features backbone.
 """
 
 from __future__ import annotations

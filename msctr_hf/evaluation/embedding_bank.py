@@ -17,14 +17,16 @@ from safetensors.numpy import save
 from torch import nn
 
 from ..data.channels import size_of
-from ..errors import UsageError, as_usage_error, first_line
+from ..errors import UsageError, as_usage_error, first_line, warn_caller
 from ..progress import progress
 from .embedding_maps import Embedder
-from .settings import Size
+from .settings import InferenceSettings, Size
 
 _FORMAT = "msctr embedding bank 1"
 _TENSORS = ("prototypes", "prototype_labels", "embeddings", "labels", "images", "pixels")
 _K_MEANS_STARTS = 4
+# settings of image processors that change no pixel value: what concerns labels, logits, or the loading of code
+_NOT_OF_PIXELS = ("align_corners", "auto_map", "do_reduce_labels", "processor_class")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class EmbeddingBank:
         features (`str`): Features that were embedded, as in `Embedder`.
         stage (`int`, *optional*): Stage that was embedded; all stages if `None`.
         window_size, window_stride (`tuple[int, int]`, *optional*): Windows with which images were embedded.
+        image_processor (`str`, *optional*): `image_processor_fingerprint` of the image processor; `None` of a bank
+            that was written before it was kept.
     """
 
     prototypes: np.ndarray
@@ -59,6 +63,7 @@ class EmbeddingBank:
     stage: int | None = None
     window_size: Size | None = None
     window_stride: Size | None = None
+    image_processor: str | None = None
 
     def neighbors(self, queries: np.ndarray, k: int, *, use_faiss: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Find the most similar pixels of the bank, exactly.
@@ -114,13 +119,13 @@ def load_bank(
 
     Args:
         path (`str` or `Path`): The file.
-        embedder (`Embedder`, *optional*): Network and features whose embeddings will be compared with those of the
-            bank.
+        embedder (`Embedder`, *optional*): Network, image processor, features and windows whose embeddings will be
+            compared with those of the bank. A bank that does not say its image processor is accepted with a warning.
         classes (`Sequence[str]`, *optional*): Names of the classes that the bank must have, in their order.
 
     Raises:
-        UsageError: If the file is missing, damaged or not a bank, or the bank is of another network, of other features
-            or of other classes.
+        UsageError: If the file is missing, damaged or not a bank, or the bank is of another network, of another image
+            processor, of other features, of other windows or of other classes.
     """
     if not Path(path).is_file():
         raise UsageError(f"`bank`: {path} is not a file; `msctr index` writes a bank.")
@@ -171,6 +176,26 @@ def network_fingerprint(network: nn.Module) -> str:
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def image_processor_fingerprint(embedder: Embedder) -> str:
+    """Return a SHA-256 of the settings by which the image processor of an embedder makes pixel values of images."""
+    settings = json.loads(embedder.predictor.preparation.image_processor.to_json_string())
+    of_pixels = {name: value for name, value in settings.items() if name not in _NOT_OF_PIXELS and value is not None}
+    return hashlib.sha256(json.dumps(of_pixels, sort_keys=True).encode()).hexdigest()
+
+
+def describe_embedder(embedder: Embedder) -> dict[str, Any]:
+    """Describe all that the embeddings of an image depend on, in a form that JSON can store."""
+    settings = embedder.predictor.settings
+    return {
+        "network": network_fingerprint(embedder.network),
+        "image_processor": image_processor_fingerprint(embedder),
+        "features": embedder.features,
+        "stage": embedder.stage,
+        "window_size": None if settings.window_size is None else list(settings.window_size),
+        "window_stride": None if settings.window_stride is None else list(settings.window_stride),
+    }
 
 
 def index_dataset(
@@ -225,6 +250,7 @@ def index_dataset(
         stage=embedder.stage,
         window_size=settings.window_size,
         window_stride=settings.window_stride,
+        image_processor=image_processor_fingerprint(embedder),
     )
 
 
@@ -332,6 +358,30 @@ def _refuse_other_embeddings(bank: EmbeddingBank, embedder: Embedder, path: str 
             raise UsageError(f"`bank`: {path} has `{name}={of_bank!r}`, not {wanted!r}.")
     if bank.fingerprint != network_fingerprint(embedder.network):
         raise UsageError(f"`bank`: {path} is of another network; write one for this network by `msctr index`.")
+    if bank.image_processor is None:
+        warn_caller(
+            f"`bank`: {path} does not say with which image processor it was made, so that this one was not compared "
+            "with it; a bank that `msctr index` writes anew does."
+        )
+    elif bank.image_processor != image_processor_fingerprint(embedder):
+        raise UsageError(
+            f"`bank`: {path} is of another image processor (other mean, size or the like), which changes all "
+            "embeddings; write one for this image processor by `msctr index`."
+        )
+    settings = InferenceSettings(window_size=bank.window_size, window_stride=bank.window_stride)
+    of_bank, wanted = _windows(settings), _windows(embedder.predictor.settings)
+    if of_bank != wanted:
+        raise UsageError(
+            f"`bank`: {path} was made with {of_bank}, not with {wanted}, and a pixel has other embeddings where less "
+            "around it is seen; use the windows of the bank, or write one for these by `msctr index`."
+        )
+
+
+def _windows(settings: InferenceSettings) -> str:
+    """Name the windows of inference by the arguments that make them, with the default stride."""
+    if settings.window_size is None:
+        return "`window_size=None`"
+    return f"`window_size={tuple(settings.window_size)}` and `window_stride={tuple(settings.stride)}`"
 
 
 def _metadata_of(path: Path) -> dict[str, str]:

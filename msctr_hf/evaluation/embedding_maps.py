@@ -72,14 +72,27 @@ class Embedder:
         return self.whole(image).embeddings
 
     @torch.no_grad()
-    def whole(self, image: Image.Image | np.ndarray) -> EmbeddingTile:
-        """Embed an image, and return its whole map as one tile, with the places of its cells in the image."""
+    def whole(
+        self,
+        image: Image.Image | np.ndarray,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> EmbeddingTile:
+        """Embed an image, and return its whole map as one tile, with the places of its cells in the image.
+
+        Args:
+            image (`Image` or `np.ndarray` of shape `(H, W, N)`): Image, as the network takes it.
+            dtype (`torch.dtype`): Type of the map, to which every window is converted by itself.
+            device (`torch.device` or `str`, *optional*): Where the map is; on the device of the network by default.
+        """
         whole = None
         for tile in self.tiles(image):
             if whole is None:
                 size = len(tile.pixel_rows), len(tile.pixel_columns)
-                whole = tile.embeddings.new_empty((len(tile.embeddings), *size))
-            whole[:, tile.rows, tile.columns] = tile.embeddings
+                at = tile.embeddings.device if device is None else device
+                whole = torch.empty((len(tile.embeddings), *size), dtype=dtype, device=at)
+            whole[:, tile.rows, tile.columns] = tile.embeddings.to(whole.device, dtype)
         return tile._replace(embeddings=whole, rows=slice(0, size[0]), columns=slice(0, size[1]))
 
     @torch.no_grad()

@@ -202,9 +202,10 @@ class _Kept:
 
 def _embed(embedder: Embedder, path: str) -> Embedded:
     image = read_uploaded(path)
-    size, whole = (image.height, image.width), embedder.whole(image)
+    size = image.height, image.width
+    whole = embedder.whole(image, dtype=torch.float16, device="cpu")
     image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    return Embedded(image, size, whole._replace(embeddings=whole.embeddings.half().cpu()))
+    return Embedded(image, size, whole)
 
 
 def _clicked_vectors(search: Search, whole: EmbeddingTile) -> torch.Tensor:

@@ -26,7 +26,7 @@ from ..errors import UsageError, as_usage_error, first_line
 from ..models.decode_heads import resize
 from ..progress import progress
 from .boundary_iou import near_outline
-from .embedding_bank import network_fingerprint
+from .embedding_bank import describe_embedder
 from .embedding_maps import Embedder
 from .settings import Size
 from .visualization import OUTLINE_COLOR, overlay, viewable
@@ -181,12 +181,7 @@ class EmbeddedImages:
     def __init__(self, embedder: Embedder, cache_dir: str | Path | None = None):
         self.embedder = embedder
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        settings = embedder.predictor.settings
-        self._network = [
-            "" if cache_dir is None else network_fingerprint(embedder.network),
-            embedder.predictor.preparation.image_processor.to_json_string(),
-            *(embedder.features, embedder.stage, settings.window_size, settings.window_stride),
-        ]
+        self._described = None if cache_dir is None else describe_embedder(embedder)
 
     def __call__(self, path: Path) -> EmbeddedImage:
         """Return the embeddings of an image.
@@ -201,7 +196,7 @@ class EmbeddedImages:
             file, facts = path.resolve(), path.stat()
         except OSError as error:
             raise UnreadableImageError(f"{path} cannot be read: {first_line(error)}") from error
-        described = json.dumps([*self._network, str(file), facts.st_size, facts.st_mtime_ns])
+        described = json.dumps([self._described, str(file), facts.st_size, facts.st_mtime_ns])
         kept = self.cache_dir / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.safetensors"
         if (known := _read_kept(kept, described)) is not None:
             return known
@@ -227,9 +222,9 @@ class EmbeddedImages:
 
 
 def embed_image(embedder: Embedder, image: Image.Image | np.ndarray) -> EmbeddedImage:
-    """Embed an image that is searched."""
-    (width, height), whole = size_of(image), embedder.whole(image)
-    return EmbeddedImage(whole.embeddings.half().cpu(), (height, width), whole.extent)
+    """Embed an image that is searched; its map is filled window by window, in float16 and on the CPU."""
+    (width, height), whole = size_of(image), embedder.whole(image, dtype=torch.float16, device="cpu")
+    return EmbeddedImage(whole.embeddings, (height, width), whole.extent)
 
 
 def embed_query(embedder: Embedder, query: Query) -> torch.Tensor:

@@ -35,7 +35,7 @@ from ..data.image_files import name_some
 from ..data.predecoded import ReadMapped
 from ..errors import UsageError, as_usage_error
 from ..progress import progress
-from .embedding_bank import EmbeddingBank, index_dataset, load_bank, network_fingerprint
+from .embedding_bank import EmbeddingBank, describe_embedder, index_dataset, load_bank
 from .embedding_maps import Embedder
 from .label_regions import Region, find_components, load_regions, pixels_of_cells, save_regions, suggest_classes
 
@@ -241,12 +241,13 @@ class LabelCheck:
         scores: np.ndarray,
         extent: tuple[int, int],
     ) -> Iterator[Region]:
-        for label, suggestion, cells in find_components(cell_labels, suggestions, scores, self.boundary_width):
-            pixels = pixels_of_cells(cells, extent, labels, label)
+        for component in find_components(cell_labels, suggestions, scores, self.boundary_width):
+            pixels = pixels_of_cells(component, cell_labels.shape, extent, labels)
             if pixels is None or (area := int(pixels[2].sum())) < self.min_area:
                 continue
-            score = float(scores[cells].mean() * np.log2(1 + area / self.min_area))
-            yield Region(place, image_id, label, suggestion, score, *pixels)
+            mean = scores[component.part][component.cells].mean()
+            score = float(mean * np.log2(1 + area / self.min_area))
+            yield Region(place, image_id, component.label, component.suggestion, score, *pixels)
 
 
 def count_votes(
@@ -285,20 +286,14 @@ def describe_check(
     embedder: Embedder, dataset: Dataset, classes: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Describe all that the regions of a data set depend on, in a form that JSON can store."""
-    predictor, inference = embedder.predictor, embedder.predictor.settings
-    processor = predictor.preparation.image_processor.to_json_string()
+    predictor = embedder.predictor
     return {
-        "network": network_fingerprint(embedder.network),
-        "image_processor": hashlib.sha256(processor.encode()).hexdigest(),
+        **describe_embedder(embedder),
         "classes": [list(classes), None if predictor.train_ids is None else list(predictor.train_ids)],
         "data": describe_data(dataset),
         "channels": None if predictor.channels is None else list(astuple(predictor.channels)),
-        "features": embedder.features,
-        "stage": embedder.stage,
-        "scales": list(inference.scales),
-        "flip": inference.flip,
-        "window_size": None if inference.window_size is None else list(inference.window_size),
-        "window_stride": None if inference.window_stride is None else list(inference.window_stride),
+        "scales": list(predictor.settings.scales),
+        "flip": predictor.settings.flip,
         **settings,
     }
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -94,13 +95,30 @@ def suggest_classes(
     return suggestions, np.where(both_object, np.maximum(scores, 0), 0)
 
 
+class Component(NamedTuple):
+    """Connected suspicious cells of one label and one suggestion.
+
+    Args:
+        label (`int`): Train id that the cells have.
+        suggestion (`int`): Train id that they seem to have.
+        part (`tuple[slice, slice]`): Rows and columns of their bounding box in the map (h, w).
+        cells (`np.ndarray` of shape `(rows, columns)`, bool): The cells in the bounding box.
+    """
+
+    label: int
+    suggestion: int
+    part: tuple[slice, slice]
+    cells: np.ndarray
+
+
 def find_components(
     labels: np.ndarray, suggestions: np.ndarray, scores: np.ndarray, boundary_width: int
-) -> Iterator[tuple[int, int, np.ndarray]]:
+) -> Iterator[Component]:
     """Find the 4-connected suspicious cells of every pair of a label and a suggestion.
 
     Labels are often inexact along boundaries. Therefore components all of whose cells are within `boundary_width`
-    cells of another label are left out; 0 keeps all.
+    cells of another label are left out; 0 keeps all. After one pass over the map, a component costs as much as its
+    bounding box.
 
     Args:
         labels (`np.ndarray` of shape `(h, w)`, int): Train ids, and other values where ignored.
@@ -109,45 +127,63 @@ def find_components(
         boundary_width (`int`): Width of boundaries, in cells.
 
     Yields:
-        `tuple[int, int, np.ndarray]`: label, suggestion and cells (h, w), bool, in the order of labels, suggestions,
-        and first cells.
+        `Component`: connected cells, in the order of labels, suggestions, and first cells.
     """
     from scipy import ndimage
 
     size = 2 * boundary_width + 1
     largest, smallest = (extreme(labels, size=size) for extreme in (ndimage.maximum_filter, ndimage.minimum_filter))
-    is_inside, is_suspicious = largest == smallest, scores > 0
-    for label, suggestion in np.unique(np.stack([labels, suggestions], axis=-1)[is_suspicious], axis=0).tolist():
-        of_pair = is_suspicious & (labels == label) & (suggestions == suggestion)
-        components = ndimage.label(of_pair)[0]
-        for component in np.unique(components[of_pair & is_inside]):
-            yield label, suggestion, components == component
+    is_suspicious = scores > 0
+    numbers = _number_components(labels, suggestions, is_suspicious)
+    inside = np.flatnonzero(is_suspicious & (largest == smallest))
+    kept, first = np.unique(numbers.ravel()[inside], return_index=True)
+    of_label, of_suggestion = (values.ravel()[inside[first]] for values in (labels, suggestions))
+    parts = ndimage.find_objects(numbers)
+    for place in np.lexsort((kept, of_suggestion, of_label)):
+        part = parts[kept[place] - 1]
+        yield Component(int(of_label[place]), int(of_suggestion[place]), part, numbers[part] == kept[place])
+
+
+def _number_components(labels: np.ndarray, suggestions: np.ndarray, is_suspicious: np.ndarray) -> np.ndarray:
+    """Number the 4-connected suspicious cells of equal pairs, from 1, in the order of their first cells.
+
+    Between neighbors of the map, a finer one has a cell that joins them where they belong together. Thus a single pass
+    serves all pairs.
+    """
+    from scipy import ndimage
+
+    joined = np.zeros([2 * side - 1 for side in labels.shape], dtype=bool)
+    joined[::2, ::2] = is_suspicious
+    for axis, between in enumerate((joined[1::2, ::2], joined[::2, 1::2])):
+        before, after = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
+        between[...] = is_suspicious[before] & is_suspicious[after]
+        for values in (labels, suggestions):
+            between &= values[before] == values[after]
+    return np.ascontiguousarray(ndimage.label(joined)[0][::2, ::2])
 
 
 def pixels_of_cells(
-    cells: np.ndarray, extent: Size, labels: np.ndarray, label: int
+    component: Component, size: Size, extent: Size, labels: np.ndarray
 ) -> tuple[int, int, np.ndarray] | None:
-    """Return the pixels in some cells that have a label.
+    """Return the pixels in the cells of a component that have its label.
 
     Args:
-        cells (`np.ndarray` of shape `(h, w)`, bool): The cells.
-        extent (`tuple[int, int]`): Rows and columns of pixels that all cells cover, as in `EmbeddingTile`.
+        component (`Component`): The cells.
+        size (`tuple[int, int]`): Rows and columns of the map that they are in.
+        extent (`tuple[int, int]`): Rows and columns of pixels that the map covers, as in `EmbeddingTile`.
         labels (`np.ndarray` of shape `(H, W)`): Labels of the pixels.
-        label (`int`): The label.
 
     Returns:
         `tuple[int, int, np.ndarray]`: first row and column of the bounding box and its pixels, bool; `None` if there
         are none.
     """
-    rows, columns = (
-        np.arange(side) * of_cells // covered
-        for side, of_cells, covered in zip(labels.shape, cells.shape, extent, strict=True)
-    )
-    first, last = np.argwhere(cells).min(axis=0), np.argwhere(cells).max(axis=0)  # only the box is upsampled
-    (top, bottom), (left, right) = (
-        np.searchsorted(cell_of, [first[axis], last[axis] + 1]) for axis, cell_of in enumerate((rows, columns))
-    )
-    mask = cells[np.ix_(rows[top:bottom], columns[left:right])] & (labels[top:bottom, left:right] == label)
+    cell_of = []  # only the pixels of the box are looked at: its first row and column, and the cell of every pixel
+    for side, of_cells, covered, part in zip(labels.shape, size, extent, component.part, strict=True):
+        first, stop = (min(side, -(-place * covered // of_cells)) for place in (part.start, part.stop))
+        cell_of.append((first, np.arange(first, stop) * of_cells // covered - part.start))
+    (top, rows), (left, columns) = cell_of
+    has_label = labels[top : top + len(rows), left : left + len(columns)] == component.label
+    mask = component.cells[np.ix_(rows, columns)] & has_label
     if not mask.any():
         return None
     in_rows, in_columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))

@@ -12,8 +12,9 @@ OUTLINE_COLOR = (255, 255, 0)
 MAX_ASPECT = 3  # height / width of an image in a figure; higher images are shown narrower
 MAX_NAMES = 256  # entries of a legend
 _STRETCHED = (2, 98)  # percentiles of the values that become black and white
+_SAMPLED_SIDE = 1000  # rows and columns, at most, of the pixels of which the percentiles are
 _SWATCH, _MARGIN, _LINE = 14, 6, 20
-_BLENDED_ROWS = 512  # blended at a time, so that an overlay takes little more memory than the image
+_ROWS = 512  # stretched or blended at a time, so that an overlay takes little more memory than the image
 
 
 def colorize(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
@@ -33,15 +34,60 @@ def viewable(image: Image.Image | np.ndarray) -> Image.Image:
     """Return an image that can be shown.
 
     Of an array (H, W, N) the first three channels are red, green and blue, or the first alone is gray. Values of other
-    types than uint8 are stretched, of every channel from the 2nd to the 98th percentile.
+    types than uint8 are stretched, of every channel from the 2nd to the 98th percentile of the pixels that have data.
     """
     if isinstance(image, Image.Image):
         return image
-    shown = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    shown = image[..., : 3 if image.shape[2] >= 3 else 1]
     if shown.dtype != np.uint8:
-        low, high = np.percentile(shown, _STRETCHED, axis=(0, 1))
-        shown = ((shown - low) * (255 / np.maximum(high - low, np.finfo(np.float32).tiny))).clip(0, 255)
-    return Image.fromarray(np.ascontiguousarray(shown, dtype=np.uint8))
+        shown = _stretch(shown)
+    if shown.shape[2] == 1:
+        shown = shown.repeat(3, axis=2)
+    return Image.fromarray(np.ascontiguousarray(shown))
+
+
+def _stretch(image: np.ndarray) -> np.ndarray:
+    """Stretch every channel of an image (H, W, N) to 8 bits; what is not a number is black."""
+    low, high = _black_and_white(image)
+    kind = np.result_type(image.dtype, np.float32)  # float64 for int32, whose values float32 cannot tell apart
+    scale = (255 / np.where(high > low, high - low, np.inf)).astype(kind)
+    low, high = low.astype(kind), high.astype(kind)
+    stretched = np.empty(image.shape, dtype=np.uint8)
+    for top in range(0, len(image), _ROWS):
+        rows = image[top : top + _ROWS].astype(kind)
+        np.clip(rows, low, high, out=rows)
+        rows -= low
+        rows *= scale
+        stretched[top : top + _ROWS] = np.nan_to_num(np.rint(rows, out=rows), copy=False)
+    return stretched
+
+
+def _black_and_white(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the values (N,) of the channels of an image (H, W, N) that become black, and those that become white.
+
+    Pixels without data are left out: those with a value that is not finite, and those all of whose channels have the
+    smallest value of the image, or all the largest, if that is farther from the percentiles of the other pixels than
+    these are from each other. Otherwise it could take more than half of the gray levels, as -9999 beside values in
+    [0, 1] does. A pixel that is left out by mistake is black or white in any case.
+    """
+    rows, columns = (-(-side // _SAMPLED_SIDE) for side in image.shape[:2])
+    pixels = image[::rows, ::columns].reshape(-1, image.shape[2])
+    pixels = pixels[np.isfinite(pixels).all(axis=1)]
+    if not len(pixels):
+        return np.zeros(image.shape[2]), np.zeros(image.shape[2])
+    extremes = pixels.min(), pixels.max()
+    is_smallest, is_largest = ((pixels == extreme).all(axis=1) for extreme in extremes)
+    others = pixels[~(is_smallest | is_largest)]
+    if len(others):
+        low, high = np.percentile(others, _STRETCHED, axis=0)
+        differ, between = high > low, high - low
+        if (differ & (low - extremes[0] > between)).any():
+            pixels, is_largest = pixels[~is_smallest], is_largest[~is_smallest]
+        if (differ & (extremes[1] - high > between)).any():
+            pixels = pixels[~is_largest]
+    low, high = np.percentile(pixels, _STRETCHED, axis=0)
+    rarely = high <= low  # such as a mask with few pixels
+    return np.where(rarely, pixels.min(axis=0), low), np.where(rarely, pixels.max(axis=0), high)
 
 
 def overlay(
@@ -70,8 +116,8 @@ def overlay(
         sheet = Image.new("RGB", (image.width, image.height + key.height), "white")
         sheet.paste(key, (0, image.height))
     table = _color_table(palette, int(labels.max(initial=0)))
-    for top in range(0, image.height, _BLENDED_ROWS):
-        rows = slice(top, min(top + _BLENDED_ROWS, image.height))
+    for top in range(0, image.height, _ROWS):
+        rows = slice(top, min(top + _ROWS, image.height))
         shown = image.crop((0, rows.start, image.width, rows.stop)).convert("RGB")
         sheet.paste(Image.blend(shown, Image.fromarray(table[labels[rows]]), opacity), (0, top))
     return sheet

@@ -52,7 +52,8 @@ def import_export(
         format (`str`, *optional*): Name in `FORMATS`; by default it is recognized.
         image_dir (`Path`, *optional*): Folder of the images, where the export does not contain them.
         unannotated_images (`str`, *optional*): Whether images without annotation show background or are ignored; by
-            default they are refused, but those of test have no labels.
+            default they are refused, but those of test have no labels. Test images of which none is annotated have
+            no labels in any case.
         crowd_regions (`str`): Whether crowd regions of COCO are ignored or have their class.
         ignored_classes (`Sequence[str]`): Classes whose pixels are ignored.
         validation_share, seed, group_pattern: See `divide`.
@@ -69,12 +70,13 @@ def import_export(
         raise UsageError(f"{source} has no images.")
     images = divide(export.images, validation_share, seed, group_pattern)
     _refuse_same_names(images)
-    _refuse_unannotated(images, export, unannotated_images)
+    test_is_annotated = any(image.split == "test" and image.draw is not None for image in images)
+    _refuse_unannotated(images, export, unannotated_images, test_is_annotated)
     table = _table(export, ignored_classes)
     fill = {"background": export.background, "ignore": IGNORE_INDEX, None: None}[unannotated_images]
     with locked(output_dir), _written_beside(output_dir) as folder:
         for image in progress(images, title=f"importing {kind.title}", unit="image"):
-            _write_image(image, table, fill, folder)
+            _write_image(image, table, fill if test_is_annotated or image.split != "test" else None, folder)
         (folder / DESCRIPTION).write_text(_describe(export, ignored_classes, folder), encoding="utf-8")
         prepare(read_folder_spec(folder), None, folder, SavedDataset(), num_workers=num_workers)
     if export.left_over:
@@ -82,8 +84,14 @@ def import_export(
             f"warning: {len(export.left_over)} images that the export does not list are left out: "
             f"{name_some(export.left_over)}."
         )
-    counts = [f"{sum(image.split == split for image in images)} of {split}" for split in _FOLDERS]
-    print(f"{len(images)} images ({', '.join(counts)}) are in {output_dir}; train with it as a data set `folder`.")
+    counts = {split: sum(image.split == split for image in images) for split in _FOLDERS}
+    if counts["test"] and not test_is_annotated and unannotated_images is not None:
+        print(
+            f"The {counts['test']} images of test have no labels: none of them is annotated, so that "
+            f"`{unannotated_images}` is for the other splits only."
+        )
+    listed = ", ".join(f"{count} of {split}" for split, count in counts.items())
+    print(f"{len(images)} images ({listed}) are in {output_dir}; train with it as a data set `folder`.")
 
 
 def _check_places(source: Path, output_dir: Path) -> None:
@@ -121,9 +129,12 @@ def _refuse_same_names(images: Sequence[ExportedImage]) -> None:
 
 
 def _refuse_unannotated(
-    images: Sequence[ExportedImage], export: Export, unannotated: Literal["background", "ignore"] | None
+    images: Sequence[ExportedImage],
+    export: Export,
+    unannotated: Literal["background", "ignore"] | None,
+    test_is_annotated: bool,
 ) -> None:
-    without = [image for image in images if image.draw is None]
+    without = [image for image in images if image.draw is None and (test_is_annotated or image.split != "test")]
     if unannotated is None and (missing := [image.path for image in without if image.split != "test"]):
         raise UsageError(
             f"{len(missing)} of {len(images)} images have no annotation: {name_some(missing)}; say in "

@@ -25,7 +25,7 @@ class ImportSettings(ImageSettings):
     unannotated_images: Literal["background", "ignore"] | None = setting(
         None,
         help="Labels of images without annotation: background or ignored; by default they are refused, except those "
-        "of a test split, which then have no labels.",
+        "of a test split, which then have no labels. A test split without any annotation never has labels.",
     )
     crowd_regions: Literal["ignore", "class"] = setting(
         "ignore", help="Labels of crowd regions of COCO (iscrowd): ignored, or their class."

@@ -1,7 +1,9 @@
 """The bank of embeddings: what it keeps, exact neighbors, its file, and which files are refused."""
 
 import itertools
+import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.commands import index
-from msctr_hf.errors import UsageError
+from msctr_hf.errors import InputWarning, UsageError
+from msctr_hf.evaluation import embedding_bank
 from msctr_hf.evaluation.embedding_bank import EmbeddingBank, index_dataset, load_bank, network_fingerprint
 from msctr_hf.evaluation.embedding_maps import Embedder
 from msctr_hf.evaluation.predictor import Predictor
@@ -163,6 +166,65 @@ def test_a_bank_of_another_network_other_features_or_other_classes_is_refused(ba
         load_bank(path, classes=["left", "wrong", "absent", "rare"])
     with pytest.raises(UsageError, match=r"is of other classes \(4 classes instead of 3\)"):
         load_bank(path, classes=CLASSES[:3])
+
+
+def other_embedder(embedder, window_size=(64, 64), window_stride=(32, 32), **changes):
+    settings = InferenceSettings(window_size=window_size, window_stride=window_stride)
+    processor = MsctrImageProcessor(**{"size_divisor": 32, **changes})
+    return Embedder(Predictor(embedder.network, processor, settings))
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_mean": [0.4, 0.4, 0.4]}, {"image_std": [0.3, 0.3, 0.3]}, {"padding_mode": "reflect"}]
+)
+def test_a_bank_of_another_image_processor_is_refused(bank, embedder, tmp_path, change):
+    path = tmp_path / "bank.safetensors"
+    bank.save(path)
+    with pytest.raises(UsageError, match=r"is of another image processor \(other mean, size or the like\)") as refused:
+        load_bank(path, embedder=other_embedder(embedder, **change))
+    assert "\n" not in str(refused.value)
+
+
+def test_what_changes_no_pixel_of_an_image_processor_keeps_its_bank(bank, embedder, tmp_path, recwarn):
+    path = tmp_path / "bank.safetensors"
+    bank.save(path)
+    MsctrImageProcessor(size_divisor=32).save_pretrained(tmp_path)  # adds `auto_map`
+    saved = MsctrImageProcessor.from_pretrained(tmp_path)
+    labels_only = MsctrImageProcessor(size_divisor=32, do_reduce_labels=True)
+    for processor in (saved, labels_only):
+        again = Embedder(Predictor(embedder.network, processor, embedder.predictor.settings))
+        load_bank(path, embedder=again)
+    assert not [each for each in recwarn if "bank" in str(each.message)]
+
+
+def test_a_bank_of_other_windows_is_refused(bank, embedder, tmp_path):
+    path = tmp_path / "bank.safetensors"
+    bank.save(path)
+    made = r"was made with `window_size=\(64, 64\)` and `window_stride=\(32, 32\)`, not with "
+    for size, stride, message in (
+        (None, None, made + "`window_size=None`, "),
+        ((64, 96), (32, 32), made + r"`window_size=\(64, 96\)` and `window_stride=\(32, 32\)`, "),
+        ((64, 64), None, made + r"`window_size=\(64, 64\)` and `window_stride=\(42, 42\)`, "),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_bank(path, embedder=other_embedder(embedder, size, stride))
+    replace(bank, window_stride=None).save(path)
+    load_bank(path, embedder=other_embedder(embedder, window_stride=(42, 42)))  # the default, in numbers
+
+
+def test_a_bank_without_its_image_processor_is_accepted_with_a_warning(bank, embedder, tmp_path):
+    path = tmp_path / "bank.safetensors"
+    bank.save(path)
+    tensors, metadata = load_file(path), embedding_bank._metadata_of(path)
+    facts = json.loads(metadata["facts"])
+    del facts["image_processor"]  # as banks were written before
+    metadata["facts"] = json.dumps(facts)
+    ordered = {name: tensors[name] for name in embedding_bank._TENSORS}
+    metadata["checksum"] = embedding_bank._checksum(metadata["facts"], ordered)
+    save_file(tensors, path, metadata)
+    with pytest.warns(InputWarning, match="does not say with which image processor it was made"):
+        loaded = load_bank(path, embedder=other_embedder(embedder, image_mean=[0.4, 0.4, 0.4]))
+    assert loaded.image_processor is None
 
 
 def test_a_damaged_bank_is_refused_wherever_the_damage_is(bank, tmp_path):

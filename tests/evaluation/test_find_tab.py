@@ -57,9 +57,9 @@ def embedded(monkeypatch):
     """Return a list of the sizes of images that ran through a network, which grows."""
     sizes, whole = [], Embedder.whole
 
-    def counted(self, image):
+    def counted(self, image, **options):
         sizes.append(image.size)
-        return whole(self, image)
+        return whole(self, image, **options)
 
     monkeypatch.setattr(Embedder, "whole", counted)
     return sizes
@@ -173,10 +173,10 @@ def test_what_is_not_an_image_is_named_and_the_other_images_are_searched(predict
 def test_a_network_that_fails_on_an_image_is_reported_and_its_traceback_logged(predictor, paths, monkeypatch, capsys):
     finder, whole = Finder(predictor), Embedder.whole
 
-    def fail(self, image):
+    def fail(self, image, **options):
         if image.getpixel((0, 0)) == Image.open(paths[2]).getpixel((0, 0)):
             raise RuntimeError("sizes of tensors must match")
-        return whole(self, image)
+        return whole(self, image, **options)
 
     monkeypatch.setattr(Embedder, "whole", fail)
     search = finder.find(clicked(paths[0], (0, 0)), paths[1:], "projection", None)

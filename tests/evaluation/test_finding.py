@@ -8,14 +8,24 @@ import pytest
 import torch
 from conftest import TIMM_TINY
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.commands import find
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.embedding_maps import Embedder
-from msctr_hf.evaluation.finding import EmbeddedImages, Query, draw_mask, embed_query, find_alike, write_found
+from msctr_hf.evaluation.finding import (
+    EmbeddedImages,
+    Query,
+    draw_mask,
+    embed_image,
+    embed_query,
+    find_alike,
+    write_found,
+)
 from msctr_hf.evaluation.finite import NotFiniteError
 from msctr_hf.evaluation.predictor import Predictor
+from msctr_hf.evaluation.settings import InferenceSettings
 
 SIZE = (64, 96)
 PAPER_CLIP = '<img src=x onerror=alert(1)> & "it\'s".png'
@@ -91,6 +101,34 @@ def test_images_are_ranked_by_their_largest_cosine_and_masks_are_where_it_reache
         upsampled = torch.nn.functional.interpolate(each.cosines[None, None], each.size, mode="bilinear")[0, 0]
         assert np.array_equal(mask, upsampled.numpy() >= 0.9)
     assert found[0].mask(0.9)[10, 20]
+
+
+class LargestMap(TorchDispatchMode):
+    """Number of elements of the largest result in float32 that has as many channels as the embeddings."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels, self.elements = channels, 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        result = operation(*arguments, **(keywords or {}))
+        for each in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(each, torch.Tensor) and each.dtype == torch.float32 and self.channels in each.shape[:2]:
+                self.elements = max(self.elements, each.numel())
+        return result
+
+
+def test_an_image_that_is_searched_by_windows_is_never_in_float32_as_a_whole():
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    settings = InferenceSettings(window_size=(64, 64), window_stride=(64, 64), batch_size=1)
+    embedder = Embedder(Predictor(network(), MsctrImageProcessor(size_divisor=32), settings))
+    expected = embedder.whole(Image.fromarray(image))
+    with LargestMap(len(expected.embeddings)) as largest:
+        found = embed_image(embedder, Image.fromarray(image))
+    assert torch.equal(found.embeddings, expected.embeddings.half())
+    assert found.embeddings.dtype == torch.float16
+    assert found.extent == expected.extent
+    assert 0 < largest.elements <= expected.embeddings.numel() / 2  # features of one of 16 windows
 
 
 def test_kept_embeddings_give_the_same_result_without_the_network(embedder, folder, paths, tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """Suspicious cells and their regions: suggestions, connected components, their pixels, and their file."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from msctr_hf.evaluation.label_regions import (
+    Component,
     Region,
     find_components,
     load_regions,
@@ -96,11 +99,77 @@ def test_components_equal_a_plain_flood_fill(width):
     suggestions = random.integers(2, 4, labels.shape)
     scores = (random.random(labels.shape) < 0.6) * (labels != 255) * 1.5
     found = [
-        (label, suggestion, list(map(tuple, np.argwhere(cells).tolist())))
-        for label, suggestion, cells in find_components(labels, suggestions, scores, width)
+        (each.label, each.suggestion, [tuple(map(int, cell)) for cell in np.argwhere(in_map(each, labels.shape))])
+        for each in find_components(labels, suggestions, scores, width)
     ]
     assert found == flood_fill(labels, suggestions, scores, width)
     assert len(found) > 3
+
+
+def in_map(component, size):
+    cells = np.zeros(size, dtype=bool)
+    cells[component.part] = component.cells
+    return cells
+
+
+def component_of(label, cells):
+    """Build a component from its cells in the whole map."""
+    (part,) = ndimage.find_objects(cells.astype(int))
+    return Component(label, label + 1, part, cells[part])
+
+
+def whole_map_pixels(cells, extent, labels, label):
+    """Upsample the whole map, and cut out the bounding box of the pixels in the cells that have the label."""
+    rows, columns = (np.arange(side) * n // e for side, n, e in zip(labels.shape, cells.shape, extent, strict=True))
+    pixels = cells[rows][:, columns] & (labels == label)
+    if not pixels.any():
+        return None
+    places = np.argwhere(pixels)
+    (top, left), (bottom, right) = places.min(axis=0), places.max(axis=0) + 1
+    return top, left, pixels[top:bottom, left:right]
+
+
+@pytest.mark.parametrize(
+    ("size", "extent"), [((60, 83), (60, 84)), ((61, 79), (64, 80)), ((60, 80), (61, 83)), ((9, 11), (13, 12))]
+)
+def test_components_in_their_boxes_equal_those_of_whole_maps_bit_for_bit(size, extent):
+    random, of_map = np.random.default_rng(4), (15, 21)
+    labels = random.choice([0, 1, 2, 255], (5, 7)).repeat(3, axis=0).repeat(3, axis=1)
+    suggestions = random.integers(0, 3, of_map)
+    scores = random.random(of_map) * (random.random(of_map) < 0.8) * (labels != 255)
+    of_pixels = random.integers(0, 3, size)
+    found = list(find_components(labels, suggestions, scores, 1))
+    expected = flood_fill(labels, suggestions, scores, 1)
+    assert len(found) == len(expected) > 9
+    for component, (label, _, cells) in zip(found, expected, strict=True):
+        whole = np.zeros(of_map, dtype=bool)
+        whole[tuple(np.transpose(cells))] = True
+        (part,) = ndimage.find_objects(whole.astype(int))
+        assert component.part == part
+        assert component.cells.shape == whole[part].shape
+        assert scores[component.part][component.cells].tobytes() == scores[whole].tobytes()  # in the same order
+        pixels = pixels_of_cells(component, of_map, extent, of_pixels)
+        wanted = whole_map_pixels(whole, extent, of_pixels, label)
+        assert (pixels is None) == (wanted is None)
+        if pixels is not None:
+            assert pixels[:2] == wanted[:2]
+            assert np.array_equal(pixels[2], wanted[2])
+
+
+def test_the_cost_of_a_region_does_not_grow_with_the_map():
+    """A region of 4 x 4 cells takes less than the bytes of one side of its image."""
+    labels = np.zeros((3000, 3000), dtype=np.uint8)
+    scores = np.zeros((750, 750))
+    scores[300:304, 500:504] = 1
+    (component,) = find_components(np.zeros_like(scores, dtype=int), np.ones_like(scores, dtype=int), scores, 1)
+    assert component.cells.base is None  # nothing of the map is kept
+    assert component.cells.nbytes == 16
+    tracemalloc.start()
+    top, left, mask = pixels_of_cells(component, scores.shape, labels.shape, labels)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (top, left, mask.shape) == (1200, 2000, (16, 16))
+    assert used < 3000 * np.dtype(int).itemsize
 
 
 def test_a_region_has_the_pixels_of_its_cells_that_have_its_label():
@@ -109,7 +178,7 @@ def test_a_region_has_the_pixels_of_its_cells_that_have_its_label():
     cells = np.zeros((7, 9), dtype=bool)
     cells[2:6, 3:9] = random.random((4, 6)) < 0.7
     extent = (28, 36)  # the last cells reach beyond the image
-    top, left, mask = pixels_of_cells(cells, extent, labels, 1)
+    top, left, mask = pixels_of_cells(component_of(1, cells), cells.shape, extent, labels)
     expected = np.zeros(labels.shape, dtype=bool)
     for row, column in np.ndindex(labels.shape):
         expected[row, column] = cells[row // 4, column // 4] and labels[row, column] == 1
@@ -117,7 +186,7 @@ def test_a_region_has_the_pixels_of_its_cells_that_have_its_label():
     found[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
     assert np.array_equal(found, expected)
     assert mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any()  # noqa: PT018
-    assert pixels_of_cells(cells, extent, labels, 5) is None
+    assert pixels_of_cells(component_of(5, cells), cells.shape, extent, labels) is None
 
 
 def test_regions_are_the_same_after_they_were_saved(tmp_path):

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -88,3 +90,73 @@ def test_arrays_are_shown_as_colors_or_gray_and_other_types_than_8_bits_are_stre
     assert np.abs(shown - colors).max() <= 8  # 2 % at either end become black and white
     assert viewable(np.full((3, 4, 1), 5.0, np.float32)).size == (4, 3)  # a constant channel
     assert np.array_equal(np.asarray(overlay(pixels, np.zeros((30, 40), np.uint8), [(0, 0, 0)], opacity=0)), colors)
+
+
+def plain_stretch(pixels):
+    """Stretch the pixels (n, N) of an image, each channel between two percentiles of all, in float64."""
+    low, high = np.percentile(pixels.astype(np.float64), (2, 98), axis=0)
+    return ((pixels - low) / (high - low) * 255).clip(0, 255)
+
+
+@pytest.mark.parametrize(
+    ("value_type", "no_data"),
+    [
+        ("float32", [-9999]),
+        ("float32", [np.finfo(np.float32).min]),
+        ("float32", [np.nan]),
+        ("float32", [np.inf, -9999]),
+        ("float32", [-9999, 1e20]),
+        ("uint16", [65535]),
+        ("uint16", [0]),
+        ("int32", [-(2**31)]),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 4])
+def test_pixels_without_data_do_not_change_the_gray_levels_of_the_others(count, value_type, no_data):
+    random = np.random.default_rng(1)
+    pixels = random.random((60, 80, count), dtype=np.float32)
+    if value_type != "float32":
+        pixels = (5000 + 3000 * pixels).astype(value_type)
+    is_valid = np.ones((60, 80), dtype=bool)
+    for number, value in enumerate(no_data):  # of a third of the image
+        part = slice(20 * number // len(no_data), 20 * (number + 1) // len(no_data))
+        is_valid[part] = False
+        pixels[part] = value
+    shown = np.asarray(viewable(pixels)).astype(float)
+    colors = pixels[..., :3] if count >= 3 else pixels[..., :1].repeat(3, axis=2)
+    assert np.abs(shown[is_valid] - plain_stretch(colors[is_valid])).max() <= 0.51
+    assert np.isin(shown[~is_valid], (0, 255)).all()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9])
+def test_values_that_are_rare_or_clipped_are_not_taken_for_pixels_without_data(share):
+    random = np.random.default_rng(2)
+    pixels = random.random((50, 60, 3), dtype=np.float32)
+    pixels[random.random((50, 60)) < share] = 0  # black pixels
+    assert np.abs(np.asarray(viewable(pixels)) - plain_stretch(pixels.reshape(-1, 3)).reshape(pixels.shape)).max() < 1
+    mask = (random.random((50, 60, 1)) < share).astype(np.uint16)
+    assert np.array_equal(np.asarray(viewable(mask))[..., 0], 255 * mask[..., 0])
+
+
+@pytest.mark.parametrize("value", [0, 7, np.nan, np.inf])
+def test_an_image_without_any_difference_is_black(value):
+    assert not np.asarray(viewable(np.full((4, 5, 3), value, np.float32))).any()
+
+
+def test_large_integers_keep_their_differences():
+    pixels = (2**30 + np.arange(200).reshape(10, 20, 1)).astype(np.int32)
+    expected = plain_stretch(pixels.reshape(-1, 1)).reshape(pixels.shape)
+    assert np.abs(np.asarray(viewable(pixels))[..., :1] - expected).max() < 1
+
+
+def test_a_large_image_is_stretched_as_its_percentiles_say_within_the_memory_of_the_image():
+    random = np.random.default_rng(3)
+    pixels = random.gamma(4, 500, (2000, 2000, 4)).astype(np.uint16)
+    pixels[:, :, 1] += np.arange(2000, dtype=np.uint16)  # a gradient
+    tracemalloc.start()
+    shown = viewable(pixels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * pixels.nbytes
+    expected = plain_stretch(pixels[..., :3].reshape(-1, 3)).reshape(2000, 2000, 3)
+    assert np.abs(np.asarray(shown) - expected).max() < 2

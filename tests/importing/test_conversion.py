@@ -253,6 +253,27 @@ def test_test_images_without_annotation_have_no_labels(tmp_path):
     assert "test/images/f.png" in contents(tmp_path / "data")
 
 
+@pytest.mark.parametrize("unannotated", ["background", "ignore"])
+def test_a_test_split_without_any_annotation_has_no_labels_whatever_the_user_says(tmp_path, capsys, unannotated):
+    scenes = [*four(split="train"), small("e", "validation"), small("none", "train", labels=None)]
+    scenes += [small(name, "test", labels=None) for name in "fg"]
+    classes = ("background", "road", "car")
+    import_export(
+        exports.write_coco(tmp_path / "export", scenes, classes), tmp_path / "data", unannotated_images=unannotated
+    )
+    description = yaml.safe_load((tmp_path / "data/dataset.yaml").read_text())
+    assert description["splits"]["test"] == {"images": "test/images"}
+    assert np.unique(labels_of(tmp_path / "data", "none")).tolist() == [0 if unannotated == "background" else IGNORED]
+    sentence = f"The 2 images of test have no labels: none of them is annotated, so that `{unannotated}` is for the "
+    assert sum(line.startswith(sentence) for line in capsys.readouterr().out.splitlines()) == 1
+    scenes[-1] = small("g", "test")  # annotated: then the other one has nothing of a class
+    import_export(
+        exports.write_coco(tmp_path / "half", scenes, classes), tmp_path / "some", unannotated_images=unannotated
+    )
+    assert len(np.unique(labels_of(tmp_path / "some", "f"))) == 1
+    assert "images of test have no labels" not in capsys.readouterr().out
+
+
 def test_ignored_classes_leave_the_list_and_their_pixels_become_255(tmp_path):
     source = exports.write_cvat(tmp_path / "export", four(), ("background", "road", "car"))
     import_export(source, tmp_path / "data", ignored_classes=["background"])
