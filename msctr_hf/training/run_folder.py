@@ -68,6 +68,21 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
         )
 
 
+def refuse_models_and_runs(output_dir: Path) -> None:
+    """Refuse a folder that a command other than training may not write to, since results.json of a run is there.
+
+    Raises:
+        UsageError: If the folder holds a model or a run, or is a file.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UsageError(f"`output_dir`: {output_dir} is a file.")
+    if any((output_dir / name).exists() for name in ("config.json", RUN_FILE)):
+        raise UsageError(
+            f"`output_dir`: {output_dir} holds a model or a run, whose results would be replaced; name another "
+            f"folder, such as {output_dir / 'evaluation'}."
+        )
+
+
 def is_empty(output_dir: Path) -> bool:
     """Return whether a folder is empty or does not exist."""
     return not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
