@@ -1,5 +1,6 @@
 import csv
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,14 @@ def test_without_matplotlib_the_figure_is_replaced_by_a_note(scores, tmp_path, m
     (note,) = write(scores, tmp_path)
     assert "matplotlib" in note
     assert "confusion.png" not in (tmp_path / "report.md").read_text()
+
+
+def test_figures_of_an_earlier_evaluation_are_neither_kept_nor_shown(scores, tmp_path, monkeypatch):
+    write(scores, tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write(replace(scores, worst=[]), tmp_path)
+    assert not list(tmp_path.glob("*.png"))
+    assert "![" not in (tmp_path / "report.md").read_text()
 
 
 def test_confusions_are_shares_of_the_labeled_pixels(scores):
