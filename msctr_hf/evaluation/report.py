@@ -33,7 +33,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_confusion(folder / "confusion.csv", scores.confusion, classes)
-    with open(folder / "images.csv", "w", newline="") as file:
+    with open(folder / "images.csv", "w", newline="", encoding="utf-8") as file:
         rows = [(scored.image_id, f"{scored.mean_iou:.6f}") for scored in scores.images]
         csv.writer(file).writerows([("image_id", "mean_iou"), *rows])
     notes, figures = [], []
@@ -48,7 +48,7 @@ def write_report(
         shown = [scored.shown for scored in scores.worst if scored.shown is not None]
         contact_sheet(shown, palette, classes).save(folder / _WORST)
         figures.append(_WORST)
-    (folder / "report.md").write_text(markdown_report(results, scores, figures))
+    (folder / "report.md").write_text(markdown_report(results, scores, figures), encoding="utf-8")
     return notes
 
 
@@ -134,7 +134,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _write_confusion(path: Path, confusion: ConfusionMatrix, classes: Sequence[str]) -> None:
     """Write counts of pixels as CSV; rows are labels, columns predictions."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["labeled as", *classes])
         writer.writerows([name, *row] for name, row in zip(classes, confusion.matrix.tolist(), strict=True))

@@ -169,7 +169,7 @@ class Publisher:
         if code == 0:
             return
         log = self._folder / _UPLOAD_LOG
-        text = log.read_text(errors="replace").strip() if log.is_file() else ""
+        text = log.read_text(errors="replace", encoding="utf-8").strip() if log.is_file() else ""
         if code == upload.EXIT_REFUSED and text:
             self._report(text.splitlines()[-1])  # after warnings of huggingface_hub
         else:
@@ -232,7 +232,7 @@ def take_snapshot(folder: Path, spec: DatasetSpec | None, destination: Destinati
     snapshot.mkdir()
     _link(_names_to_publish(folder), folder, snapshot)
     _write_card(folder, spec, destination, named=True, target=snapshot)
-    if f"({PREDICTIONS_FILE})" in (snapshot / CARD_FILE).read_text(errors="replace"):
+    if f"({PREDICTIONS_FILE})" in (snapshot / CARD_FILE).read_text(errors="replace", encoding="utf-8"):
         _link([PREDICTIONS_FILE], folder, snapshot)
     return snapshot
 
@@ -268,9 +268,8 @@ def _write_card(
 
 def _start(snapshot: Path, destination: Destination) -> subprocess.Popen:
     command = [sys.executable, "-P", upload.__file__, json.dumps(_upload_arguments(snapshot, destination))]
-    with (snapshot.parent / _UPLOAD_LOG).open(
-        "w"
-    ) as log:  # not a pipe, which nobody reads: it would fill up and block
+    # not a pipe, which nobody reads: it would fill up and block
+    with (snapshot.parent / _UPLOAD_LOG).open("wb") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
