@@ -121,7 +121,7 @@ def _is_file(path: Path, descriptor: int) -> bool:
 
 def _holder(path: Path) -> str:
     with suppress(OSError):
-        return path.read_text(errors="replace") or "another process"
+        return path.read_text(errors="replace", encoding="utf-8") or "another process"
     return "another process"
 
 

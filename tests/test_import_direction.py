@@ -7,13 +7,13 @@ import msctr_hf
 
 PACKAGE = Path(msctr_hf.__file__).parent
 LADDER = (
-    *("errors", "settings", "progress", "folder_lock"),
+    *("errors", "settings", "progress", "folder_lock", "new_folder"),
     *("models", "data", "importing", "evaluation", "training", "hub", "commands"),
 )
 MAY_IMPORT = {
     "models": {"models"},
-    "data": {"errors", "settings", "progress", "folder_lock", "data"},
-    "importing": {"errors", "settings", "progress", "folder_lock", "data", "importing"},
+    "data": {"errors", "settings", "progress", "folder_lock", "new_folder", "data"},
+    "importing": {"errors", "settings", "progress", "folder_lock", "new_folder", "data", "importing"},
     **{folder: set(LADDER[: LADDER.index(folder) + 1]) for folder in ("evaluation", "training", "hub", "commands")},
 }
 

@@ -191,7 +191,7 @@ class CommandLine(HfArgumentParser):
     def _flags_of(self, path: Path, without: Collection[str]) -> list[str]:
         """Convert a YAML file to flags, so that one parser checks the names and types of both."""
         try:
-            values = yaml.safe_load(path.read_text()) or {}
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
             self.error(f"{path} is not valid YAML: {' '.join(str(error).split())}")
         except (OSError, UnicodeDecodeError) as error:

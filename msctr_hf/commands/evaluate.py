@@ -27,9 +27,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _evaluate(arguments: ScoringSettings, options: EvaluationSettings) -> None:
     from ..training.processes import join_processes, locked_on_main
+    from ..training.run_folder import refuse_models_and_runs
 
+    output_dir = None if arguments.output_dir is None else Path(arguments.output_dir)
+    if output_dir is not None:
+        refuse_models_and_runs(output_dir)
     join_processes(cpu=options.device == "cpu")
-    with locked_on_main(None if arguments.output_dir is None else Path(arguments.output_dir)):
+    with locked_on_main(output_dir):
         _score(arguments, options)
 
 
@@ -42,7 +46,7 @@ def _score(arguments: ScoringSettings, options: EvaluationSettings) -> None:
     from ..evaluation.scoring import iou_table, score_dataset
     from ..progress import say
     from ..training.description import git_commit
-    from ..training.run_folder import write_json
+    from ..training.run_folder import RESULTS_FILE, write_json
 
     spec = arguments.spec
     accelerator = Accelerator(cpu=options.device == "cpu")
@@ -82,7 +86,7 @@ def _score(arguments: ScoringSettings, options: EvaluationSettings) -> None:
         if arguments.output_dir is not None:
             folder = Path(arguments.output_dir)
             with written_to_output_dir(folder):
-                write_json(folder / "results.json", results)
+                write_json(folder / RESULTS_FILE, results)
                 notes = write_report(folder, results, scores, spec.classes, spec.palette)
-            print(*notes, f"results.json, report.md and figures are in {folder}", sep="\n")
+            print(*notes, f"{RESULTS_FILE}, report.md and figures are in {folder}", sep="\n")
     accelerator.end_training()

@@ -257,7 +257,7 @@ def write_predecoded(
             file.flush()
             os.fsync(file.fileno())
     splits = sorted({*description["splits"], split})
-    (folder / DESCRIPTION).write_text(json.dumps({**description, "splits": splits}, indent=2))
+    (folder / DESCRIPTION).write_text(json.dumps({**description, "splits": splits}, indent=2), encoding="utf-8")
 
 
 def refuse_other_tiles(folder: Path, tile_size: Sequence[int] | None) -> None:
@@ -309,12 +309,12 @@ def _refuse_other_labels(description: dict[str, Any], labels: LabelRecord | None
 
 def _read_description(folder: Path) -> dict[str, Any]:
     with as_usage_error(OSError, ValueError, prefix=f"{folder / DESCRIPTION} cannot be read: "):
-        return json.loads((folder / DESCRIPTION).read_text())
+        return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
 
 
 def _read_index(path: Path) -> Iterator[dict[str, Any]]:
     """Read the complete lines of an index, of which an interruption may have cut off the last."""
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
             yield json.loads(line)
 

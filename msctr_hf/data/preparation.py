@@ -350,7 +350,7 @@ def save_report(spec: DatasetSpec, report: SplitReport, split: str, digest: str,
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / REPORT_FILE.format(split=split)
     entries = {"fingerprint": digest, "labels": label_record(spec), **report.as_dict(spec)}
-    path.write_text(json.dumps(entries, indent=2))
+    path.write_text(json.dumps(entries, indent=2), encoding="utf-8")
 
 
 def _all_reports(folder: Path) -> dict[str, SplitReport]:
@@ -365,7 +365,7 @@ def _report_files(folder: Path) -> dict[str, Path]:
 
 def _read_report(path: Path) -> dict[str, Any]:
     with as_usage_error(OSError, ValueError, prefix=f"{path} cannot be read: "):
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text(encoding="utf-8"))
     return {_FORMER_KEYS.get(key, key): value for key, value in report.items()}
 
 

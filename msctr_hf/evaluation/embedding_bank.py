@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -163,9 +164,10 @@ def refuse_other_files(path: str | Path) -> None:
     Raises:
         UsageError: If something else is there.
     """
-    path = Path(path)
-    if path.exists() and (path.is_dir() or _metadata_of(path).get("format") != _FORMAT):
-        kind = "a folder" if path.is_dir() else "a file, but not a bank of embeddings"
+    is_folder, path = str(path).endswith(("/", os.sep)), Path(path)  # Path drops the slash
+    is_folder |= path.is_dir()
+    if is_folder or (path.exists() and _metadata_of(path).get("format") != _FORMAT):
+        kind = "a folder" if is_folder else "a file, but not a bank of embeddings"
         raise UsageError(f"`bank`: {path} is {kind}; name another file.")
 
 

@@ -331,7 +331,7 @@ def read_state(output_dir: Path) -> dict[str, Any]:
             f"`output_dir`: {output_dir} has no {STATE_FILE}, so it is not the folder of a check of labels."
         )
     with as_usage_error(OSError, ValueError, prefix=f"`output_dir`: {path} is damaged; delete the folder: "):
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def save_suspects(suspects: Suspects, classes: Sequence[str], output_dir: Path) -> None:
@@ -387,7 +387,7 @@ def _claim_folder(output_dir: Path, state: Mapping[str, Any]) -> None:
             )
         output_dir.mkdir(parents=True, exist_ok=True)
         partial = output_dir / f".{STATE_FILE}.partial"
-        partial.write_text(json.dumps(state, indent=2))
+        partial.write_text(json.dumps(state, indent=2), encoding="utf-8")
         partial.replace(output_dir / STATE_FILE)
         return
     before = read_state(output_dir)

@@ -20,6 +20,7 @@ from ..data.images import read_raw_labels
 from ..data.labels import IGNORE_INDEX, MAX_RAW_VALUE
 from ..data.specs import DatasetSpec
 from ..errors import UsageError, as_usage_error
+from ..new_folder import refuse_used, written_whole
 from .label_checking import REGIONS_FILE, describe_data, read_state
 from .label_regions import Region, load_regions
 from .prediction import save_labels
@@ -71,8 +72,7 @@ def write_corrected_labels(
             corrected.
     """
     accepted, report_dir, folder = Path(accepted), Path(report_dir), Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UsageError(f"`write_labels`: {folder} is a file or is not empty, and nothing is replaced; name another.")
+    refuse_used(folder, "write_labels")
     if read_state(report_dir)["data"] != describe_data(dataset):
         raise UsageError(
             f"`output_dir`: the images or labels are not those that {report_dir} is about; check them anew."
@@ -83,17 +83,14 @@ def write_corrected_labels(
         by_place.setdefault(region.place, []).append(region)
     data_dir = None if data_dir is None else Path(data_dir)
     earlier = {} if corrections is None else read_corrections(Path(corrections), data_dir)
-    partial = folder.resolve().with_name(f".{folder.resolve().name}.partial")
-    with as_usage_error(OSError, prefix=f"`write_labels`: {folder} cannot be written: "):
-        partial.mkdir(parents=True)
-        try:
-            names = _write_files(by_place, partial, dataset, spec, data_dir)
-            shared = _shared_ids(names, dataset, spec, data_dir)
-            if not shared:
-                _write_table({**names, **_copied(earlier, names, partial)}, partial / CORRECTIONS)
-            partial.replace(folder)  # whole, or not at all
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with (
+        as_usage_error(OSError, prefix=f"`write_labels`: {folder} cannot be written: "),
+        written_whole(folder, "write_labels", last=CORRECTIONS) as partial,
+    ):
+        names = _write_files(by_place, partial, dataset, spec, data_dir)
+        shared = _shared_ids(names, dataset, spec, data_dir)
+        if not shared:
+            _write_table({**names, **_copied(earlier, names, partial)}, partial / CORRECTIONS)
     return Written(len(regions), len(by_place), _note(shared, are_files=files_of(dataset, "label") is not None))
 
 

@@ -13,6 +13,7 @@ from .mean_iou import ConfusionMatrix, ratio
 from .scoring import CLASS_SCORES, Scores, percent
 from .visualization import contact_sheet
 
+_CONFUSION, _WORST = "confusion.png", "worst.png"
 NAMES_IN_FIGURE = 60  # with more classes, the figure has no names
 
 
@@ -20,6 +21,8 @@ def write_report(
     folder: Path, results: dict[str, Any], scores: Scores, classes: Sequence[str], palette: Sequence[Sequence[int]]
 ) -> list[str]:
     """Write all files of a report except `results.json`; return notes on files that could not be written.
+
+    Figures of an earlier report are removed: this one may show other scores, or have no such figure.
 
     Args:
         folder (`Path`): Folder of the report, which is created if it does not exist.
@@ -30,19 +33,22 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_confusion(folder / "confusion.csv", scores.confusion, classes)
-    with open(folder / "images.csv", "w", newline="") as file:
+    with open(folder / "images.csv", "w", newline="", encoding="utf-8") as file:
         rows = [(scored.image_id, f"{scored.mean_iou:.6f}") for scored in scores.images]
         csv.writer(file).writerows([("image_id", "mean_iou"), *rows])
+    notes, figures = [], []
+    for name in (_CONFUSION, _WORST):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        confusion_figure(scores.confusion, classes, folder / _CONFUSION)
+        figures.append(_CONFUSION)
+    except ImportError:
+        notes.append(f"{_CONFUSION} was left out: it needs matplotlib (pip install matplotlib).")
     if scores.worst:
         shown = [scored.shown for scored in scores.worst if scored.shown is not None]
-        contact_sheet(shown, palette, classes).save(folder / "worst.png")
-    notes = []
-    try:
-        confusion_figure(scores.confusion, classes, folder / "confusion.png")
-    except ImportError:
-        notes.append("confusion.png was left out: it needs matplotlib (pip install matplotlib).")
-    figures = [name for name in ("confusion.png", "worst.png") if (folder / name).is_file()]
-    (folder / "report.md").write_text(markdown_report(results, scores, figures))
+        contact_sheet(shown, palette, classes).save(folder / _WORST)
+        figures.append(_WORST)
+    (folder / "report.md").write_text(markdown_report(results, scores, figures), encoding="utf-8")
     return notes
 
 
@@ -128,7 +134,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _write_confusion(path: Path, confusion: ConfusionMatrix, classes: Sequence[str]) -> None:
     """Write counts of pixels as CSV; rows are labels, columns predictions."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["labeled as", *classes])
         writer.writerows([name, *row] for name, row in zip(classes, confusion.matrix.tolist(), strict=True))

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from ..errors import UsageError, brief_reason
 from ..evaluation.finite import finite_outputs, refuse_faulty_weights
 from ..folder_lock import locked
 from ..models.backbones import input_channels
+from ..new_folder import written_whole
 
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one if that is above 1
 _REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
@@ -78,31 +78,23 @@ def export_network(
         two sizes other than that of the example.
 
     Raises:
-        UsageError: If a package is missing, weights or logits are not finite, the network cannot be exported, or the
-            export differs from it; no folder is left behind then.
+        UsageError: If the folder cannot be written, a package is missing, weights or logits are not finite, the
+            network cannot be exported, or the export differs from it; no folder is left behind then.
     """
     output_dir = Path(output_dir)
     refuse_faulty_weights(model)
     missing = [name for name in _REQUIRED_PACKAGES[format] if importlib.util.find_spec(name) is None]
     if missing or importlib.util.find_spec("transformers.exporters") is None:
         raise UsageError("Exporting needs more packages: pip install 'msctr_hf[export]'.")
-    with locked(output_dir):
-        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-            raise UsageError(f"`output_dir`: {output_dir} is not empty; choose another folder.")
+    with locked(output_dir), written_whole(output_dir, "output_dir", last=_FILES[format]) as partial:
         example, compared = _shapes(size_multiple, fixed_size)
         with _quietly():
             exported = _export(model, example, format, _free_sides(size_multiple, fixed_size))
             comparisons = [_compare(model, exported, batch, size) for batch, size in compared]
             for comparison in comparisons:
                 _refuse_difference(comparison)
-            partial = output_dir.with_name(f".{output_dir.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                exported.save_pretrained(partial)
-                image_processor.save_pretrained(partial)
-                partial.replace(output_dir)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            exported.save_pretrained(partial)
+            image_processor.save_pretrained(partial)
     return comparisons
 
 

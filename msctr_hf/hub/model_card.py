@@ -78,7 +78,7 @@ def write_model_card(
     """
     folder = Path(folder)
     config = read_saved_config(folder)
-    run, results = (read_saved_json(folder / file) for file in (RUN_FILE, RESULTS_FILE))
+    run, results = read_saved_json(folder / RUN_FILE), read_results_of_run(folder)
     if results.get("mean_iou") is None:
         results = {}  # no pixel of the validation images was labeled
     path = Path(target or folder) / CARD_FILE
@@ -122,6 +122,19 @@ def read_saved_json(path: Path) -> dict[str, Any]:
     """
     with as_usage_error(OSError, ValueError, prefix=f"{path} cannot be read: "):
         return read_json(path)
+
+
+def read_results_of_run(folder: Path) -> dict[str, Any]:
+    """Read what a run measured in its best validation; return an empty dict if results.json is missing or of others.
+
+    Older versions of `msctr evaluate` replaced the file, with scores of any split, scales and model. Only a run writes
+    the step.
+
+    Raises:
+        UsageError: If the file cannot be read.
+    """
+    results = read_saved_json(folder / RESULTS_FILE)
+    return results if "step" in results else {}
 
 
 def _recipe(run: dict) -> dict[str, Any]:
@@ -190,7 +203,7 @@ def _facts(
         "absent": ", ".join(_absent_classes(results)),
         "confusions": _confusions(results),
         "seed": settings.get("seed", "not known"),
-        "step": results.get("step", "not known"),
+        "step": results.get("step"),
     }
 
 

@@ -15,21 +15,36 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    PROCESSOR_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
 
 from ..data.loading import get_dataset_spec
 from ..data.specs import DatasetSpec
 from ..errors import UsageError, as_usage_error, first_line
+from ..models.contrastive_adapter import HEADS_FILE
 from ..progress import say
 from ..training.interruption import Interrupted, StopRequest
 from ..training.run_folder import PREDICTIONS_FILE, RESULTS_FILE, RUN_FILE, read_json
 from . import upload
-from .model_card import CARD_FILE, read_saved_config, read_saved_json, write_model_card
+from .model_card import CARD_FILE, read_results_of_run, read_saved_config, read_saved_json, write_model_card
 from .settings import DestinationSettings
 
 LONGEST_WAIT = 1800.0  # seconds that a run waits for an upload at its end
 _SNAPSHOT, _UPLOAD_LOG = ".pushed", ".pushed.log"
-_PUBLISHED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.py", CARD_FILE)
-_PRIVATE_FILES = (RUN_FILE, "not_finite.json")  # they contain command, paths and environment of a machine
+# What `save_pretrained` of networks, adapted models, image processors and PEFT writes, and the card. Weights in many
+# files are those that the index names, and code is every .py file. All else in the folder stays private: embeddings of
+# images (`msctr index`), run.json and not_finite.json (command, paths and environment), states of the optimizer.
+_PUBLISHED_FILES = {
+    *(CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, HEADS_FILE, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME),
+    *(ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CARD_FILE),
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,7 @@ class Publisher:
         if code == 0:
             return
         log = self._folder / _UPLOAD_LOG
-        text = log.read_text(errors="replace").strip() if log.is_file() else ""
+        text = log.read_text(errors="replace", encoding="utf-8").strip() if log.is_file() else ""
         if code == upload.EXIT_REFUSED and text:
             self._report(text.splitlines()[-1])  # after warnings of huggingface_hub
         else:
@@ -215,12 +230,21 @@ def take_snapshot(folder: Path, spec: DatasetSpec | None, destination: Destinati
     snapshot = folder / _SNAPSHOT
     shutil.rmtree(snapshot, ignore_errors=True)
     snapshot.mkdir()
-    names = {path.name for pattern in _PUBLISHED_FILES for path in folder.glob(pattern)} - set(_PRIVATE_FILES)
-    _link(sorted(names), folder, snapshot)
+    _link(_names_to_publish(folder), folder, snapshot)
     _write_card(folder, spec, destination, named=True, target=snapshot)
-    if f"({PREDICTIONS_FILE})" in (snapshot / CARD_FILE).read_text(errors="replace"):
+    if f"({PREDICTIONS_FILE})" in (snapshot / CARD_FILE).read_text(errors="replace", encoding="utf-8"):
         _link([PREDICTIONS_FILE], folder, snapshot)
     return snapshot
+
+
+def _names_to_publish(folder: Path) -> list[str]:
+    """List the files of a folder that are published, except predictions.png."""
+    published = {*_PUBLISHED_FILES, *read_saved_json(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map", {}).values()}
+    if read_results_of_run(folder):  # results of an evaluation have paths of this machine
+        published.add(RESULTS_FILE)
+    return sorted(
+        path.name for path in folder.iterdir() if (path.name in published or path.suffix == ".py") and path.is_file()
+    )
 
 
 def _link(names: Sequence[str], folder: Path, target: Path) -> None:
@@ -244,9 +268,8 @@ def _write_card(
 
 def _start(snapshot: Path, destination: Destination) -> subprocess.Popen:
     command = [sys.executable, "-P", upload.__file__, json.dumps(_upload_arguments(snapshot, destination))]
-    with (snapshot.parent / _UPLOAD_LOG).open(
-        "w"
-    ) as log:  # not a pipe, which nobody reads: it would fill up and block
+    # not a pipe, which nobody reads: it would fill up and block
+    with (snapshot.parent / _UPLOAD_LOG).open("wb") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -258,10 +281,10 @@ def _start(snapshot: Path, destination: Destination) -> subprocess.Popen:
 
 
 def _upload_arguments(snapshot: Path, destination: Destination) -> dict[str, Any]:
-    results = read_json(snapshot / RESULTS_FILE)
+    results = read_results_of_run(snapshot)
     message = "Model"
     if results.get("mean_iou") is not None:
-        message = f"Model of step {results.get('step')}: validation mIoU {100 * results['mean_iou']:.2f} %"
+        message = f"Model of step {results['step']}: validation mIoU {100 * results['mean_iou']:.2f} %"
     return {
         "folder": str(snapshot),
         "repo_id": destination.repo_id,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +18,12 @@ from ..data.preparation import prepare
 from ..data.saved_source import SavedDataset
 from ..errors import UsageError
 from ..folder_lock import locked
+from ..new_folder import refuse_used, written_whole
 from ..progress import progress
 from .export import Export, ExportedImage, draw_labels
 from .formats import find_format
 from .splitting import divide
 
-_UNFINISHED = ".importing"
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
@@ -74,7 +73,8 @@ def import_export(
     _refuse_unannotated(images, export, unannotated_images, test_is_annotated)
     table = _table(export, ignored_classes)
     fill = {"background": export.background, "ignore": IGNORE_INDEX, None: None}[unannotated_images]
-    with locked(output_dir), _written_beside(output_dir) as folder:
+    # refuses a used folder again: another process may have filled it while the export was read
+    with locked(output_dir), written_whole(output_dir, "output_dir", last=DESCRIPTION) as folder:
         for image in progress(images, title=f"importing {kind.title}", unit="image"):
             _write_image(image, table, fill if test_is_annotated or image.split != "test" else None, folder)
         (folder / DESCRIPTION).write_text(_describe(export, ignored_classes, folder), encoding="utf-8")
@@ -99,13 +99,7 @@ def _check_places(source: Path, output_dir: Path) -> None:
         raise UsageError(f"`source`: {source} does not exist.")
     if source.suffix.lower() in (".zip", ".tar", ".gz", ".tgz"):
         raise UsageError(f"`source`: {source} is an archive; unpack it and name the folder.")
-    _check_output_dir(output_dir)
-
-
-def _check_output_dir(output_dir: Path) -> None:
-    is_file = output_dir.exists() and not output_dir.is_dir()
-    if is_file or (output_dir.is_dir() and any(path.name != _UNFINISHED for path in output_dir.iterdir())):
-        raise UsageError(f"`output_dir`: {output_dir} exists and is not an empty folder; choose another one.")
+    refuse_used(output_dir, "output_dir")
 
 
 def _refuse_same_names(images: Sequence[ExportedImage]) -> None:
@@ -168,31 +162,6 @@ def _table(export: Export, ignored: Sequence[str]) -> np.ndarray:
 
 def _kept(export: Export, ignored: Sequence[str]) -> list[str]:
     return [name for name in export.classes if name not in ignored]
-
-
-@contextmanager
-def _written_beside(output_dir: Path) -> Iterator[Path]:
-    """Give a folder that gets its name when all is written, and is removed after an error.
-
-    A folder that exists is filled, the description last: it may be the working directory, a link or a mounted disk,
-    none of which can be replaced. What a killed process has left is removed at the start.
-    """
-    _check_output_dir(output_dir)  # again: another process may have filled it while the export was read
-    place = output_dir.resolve()
-    beside, inside = place.with_name(f"{place.name}.importing"), place / _UNFINISHED
-    for left in (beside, inside):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = inside if place.is_dir() else beside
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        if folder == beside:
-            folder.rename(place)
-        else:
-            for path in sorted(folder.iterdir(), key=lambda path: path.name == DESCRIPTION):
-                path.rename(place / path.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_image(image: ExportedImage, table: np.ndarray, unannotated: int | None, folder: Path) -> None:

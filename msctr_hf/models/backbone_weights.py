@@ -127,7 +127,9 @@ def _load_transformers_file(model: MsctrForSemanticSegmentation, path: Path) -> 
             shutil.copyfile(path, weights)
         else:
             save_file({key: value.contiguous() for key, value in read_state_dict(path).items()}, weights)
-        (Path(folder) / "config.json").write_text(json.dumps(model.config.backbone_config.to_dict(), default=str))
+        (Path(folder) / "config.json").write_text(
+            json.dumps(model.config.backbone_config.to_dict(), default=str), encoding="utf-8"
+        )
         _copy_transformers_backbone(model, folder, str(path))
 
 

@@ -167,7 +167,7 @@ def traced(accelerator: Accelerator, output_dir: Path) -> Iterator[torch.profile
         folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(folder / f"trace_{accelerator.process_index}.json"))
         table = profiler.key_averages().table(sort_by=key, row_limit=_LISTED_OPERATORS)
-        (folder / f"operators_{accelerator.process_index}.txt").write_text(table)
+        (folder / f"operators_{accelerator.process_index}.txt").write_text(table, encoding="utf-8")
 
     schedule = {
         "skip_first": _SKIPPED_STEPS,

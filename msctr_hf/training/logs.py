@@ -110,7 +110,7 @@ class RunLog:
         self.path = output_dir / LOG_FILE
         last_validated = step if validated_step is None else validated_step
         if accelerator.is_main_process and self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             with self._full_disk_reported(OSError):
                 replace_file(self.path, "".join(line for line in lines if _is_up_to(line, step, last_validated)))
         options = {"tensorboard": {"purge_step": step + 1}} if step else {}
@@ -127,7 +127,7 @@ class RunLog:
             with self._full_disk_reported():
                 self.accelerator.log(numbers, step=step)
         if self.accelerator.is_main_process:
-            with self._full_disk_reported(OSError), self.path.open("a") as file:
+            with self._full_disk_reported(OSError), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
 
     def write_skipped(self, verdict: Verdict) -> None:

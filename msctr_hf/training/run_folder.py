@@ -40,6 +40,7 @@ MARKER = "COMPLETE"  # last file of a checkpoint to be written
 LAST = "last"
 OLD_REPLACED = ".replaced"  # folder in OUTPUT_DIR in which older versions kept the run to replace
 _PARTIAL = ".partial"
+_IS_WINDOWS = os.name == "nt"
 
 
 def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None:
@@ -65,6 +66,21 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
         raise UsageError(
             f"`output_dir`: {output_dir} holds another run; choose another folder, resume it with `resume='auto'`, "
             "or replace it with `overwrite_output_dir`."
+        )
+
+
+def refuse_models_and_runs(output_dir: Path) -> None:
+    """Refuse a folder that a command other than training may not write to, since results.json of a run is there.
+
+    Raises:
+        UsageError: If the folder holds a model or a run, or is a file.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UsageError(f"`output_dir`: {output_dir} is a file.")
+    if any((output_dir / name).exists() for name in ("config.json", RUN_FILE)):
+        raise UsageError(
+            f"`output_dir`: {output_dir} holds a model or a run, whose results would be replaced; name another "
+            f"folder, such as {output_dir / 'evaluation'}."
         )
 
 
@@ -146,7 +162,7 @@ def write_config(output_dir: Path, settings: dict[str, Any]) -> None:
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:
     """Read all entries of log.jsonl."""
-    return [json.loads(line) for line in (output_dir / LOG_FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (output_dir / LOG_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -157,7 +173,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a dict from a JSON file; return an empty dict if the file does not exist."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
@@ -169,7 +185,7 @@ def replace_file(path: Path, text: str) -> None:
     """Write or replace a text file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _written_whole(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
     sync(path.parent)
 
 
@@ -192,8 +208,13 @@ def remove_unfinished(output_dir: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk, so that they survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or the names in a folder, to the disk, so that they survive a power failure.
+
+    Windows opens no folders, and flushes only files that are open for writing.
+    """
+    if _IS_WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

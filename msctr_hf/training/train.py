@@ -157,7 +157,7 @@ def _dry_run(
 
 
 def _dry_run_folder(arguments: TrainingSettings) -> Path:
-    output_dir = Path(arguments.output_dir).absolute()
+    output_dir = Path(arguments.output_dir).resolve()  # `..` has no name
     return output_dir.with_name(f".{output_dir.name}.dry_run")
 
 

@@ -317,6 +317,7 @@ def test_the_command_writes_the_bank_of_a_folder(files, capsys, tmp_path):
         (["--stage", "7"], "--stage must be one of 1, 2, 3, 4 with --features projection, got 7."),
         (["--features", "logits"], "invalid choice: 'logits'"),
         (["--bank", "."], "--bank: . is a folder; name another file."),
+        (["--bank", "new/"], "--bank: new is a folder; name another file."),
         (["--window_stride", "3", "3"], "--window_stride needs --window_size."),
     ],
 )

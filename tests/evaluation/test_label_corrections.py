@@ -192,6 +192,14 @@ def test_faulty_lists_and_folders_are_refused(shared, tmp_path):
     assert files_below(tmp_path) == ["accepted.csv", "text"]
 
 
+def test_the_folder_for_corrected_labels_may_be_the_working_directory(shared, tmp_path, monkeypatch):
+    accepted = shared.accept(tmp_path / "accepted.csv", "c_0")
+    (tmp_path / "corrected").mkdir()
+    monkeypatch.chdir(tmp_path / "corrected")
+    shared.write(accepted, ".")
+    assert files_below(tmp_path / "corrected") == ["corrections.csv", "train/labels/c_0.png"]
+
+
 def test_labels_that_changed_since_the_check_are_refused(tmp_path):
     write_boxes(tmp_path / "data", WRONG)
     checked = Checked(tmp_path / "data", tmp_path / "out")

@@ -1,5 +1,8 @@
 import csv
+import os
+import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +63,43 @@ def test_without_matplotlib_the_figure_is_replaced_by_a_note(scores, tmp_path, m
     assert "confusion.png" not in (tmp_path / "report.md").read_text()
 
 
+def test_figures_of_an_earlier_evaluation_are_neither_kept_nor_shown(scores, tmp_path, monkeypatch):
+    write(scores, tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write(replace(scores, worst=[]), tmp_path)
+    assert not list(tmp_path.glob("*.png"))
+    assert "![" not in (tmp_path / "report.md").read_text()
+
+
 def test_confusions_are_shares_of_the_labeled_pixels(scores):
     (confusion,) = scores.results(dict(enumerate(CLASSES)), {})["largest_confusions"]
     assert confusion == {"class": "sky", "predicted_as": "road", "share": pytest.approx(1 / 3)}
+
+
+WRITE_AND_READ = r"""
+import sys
+from pathlib import Path
+from msctr_hf.evaluation.mean_iou import ConfusionMatrix
+from msctr_hf.evaluation.report import write_report
+from msctr_hf.evaluation.scoring import Scores
+from msctr_hf.training.run_folder import replace_file
+from msctr_hf.commands.train import command_line
+folder, classes = Path(sys.argv[1]), ("Stra\u00dfe", "\u9053")
+scores = Scores(ConfusionMatrix(2), None, [], [])
+write_report(folder, scores.results(dict(enumerate(classes)), {}), scores, classes, ((1, 2, 3), (4, 5, 6)))
+replace_file(folder / "config.yaml", "data_dir: Stra\u00dfe\n")
+data = command_line().parse(["--config", str(folder / "config.yaml"), "--dataset", "folder"])[1]
+assert data.data_dir == "Stra\u00dfe", ascii(data.data_dir)
+"""
+
+
+def test_names_of_classes_and_folders_may_have_letters_that_the_locale_lacks(tmp_path):
+    """Windows encodes texts by its code page, this process by that of the locale C: ASCII."""
+    environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WRITE_AND_READ, str(tmp_path)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for name in ("report.md", "confusion.csv"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "Stra\u00dfe" in text
+        assert "\u9053" in text

@@ -1,6 +1,8 @@
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from conftest import ROOT, SWIN_TINY
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.errors import UsageError
 from msctr_hf.hub import export
 from msctr_hf.hub.export import export_network
 from msctr_hf.models.decode_heads import DECODE_HEADS, average_cells
@@ -64,6 +67,40 @@ def test_an_export_that_differs_from_the_network_is_refused_and_leaves_no_files(
     with pytest.raises(ValueError, match=r"differ by 0.26 at size \(64, 96\); try `size_multiple=32`"):
         export_network(network(tiny_config("fcn")), MsctrImageProcessor(), tmp_path / "exported", format="torch")
     assert list(tmp_path.iterdir()) == []
+
+
+class Saved:
+    def save_pretrained(self, folder):
+        folder.mkdir(exist_ok=True)
+        (folder / "model.onnx").touch()
+
+
+@pytest.mark.parametrize("place", [".", "./", "../work", "new/..", "new", "new/", "../link"])
+def test_the_new_folder_may_be_the_working_directory_or_a_link(tiny_config, tmp_path, monkeypatch, place):
+    monkeypatch.setattr(export, "_export", lambda *arguments: Saved())
+    monkeypatch.setattr(export, "_compare", lambda *arguments: export.Comparison(1, (64, 96), 0.0, 1.0))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    monkeypatch.chdir(tmp_path / "work")
+    export_network(network(tiny_config("fcn")), MsctrImageProcessor(), place)
+    names = {"new": "work/new", "new/": "work/new", "../link": "target"}
+    written = tmp_path / names.get(place, "work")
+    assert {"model.onnx", "preprocessor_config.json"} <= {path.name for path in written.iterdir()}
+    assert not (written / ".partial").exists()
+    assert Path.cwd() == tmp_path / "work"
+    assert {path.name for path in tmp_path.iterdir()} <= {"work", "link", "target"}
+
+
+@pytest.mark.parametrize("place", ["..", ".", "new/..", "text", "text/exported", "/proc/none/exported"])
+@pytest.mark.filterwarnings("ignore:.*cannot be locked")
+def test_a_folder_that_cannot_be_written_is_refused_before_the_export(tiny_config, tmp_path, monkeypatch, place):
+    monkeypatch.setattr(export, "_export", lambda *arguments: pytest.fail("it was exported"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("text").touch()
+    with pytest.raises(UsageError, match=rf"`output_dir`: {re.escape(place)} (is a file|could not be written)"):
+        export_network(network(tiny_config("fcn")), MsctrImageProcessor(), place)
+    assert [path.name for path in Path().iterdir()] == ["text"]
 
 
 def test_a_network_that_cannot_be_exported_is_reported_in_one_sentence(tiny_config, tmp_path, monkeypatch):

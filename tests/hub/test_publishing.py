@@ -11,16 +11,18 @@ import torch
 from conftest import ROOT, SWIN_TINY
 from layouts import write_folder
 from local_hub import TOKEN, LocalHub
+from peft import LoraConfig, get_peft_model
 from small_run import flags
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
-from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf import ContrastiveAdapter, MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.errors import UsageError
 from msctr_hf.hub import upload
 from msctr_hf.hub.model_card import write_model_card
 from msctr_hf.hub.publishing import Destination, Publisher, publish, take_snapshot
 from msctr_hf.training.interruption import EXIT_INTERRUPTED
-from msctr_hf.training.run_folder import write_json
+from msctr_hf.training.run_folder import save_model, write_json
 
 REPOSITORY = "someone/network"
 READ = """
@@ -127,6 +129,56 @@ def test_a_published_folder_is_complete_and_holds_no_path_of_this_machine(hub, p
     assert not any(b"/home/someone" in content for content in files.values())
     assert hub.repositories[REPOSITORY]["messages"] == ["Model of step 3: validation mIoU 30.00 %"]
     assert not (folder / ".pushed").exists()
+
+
+def adapted(folder):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=3, **sizes))
+    save_model(ContrastiveAdapter(model, projection_dim=6), SegformerImageProcessor(), folder)
+    assert (folder / "projection_head.safetensors").exists()
+
+
+def sharded(folder):
+    model = MsctrForSemanticSegmentation(MsctrConfig(backbone_config=SWIN_TINY, decode_head="fcn", num_labels=3))
+    model.save_pretrained(folder, max_shard_size="100KB")
+    MsctrImageProcessor().save_pretrained(folder)
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+
+
+def with_lora(folder):
+    adapted(folder)
+    model = SegformerForSemanticSegmentation.from_pretrained(folder)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("save", [adapted, sharded, with_lora])
+def test_all_that_is_saved_for_a_model_is_published_and_nothing_else(tmp_path, save):
+    folder = tmp_path / "network"
+    folder.mkdir()
+    save(folder)
+    saved = {path.name for path in folder.iterdir()}
+    write_json(folder / "results.json", results_of(step=3))
+    private = ("bank.safetensors", "model-00009-of-00009.safetensors", "trainer_state.json", "labels.json", "run.json")
+    for name in (*private, "not_finite.json", "suspects.csv", "predictions.png", "optimizer.bin", "log.jsonl"):
+        (folder / name).write_text("{}")
+    (folder / "package.py").mkdir()
+    snapshot = take_snapshot(folder, None, Destination(REPOSITORY))
+    assert {path.name for path in snapshot.iterdir()} == saved | {"README.md", "results.json"}
+
+
+def test_results_of_an_evaluation_in_the_folder_are_neither_published_nor_in_the_card(hub, publisher, folder):
+    evaluated = {name: value for name, value in results_of(step=3).items() if name != "step"}
+    write_json(folder / "results.json", {**evaluated, "model": str(folder), "split": "test"})
+    push(publisher(), folder)
+    files = hub.repositories[REPOSITORY]["files"]
+    assert "results.json" not in files
+    assert not any(str(folder).encode() in content for content in files.values())
+    assert hub.repositories[REPOSITORY]["messages"] == ["Model"]
+    card = (folder / "README.md").read_text()
+    assert "## Results" not in card
+    assert "model-index" not in card
+    assert "This folder has no results" in card
 
 
 def test_images_of_restricted_data_sets_are_not_published(folder):

@@ -317,12 +317,12 @@ def test_after_an_error_nothing_is_left_and_a_second_try_succeeds(tmp_path):
         import_export(source, tmp_path / "data")
     assert contents(tmp_path) == before
     (source / "SegmentationClass/d.png").write_bytes(good)
-    (tmp_path / "data.importing/old").mkdir(parents=True)  # of a process that was killed
+    (tmp_path / ".data.partial/old").mkdir(parents=True)  # of a process that was killed
     (tmp_path / "data").mkdir()
     import_export(source, tmp_path / "data")
-    assert not (tmp_path / "data.importing").exists()
+    assert not (tmp_path / ".data.partial").exists()
     assert not (tmp_path / "data/old").exists()
-    with pytest.raises(UsageError, match="`output_dir`: .* is not an empty folder"):
+    with pytest.raises(UsageError, match="`output_dir`: .* is not empty"):
         import_export(source, tmp_path / "data")
 
 
@@ -333,7 +333,7 @@ def test_the_folder_to_write_may_be_the_working_directory_or_a_link(tmp_path, mo
     target.parent.mkdir()
     if "missing" not in kind:
         target.mkdir()
-        (target / ".importing/old").mkdir(parents=True)  # of a process that was killed
+        (target / ".partial/old").mkdir(parents=True)  # of a process that was killed
     if kind == "working directory":
         monkeypatch.chdir(target)
         output_dir = Path()
@@ -348,10 +348,10 @@ def test_the_folder_to_write_may_be_the_working_directory_or_a_link(tmp_path, mo
 
 def test_two_imports_do_not_write_the_same_folder(tmp_path):
     source = exports.write_cvat(tmp_path / "export", four(), ("background", "road", "car"))
-    (tmp_path / "data.importing").mkdir()  # of the other import
+    (tmp_path / ".data.partial").mkdir()  # of the other import
     with locked(tmp_path / "data"), pytest.raises(UsageError, match="data"):
         import_export(source, tmp_path / "data")
-    assert (tmp_path / "data.importing").is_dir()
+    assert (tmp_path / ".data.partial").is_dir()
 
 
 def test_after_an_error_an_empty_folder_stays_empty(tmp_path):
@@ -370,7 +370,7 @@ def test_a_killed_import_leaves_no_data_set_under_its_name(tmp_path):
     command = [sys.executable, "-m", "msctr_hf", "import", str(source), str(tmp_path / "data")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "data.importing").glob("*/labels/*.png")):
+    while not list((tmp_path / ".data.partial").glob("*/labels/*.png")):
         assert process.poll() is None, process.stdout.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)

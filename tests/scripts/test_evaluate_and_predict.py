@@ -131,6 +131,21 @@ def test_wrong_input_is_reported_in_one_sentence(run_script, model, folder, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["run/config.json", "run/run.json", "run"])
+def test_a_folder_of_a_model_or_a_run_is_refused_before_scoring(run_script, folder, tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    code, _, error = run_script(
+        "evaluate.py", "--model", "/no/model", "--dataset", "folder", "--data_dir", folder, "--output_dir",
+        tmp_path / "run",
+    )  # fmt: skip
+    assert code == 2
+    assert error.startswith(f"error: --output_dir: {tmp_path / 'run'} ")
+    assert len(error.splitlines()) == 1
+    assert (str(tmp_path / "run/evaluation") in error) == (name != "run")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["run"]
+
+
 def test_unreadable_images_are_named_and_the_others_are_labeled(run_script, model, tmp_path):
     write_image(tmp_path / "images/good.png")
     (tmp_path / "images/bad.png").write_bytes(b"nothing")

@@ -1,4 +1,6 @@
+import fcntl
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +46,30 @@ def test_a_file_keeps_its_content_if_writing_fails(tmp_path, monkeypatch):
         replace_file(path, "new")
     assert path.read_text() == "old"
     assert content(tmp_path) == {"results.json"}
+
+
+def test_files_are_replaced_on_windows_which_opens_no_folders_and_flushes_no_files_that_are_only_read(
+    tmp_path, monkeypatch
+):
+    def open_as_windows_does(path, flags, *rest):
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return posix_open(path, flags, *rest)
+
+    def flush_as_windows_does(descriptor):
+        flushed.append(descriptor)
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+
+    flushed, posix_open = [], os.open
+    monkeypatch.setattr(os, "open", open_as_windows_does)
+    monkeypatch.setattr(os, "fsync", flush_as_windows_does)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        replace_file(tmp_path / "results.json", "new")
+    monkeypatch.setattr(run_folder, "_IS_WINDOWS", True)
+    replace_file(tmp_path / "results.json", "new")
+    assert (tmp_path / "results.json").read_text() == "new"
+    assert len(flushed) == 2
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])
