@@ -23,12 +23,12 @@ from .channels import (
     decode_deep_png,
     decode_tiff,
     is_array,
-    is_tiff,
     pillow_keeps_values,
     values_of,
 )
 from .orientation import Size, orientation_of, turned_back
 from .png_checksums import VerifiedPng, verify_png
+from .tiff_tags import is_tiff
 
 try:  # optional: they decode faster than Pillow, to the same pixels
     import pyspng
