@@ -219,7 +219,10 @@ def _common_type(pixels: np.ndarray, name: str) -> np.ndarray:
         with np.errstate(over="ignore"):  # reported below
             pixels = pixels.astype(np.float32, copy=False)
         if not np.isfinite(pixels).all():
-            raise UsageError(f"{name} has values that are NaN or infinite; replace them by a number.")
+            raise UsageError(
+                f"{name} has values that are NaN or infinite; replace them by a number, or by the no-data value "
+                "of a GeoTIFF, which may be NaN."
+            )
         return pixels
     if kind not in "iu":
         raise UsageError(f"{name}: values must be integers or floating-point numbers, got {pixels.dtype}.")

@@ -132,7 +132,7 @@ def _tags_of(file: str | bytes) -> frozenset[int]:
             return frozenset()
         status = os.stat(file)
         return _tags_in(file, status.st_mtime_ns, status.st_size)
-    except (OSError, OverflowError, struct.error):  # of a file that cannot be read, which is refused when it is decoded
+    except (OSError, OverflowError, struct.error):  # of a damaged file, which is refused when it is decoded
         return frozenset()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of a TIFF and a BigTIFF, in both byte orders
 NO_DATA_TAG = 42113  # of GDAL: the no-data value as text
-_ASCII = 2  # type of texts, whose values have as many bytes as their count
+_PHOTOMETRIC, _PALETTE = 262, 3  # tag of the meaning of values, and that of indices of a palette
+_ASCII, _SHORT = 2, 3  # types: text, of which a character is a byte, and integers of 16 bits
 _LONGEST_TEXT = 1 << 12  # bytes; a damaged file may state any length
 
 
@@ -16,14 +18,14 @@ def is_tiff(data: bytes) -> bool:
     return data.startswith(TIFF_STARTS)
 
 
-def read_tags(file: BinaryIO) -> dict[int, bytes]:
+def read_tags(file: BinaryIO) -> dict[int, Any]:
     """Read the tags of the first image of a TIFF or a BigTIFF.
 
     Args:
         file (`BinaryIO`): The file, at its start.
 
     Returns:
-        `dict[int, bytes]`: Tag -> its value if that is a text, otherwise nothing.
+        `dict[int, Any]`: Tag -> its value, if that is a text (`bytes`) or an integer of 16 bits, otherwise `None`.
 
     Raises:
         struct.error: If the file ends early.
@@ -37,18 +39,25 @@ def read_tags(file: BinaryIO) -> dict[int, bytes]:
     file.seek(struct.unpack_from(order + offset, header, start)[0])
     (entries,) = _unpack(file, order + count)
     directory = [_unpack(file, order + entry) for _ in range(entries)]
-    tags = dict.fromkeys((tag for tag, *_ in directory), b"")
+    tags: dict[int, Any] = dict.fromkeys(tag for tag, *_ in directory)
     for tag, kind, length, value in directory:
         if kind == _ASCII:
             if length > len(value):  # then the entry holds the place of the value
                 file.seek(struct.unpack(order + offset, value)[0])
                 value = file.read(min(length, _LONGEST_TEXT))
             tags[tag] = value[:length].split(b"\0")[0]
+        elif kind == _SHORT and length == 1:
+            (tags[tag],) = struct.unpack_from(order + "H", value)
     return tags
 
 
-def no_data_value(tags: dict[int, bytes]) -> float | None:
-    """Return the number that the values without data of a GeoTIFF have; `None` if its tags state none."""
+def no_data_value(tags: Mapping[int, Any]) -> float | None:
+    """Return the number that the values without data of a GeoTIFF have; `None` if its tags state none.
+
+    The number of a file with a palette is an index, and no value of the colors that are read.
+    """
+    if tags.get(_PHOTOMETRIC) == _PALETTE:
+        return None
     try:
         return float(tags[NO_DATA_TAG])
     except (KeyError, ValueError):

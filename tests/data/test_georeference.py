@@ -101,7 +101,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("count", "dtype"),
-    [(1, "int16"), (2, "uint8"), (2, "float32"), (3, "uint16"), (4, "int32"), (5, "uint8"), (13, "uint8"), (13, "uint16")],
+    [(1, "int16"), (2, "uint8"), (2, "float32"), (3, "uint16"), (4, "int32"), (5, "uint8"), (13, "uint16")],
 )
 def test_tags_of_any_bands_types_and_layouts_are_found(tmp_path, count, dtype, kind):
     path, no_data = tmp_path / "a.tif", 0 if dtype.startswith("u") else -99
@@ -131,7 +131,8 @@ def test_a_file_that_ends_early_has_no_tags(tmp_path, length):
 
 def test_labels_and_predictions_of_many_bands_keep_no_data_and_place(folder, tmp_path, tiny_config):
     root, expected = folder
-    write_geotiff(root / "images/a.tif", bands_with_an_empty_corner(5, "uint16", 0), nodata=0, photometric="minisblack")
+    pixels = bands_with_an_empty_corner(5, "uint16", 0)
+    write_geotiff(root / "images/a.tif", pixels, nodata=0, photometric="minisblack")
     dataset = load_segmentation_dataset("folder", "train", root, num_channels=5)
     for rows in (dataset, rows_for_crops(dataset), rows_of_labels(dataset)):
         assert np.array_equal(np.asarray(rows[0]["label"]), expected)
