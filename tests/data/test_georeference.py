@@ -1,6 +1,7 @@
 """Georeference and no-data values of GeoTIFF files are kept in labels and predictions."""
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -153,6 +154,25 @@ def test_a_copy_that_holds_the_files_ignores_the_same_pixels(folder, tmp_path):
     dataset = load_segmentation_dataset("folder", "train", tmp_path / "copy")
     for rows in (dataset, rows_for_crops(dataset), rows_of_labels(dataset)):
         assert np.array_equal(np.asarray(rows[0]["label"]), expected)
+
+
+def test_a_pre_decoded_copy_warns_that_images_without_labels_are_valid_everywhere(folder, tmp_path):
+    root, expected = folder
+    prepare(
+        get_dataset_spec("folder", root), ["train"], root, SavedDataset(), output_dir=tmp_path / "a", predecode=True
+    )
+    with pytest.warns(InputWarning, match="does not store where images have no data, so all .* count as valid"):
+        unlabeled = load_segmentation_dataset("folder", "train", tmp_path / "a", with_labels=False)
+    assert not unlabeled[0]["label"][0 : SIZE[0], 0 : SIZE[1]].any()
+    write_geotiff(root / "images/a.tif", image_with_a_black_corner())
+    prepare(
+        get_dataset_spec("folder", root), ["train"], root, SavedDataset(), output_dir=tmp_path / "b", predecode=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        load_segmentation_dataset("folder", "train", tmp_path / "b", with_labels=False)
+        labeled = load_segmentation_dataset("folder", "train", tmp_path / "a")
+    assert np.array_equal(np.asarray(labeled[0]["label"]), expected)
 
 
 def test_a_damaged_image_is_refused_by_name_where_only_labels_are_read(folder):
