@@ -95,10 +95,11 @@ def read_stored_channels(file: Any, channels: Channels) -> StoredPixels:
     def decode() -> StoredPixels:
         data = file.get("bytes") or Path(file["path"]).read_bytes()
         stored = _decode_values(data, channels.count, name)
+        pixels: Any = stored.pixels
         if is_tiff(data) and (no_data := no_data_value(read_tags(BytesIO(data)))) is not None:
-            missing = find_missing(stored.pixels, no_data)  # type: ignore[arg-type]
+            missing = find_missing(pixels, no_data)
             if missing is not None:
-                return replace(stored, pixels=fill_missing(stored.pixels, missing), missing=missing)
+                return replace(stored, pixels=fill_missing(pixels, missing), missing=missing)
         return stored
 
     stored = decode_or_name(name, decode)
