@@ -22,41 +22,48 @@ _PIXELS_AT_A_TIME = 1 << 20
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Statistics of every channel over all pixels of some images.
+    """Statistics of every channel over all pixels of some images that have data.
 
     Args:
         value_type (`str`): Type of the values, one of `VALUE_TYPES`.
-        pixels (`int`): Number of pixels.
-        means (`tuple[float, ...]`): Mean of every channel, in the units of the files.
+        pixels (`tuple[int, ...]`): Number of pixels of every channel.
+        means (`tuple[float, ...]`): Mean of every channel, in the units of the files; 0 of no pixels.
         variances (`tuple[float, ...]`): Mean square of the differences from the mean.
     """
 
     value_type: str
-    pixels: int
+    pixels: tuple[int, ...]
     means: tuple[float, ...]
     variances: tuple[float, ...]
 
     @classmethod
-    def of_image(cls, image: np.ndarray) -> ChannelStatistics:
-        """Compute the statistics of one image (H, W, N), of which a part at a time is copied to float64."""
-        values = image.reshape(-1, image.shape[2])
+    def of_image(cls, image: np.ndarray, missing: np.ndarray | None = None) -> ChannelStatistics:
+        """Compute the statistics of one image (H, W, N), of which a part at a time is copied to float64.
+
+        Values where `missing` (H, W, N) is true are left out.
+        """
+        values = np.ma.array(image, mask=np.ma.nomask if missing is None else missing).reshape(-1, image.shape[2])
         parts = (values[start : start + _PIXELS_AT_A_TIME] for start in range(0, len(values), _PIXELS_AT_A_TIME))
         return functools.reduce(operator.add, map(cls._of_pixels, parts))
 
     @classmethod
-    def _of_pixels(cls, values: np.ndarray) -> ChannelStatistics:
-        means, variances = values.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64)
-        return cls(str(values.dtype), len(values), tuple(means.tolist()), tuple(variances.tolist()))
+    def _of_pixels(cls, values: np.ma.MaskedArray) -> ChannelStatistics:
+        means, variances = (
+            np.ma.filled(compute(axis=0, dtype=np.float64), 0.0).tolist() for compute in (values.mean, values.var)
+        )
+        return cls(str(values.dtype), tuple(values.count(axis=0).tolist()), tuple(means), tuple(variances))
 
     def __add__(self, other: ChannelStatistics) -> ChannelStatistics:
         """Compute the statistics of all pixels of both; sums of squares would lose digits (Chan et al., 1979)."""
-        pixels = self.pixels + other.pixels
-        share = other.pixels / pixels
+        pixels = np.array(self.pixels) + other.pixels
+        share = np.array(other.pixels) / np.maximum(pixels, 1)
         difference = np.array(other.means) - self.means
         means = self.means + share * difference
         variances = (1 - share) * np.array(self.variances) + share * np.array(other.variances)
         variances += share * (1 - share) * difference**2
-        return ChannelStatistics(self.value_type, pixels, tuple(means.tolist()), tuple(variances.tolist()))
+        return ChannelStatistics(
+            self.value_type, tuple(pixels.tolist()), tuple(means.tolist()), tuple(variances.tolist())
+        )
 
     @property
     def channels(self) -> Channels:
@@ -82,7 +89,7 @@ class ChannelStatistics:
         """Convert to a dict for JSON."""
         return {
             "value_type": self.value_type,
-            "pixels": self.pixels,
+            "pixels": list(self.pixels),
             "means": list(self.means),
             "variances": list(self.variances),
         }
@@ -91,7 +98,8 @@ class ChannelStatistics:
     def from_dict(cls, entries: dict[str, Any]) -> ChannelStatistics:
         """Build statistics from the result of `as_dict`."""
         means, variances = (tuple(map(float, entries[name])) for name in ("means", "variances"))
-        return cls(str(entries["value_type"]), int(entries["pixels"]), means, variances)
+        pixels = np.broadcast_to(entries["pixels"], len(means))  # one number in copies and runs of older versions
+        return cls(str(entries["value_type"]), tuple(pixels.tolist()), means, variances)
 
     def __str__(self) -> str:
         numbers = zip(self.means, self.variances, strict=True)
@@ -142,7 +150,7 @@ class _Measured(TorchDataset):
             sample = self.dataset[index]
         except UsageError as error:
             return "", str(error)
-        return sample["image_id"], ChannelStatistics.of_image(sample["image"])
+        return sample["image_id"], ChannelStatistics.of_image(sample["image"], sample.get("missing"))
 
 
 def _unchanged(sample: Any) -> Any:

@@ -21,7 +21,6 @@ MAX_CHANNELS = 16
 VALUE_TYPES = {"uint8": 255.0, "uint16": 65535.0, "int32": 1.0, "float32": 1.0}  # type -> value that counts as 1
 ARRAY_SUFFIX = ".npy"
 _ARRAY_START = b"\x93NUMPY"
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 274, 277, 338, 339  # tags
 _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA, _SIGNED = 1, 2, 2  # values of these tags
 _FIRST_AND_SECOND_BYTE = (";16B", ";16L")  # of each value, as Pillow names the ways to unpack them
@@ -102,11 +101,6 @@ def rows_of(image: Any, top: int, bottom: int) -> Any:
 def is_array(data: bytes) -> bool:
     """Return whether a file was written by `numpy.save`."""
     return data.startswith(_ARRAY_START)
-
-
-def is_tiff(data: bytes) -> bool:
-    """Return whether a file is a TIFF, which Pillow may not be able to open."""
-    return data.startswith(_TIFF_STARTS)
 
 
 def decode_array(data: bytes) -> np.ndarray:
@@ -225,7 +219,10 @@ def _common_type(pixels: np.ndarray, name: str) -> np.ndarray:
         with np.errstate(over="ignore"):  # reported below
             pixels = pixels.astype(np.float32, copy=False)
         if not np.isfinite(pixels).all():
-            raise UsageError(f"{name} has values that are NaN or infinite; replace them by a number.")
+            raise UsageError(
+                f"{name} has values that are NaN or infinite; replace them by a number, or by the no-data value "
+                "of a GeoTIFF, which may be NaN."
+            )
         return pixels
     if kind not in "iu":
         raise UsageError(f"{name}: values must be integers or floating-point numbers, got {pixels.dtype}.")

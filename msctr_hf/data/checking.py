@@ -303,7 +303,7 @@ class _CheckedRows(TorchDataset):
             sample = reader({name: [value] for name, value in row.items()})
         except UsageError as error:
             return _Checked(image_id, str(error), raw_values=dict(self.counts))
-        image = sample["image"][0]
+        image, (missing,) = sample["image"][0], sample.get("missing", [None])
         width, height = size_of(image)
         return _Checked(
             image_id,
@@ -312,7 +312,7 @@ class _CheckedRows(TorchDataset):
             histogram=np.asarray(sample["label"][0].histogram(), dtype=np.int64) if has_label else None,
             raw_values=dict(self.counts),
             traits=sample["traits"][0] if "traits" in sample else (),
-            channels=ChannelStatistics.of_image(image) if isinstance(image, np.ndarray) else None,
+            channels=ChannelStatistics.of_image(image, missing) if isinstance(image, np.ndarray) else None,
         )
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from ..errors import UsageError
 from .channels import Channels
 from .file_traits import traits_of
-from .images import Pair, read_image_file, read_labels, read_pair
+from .images import Pair, read_channels, read_image_file, read_labels, read_pair
 from .labels import LabelMapping
 from .regions import ignore_no_data, no_labels, read_large_image, read_large_labels, read_large_pair
 
@@ -49,7 +49,8 @@ class ReadSamples:
         is_unlabeled (`bool`): Whether samples without labels of their own get `regions.no_labels`.
         embedded (`bool`): Whether to refuse rows that contain the path of a file instead of the file: a copy made by
             someone else must not choose which files of this machine are read.
-        with_traits (`bool`): Whether samples have a column `traits`, which a check of the data set counts.
+        with_traits (`bool`): Whether samples have a column `traits`, which a check of the data set counts, and with
+            channels a column `missing`.
         channels (`Channels`, *optional*): Channels of the images, which are then arrays (H, W, N); RGB by default.
         advice (`str`): Sentence that follows the one about a faulty file.
     """
@@ -77,9 +78,7 @@ class ReadSamples:
         if self.embedded:
             _refuse_missing(batch, ("image", "label") if self.with_labels else ("image",))
         if not self.with_labels:
-            images = list(map(self._image, batch["image"]))
-            samples: Batch = {"image": images, "image_id": batch["image_id"]}
-            return {**samples, "label": list(map(no_labels, images, batch["image"]))} if self.is_unlabeled else samples
+            return self._read_images(batch)
         if not self.with_images:
             images = batch.get("image", [{}] * len(batch["label"]))
             labels = [self._labels(*pair) for pair in zip(images, batch["label"], strict=True)]
@@ -90,7 +89,19 @@ class ReadSamples:
             "label": [pair.label for pair in pairs],
             "image_id": batch["image_id"],
         }
-        return {**samples, "traits": list(map(traits_of, pairs))} if self.with_traits else samples
+        if self.with_traits:
+            samples |= {"traits": list(map(traits_of, pairs)), "missing": [pair.missing for pair in pairs]}
+        return samples
+
+    def _read_images(self, batch: Batch) -> Batch:
+        if self.is_unlabeled:
+            images = list(map(self._image, batch["image"]))
+            labels = list(map(no_labels, images, batch["image"]))
+            return {"image": images, "label": labels, "image_id": batch["image_id"]}
+        if self.channels is None:
+            return {"image": list(map(self._image, batch["image"])), "image_id": batch["image_id"]}
+        images, missing = zip(*(read_channels(file, self.channels) for file in batch["image"]), strict=True)
+        return {"image": list(images), "missing": list(missing), "image_id": batch["image_id"]}
 
     def _pair(self, image: Any, label: Any) -> Pair:
         lazily = self.as_arrays and self.channels is None  # blocks of a TIFF are decoded as RGB
@@ -118,7 +129,10 @@ class ReadSamples:
         return replace(self, with_images=False)
 
     def images_only(self) -> ReadSamples:
-        """Return a reader that skips labels, which may be missing."""
+        """Return a reader that skips labels, which may be missing.
+
+        With channels, its samples have a column `missing`: where an image has no data, (H, W, N) bool, or `None`.
+        """
         return replace(self, with_labels=False)
 
     def unlabeled(self) -> ReadSamples:
@@ -130,7 +144,7 @@ class ReadSamples:
         return replace(self, channels=channels)
 
     def for_check(self) -> ReadSamples:
-        """Return a reader whose samples have a column `traits`."""
+        """Return a reader whose samples have columns `traits` and `missing`, as of `images_only`."""
         return replace(self, with_traits=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
 
 from ..errors import as_usage_error, warn_caller
 from .tiff_blocks import SUFFIXES
+from .tiff_tags import NO_DATA_TAG, read_tags
 
-_NO_DATA = 42113  # tag of GDAL
 _GEOREFERENCE = (33550, 33922, 34264, 34735)  # tags of GeoTIFF: pixel scale, tie points, transformation, keys
-_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of a TIFF and a BigTIFF, in both byte orders
 _INSTALL = '`pip install "msctr_hf[geo]"` installs rasterio.'
 
 
@@ -58,7 +57,7 @@ def no_data_of(file: Any) -> NoData | None:
         file: Dict with `path` and `bytes`.
     """
     stored = (file.get("bytes") or file.get("path")) if file else None
-    if not stored or _NO_DATA not in _tags_of(stored):
+    if not stored or NO_DATA_TAG not in _tags_of(stored):
         return None
     if _rasterio() is None:
         warn_caller(f"The no-data value of a GeoTIFF is not read, so all of its pixels count as valid; {_INSTALL}")
@@ -126,23 +125,18 @@ def _rasterio() -> Any:
 
 def _tags_of(file: str | bytes) -> frozenset[int]:
     """Return the tags of a TIFF file, of which the path or the contents are given; none of other files."""
-    is_tiff = file.startswith(_MAGIC) if isinstance(file, bytes) else file.lower().endswith(SUFFIXES)
-    if not is_tiff:
-        return frozenset()
     try:
         if isinstance(file, bytes):
-            return _read_tags(BytesIO(file))
+            return frozenset(read_tags(BytesIO(file)))
+        if not file.lower().endswith(SUFFIXES):
+            return frozenset()
         status = os.stat(file)
         return _tags_in(file, status.st_mtime_ns, status.st_size)
-    except Exception:  # Pillow raises many kinds for a file that cannot be read, which is refused when it is decoded
+    except (OSError, OverflowError, struct.error):  # of a damaged file, which is refused when it is decoded
         return frozenset()
 
 
 @functools.lru_cache(maxsize=1024)
 def _tags_in(path: str, changed: int, length: int) -> frozenset[int]:
-    return _read_tags(path)
-
-
-def _read_tags(file: str | BytesIO) -> frozenset[int]:
-    with Image.open(file) as image:
-        return frozenset(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else frozenset()
+    with open(path, "rb") as file:
+        return frozenset(read_tags(file))

@@ -13,6 +13,7 @@ from PIL import Image
 from ..errors import UsageError
 from .channels import Channels, values_of
 from .labels import LabelMapping
+from .missing_values import fill_missing, find_missing
 from .orientation import Size, matching_turns, orientation_of, turned, turned_size
 from .stored_pixels import (
     decode_or_name,
@@ -22,6 +23,7 @@ from .stored_pixels import (
     read_stored_channels,
     unstretched,
 )
+from .tiff_tags import no_data_value
 
 _ID_MODES = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _COLOR_MODES = {"RGB", "RGBA"}
@@ -39,12 +41,15 @@ class Pair:
         tagged (`str`, *optional*): Which files were turned by their EXIF orientation: "both", "label" or "image";
             "stored" if that of the image was disregarded, because the labels fit only the image as stored; `None` if
             no orientation matters.
+        missing (`np.ndarray` of shape `(H, W, N)`, bool, *optional*): With `channels`, where the file states that it
+            has no data; the values there are those of `missing_values.fill_missing`.
     """
 
     image: Image.Image | np.ndarray
     label: Image.Image | np.ndarray
     bits: int = 8
     tagged: str | None = None
+    missing: np.ndarray | None = None
 
 
 def read_pair(
@@ -76,7 +81,8 @@ def read_pair(
     convert = np.asarray if as_arrays else _as_image
     labels, tagged = convert(turned(train_ids, turns[1])), _tagged(stored.orientation, turns)
     if channels is not None:
-        return Pair(turned(stored.pixels, turns[0]), labels, tagged=tagged)
+        missing = None if stored.missing is None else turned(stored.missing, turns[0])
+        return Pair(turned(stored.pixels, turns[0]), labels, tagged=tagged, missing=missing)
     return Pair(convert(turned(_as_rgb(stored.pixels, file_name(image)), turns[0])), labels, stored.bits, tagged)
 
 
@@ -149,17 +155,28 @@ def read_image_file(file: Any, channels: Channels | None = None, *, as_array: bo
     """Decode an image, turned as viewers show it, from a dict with `path` and `bytes`.
 
     Returns:
-        RGB image of Pillow; with `channels`, an array (H, W, N) of the values in the file. With `as_array`, an RGB
-        image may be an array too, where that is faster.
+        RGB image of Pillow; with `channels`, an array (H, W, N) of the values in the file, in which those without data
+        are replaced by `missing_values.fill_missing`. With `as_array`, an RGB image may be an array too, where that is
+        faster.
 
     Raises:
         UsageError: If the file cannot be read, or has more than 16 bits per channel or other `channels`.
     """
     if channels is not None:
-        kept = read_stored_channels(file, channels)
-        return turned(kept.pixels, kept.orientation)
+        return read_channels(file, channels)[0]
     stored = read_stored(file, "RGB" if as_array else None)
     return turned(_as_rgb(stored.pixels, file_name(file)), stored.orientation)
+
+
+def read_channels(file: Any, channels: Channels) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decode an image as `read_image_file` does.
+
+    Returns:
+        `tuple`: values (H, W, N); where the file states that it has no data, (H, W, N) bool, or `None` if nowhere.
+    """
+    stored = read_stored_channels(file, channels)
+    missing = None if stored.missing is None else turned(stored.missing, stored.orientation)
+    return turned(stored.pixels, stored.orientation), missing  # type: ignore[return-value]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -175,14 +192,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_channels(image: Image.Image, channels: Channels) -> np.ndarray:
-    """Return the values of an image of Pillow as an array (H, W, N), turned as viewers show it.
+    """Return the values of an image of Pillow as an array (H, W, N), as `read_image_file` does.
 
     Raises:
         UsageError: If its file cannot be read, or has other channels.
     """
     name = file_name({"path": getattr(image, "filename", None) or "The image"})
     decode_or_name(name, image.load)  # before the orientation is read, as for `to_rgb`
-    return turned(channels.check(values_of(image, channels.count), name), orientation_of(image))
+    values, no_data = values_of(image, channels.count), no_data_value(getattr(image, "tag_v2", {}))
+    if no_data is not None and (missing := find_missing(values, no_data)) is not None:
+        values = fill_missing(values, missing)
+    return turned(channels.check(values, name), orientation_of(image))
 
 
 def array_to_rgb(pixels: np.ndarray) -> Image.Image:

@@ -2,7 +2,11 @@
 
 FOLDER/predecoded.json            data set, classes, label values, complete splits
 FOLDER/SPLIT.images, .labels      RGB values and train ids of 8 bits, image after image
-FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every image, and the size of its tiles
+FOLDER/SPLIT.index.jsonl          image id, size and first pixel of every image, the size of its tiles, and whether its
+                                  file stated a no-data value
+
+Labels are ignored where an image has no data, but this is not stored apart from them: images that are read without
+labels count as valid everywhere, and a warning says so if an image has areas without data.
 
 The pixels of an image that is larger than a tile are stored tile after tile, row by row; tiles at the right and the
 bottom are smaller. A crop then reads a few places of the disk instead of one for each of its rows.
@@ -23,8 +27,9 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from ..errors import UsageError, as_usage_error
+from ..errors import UsageError, as_usage_error, warn_caller
 from .decoding import rows_for_crops
+from .georeference import no_data_of
 from .label_record import LabelRecord, label_differences
 from .regions import NoLabels, Pixels, Region, as_pixels, whole
 
@@ -36,12 +41,20 @@ _OTHER_LABELS = "{} was pre-decoded with other label values"
 
 @dataclass(frozen=True)
 class ReadMapped:
-    """Reader that turns rows of the index of a pre-decoded copy into samples {image, label, image_id}."""
+    """Reader that turns rows of the index of a pre-decoded copy into samples {image, label, image_id}.
+
+    Args:
+        folder (`str`): Folder of the copy.
+        as_arrays (`bool`): Whether to return memory-mapped arrays instead of images of Pillow.
+        with_images, with_labels (`bool`): What is read.
+        states_no_data (`bool`): Whether a file of an image stated a no-data value.
+    """
 
     folder: str
     as_arrays: bool = False
     with_images: bool = True
     with_labels: bool = True
+    states_no_data: bool = False
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list[Any]]:
         """Look up the samples of rows: RGB image, train ids (mode L), image id."""
@@ -69,7 +82,12 @@ class ReadMapped:
         return replace(self, with_images=False)
 
     def unlabeled(self) -> ReadMapped:
-        """Return a reader that does not read labels: they are 0."""
+        """Return a reader that does not read labels: they are 0, also where an image has no data."""
+        if self.states_no_data:
+            warn_caller(
+                f"{self.folder}: a pre-decoded copy does not store where images have no data, so all of their pixels "
+                "count as valid without labels; read the original files or a parquet copy to leave such pixels out."
+            )
         return replace(self, with_labels=False)
 
     def some_bytes(self, row: dict[str, Any]) -> bytes:
@@ -196,7 +214,8 @@ def index_predecoded(
     # an image that is not stored tile by tile is a tile, as all are in copies of older versions
     tiles = zip(*(row.get("tile", (row["height"], row["width"])) for row in rows), strict=True)
     columns |= dict(zip(_TILE_COLUMNS, map(list, tiles), strict=True))
-    return Dataset.from_dict({**columns, "split": [split] * len(rows)}), ReadMapped(str(folder.resolve()))
+    reader = ReadMapped(str(folder.resolve()), states_no_data=any(row.get("states_no_data") for row in rows))
+    return Dataset.from_dict({**columns, "split": [split] * len(rows)}), reader
 
 
 def write_predecoded(
@@ -230,7 +249,7 @@ def write_predecoded(
     index = folder / f"{split}.index.jsonl"
     done = list(_read_index(index)) if index.exists() else []
     start = done[-1]["start"] + done[-1]["height"] * done[-1]["width"] if done else 0
-    samples = rows_for_crops(dataset)
+    samples, files = rows_for_crops(dataset), dataset.with_format(None)
     with (
         _open_at(folder / f"{split}.images", 3 * start) as images,
         _open_at(folder / f"{split}.labels", start) as labels,
@@ -250,6 +269,7 @@ def write_predecoded(
             # written after its pixels, so that an interruption leaves no line without pixels
             row = {"image_id": image_id, "start": start, "height": height, "width": width}
             row |= {"tile": tile} if tile is not None else {}
+            row |= {"states_no_data": True} if no_data_of(files[number].get("image")) is not None else {}
             lines.write(json.dumps(row).encode() + b"\n")
             start += height * width
             yield number + 1

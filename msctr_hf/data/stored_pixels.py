@@ -23,12 +23,13 @@ from .channels import (
     decode_deep_png,
     decode_tiff,
     is_array,
-    is_tiff,
     pillow_keeps_values,
     values_of,
 )
+from .missing_values import fill_missing, find_missing
 from .orientation import Size, orientation_of, turned_back
 from .png_checksums import VerifiedPng, verify_png
+from .tiff_tags import is_tiff, no_data_value, read_tags
 
 try:  # optional: they decode faster than Pillow, to the same pixels
     import pyspng
@@ -54,12 +55,15 @@ class StoredPixels:
         bits (`int`): Bits per channel of the file, of which Pillow may keep fewer.
         white (`int`): If it is not 0, Pillow stretched gray values so that this one became 255, or 65,535 in files of
             16 bits.
+        missing (`np.ndarray` of the shape of `pixels`, bool, *optional*): True where an array has no data; `None` if
+            it has data everywhere.
     """
 
     pixels: Image.Image | np.ndarray
     orientation: int = 1
     bits: int = 8
     white: int = 0
+    missing: np.ndarray | None = None
 
     @property
     def size(self) -> Size:
@@ -100,37 +104,52 @@ def read_stored(file: Any, quick_mode: str | None = None, *, lossless: bool = Fa
 def read_stored_channels(file: Any, channels: Channels) -> StoredPixels:
     """Decode a file to an array (H, W, N) of the values that it stores, in the order in which it stores them.
 
+    Values without data are replaced by `fill_missing`.
+
     Raises:
         UsageError: If the file cannot be read, or has other channels; the message names it.
     """
-    name, count = file_name(file), channels.count
+    name = file_name(file)
 
     def decode() -> StoredPixels:
         data = file.get("bytes") or Path(file["path"]).read_bytes()
-        if is_array(data):
-            return StoredPixels(decode_array(data))
-        png = None
-        try:
-            with Image.open(BytesIO(data)) as header:
-                if header.format == "TIFF" and not pillow_keeps_values(header):
-                    return StoredPixels(*decode_tiff(data, count, name))
-                if header.format == "PNG":
-                    png = verify_png(data)
-                    if png.bits == 16 and not has_16_bits(header):
-                        pixels = decode_deep_png(png.data, name)
-                        return StoredPixels(pixels[..., : max(3, count)], orientation_of(header))
-        except UnidentifiedImageError:
-            if is_tiff(data):
-                return StoredPixels(*decode_tiff(data, count, name))
-            raise
-        stored = _decode_with_pillow(data if png is None else png.data)
-        values = values_of(stored.pixels, count)  # type: ignore[arg-type]
-        if values.dtype == np.uint16 and stored.white:
-            values = unstretched(values, stored.white, 65535)
-        return StoredPixels(values, stored.orientation)
+        stored = _decode_values(data, channels.count, name)
+        pixels: Any = stored.pixels
+        if is_tiff(data) and (no_data := no_data_value(read_tags(BytesIO(data)))) is not None:
+            missing = find_missing(pixels, no_data)
+            if missing is not None:
+                return replace(stored, pixels=fill_missing(pixels, missing), missing=missing)
+        return stored
 
     stored = decode_or_name(name, decode)
-    return replace(stored, pixels=channels.check(stored.pixels, name))  # type: ignore[arg-type]
+    pixels, missing = channels.check(stored.pixels, name), stored.missing  # type: ignore[arg-type]
+    if missing is not None:  # gray values may have become three channels
+        missing = np.broadcast_to(missing if missing.ndim == 3 else missing[..., None], pixels.shape)
+    return replace(stored, pixels=pixels, missing=missing)
+
+
+def _decode_values(data: bytes, count: int, name: str) -> StoredPixels:
+    if is_array(data):
+        return StoredPixels(decode_array(data))
+    png = None
+    try:
+        with Image.open(BytesIO(data)) as header:
+            if header.format == "TIFF" and not pillow_keeps_values(header):
+                return StoredPixels(*decode_tiff(data, count, name))
+            if header.format == "PNG":
+                png = verify_png(data)
+                if png.bits == 16 and not has_16_bits(header):
+                    pixels = decode_deep_png(png.data, name)
+                    return StoredPixels(pixels[..., : max(3, count)], orientation_of(header))
+    except UnidentifiedImageError:
+        if is_tiff(data):
+            return StoredPixels(*decode_tiff(data, count, name))
+        raise
+    stored = _decode_with_pillow(data if png is None else png.data)
+    values = values_of(stored.pixels, count)  # type: ignore[arg-type]
+    if values.dtype == np.uint16 and stored.white:
+        values = unstretched(values, stored.white, 65535)
+    return StoredPixels(values, stored.orientation)
 
 
 def _decode_quickly(header: Image.Image, data: bytes, png: VerifiedPng | None) -> np.ndarray | None:

@@ -138,6 +138,8 @@ def _sizes(rows: Dataset, reader: ReadSamples | ReadMapped) -> Iterator[tuple[in
         "make a copy once (`msctr prepare --predecode --tile_size HEIGHT WIDTH --output_dir COPY`), and train with "
         "`data_dir` COPY."
     )
+    if not reader.with_labels:  # a copy is made of images with labels
+        remedy = "save it as a TIFF in tiles, which is read by regions, or cut it into smaller images."
     if _has_channels(reader):
         remedy = "save it in parts, since with `num_channels` no image is read by regions."
     for row in rows:

@@ -17,7 +17,7 @@ def test_statistics_of_parts_are_those_of_all_pixels(monkeypatch):
     pixels = np.concatenate([image.reshape(-1, 4) for image in images]).astype(np.float64)
     np.testing.assert_allclose(total.image_mean, pixels.mean(0), rtol=1e-12)
     np.testing.assert_allclose(total.image_std, pixels.std(0), rtol=1e-9)
-    assert total.pixels == len(pixels)
+    assert total.pixels == (len(pixels),) * 4
     assert ChannelStatistics.from_dict(total.as_dict()) == total
 
 

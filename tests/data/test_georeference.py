@@ -1,6 +1,7 @@
 """Georeference and no-data values of GeoTIFF files are kept in labels and predictions."""
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -30,8 +31,8 @@ def write_geotiff(path, pixels, nodata=None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"crs": "EPSG:32633", "transform": TRANSFORM, **options}
     with rasterio.open(
-        path, "w", driver="GTiff", height=pixels.shape[0], width=pixels.shape[1], count=3, dtype=pixels.dtype,
-        nodata=nodata, photometric="rgb", **settings,
+        path, "w", driver="GTiff", height=pixels.shape[0], width=pixels.shape[1], count=pixels.shape[2],
+        dtype=pixels.dtype, nodata=nodata, **{"photometric": "rgb", **settings},
     ) as file:  # fmt: skip
         file.write(pixels.transpose(2, 0, 1))
 
@@ -41,6 +42,13 @@ def image_with_a_black_corner(dtype=np.uint8):
     pixels = np.random.default_rng(0).integers(1, 256, (*SIZE, 3)).astype(dtype)
     pixels[:20, :30] = 0
     pixels[30, 40, :2] = 0
+    return pixels
+
+
+def bands_with_an_empty_corner(count, dtype, no_data):
+    """Draw bands without data in a corner."""
+    pixels = np.random.default_rng(count).integers(1, 120, (*SIZE, count)).astype(dtype)
+    pixels[:20, :30] = no_data
     return pixels
 
 
@@ -82,6 +90,63 @@ def test_a_no_data_value_of_16_bits_is_compared_before_values_are_divided(folder
     assert np.array_equal(np.asarray(label), expected)
 
 
+KINDS = {
+    "pixels": {"interleave": "pixel"},
+    "bands": {"interleave": "band"},
+    "big": {"bigtiff": "yes"},
+    "big_endian": {"endianness": "big"},
+    "big_and_big_endian": {"bigtiff": "yes", "endianness": "big"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("count", "dtype"),
+    [(1, "int16"), (2, "uint8"), (2, "float32"), (3, "uint16"), (4, "int32"), (5, "uint8"), (13, "uint16")],
+)
+def test_tags_of_any_bands_types_and_layouts_are_found(tmp_path, count, dtype, kind):
+    path, no_data = tmp_path / "a.tif", 0 if dtype.startswith("u") else -99
+    pixels = bands_with_an_empty_corner(count, dtype, no_data)
+    write_geotiff(path, pixels, nodata=no_data, photometric="minisblack", **KINDS[kind])
+    assert georeference.is_georeferenced(path)
+    for file in ({"path": str(path)}, {"path": None, "bytes": path.read_bytes()}):
+        mask = georeference.no_data_of(file).mask(slice(5, 30), slice(10, 50))
+        assert np.array_equal(mask, (pixels == no_data).all(axis=2)[5:30, 10:50])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_state_nothing_have_no_tags(tmp_path, kind):
+    pixels = bands_with_an_empty_corner(5, "uint16", 0)
+    write_geotiff(tmp_path / "a.tif", pixels, photometric="minisblack", crs=None, transform=None, **KINDS[kind])
+    assert not georeference.is_georeferenced(tmp_path / "a.tif")
+    assert georeference.no_data_of({"path": str(tmp_path / "a.tif")}) is None
+
+
+@pytest.mark.parametrize("length", [0, 3, 6, 12, 40])
+def test_a_file_that_ends_early_has_no_tags(tmp_path, length):
+    write_geotiff(tmp_path / "a.tif", image_with_a_black_corner(), nodata=0, bigtiff="yes")
+    (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:length])
+    assert not georeference.is_georeferenced(tmp_path / "b.tif")
+    assert georeference.no_data_of({"bytes": (tmp_path / "b.tif").read_bytes()}) is None
+
+
+def test_labels_and_predictions_of_many_bands_keep_no_data_and_place(folder, tmp_path, tiny_config):
+    root, expected = folder
+    pixels = bands_with_an_empty_corner(5, "uint16", 0)
+    write_geotiff(root / "images/a.tif", pixels, nodata=0, photometric="minisblack")
+    dataset = load_segmentation_dataset("folder", "train", root, num_channels=5)
+    for rows in (dataset, rows_for_crops(dataset), rows_of_labels(dataset)):
+        assert np.array_equal(np.asarray(rows[0]["label"]), expected)
+    config = tiny_config()
+    config.backbone_config.num_channels = 5
+    model = MsctrForSemanticSegmentation(config).eval()
+    bands = {"num_channels": 5, "value_type": "uint16", "image_mean": [0.5] * 5, "image_std": [0.2] * 5}
+    predict_files(Predictor(model, MsctrImageProcessor(**bands)), root / "images", tmp_path / "maps")
+    with rasterio.open(tmp_path / "maps/a.tif") as file:
+        assert (file.crs.to_epsg(), file.transform) == (32633, TRANSFORM)
+        assert np.array_equal(file.read(1) == 255, expected == 255)
+
+
 def test_a_copy_that_holds_the_files_ignores_the_same_pixels(folder, tmp_path):
     root, expected = folder
     spec = get_dataset_spec("folder", root)
@@ -89,6 +154,25 @@ def test_a_copy_that_holds_the_files_ignores_the_same_pixels(folder, tmp_path):
     dataset = load_segmentation_dataset("folder", "train", tmp_path / "copy")
     for rows in (dataset, rows_for_crops(dataset), rows_of_labels(dataset)):
         assert np.array_equal(np.asarray(rows[0]["label"]), expected)
+
+
+def test_a_pre_decoded_copy_warns_that_images_without_labels_are_valid_everywhere(folder, tmp_path):
+    root, expected = folder
+    prepare(
+        get_dataset_spec("folder", root), ["train"], root, SavedDataset(), output_dir=tmp_path / "a", predecode=True
+    )
+    with pytest.warns(InputWarning, match="does not store where images have no data, so all .* count as valid"):
+        unlabeled = load_segmentation_dataset("folder", "train", tmp_path / "a", with_labels=False)
+    assert not unlabeled[0]["label"][0 : SIZE[0], 0 : SIZE[1]].any()
+    write_geotiff(root / "images/a.tif", image_with_a_black_corner())
+    prepare(
+        get_dataset_spec("folder", root), ["train"], root, SavedDataset(), output_dir=tmp_path / "b", predecode=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        load_segmentation_dataset("folder", "train", tmp_path / "b", with_labels=False)
+        labeled = load_segmentation_dataset("folder", "train", tmp_path / "a")
+    assert np.array_equal(np.asarray(labeled[0]["label"]), expected)
 
 
 def test_a_damaged_image_is_refused_by_name_where_only_labels_are_read(folder):

@@ -19,6 +19,7 @@ from msctr_hf.data.preparation import prepare
 from msctr_hf.data.saved_source import SavedDataset
 from msctr_hf.data.settings import DataSettings
 from msctr_hf.data.tiles import cut_into_tiles, tile_starts
+from msctr_hf.data.unlabeled import index_folder
 from msctr_hf.errors import UsageError
 
 HEIGHT, WIDTH = 150, 210
@@ -188,6 +189,17 @@ def test_small_images_of_any_format_can_be_tiled(tmp_path):
     whole = np.asarray(read_image(folder / "train/images/0.jpg"))
     assert np.array_equal(np.asarray(tiles[4]["image"]), whole[64:128, 100:200])
     assert crops(tiles)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_large_images_without_labels_are_refused_with_a_remedy_that_needs_no_labels(
+    tmp_path, tiff_folder, large, suffix
+):
+    folder = write(tmp_path / suffix, suffix)
+    with pytest.raises(UsageError, match=rf"0.{suffix} has 210x150 pixels .*; save it as a TIFF in tiles") as refusal:
+        cut_into_tiles(index_folder(folder / "train/images"), (64, 100), 0)
+    assert "predecode" not in str(refusal.value)
+    assert len(cut_into_tiles(index_folder(tiff_folder / "train/images"), (64, 100), 0)) == 18
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
