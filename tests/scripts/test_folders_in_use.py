@@ -46,7 +46,8 @@ def test_every_command_whose_files_belong_together_is_refused(run_script, folder
         pytest.importorskip("onnxruntime")
     output_dir = tmp_path / "run"
     output_dir.mkdir()
-    (output_dir / "run.json").write_text("{}")
+    # an evaluation is refused in the folder of a run even if that is not in use
+    (output_dir / ("results.json" if script == "evaluate.py" else "run.json")).write_text("{}")
     (output_dir / "train_report.json").write_text("{}")
     data = ["--dataset", "folder", "--data_dir", folder]
     arguments = {

@@ -105,4 +105,4 @@ def test_channels_are_measured_on_the_drawn_images_from_a_folder_and_from_its_co
         drawn, _ = settings.load_training(seed=0)
         found.append(choose_statistics(settings, drawn, None))
     assert found[0] == found[1]
-    assert found[0].pixels == 2 * drawn[0]["label"].width * drawn[0]["label"].height
+    assert found[0].pixels == (2 * drawn[0]["label"].width * drawn[0]["label"].height,) * 3
