@@ -25,11 +25,12 @@ import types
 import uuid
 from pathlib import Path
 
-# Variables that a shell, torchrun or pytest sets and no library reads when it is imported, and that of progress bars,
-# which commands of msctr set for `datasets`.
+# Variables that a shell, torchrun or pytest sets and no library reads when it is imported, that of progress bars,
+# which commands of msctr set for `datasets`, and those that scikit-learn sets where it is imported.
 _READ_LATER = re.compile(
     r"_|PS1|SHLVL|PWD|OLDPWD|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|"
-    r"TORCH_NCCL_ASYNC_ERROR_HANDLING|PYTEST_CURRENT_TEST|HF_DATASETS_DISABLE_PROGRESS_BARS"
+    r"TORCH_NCCL_ASYNC_ERROR_HANDLING|PYTEST_CURRENT_TEST|HF_DATASETS_DISABLE_PROGRESS_BARS|"
+    r"KMP_DUPLICATE_LIB_OK|KMP_INIT_AT_FORK"
 )
 
 
