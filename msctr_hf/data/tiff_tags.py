@@ -60,7 +60,7 @@ def no_data_value(tags: Mapping[int, Any]) -> float | None:
         return None
     try:
         return float(tags[NO_DATA_TAG])
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):  # no such tag, or one of another type or text
         return None
 
 

@@ -16,6 +16,7 @@ from msctr_hf.data.images import read_channels, read_image, read_image_file, to_
 from msctr_hf.data.loading import get_dataset_spec, replace_channels
 from msctr_hf.data.preparation import channels_of_check, prepare
 from msctr_hf.data.saved_source import SavedDataset
+from msctr_hf.data.tiff_tags import no_data_value
 from msctr_hf.data.tiles import cut_into_tiles
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.image_preparation import ImagePreparation
@@ -196,3 +197,7 @@ def test_values_without_data_are_turned_with_the_image(tmp_path, orientation):
     read, missing = read_channels({"path": str(path)}, Channels(5))
     assert np.array_equal(missing.all(axis=2), expected)
     assert np.array_equal((read == read[expected][0]).all(axis=2), expected)
+
+
+def test_a_tag_of_another_type_or_text_states_no_value():
+    assert [no_data_value({42113: value}) for value in (None, b"none", b"-9999")] == [None, None, -9999]
