@@ -1,6 +1,8 @@
 """The demo in a headless browser: everything that a person can click, wrong files, two visitors, a small screen."""
 
 import base64
+import contextlib
+import http.client
 import io
 import os
 import shutil
@@ -139,9 +141,13 @@ def open_find(page):
 def shown(page, selector):
     """Read an image of the page as an array, from the file that the page shows."""
     page.wait_for_selector(f"{selector} img")
-    source = page.locator(f"{selector} img").first.get_attribute("src")
-    with urllib.request.urlopen(source) as response:
-        return np.asarray(Image.open(io.BytesIO(response.read())).convert("RGB"))
+    for _ in range(3):
+        source = page.locator(f"{selector} img").first.get_attribute("src")
+        # Gradio writes a file anew, in place, when the same image is shown again: half a file is read once more.
+        with contextlib.suppress(OSError, http.client.IncompleteRead), urllib.request.urlopen(source) as response:
+            return np.asarray(Image.open(io.BytesIO(response.read())).convert("RGB"))
+        page.wait_for_timeout(500)
+    raise AssertionError(f"{source} is no image")
 
 
 def wait(page, condition, *arguments):
