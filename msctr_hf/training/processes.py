@@ -6,6 +6,7 @@ import atexit
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from ..folder_lock import locked
 # first, and take precedence over an MPI that has started them
 _NUMBERS_OF_PROCESSES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 
+# The main process alone counts the pixels of a large data set, for example, while the others wait for it; by default
+# NCCL would end them after 10 minutes. A process that fails is noticed by the launcher, which ends the others at once.
+_LONGEST_WAIT = timedelta(hours=6)
+
 
 def join_processes(cpu: bool = False) -> PartialState:
     """Connect this process with the others that a launcher has started, before anything is read or written.
@@ -32,7 +37,7 @@ def join_processes(cpu: bool = False) -> PartialState:
     """
     is_ours_to_leave = not torch.distributed.is_initialized()
     # `Accelerator` reads this variable, but `PartialState`, which it would find initialized, does not
-    state = PartialState(cpu=cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = PartialState(cpu=cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_LONGEST_WAIT)
     if is_ours_to_leave:
         atexit.register(leave_process_group)
     started = get_int_from_env(_NUMBERS_OF_PROCESSES, 1)

@@ -1,12 +1,14 @@
 """Processes that a launcher has started but that do not see each other are refused before they write anything."""
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT
+from forked import Process
 from interrupted_run import finish, start
 from layouts import write_folder
 from small_run import TORCHRUN, flags
@@ -59,6 +61,24 @@ def test_a_launcher_of_one_process_is_no_obstacle(run_script, tmp_path, monkeypa
     for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.setenv(name, "1")
     assert run_script("train.py", *flags(folder, tmp_path / "run", max_steps=1))[0] == 0
+
+
+def test_processes_wait_for_hours_for_the_main_process(tmp_path):
+    program = """
+from datetime import timedelta
+from msctr_hf.training.processes import join_processes
+from torch.distributed.distributed_c10d import _get_default_group
+join_processes(cpu=True)
+group = _get_default_group()
+assert group._get_backend(group._device_types[0]).options._timeout >= timedelta(hours=2)
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    process = Process(["-c", program], environment={**os.environ, **one}, cwd=tmp_path)
+    assert process.communicate(timeout=120)[0] == ""
+    assert process.returncode == 0
 
 
 @pytest.mark.slow
