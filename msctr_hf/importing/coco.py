@@ -90,7 +90,22 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
                     else None,
                 )
             )
-    return Export(classes, images, background, left_over=files.left_over(images))
+    return Export(
+        classes,
+        images,
+        background,
+        left_over=files.left_over(images),
+        doubtful_crowds=sum(_count_doubtful_crowds(document["annotations"]) for document in documents.values()),
+    )
+
+
+def _count_doubtful_crowds(annotations: list[dict[str, Any]]) -> int:
+    """Count the crowd regions of a file of Datumaro, the library of CVAT, which marks every mask as one.
+
+    Its annotations have `attributes`, and always do in exports of CVAT; those of COCO do not.
+    """
+    has_attributes = any("attributes" in annotation for annotation in annotations)
+    return sum(bool(annotation.get("iscrowd")) for annotation in annotations) if has_attributes else 0
 
 
 def read_categories(document: dict[str, Any], path: Path) -> dict[int, str]:

@@ -34,7 +34,7 @@ def import_export(
     *,
     image_dir: Path | None = None,
     unannotated_images: Literal["background", "ignore"] | None = None,
-    crowd_regions: Literal["ignore", "class"] = "ignore",
+    crowd_regions: Literal["ignore", "class"] | None = None,
     ignored_classes: Sequence[str] = (),
     validation_share: float | None = None,
     seed: int = 0,
@@ -53,7 +53,8 @@ def import_export(
         unannotated_images (`str`, *optional*): Whether images without annotation show background or are ignored; by
             default they are refused, but those of test have no labels. Test images of which none is annotated have
             no labels in any case.
-        crowd_regions (`str`): Whether crowd regions of COCO are ignored or have their class.
+        crowd_regions (`str`, *optional*): Whether crowd regions of COCO are ignored or have their class; by default
+            they are ignored, but refused if CVAT wrote them, which marks every mask as one.
         ignored_classes (`Sequence[str]`): Classes whose pixels are ignored.
         validation_share, seed, group_pattern: See `divide`.
         num_workers (`int`): Number of worker processes of the check.
@@ -67,6 +68,11 @@ def import_export(
     export = kind.read_export(source, image_dir, crowd_regions == "class")
     if not export.images:
         raise UsageError(f"{source} has no images.")
+    if export.doubtful_crowds and crowd_regions is None:
+        raise UsageError(
+            f"{source} has {export.doubtful_crowds} crowd regions (iscrowd), as which CVAT writes every brush and SAM "
+            "mask; say in `crowd_regions` whether they have their class or are to be ignored (class, ignore)."
+        )
     images = divide(export.images, validation_share, seed, group_pattern)
     _refuse_same_names(images)
     test_is_annotated = any(image.split == "test" and image.draw is not None for image in images)

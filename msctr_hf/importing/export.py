@@ -57,6 +57,8 @@ class Export:
         background (`int`, *optional*): Position of the class of pixels that show none of the objects.
         colors (`Mapping[str, Color]`): Colors of classes, as far as the export has them.
         left_over (`Sequence[Path]`): Image files of the export, or of the folder of images, that it does not list.
+        doubtful_crowds (`int`): Number of crowd regions that may be ordinary objects, because the tool marks every
+            mask as one.
     """
 
     classes: Sequence[str]
@@ -64,6 +66,7 @@ class Export:
     background: int | None = None
     colors: Mapping[str, Color] = field(default_factory=dict)
     left_over: Sequence[Path] = ()
+    doubtful_crowds: int = 0
 
 
 def with_background(names: Iterable[str]) -> tuple[list[str], int]:
