@@ -7,6 +7,7 @@ united; holes exist only in run-length encoded masks and in outlines that cross 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +31,7 @@ from .export import (
 )
 
 _KEYS = {"images", "annotations", "categories"}
+_LABEL_STUDIO = "Label Studio"  # the contributor of its COCO; that of its brushes to COCO has the size as shown
 _OTHER_TASKS = ("person_keypoints", "captions", "panoptic", "image_info", "stuff")
 
 
@@ -75,21 +77,16 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     for path, document in documents.items():
         labels = {number: classes.index(name) for number, name in categories[path].items()}
         listed = read_images(document, path)
+        info = document.get("info")
+        from_shares = isinstance(info, dict) and info.get("contributor") == _LABEL_STUDIO
         annotations: dict[int | str, list[tuple[dict[str, Any], str]]] = {}
         for number, annotation in enumerate(entry(document, "annotations", list, str(path))):
             name = f"{path}, annotation {name_of(annotation, number)}"
             annotations.setdefault(image_of(annotation, name, listed), []).append((annotation, name))
         for image_id, image in listed.items():
-            images.append(
-                exported_image(
-                    image,
-                    path,
-                    files,
-                    partial(_draw, annotations[image_id], labels, background, keep_crowds)
-                    if image_id in annotations
-                    else None,
-                )
-            )
+            described = annotations.get(image_id)
+            draw = partial(_draw, described, labels, background, keep_crowds) if described else None
+            images.append(replace(exported_image(image, path, files, draw), from_shares=from_shares))
     return Export(
         classes,
         images,

@@ -37,6 +37,8 @@ class ExportedImage:
             positions in the list of classes, 255 where ignored. `None` if the image has no annotation.
         size (`tuple[int, int]`, *optional*): Width and height by the export, at which the labels are drawn.
         source (`str`): File and item that describe the image, for messages.
+        from_shares (`bool`): Whether the tool multiplied shares of the image as a viewer shows it by `size`, which is
+            wrong if this is the size before an EXIF orientation turns the image.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ExportedImage:
     draw: Callable[[Size], np.ndarray] | None
     size: Size | None = None
     source: str = ""
+    from_shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,12 @@ def draw_labels(image: ExportedImage, unannotated: int | None) -> np.ndarray | N
     size = image.size or shown
     if image.draw is None:
         return None if unannotated is None else np.full(size[::-1], unannotated, dtype=np.uint8)
+    if image.from_shares and size != shown:
+        raise UsageError(
+            f"{image.source} has the {size[0]}x{size[1]} pixels of {image.path} before its EXIF orientation turns it "
+            f"to {shown[0]}x{shown[1]}; Label Studio draws on the turned image but exports with this size, so that "
+            "all objects are displaced. Save the images upright and export again, or export Label Studio's JSON."
+        )
     labels = image.draw(size)
     if labels.shape[::-1] not in sizes:
         raise UsageError(_other_size(image, labels.shape[::-1], shown))

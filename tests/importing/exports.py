@@ -342,6 +342,36 @@ def write_label_studio(root, scenes, classes):
     return root
 
 
+def write_label_studio_coco(root, stored, polygons, classes, orientation=1):
+    """Write "COCO with images" of Label Studio, which draws on the turned image but exports with its stored size.
+
+    `stored`: scenes whose images are stored before the EXIF orientation turns them; `polygons`: name of a scene ->
+    [(class, points (N, 2) in shares of the turned image)]. A scene without an image could not be downloaded.
+    """
+    images, annotations = [], []
+    for number, scene in enumerate(stored):
+        path = root / "images" / f"{scene.name}.png"
+        size = {"width": None, "height": None}
+        if scene.image is not None:
+            exif = Image.Exif()
+            exif[274] = orientation
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(scene.image).save(path, exif=exif)
+            size = {"width": scene.image.shape[1], "height": scene.image.shape[0]}
+        images.append({**size, "id": number, "file_name": f"images/{scene.name}.png"})
+        for label, points in polygons.get(scene.name, ()):
+            flat = (np.asarray(points) * [size["width"], size["height"]]).ravel().tolist()
+            common = {"bbox": [0, 0, 1, 1], "ignore": 0, "iscrowd": 0, "area": 1}
+            annotations.append(
+                {"id": len(annotations), "image_id": number, "category_id": label, "segmentation": [flat], **common}
+            )
+    info = {"year": 2026, "version": "1.0", "description": "", "contributor": "Label Studio", "url": ""}
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
+    document = {"images": images, "categories": categories, "annotations": annotations, "info": info}
+    write_json(root / "result.json", document)
+    return root
+
+
 # ---------------------------------------------------------------------------------------------- Supervisely
 
 

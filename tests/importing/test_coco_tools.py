@@ -46,3 +46,39 @@ def test_polygons_of_cvat_alone_need_no_word(tmp_path):
     polygons = {scene.name: [(1, square)] for scene in bare}
     import_export(exports.write_cvat_coco(tmp_path / "export", bare, CLASSES, polygons), tmp_path / "data")
     assert all(np.array_equal(labels, scenes()[0].labels) for labels in labels_of(tmp_path / "data").values())
+
+
+SHARES = [[0.25, 0.1], [0.5, 0.1], [0.5, 0.9], [0.25, 0.9]]  # of the image as it is shown
+
+
+def test_photos_that_a_viewer_turns_are_refused_in_coco_of_label_studio(tmp_path):
+    """Its converter multiplies shares of the turned image by the stored size, so that they fit neither frame."""
+    polygons = {scene.name: [(0, SHARES)] for scene in scenes()[:3]}
+    source = exports.write_label_studio_coco(tmp_path / "export", scenes(), polygons, ["car"], orientation=6)
+    sentence = (
+        r"image 0 .* has the 60x40 pixels of .*frame_0\.png before its EXIF orientation turns it to 40x60; .*JSON"
+    )
+    with pytest.raises(UsageError, match=sentence):
+        import_export(source, tmp_path / "data", unannotated_images="background")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_other_photos_are_read_from_coco_of_label_studio(tmp_path, orientation):
+    polygons = {scene.name: [(0, SHARES)] for scene in scenes()[:3]}
+    source = exports.write_label_studio_coco(tmp_path / "export", scenes(), polygons, ["car"], orientation)
+    import_export(source, tmp_path / "data", unannotated_images="background")
+    expected = np.zeros((40, 60), np.uint8)
+    expected[4:36, 15:30] = 1
+    labels = labels_of(tmp_path / "data")
+    assert all(np.array_equal(labels[scene.name], expected) for scene in scenes()[:3])
+    assert not labels["frame_3"].any()
+
+
+def test_another_tool_may_draw_on_photos_as_they_are_stored(tmp_path):
+    polygons = {scene.name: [(0, SHARES)] for scene in scenes()}
+    source = exports.write_label_studio_coco(tmp_path / "export", scenes(), polygons, ["car"], orientation=6)
+    path = source / "result.json"
+    path.write_text(path.read_text().replace('"Label Studio"', '"somebody"'))
+    import_export(source, tmp_path / "data")
+    assert {labels.shape for labels in labels_of(tmp_path / "data").values()} == {(40, 60)}
