@@ -26,6 +26,7 @@ from .export import (
     entry,
     polygon_points,
     read_json,
+    read_size,
     split_of,
     with_background,
 )
@@ -151,7 +152,7 @@ def exported_image(image: dict[str, Any], path: Path, files: ImageFiles, draw: A
     listed = PurePosixPath(file_name.replace("\\", "/")).as_posix()  # without "./"
     is_below = found.as_posix().endswith(f"/{listed}")
     name = listed.removeprefix("images/") if is_below else found.name
-    size = entry(image, "width", int, source), entry(image, "height", int, source)
+    size = read_size(image, "width", "height", source)
     split = split_of(kind) or (split_of(path.parent.name) if path.parent != files.folder else None)
     return ExportedImage(name, found, split, draw, size, f"{source} ({file_name})")
 

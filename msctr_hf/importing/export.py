@@ -126,6 +126,13 @@ def entry(mapping: Any, key: str, kind: type | tuple[type, ...], source: str) ->
 _JSON_NAMES = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "an object"}
 
 
+def read_size(mapping: Any, width: str, height: str, source: str) -> Size | None:
+    """Return the width and height of an image from two keys of a JSON object; `None` if both have no value."""
+    if isinstance(mapping, dict) and mapping.get(width) is None and mapping.get(height) is None:
+        return None
+    return entry(mapping, width, int, source), entry(mapping, height, int, source)
+
+
 def is_coordinate(value: Any) -> bool:
     """Return whether a value is a finite number, of a size at which float64 is exact to less than a pixel."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_COORDINATE

@@ -31,6 +31,7 @@ from .export import (
     is_coordinate,
     pair_points,
     read_json,
+    read_size,
     read_text,
     split_of,
     with_background,
@@ -74,7 +75,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         image = below.get(beside, beside) if beside is not None else files.find(listed, str(path), near=place)
         if image in images:
             raise UsageError(f"{path}: the image {image} has another JSON file, too.")
-        size = _read_size(document, str(path))
+        size = read_size(document, "imageWidth", "imageHeight", str(path))  # written since the end of 2018
         draw = partial(_draw, shapes[path], labels, background) if shapes[path] else None
         images[image] = _exported(image, files, place, draw, size, str(path))
     for image in files.paths:
@@ -90,13 +91,6 @@ def _read_document(path: Path) -> Any:
     if isinstance(document, dict):
         document.pop("imageData", None)
     return document
-
-
-def _read_size(document: dict[str, Any], source: str) -> Size | None:
-    """Read the size of the image, which LabelMe writes since the end of 2018."""
-    if document.get("imageWidth") is None and document.get("imageHeight") is None:
-        return None
-    return entry(document, "imageWidth", int, source), entry(document, "imageHeight", int, source)
 
 
 def _listed_classes(path: Path) -> list[str]:

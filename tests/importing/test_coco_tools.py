@@ -82,3 +82,12 @@ def test_another_tool_may_draw_on_photos_as_they_are_stored(tmp_path):
     path.write_text(path.read_text().replace('"Label Studio"', '"somebody"'))
     import_export(source, tmp_path / "data")
     assert {labels.shape for labels in labels_of(tmp_path / "data").values()} == {(40, 60)}
+
+
+def test_images_that_label_studio_could_not_download_have_no_size(tmp_path):
+    tasks = [*scenes()[:3], Scene("gone", None, None)]
+    polygons = {scene.name: [(0, SHARES)] for scene in tasks[:3]}
+    source = exports.write_label_studio_coco(tmp_path / "export", tasks, polygons, ["car"])
+    exports.save_image(source / "images/gone.png", scenes()[3].image)
+    import_export(source, tmp_path / "data", unannotated_images="background")
+    assert not labels_of(tmp_path / "data")["gone"].any()
