@@ -6,7 +6,8 @@ united; holes exist only in run-length encoded masks and in outlines that cross 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -93,6 +94,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         images,
         background,
         left_over=files.left_over(images),
+        without_split=without_split(documents, files),
         doubtful_crowds=sum(_count_doubtful_crowds(document["annotations"]) for document in documents.values()),
     )
 
@@ -146,15 +148,30 @@ def exported_image(image: dict[str, Any], path: Path, files: ImageFiles, draw: A
     """Describe an image that a JSON file lists; `draw` is the function that draws its labels, if it has some."""
     source = f"{path}, image {image['id']}"
     file_name = entry(image, "file_name", str, source)
-    kind = path.stem.rpartition("_")[2]  # "train2017" of instances_train2017.json
-    found = files.find(file_name, source, near=(kind, path.parent.name))
+    found = files.find(file_name, source, near=(*_parts(path), path.parent.name))
     # the name in the data set: that in the export, or the place of the file if that is one of another machine
     listed = PurePosixPath(file_name.replace("\\", "/")).as_posix()  # without "./"
     is_below = found.as_posix().endswith(f"/{listed}")
     name = listed.removeprefix("images/") if is_below else found.name
     size = read_size(image, "width", "height", source)
-    split = split_of(kind) or (split_of(path.parent.name) if path.parent != files.folder else None)
-    return ExportedImage(name, found, split, draw, size, f"{source} ({file_name})")
+    return ExportedImage(name, found, _split_of_file(path, files), draw, size, f"{source} ({file_name})")
+
+
+def without_split(paths: Collection[Path], files: ImageFiles) -> list[Path]:
+    """Return the files that do not say of which split their images are, if there are several files."""
+    return [path for path in paths if _split_of_file(path, files) is None] if len(paths) > 1 else []
+
+
+def _split_of_file(path: Path, files: ImageFiles) -> str | None:
+    """Return the only split that a part of the name of a JSON file means, or that its folder means."""
+    named = {split for part in _parts(path) if (split := split_of(part)) is not None}
+    if len(named) == 1:
+        return named.pop()
+    return split_of(path.parent.name) if path.parent != files.folder else None
+
+
+def _parts(path: Path) -> list[str]:
+    return re.split(r"[_.-]", path.stem)  # "train2017" of instances_train2017.json
 
 
 def label_of(annotation: dict[str, Any], labels: dict[int, int], source: str) -> int:

@@ -22,6 +22,7 @@ from .coco import (
     label_of,
     read_categories,
     read_images,
+    without_split,
 )
 from .export import Export, ExportedImage, ImageFiles, Size, entry, find_background, read_json, read_mask
 
@@ -60,7 +61,14 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             draws[image_id] = partial(_draw, png, ids, source_of)
         images += [exported_image(image, path, files, draws.get(image_id)) for image_id, image in listed.items()]
     colors = _read_colors(documents.values())
-    return Export(classes, images, find_background(classes), colors, files.left_over(images))
+    return Export(
+        classes,
+        images,
+        find_background(classes),
+        colors,
+        files.left_over(images),
+        without_split(documents, files),
+    )
 
 
 def _mask_folder(path: Path) -> Path:

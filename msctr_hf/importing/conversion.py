@@ -75,6 +75,11 @@ def import_export(
         )
     images = divide(export.images, validation_share, seed, group_pattern)
     _refuse_same_names(images)
+    if export.without_split and validation_share is None:
+        raise UsageError(
+            f"The split of {name_some(export.without_split)} is not known; put train, val or test in the names of all "
+            "files, such as instances_train.json, or give `validation_share` to divide all but test images anew."
+        )
     test_is_annotated = any(image.split == "test" and image.draw is not None for image in images)
     _refuse_unannotated(images, export, unannotated_images, test_is_annotated)
     table = _table(export, ignored_classes)

@@ -60,6 +60,7 @@ class Export:
         background (`int`, *optional*): Position of the class of pixels that show none of the objects.
         colors (`Mapping[str, Color]`): Colors of classes, as far as the export has them.
         left_over (`Sequence[Path]`): Image files of the export, or of the folder of images, that it does not list.
+        without_split (`Sequence[Path]`): Files of annotations that do not say their split, if there are several files.
         doubtful_crowds (`int`): Number of crowd regions that may be ordinary objects, because the tool marks every
             mask as one.
     """
@@ -69,6 +70,7 @@ class Export:
     background: int | None = None
     colors: Mapping[str, Color] = field(default_factory=dict)
     left_over: Sequence[Path] = ()
+    without_split: Sequence[Path] = ()
     doubtful_crowds: int = 0
 
 
