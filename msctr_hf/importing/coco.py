@@ -95,6 +95,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         background,
         left_over=files.left_over(images),
         without_split=without_split(documents, files),
+        notes=files.notes(),
         doubtful_crowds=sum(_count_doubtful_crowds(document["annotations"]) for document in documents.values()),
     )
 
@@ -148,7 +149,7 @@ def exported_image(image: dict[str, Any], path: Path, files: ImageFiles, draw: A
     """Describe an image that a JSON file lists; `draw` is the function that draws its labels, if it has some."""
     source = f"{path}, image {image['id']}"
     file_name = entry(image, "file_name", str, source)
-    found = files.find(file_name, source, near=(*_parts(path), path.parent.name))
+    found = files.find(file_name, source, near=_folders_near(path))
     # the name in the data set: that in the export, or the place of the file if that is one of another machine
     listed = PurePosixPath(file_name.replace("\\", "/")).as_posix()  # without "./"
     is_below = found.as_posix().endswith(f"/{listed}")
@@ -168,6 +169,13 @@ def _split_of_file(path: Path, files: ImageFiles) -> str | None:
     if len(named) == 1:
         return named.pop()
     return split_of(path.parent.name) if path.parent != files.folder else None
+
+
+def _folders_near(path: Path) -> list[str]:
+    """Name the folders that may have the images of a JSON file: CVAT's has the name of the subset, as the file has."""
+    parts = _parts(path)
+    names = [path.stem.partition("_")[2], *(part for part in parts if split_of(part)), parts[-1], path.parent.name]
+    return [name for name in names if name not in ("", "annotations")]
 
 
 def _parts(path: Path) -> list[str]:

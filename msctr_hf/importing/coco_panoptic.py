@@ -68,6 +68,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         colors,
         files.left_over(images),
         without_split(documents, files),
+        files.notes(),
     )
 
 

@@ -95,6 +95,8 @@ def import_export(
             f"warning: {len(export.left_over)} images that the export does not list are left out: "
             f"{name_some(export.left_over)}."
         )
+    for note in export.notes:
+        print(note)
     counts = {split: sum(image.split == split for image in images) for split in _FOLDERS}
     if counts["test"] and not test_is_annotated and unannotated_images is not None:
         print(

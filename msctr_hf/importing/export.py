@@ -61,6 +61,7 @@ class Export:
         colors (`Mapping[str, Color]`): Colors of classes, as far as the export has them.
         left_over (`Sequence[Path]`): Image files of the export, or of the folder of images, that it does not list.
         without_split (`Sequence[Path]`): Files of annotations that do not say their split, if there are several files.
+        notes (`Sequence[str]`): Sentences to print after the import.
         doubtful_crowds (`int`): Number of crowd regions that may be ordinary objects, because the tool marks every
             mask as one.
     """
@@ -71,6 +72,7 @@ class Export:
     colors: Mapping[str, Color] = field(default_factory=dict)
     left_over: Sequence[Path] = ()
     without_split: Sequence[Path] = ()
+    notes: Sequence[str] = ()
     doubtful_crowds: int = 0
 
 
@@ -230,6 +232,8 @@ class ImageFiles:
         self._by_name: dict[str, list[Path]] = {}
         for path in self.paths:
             self._by_name.setdefault(path.name, []).append(path)
+        self._folders = {part for path in self.paths for part in path.relative_to(folder).parts[:-1]}
+        self._found_elsewhere: list[tuple[str, Path]] = []
 
     def left_over(self, images: Iterable[ExportedImage]) -> list[Path]:
         """Return the files that are none of the images of an export."""
@@ -246,23 +250,31 @@ class ImageFiles:
         Args:
             listed (`str`): Path in the export; "/" and "\\" separate folders.
             source (`str`): File and item that list it, for messages.
-            near (`Sequence[str]`): Names of folders that are preferred.
+            near (`Sequence[str]`): Names of folders that are preferred. The first of them that exists must contain an
+                image of which only the name fits. If one means a split, no image is in a folder of another, unless
+                the listed path names this folder.
 
         Raises:
             UsageError: If there is no such file, or more than one.
         """
         parts = [part for part in PurePosixPath(listed.replace("\\", "/")).parts if part != "."]
         is_foreign = not parts or parts[0] in ("/", "..") or parts[0].endswith(":")
+        required = next((name for name in near if name in self._folders), None)
         found: list[tuple[int, int, Path]] = []
+        refused: list[Path] = []
         for path in self._by_name.get(parts[-1] if parts else "", []):
             own = (self.folder.absolute().name, *path.relative_to(self.folder).parts)
             shared = _shared_end(own, parts)
-            if shared == len(parts) or is_foreign:
+            is_elsewhere = shared == 1 and required is not None and required not in own[:-1]
+            if is_elsewhere or _is_of_another_split(own[1:-shared], near):
+                refused.append(path)
+            elif shared == len(parts) or is_foreign:
                 found.append((shared, len({*near} & {*own}), path))
         if not found:
+            instead = f"; {refused[0]} has its name, but is of another folder or split" if refused else ""
             raise UsageError(
-                f"{source}: the image {listed!r} is not below {self.folder}; put it there, or name the folder of the "
-                "images in `image_dir`."
+                f"{source}: the image {listed!r} is not below {self.folder}{instead}; put it there, or name the "
+                "folder of the images in `image_dir`."
             )
         best = max(each[:2] for each in found)
         paths = [path for *match, path in found if tuple(match) == best]
@@ -271,7 +283,25 @@ class ImageFiles:
                 f"{source}: the image {listed!r} may be {name_some(paths)}; name the folder of the images in "
                 "`image_dir`."
             )
-        return paths[0]
+        (path,) = paths
+        if best[0] == 1 < len(parts) and parts[-2] not in ("/", "..") and path.parent != self.folder and not required:
+            self._found_elsewhere.append((listed, path))
+        return path
+
+    def notes(self) -> list[str]:
+        """Report the images that were found by their names although their folders have other names."""
+        if not self._found_elsewhere:
+            return []
+        listed, path = self._found_elsewhere[0]
+        return [
+            f"warning: {len(self._found_elsewhere)} images were found by their names in folders other than those that "
+            f"the export lists, such as {path} for {listed!r}."
+        ]
+
+
+def _is_of_another_split(folders: Sequence[str], near: Sequence[str]) -> bool:
+    wanted, found = ({split_of(name) for name in names} - {None} for names in (near, folders))
+    return bool(wanted and found and not wanted & found)
 
 
 def _shared_end(own: Sequence[str], listed: Sequence[str]) -> int:

@@ -76,7 +76,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         )
         for image, regions, name in found
     ]
-    return Export(classes, images, background, left_over=files.left_over(images))
+    return Export(classes, images, background, left_over=files.left_over(images), notes=files.notes())
 
 
 def _find_image(task: dict[str, Any], files: ImageFiles, source: str) -> Path:

@@ -72,7 +72,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         listed = entry(document, "imagePath", str, str(path))
         place = path.parent.relative_to(source).parts
         beside = _beside(path, listed) if image_dir is None else None
-        image = below.get(beside, beside) if beside is not None else files.find(listed, str(path), near=place)
+        image = below.get(beside, beside) if beside is not None else files.find(listed, str(path), near=place[::-1])
         if image in images:
             raise UsageError(f"{path}: the image {image} has another JSON file, too.")
         size = read_size(document, "imageWidth", "imageHeight", str(path))  # written since the end of 2018
@@ -82,7 +82,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         if image not in images:
             place = image.parent.relative_to(files.folder).parts
             images[image] = _exported(image, files, place, None, None, str(image))
-    return Export(classes, [images[image] for image in sorted(images)], background)
+    return Export(classes, [images[image] for image in sorted(images)], background, notes=files.notes())
 
 
 def _read_document(path: Path) -> Any:

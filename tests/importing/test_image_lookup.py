@@ -51,3 +51,72 @@ def test_several_coco_files_of_which_one_does_not_say_its_split_are_refused(tmp_
     import_export(source, tmp_path / "data", validation_share=0.5)
     found = names_in(tmp_path / "data")
     assert len(found["train"]) == len(found["val"]) == 3
+
+
+@pytest.mark.parametrize("listed", ["{}", "/home/user/photos/{}"])
+@pytest.mark.parametrize("missing", ["0", "012"])
+def test_the_image_of_another_split_is_not_taken_for_its_name(tmp_path, listed, missing):
+    source = write_coco(
+        tmp_path / "export",
+        instances_train=("images/train", scenes("012")),
+        instances_val=("images/val", scenes("012")),
+    )
+    path = source / "instances_val.json"
+    path.write_text(path.read_text().replace('"0.png"', f'"{listed.format("0.png")}"'))
+    for name in missing:
+        (source / f"images/val/{name}.png").unlink()
+    sentence = r"image 1: the image '.*0\.png' is not below .*; .*images/train/0\.png has its name, but is of another"
+    with pytest.raises(UsageError, match=sentence):
+        import_export(source, tmp_path / "data")
+
+
+def test_the_image_of_a_subfolder_of_another_split_is_not_taken_unless_it_is_listed(tmp_path):
+    source = write_coco(
+        tmp_path / "export",
+        instances_train=("images/train", scenes(["left/0", "left/1"])),
+        instances_val=("images/val", scenes(["left/0", "left/2"])),
+    )
+    (source / "images/val/left/0.png").unlink()
+    with pytest.raises(
+        UsageError, match=r"the image 'left/0\.png' is not below .*; .*images/train/left/0\.png has its"
+    ):
+        import_export(source, tmp_path / "data")
+    path = source / "instances_val.json"
+    path.write_text(path.read_text().replace('"left/0.png"', '"train/left/1.png"'))
+    import_export(source, tmp_path / "data")
+    assert names_in(tmp_path / "data") == {"train": ["0", "1"], "val": ["1", "2"]}
+
+
+def test_the_image_of_another_subset_of_cvat_is_not_taken(tmp_path):
+    files = {f"instances_{name}": (f"images/{name}", scenes("01")) for name in ("my_night", "night")}
+    source = write_coco(tmp_path / "export", **files)
+    (source / "images/my_night/1.png").unlink()
+    with pytest.raises(UsageError, match=r"instances_my_night\.json, image 2: the image '1\.png' is not below"):
+        import_export(source, tmp_path / "data", validation_share=0.5)
+
+
+def write_tasks(root, listed):
+    """Write tasks of Label Studio with local files: their path on the server, and where they are in the export."""
+    tasks = []
+    for number, (scene, (address, place)) in enumerate(zip(scenes("012"), listed, strict=True), 1):
+        exports.save_image(root / place, scene.image)
+        region = exports.label_studio_region(scene, "brushlabels", "car", rle=exports.packed(scene.labels > 0))
+        tasks.append(exports.label_studio_task(number, f"/data/local-files/?d={address}", [region]))
+    exports.write_json(root / "project-1.json", tasks)
+    return root
+
+
+def test_images_of_which_only_the_name_fits_are_counted_with_an_example(tmp_path, capsys):
+    places = [("cam1/0.png", "cam2/0.png"), ("cam1/1.png", "cam2/1.png"), ("cam2/2.png", "cam2/2.png")]
+    source = write_tasks(tmp_path / "export", places)
+    import_export(source, tmp_path / "data")
+    sentence = "warning: 2 images were found by their names in folders other than those that the export lists, such as"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: 2 images were")]
+    assert line == f"{sentence} {source}/cam2/0.png for '/cam1/0.png'."
+
+
+@pytest.mark.parametrize("place", ["photos/{}.png", "{}.png"])
+def test_images_whose_folder_fits_or_is_the_given_one_are_found_quietly(tmp_path, capsys, place):
+    source = write_tasks(tmp_path / "export", [(f"photos/{name}.png", place.format(name)) for name in "012"])
+    import_export(source, tmp_path / "data")
+    assert "found by their names" not in capsys.readouterr().out
