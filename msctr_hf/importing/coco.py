@@ -24,6 +24,7 @@ from .export import (
     ImageFiles,
     Size,
     class_name,
+    composed,
     entry,
     polygon_points,
     read_json,
@@ -152,7 +153,7 @@ def exported_image(image: dict[str, Any], path: Path, files: ImageFiles, draw: A
     found = files.find(file_name, source, near=_folders_near(path))
     # the name in the data set: that in the export, or the place of the file if that is one of another machine
     listed = PurePosixPath(file_name.replace("\\", "/")).as_posix()  # without "./"
-    is_below = found.as_posix().endswith(f"/{listed}")
+    is_below = composed(found.as_posix()).endswith(f"/{composed(listed)}")
     name = listed.removeprefix("images/") if is_below else found.name
     size = read_size(image, "width", "height", source)
     return ExportedImage(name, found, _split_of_file(path, files), draw, size, f"{source} ({file_name})")

@@ -24,7 +24,7 @@ from .coco import (
     read_images,
     without_split,
 )
-from .export import Export, ExportedImage, ImageFiles, Size, entry, find_background, read_json, read_mask
+from .export import Export, ExportedImage, ImageFiles, Size, entry, existing, find_background, read_json, read_mask
 
 
 def is_export(source: Path) -> bool:
@@ -58,7 +58,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             source_of = f"{path}, annotation of image {image_id}"
             ids = _read_segments(annotation, labels, keep_crowds, source_of)
             png = masks[path] / entry(annotation, "file_name", str, source_of)
-            draws[image_id] = partial(_draw, png, ids, source_of)
+            draws[image_id] = partial(_draw, existing(png) or png, ids, source_of)
         images += [exported_image(image, path, files, draws.get(image_id)) for image_id, image in listed.items()]
     colors = _read_colors(documents.values())
     return Export(

@@ -20,7 +20,7 @@ from ..errors import UsageError
 from ..folder_lock import locked
 from ..new_folder import refuse_used, written_whole
 from ..progress import progress
-from .export import Export, ExportedImage, draw_labels
+from .export import Export, ExportedImage, composed, draw_labels
 from .formats import find_format
 from .splitting import divide
 
@@ -117,12 +117,12 @@ def _check_places(source: Path, output_dir: Path) -> None:
 
 def _refuse_same_names(images: Sequence[ExportedImage]) -> None:
     """Refuse images whose labels would have the same name, and names that lead out of the data set."""
-    taken: dict[tuple[str | None, Path], ExportedImage] = {}
+    taken: dict[tuple[str | None, str], ExportedImage] = {}
     for image in images:
         name = Path(image.name)
         if name.is_absolute() or any(part.startswith(".") for part in name.parts):
             raise UsageError(f"{image.source}: the name {image.name!r} must lead to a file below a folder of images.")
-        other = taken.setdefault((image.split, name.with_suffix("")), image)
+        other = taken.setdefault((image.split, composed(name.with_suffix("").as_posix())), image)
         if other is not image and other.path == image.path:
             raise UsageError(
                 f"The image {image.path} is listed twice in the split {image.split}: by {other.source} and by "

@@ -21,6 +21,7 @@ from .export import (
     Size,
     by_name,
     class_name,
+    composed,
     find_background,
     read_mask,
     read_text,
@@ -105,7 +106,7 @@ def _read_lists(folder: Path) -> dict[str, tuple[str | None, str]]:
     for path in sorted(folder.glob("*.txt")):
         for line in read_text(path).splitlines():
             if name := line.strip().strip('"'):  # a name with spaces is in quotation marks
-                listed[name] = (split_of(path.stem), f"{_LISTS}/{path.name}")
+                listed[composed(name)] = (split_of(path.stem), f"{_LISTS}/{path.name}")
     return listed
 
 

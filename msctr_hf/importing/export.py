@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -164,11 +165,31 @@ def polygon_points(flat: Any, source: str) -> np.ndarray:
     return np.array(flat, dtype=np.float64).reshape(-1, 2)
 
 
+def composed(name: str) -> str:
+    """Return a name with composed letters (NFC): files that come from a Mac may have "u" and two dots for "ü"."""
+    return unicodedata.normalize("NFC", name)
+
+
+def existing(path: Path) -> Path | None:
+    """Return the path of a file or folder on the disk, which may compose its letters otherwise, or `None`."""
+    if path.exists():
+        return path
+    folder = existing(path.parent) if path != path.parent else None
+    if folder is None or not folder.is_dir():
+        return None
+    if path.name.isascii():  # then it is spelled in one way only
+        return folder / path.name if (folder / path.name).exists() else None
+    return next((each for each in folder.iterdir() if composed(each.name) == composed(path.name)), None)
+
+
 def by_name(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
-    """Name files by their paths below a folder without endings; refuse two of one name, since a mask fits both."""
+    """Name files by their paths below a folder without endings, in composed letters; refuse two of one name.
+
+    A mask would fit both.
+    """
     named: dict[str, Path] = {}
     for path in paths:
-        other = named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        other = named.setdefault(composed(path.relative_to(folder).with_suffix("").as_posix()), path)
         if other != path:
             raise UsageError(f"{other} and {path} have the same name but for the ending; remove one of them.")
     return named
@@ -231,8 +252,8 @@ class ImageFiles:
         ]
         self._by_name: dict[str, list[Path]] = {}
         for path in self.paths:
-            self._by_name.setdefault(path.name, []).append(path)
-        self._folders = {part for path in self.paths for part in path.relative_to(folder).parts[:-1]}
+            self._by_name.setdefault(composed(path.name), []).append(path)
+        self._folders = {composed(part) for path in self.paths for part in path.relative_to(folder).parts[:-1]}
         self._found_elsewhere: list[tuple[str, Path]] = []
 
     def left_over(self, images: Iterable[ExportedImage]) -> list[Path]:
@@ -242,7 +263,7 @@ class ImageFiles:
 
     def has(self, name: str) -> bool:
         """Return whether there is a file with a name, in whatever folder."""
-        return name in self._by_name
+        return composed(name) in self._by_name
 
     def find(self, listed: str, source: str, near: Sequence[str] = ()) -> Path:
         """Find the file with a listed path, which may be that of another machine.
@@ -257,13 +278,14 @@ class ImageFiles:
         Raises:
             UsageError: If there is no such file, or more than one.
         """
-        parts = [part for part in PurePosixPath(listed.replace("\\", "/")).parts if part != "."]
+        parts = [part for part in PurePosixPath(composed(listed).replace("\\", "/")).parts if part != "."]
+        near = [*map(composed, near)]
         is_foreign = not parts or parts[0] in ("/", "..") or parts[0].endswith(":")
         required = next((name for name in near if name in self._folders), None)
         found: list[tuple[int, int, Path]] = []
         refused: list[Path] = []
         for path in self._by_name.get(parts[-1] if parts else "", []):
-            own = (self.folder.absolute().name, *path.relative_to(self.folder).parts)
+            own = [*map(composed, (self.folder.absolute().name, *path.relative_to(self.folder).parts))]
             shared = _shared_end(own, parts)
             is_elsewhere = shared == 1 and required is not None and required not in own[:-1]
             if is_elsewhere or _is_of_another_split(own[1:-shared], near):

@@ -28,6 +28,7 @@ from .export import (
     Size,
     class_name,
     entry,
+    existing,
     is_coordinate,
     pair_points,
     read_json,
@@ -103,7 +104,8 @@ def _beside(path: Path, listed: str) -> Path | None:
     """Look for an image at its path, which is relative to the JSON file."""
     image = path.parent / listed.replace("\\", "/")
     with as_usage_error(OSError, prefix=f"{path}: the image cannot be found: "):  # a name may be too long
-        return _real(image) if image.is_file() else None
+        found = existing(image)
+        return _real(found) if found is not None and found.is_file() else None
 
 
 def _real(path: Path) -> Path:

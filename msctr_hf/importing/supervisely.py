@@ -27,6 +27,7 @@ from .export import (
     ExportedImage,
     Size,
     class_name,
+    composed,
     entry,
     pair_points,
     read_json,
@@ -60,13 +61,13 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     for dataset in _datasets(source):
         parts = dataset.relative_to(source).parts
         split = split_of(parts[0]) if parts else None
-        files = {path.name: path for path in sorted((dataset / _IMAGES).iterdir()) if is_image(path)}
-        documents = {path.stem: path for path in sorted((dataset / _ANNOTATIONS).glob("*.json"))}
+        files = {composed(path.name): path for path in sorted((dataset / _IMAGES).iterdir()) if is_image(path)}
+        documents = {composed(path.stem): path for path in sorted((dataset / _ANNOTATIONS).glob("*.json"))}
         if without := sorted({*documents} - {*files}):
             raise UsageError(f"{documents[without[0]]}: the image {without[0]!r} is not in {dataset / _IMAGES}.")
         for name, path in files.items():
             draw, size = _read_document(documents[name], classes, background) if name in documents else (None, None)
-            place = "/".join([*parts[1 if split else 0 :], name])
+            place = "/".join([*parts[1 if split else 0 :], path.name])
             images.append(ExportedImage(place, path, split, draw, size, str(documents.get(name, path))))
     return Export(classes, images, background, {name: color for name, color in colors.items() if color is not None})
 

@@ -1,9 +1,12 @@
 """Which file and which split an image of an export is, by the names of files and folders."""
 
+import unicodedata
+
 import exports
 import numpy as np
 import pytest
 from exports import Scene
+from PIL import Image
 
 from msctr_hf.errors import UsageError
 from msctr_hf.importing.conversion import import_export
@@ -120,3 +123,36 @@ def test_images_whose_folder_fits_or_is_the_given_one_are_found_quietly(tmp_path
     source = write_tasks(tmp_path / "export", [(f"photos/{name}.png", place.format(name)) for name in "012"])
     import_export(source, tmp_path / "data")
     assert "found by their names" not in capsys.readouterr().out
+
+
+def write_yolo_lists(root, written, classes):
+    square = [[3, 2], [7, 2], [7, 5], [3, 5]]
+    return exports.write_yolo(root, written, classes, {scene.name: [(1, square)] for scene in written}, listed=True)
+
+
+WRITERS = {
+    "cvat": exports.write_cvat,
+    "coco": exports.write_coco,
+    "coco_panoptic": exports.write_coco_panoptic,
+    "roboflow": exports.write_roboflow,
+    "labelme": exports.write_labelme,
+    "yolo": write_yolo_lists,
+    "label_studio": exports.write_label_studio,
+    "supervisely": exports.write_supervisely,
+}
+
+
+@pytest.mark.parametrize("of", ["images", "other files"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_letters_of_names_may_be_composed_otherwise_on_the_disk(tmp_path, name, of):
+    """A Mac, and archives from it, may store "ü" as two characters, which the files of the export do not."""
+    composed = [unicodedata.normalize("NFC", each) for each in ("Grün 0", "Grün 1", "Grün 2")]
+    source = WRITERS[name](tmp_path / "export", scenes(composed), CLASSES)
+    for path in source.rglob("*Gr*n*"):
+        is_shown = path.suffix == ".png" and not {"SegmentationClass", "annotations"} & {*path.parts}
+        if (is_shown and not path.stem.endswith("_mask")) == (of == "images"):
+            path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    import_export(source, tmp_path / "data", name)
+    labels = [np.asarray(Image.open(path)) for path in (tmp_path / "data").rglob("labels/**/*.png")]
+    assert len(labels) == 3
+    assert all(np.array_equal(each, scenes("a")[0].labels) for each in labels)
