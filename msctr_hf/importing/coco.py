@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.image_files import visible_entries
 from ..data.labels import IGNORE_INDEX
 from ..errors import UsageError
 from .drawing import DrawnObject, Patch, draw_objects, fill_polygons
@@ -57,8 +58,8 @@ def annotation_files(source: Path) -> list[Path]:
 
 def json_files(source: Path) -> list[Path]:
     """Find JSON files that may be of COCO instances, in a folder and in those in it."""
-    paths = sorted([*source.glob("*.json"), *source.glob("*/*.json")])
-    return [path for path in paths if not path.name.startswith((".", *_OTHER_TASKS))]
+    paths = [path for pattern in ("*.json", "*/*.json") for path in visible_entries(source, pattern)]
+    return sorted(path for path in paths if not path.name.startswith(_OTHER_TASKS))
 
 
 def is_document(document: Any) -> bool:

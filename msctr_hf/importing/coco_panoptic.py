@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.image_files import visible_entries
 from ..data.labels import IGNORE_INDEX, Color
 from ..errors import UsageError
 from .coco import (
@@ -35,7 +36,8 @@ def is_export(source: Path) -> bool:
 def _json_files(source: Path) -> list[Path]:
     if source.is_file():
         return [source] if source.suffix.lower() == ".json" else []
-    return sorted(path for pattern in ("panoptic*.json", "*/panoptic*.json") for path in source.glob(pattern))
+    patterns = ("panoptic*.json", "*/panoptic*.json")
+    return sorted(path for pattern in patterns for path in visible_entries(source, pattern))
 
 
 def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Export:

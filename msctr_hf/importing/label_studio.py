@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from ..data.image_files import is_image
+from ..data.image_files import is_image, visible_entries
 from ..errors import UsageError
 from .drawing import DrawnObject, Patch, draw_objects, fill_polygons
 from .export import (
@@ -42,7 +42,7 @@ def is_export(source: Path) -> bool:
 
 
 def _json_files(source: Path) -> list[Path]:
-    return [source] if source.is_file() and source.suffix.lower() == ".json" else sorted(source.glob("*.json"))
+    return [source] if source.is_file() and source.suffix.lower() == ".json" else visible_entries(source, "*.json")
 
 
 def _is_document(document: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..data.image_files import files_below, is_image, name_some
+from ..data.image_files import files_below, is_image, name_some, visible_entries
 from ..errors import UsageError, as_usage_error
 from .drawing import DrawnObject, draw_objects, fill_polygons
 from .export import (
@@ -41,7 +41,7 @@ def is_export(source: Path) -> bool:
 def _files(source: Path) -> list[Path]:
     if source.is_file():
         return [source] if source.suffix in (".yaml", ".yml") else []
-    return sorted(path for path in source.glob("*.y*ml") if path.name != "dataset.yaml")
+    return [path for path in visible_entries(source, "*.y*ml") if path.name != "dataset.yaml"]
 
 
 def _read_yaml(path: Path) -> Any:

@@ -142,6 +142,15 @@ WRITERS = {
 }
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_companions_that_a_mac_adds_to_files_are_left_out(tmp_path, name):
+    source = WRITERS[name](tmp_path / "export", scenes("012"), CLASSES)
+    for path in [path for path in source.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X\xff\xb0")
+    import_export(source, tmp_path / "data")  # the format is recognized
+    assert len([*(tmp_path / "data").rglob("labels/**/*.png")]) == 3
+
+
 @pytest.mark.parametrize("of", ["images", "other files"])
 @pytest.mark.parametrize("name", WRITERS)
 def test_letters_of_names_may_be_composed_otherwise_on_the_disk(tmp_path, name, of):
