@@ -9,8 +9,8 @@ outside all objects are background, which --ignored_classes background ignores. 
 first, so that smaller ones lie above them; of equal ones the later lies above. Polygons of one object are united;
 within a polygon the even-odd rule holds, and a pixel belongs to it if its center is inside. Whole coordinates are
 edges between pixels, but centers of pixels in labelme and supervisely, where fractions are dropped and the outline
-belongs to the object. Crowd regions are ignored, and lie below all objects. Train with --dataset folder --data_dir
-my_data.
+belongs to the object. Crowd regions are ignored, and lie below all objects; CVAT writes every mask as one, so that its
+are refused until --crowd_regions says what they are. Train with --dataset folder --data_dir my_data.
 """
 
 from __future__ import annotations

@@ -92,6 +92,15 @@ def files_below(folder: Path) -> FilesBelow:
     return FilesBelow(sorted(files), sorted(broken_links))
 
 
+def visible_entries(folder: Path, pattern: str = "*") -> list[Path]:
+    """Find files and folders by a pattern relative to a folder, sorted.
+
+    Names that start with a dot are left out, such as the companions "._NAME" that a Mac adds to files.
+    """
+    found = folder.glob(pattern)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
 def passes_a_circle(path: Path, root: Path) -> bool:
     """Return whether the way from a folder to a file below it passes a link that leads back to a folder above it."""
     above = [_real(root)]

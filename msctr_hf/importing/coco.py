@@ -6,13 +6,16 @@ united; holes exist only in run-length encoded masks and in outlines that cross 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from ..data.image_files import visible_entries
 from ..data.labels import IGNORE_INDEX
 from ..errors import UsageError
 from .drawing import DrawnObject, Patch, draw_objects, fill_polygons
@@ -22,14 +25,17 @@ from .export import (
     ImageFiles,
     Size,
     class_name,
+    composed,
     entry,
     polygon_points,
     read_json,
+    read_size,
     split_of,
     with_background,
 )
 
 _KEYS = {"images", "annotations", "categories"}
+_LABEL_STUDIO = "Label Studio"  # the contributor of its COCO; that of its brushes to COCO has the size as shown
 _OTHER_TASKS = ("person_keypoints", "captions", "panoptic", "image_info", "stuff")
 
 
@@ -52,8 +58,8 @@ def annotation_files(source: Path) -> list[Path]:
 
 def json_files(source: Path) -> list[Path]:
     """Find JSON files that may be of COCO instances, in a folder and in those in it."""
-    paths = sorted([*source.glob("*.json"), *source.glob("*/*.json")])
-    return [path for path in paths if not path.name.startswith((".", *_OTHER_TASKS))]
+    paths = [path for pattern in ("*.json", "*/*.json") for path in visible_entries(source, pattern)]
+    return sorted(path for path in paths if not path.name.startswith(_OTHER_TASKS))
 
 
 def is_document(document: Any) -> bool:
@@ -75,22 +81,34 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     for path, document in documents.items():
         labels = {number: classes.index(name) for number, name in categories[path].items()}
         listed = read_images(document, path)
+        info = document.get("info")
+        from_shares = isinstance(info, dict) and info.get("contributor") == _LABEL_STUDIO
         annotations: dict[int | str, list[tuple[dict[str, Any], str]]] = {}
         for number, annotation in enumerate(entry(document, "annotations", list, str(path))):
             name = f"{path}, annotation {name_of(annotation, number)}"
             annotations.setdefault(image_of(annotation, name, listed), []).append((annotation, name))
         for image_id, image in listed.items():
-            images.append(
-                exported_image(
-                    image,
-                    path,
-                    files,
-                    partial(_draw, annotations[image_id], labels, background, keep_crowds)
-                    if image_id in annotations
-                    else None,
-                )
-            )
-    return Export(classes, images, background, left_over=files.left_over(images))
+            described = annotations.get(image_id)
+            draw = partial(_draw, described, labels, background, keep_crowds) if described else None
+            images.append(replace(exported_image(image, path, files, draw), from_shares=from_shares))
+    return Export(
+        classes,
+        images,
+        background,
+        left_over=files.left_over(images),
+        without_split=without_split(documents, files),
+        notes=files.notes(),
+        doubtful_crowds=sum(_count_doubtful_crowds(document["annotations"]) for document in documents.values()),
+    )
+
+
+def _count_doubtful_crowds(annotations: list[dict[str, Any]]) -> int:
+    """Count the crowd regions of a file of Datumaro, the library of CVAT, which marks every mask as one.
+
+    Its annotations have `attributes`, and always do in exports of CVAT; those of COCO do not.
+    """
+    has_attributes = any("attributes" in annotation for annotation in annotations)
+    return sum(bool(annotation.get("iscrowd")) for annotation in annotations) if has_attributes else 0
 
 
 def read_categories(document: dict[str, Any], path: Path) -> dict[int, str]:
@@ -133,15 +151,37 @@ def exported_image(image: dict[str, Any], path: Path, files: ImageFiles, draw: A
     """Describe an image that a JSON file lists; `draw` is the function that draws its labels, if it has some."""
     source = f"{path}, image {image['id']}"
     file_name = entry(image, "file_name", str, source)
-    kind = path.stem.rpartition("_")[2]  # "train2017" of instances_train2017.json
-    found = files.find(file_name, source, near=(kind, path.parent.name))
+    found = files.find(file_name, source, near=_folders_near(path))
     # the name in the data set: that in the export, or the place of the file if that is one of another machine
     listed = PurePosixPath(file_name.replace("\\", "/")).as_posix()  # without "./"
-    is_below = found.as_posix().endswith(f"/{listed}")
+    is_below = composed(found.as_posix()).endswith(f"/{composed(listed)}")
     name = listed.removeprefix("images/") if is_below else found.name
-    size = entry(image, "width", int, source), entry(image, "height", int, source)
-    split = split_of(kind) or (split_of(path.parent.name) if path.parent != files.folder else None)
-    return ExportedImage(name, found, split, draw, size, f"{source} ({file_name})")
+    size = read_size(image, "width", "height", source)
+    return ExportedImage(name, found, _split_of_file(path, files), draw, size, f"{source} ({file_name})")
+
+
+def without_split(paths: Collection[Path], files: ImageFiles) -> list[Path]:
+    """Return the files that do not say of which split their images are, if there are several files."""
+    return [path for path in paths if _split_of_file(path, files) is None] if len(paths) > 1 else []
+
+
+def _split_of_file(path: Path, files: ImageFiles) -> str | None:
+    """Return the only split that a part of the name of a JSON file means, or that its folder means."""
+    named = {split for part in _parts(path) if (split := split_of(part)) is not None}
+    if len(named) == 1:
+        return named.pop()
+    return split_of(path.parent.name) if path.parent != files.folder else None
+
+
+def _folders_near(path: Path) -> list[str]:
+    """Name the folders that may have the images of a JSON file: CVAT's has the name of the subset, as the file has."""
+    parts = _parts(path)
+    names = [path.stem.partition("_")[2], *(part for part in parts if split_of(part)), parts[-1], path.parent.name]
+    return [name for name in names if name not in ("", "annotations")]
+
+
+def _parts(path: Path) -> list[str]:
+    return re.split(r"[_.-]", path.stem)  # "train2017" of instances_train2017.json
 
 
 def label_of(annotation: dict[str, Any], labels: dict[int, int], source: str) -> int:

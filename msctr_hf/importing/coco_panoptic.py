@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.image_files import visible_entries
 from ..data.labels import IGNORE_INDEX, Color
 from ..errors import UsageError
 from .coco import (
@@ -22,8 +23,9 @@ from .coco import (
     label_of,
     read_categories,
     read_images,
+    without_split,
 )
-from .export import Export, ExportedImage, ImageFiles, Size, entry, find_background, read_json, read_mask
+from .export import Export, ExportedImage, ImageFiles, Size, entry, existing, find_background, read_json, read_mask
 
 
 def is_export(source: Path) -> bool:
@@ -34,7 +36,8 @@ def is_export(source: Path) -> bool:
 def _json_files(source: Path) -> list[Path]:
     if source.is_file():
         return [source] if source.suffix.lower() == ".json" else []
-    return sorted(path for pattern in ("panoptic*.json", "*/panoptic*.json") for path in source.glob(pattern))
+    patterns = ("panoptic*.json", "*/panoptic*.json")
+    return sorted(path for pattern in patterns for path in visible_entries(source, pattern))
 
 
 def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Export:
@@ -57,10 +60,18 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             source_of = f"{path}, annotation of image {image_id}"
             ids = _read_segments(annotation, labels, keep_crowds, source_of)
             png = masks[path] / entry(annotation, "file_name", str, source_of)
-            draws[image_id] = partial(_draw, png, ids, source_of)
+            draws[image_id] = partial(_draw, existing(png) or png, ids, source_of)
         images += [exported_image(image, path, files, draws.get(image_id)) for image_id, image in listed.items()]
     colors = _read_colors(documents.values())
-    return Export(classes, images, find_background(classes), colors, files.left_over(images))
+    return Export(
+        classes,
+        images,
+        find_background(classes),
+        colors,
+        files.left_over(images),
+        without_split(documents, files),
+        files.notes(),
+    )
 
 
 def _mask_folder(path: Path) -> Path:

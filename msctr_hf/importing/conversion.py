@@ -20,7 +20,7 @@ from ..errors import UsageError
 from ..folder_lock import locked
 from ..new_folder import refuse_used, written_whole
 from ..progress import progress
-from .export import Export, ExportedImage, draw_labels
+from .export import Export, ExportedImage, composed, draw_labels
 from .formats import find_format
 from .splitting import divide
 
@@ -34,7 +34,7 @@ def import_export(
     *,
     image_dir: Path | None = None,
     unannotated_images: Literal["background", "ignore"] | None = None,
-    crowd_regions: Literal["ignore", "class"] = "ignore",
+    crowd_regions: Literal["ignore", "class"] | None = None,
     ignored_classes: Sequence[str] = (),
     validation_share: float | None = None,
     seed: int = 0,
@@ -53,7 +53,8 @@ def import_export(
         unannotated_images (`str`, *optional*): Whether images without annotation show background or are ignored; by
             default they are refused, but those of test have no labels. Test images of which none is annotated have
             no labels in any case.
-        crowd_regions (`str`): Whether crowd regions of COCO are ignored or have their class.
+        crowd_regions (`str`, *optional*): Whether crowd regions of COCO are ignored or have their class; by default
+            they are ignored, but refused if CVAT wrote them, which marks every mask as one.
         ignored_classes (`Sequence[str]`): Classes whose pixels are ignored.
         validation_share, seed, group_pattern: See `divide`.
         num_workers (`int`): Number of worker processes of the check.
@@ -67,8 +68,18 @@ def import_export(
     export = kind.read_export(source, image_dir, crowd_regions == "class")
     if not export.images:
         raise UsageError(f"{source} has no images.")
+    if export.doubtful_crowds and crowd_regions is None:
+        raise UsageError(
+            f"{source} has {export.doubtful_crowds} crowd regions (iscrowd), as which CVAT writes every brush and SAM "
+            "mask; say in `crowd_regions` whether they have their class or are to be ignored (class, ignore)."
+        )
     images = divide(export.images, validation_share, seed, group_pattern)
     _refuse_same_names(images)
+    if export.without_split and validation_share is None:
+        raise UsageError(
+            f"The split of {name_some(export.without_split)} is not known; put train, val or test in the names of all "
+            "files, such as instances_train.json, or give `validation_share` to divide all but test images anew."
+        )
     test_is_annotated = any(image.split == "test" and image.draw is not None for image in images)
     _refuse_unannotated(images, export, unannotated_images, test_is_annotated)
     table = _table(export, ignored_classes)
@@ -84,6 +95,8 @@ def import_export(
             f"warning: {len(export.left_over)} images that the export does not list are left out: "
             f"{name_some(export.left_over)}."
         )
+    for note in export.notes:
+        print(note)
     counts = {split: sum(image.split == split for image in images) for split in _FOLDERS}
     if counts["test"] and not test_is_annotated and unannotated_images is not None:
         print(
@@ -104,12 +117,12 @@ def _check_places(source: Path, output_dir: Path) -> None:
 
 def _refuse_same_names(images: Sequence[ExportedImage]) -> None:
     """Refuse images whose labels would have the same name, and names that lead out of the data set."""
-    taken: dict[tuple[str | None, Path], ExportedImage] = {}
+    taken: dict[tuple[str | None, str], ExportedImage] = {}
     for image in images:
         name = Path(image.name)
         if name.is_absolute() or any(part.startswith(".") for part in name.parts):
             raise UsageError(f"{image.source}: the name {image.name!r} must lead to a file below a folder of images.")
-        other = taken.setdefault((image.split, name.with_suffix("")), image)
+        other = taken.setdefault((image.split, composed(name.with_suffix("").as_posix())), image)
         if other is not image and other.path == image.path:
             raise UsageError(
                 f"The image {image.path} is listed twice in the split {image.split}: by {other.source} and by "

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.image_files import files_below
+from ..data.image_files import files_below, visible_entries
 from ..data.labels import Color, LabelMapping
 from ..errors import UsageError
 from .export import (
@@ -21,6 +21,7 @@ from .export import (
     Size,
     by_name,
     class_name,
+    composed,
     find_background,
     read_mask,
     read_text,
@@ -102,10 +103,10 @@ def _read_label_map(path: Path) -> dict[str, Color]:
 def _read_lists(folder: Path) -> dict[str, tuple[str | None, str]]:
     """Read the images that the lists of subsets name: the split of each, and its list, relative to the export."""
     listed: dict[str, tuple[str | None, str]] = {}
-    for path in sorted(folder.glob("*.txt")):
+    for path in visible_entries(folder, "*.txt"):
         for line in read_text(path).splitlines():
             if name := line.strip().strip('"'):  # a name with spaces is in quotation marks
-                listed[name] = (split_of(path.stem), f"{_LISTS}/{path.name}")
+                listed[composed(name)] = (split_of(path.stem), f"{_LISTS}/{path.name}")
     return listed
 
 

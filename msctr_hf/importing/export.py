@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -37,6 +38,8 @@ class ExportedImage:
             positions in the list of classes, 255 where ignored. `None` if the image has no annotation.
         size (`tuple[int, int]`, *optional*): Width and height by the export, at which the labels are drawn.
         source (`str`): File and item that describe the image, for messages.
+        from_shares (`bool`): Whether the tool multiplied shares of the image as a viewer shows it by `size`, which is
+            wrong if this is the size before an EXIF orientation turns the image.
     """
 
     name: str
@@ -45,6 +48,7 @@ class ExportedImage:
     draw: Callable[[Size], np.ndarray] | None
     size: Size | None = None
     source: str = ""
+    from_shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class Export:
         background (`int`, *optional*): Position of the class of pixels that show none of the objects.
         colors (`Mapping[str, Color]`): Colors of classes, as far as the export has them.
         left_over (`Sequence[Path]`): Image files of the export, or of the folder of images, that it does not list.
+        without_split (`Sequence[Path]`): Files of annotations that do not say their split, if there are several files.
+        notes (`Sequence[str]`): Sentences to print after the import.
+        doubtful_crowds (`int`): Number of crowd regions that may be ordinary objects, because the tool marks every
+            mask as one.
     """
 
     classes: Sequence[str]
@@ -64,6 +72,9 @@ class Export:
     background: int | None = None
     colors: Mapping[str, Color] = field(default_factory=dict)
     left_over: Sequence[Path] = ()
+    without_split: Sequence[Path] = ()
+    notes: Sequence[str] = ()
+    doubtful_crowds: int = 0
 
 
 def with_background(names: Iterable[str]) -> tuple[list[str], int]:
@@ -120,6 +131,13 @@ def entry(mapping: Any, key: str, kind: type | tuple[type, ...], source: str) ->
 _JSON_NAMES = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "an object"}
 
 
+def read_size(mapping: Any, width: str, height: str, source: str) -> Size | None:
+    """Return the width and height of an image from two keys of a JSON object; `None` if both have no value."""
+    if isinstance(mapping, dict) and mapping.get(width) is None and mapping.get(height) is None:
+        return None
+    return entry(mapping, width, int, source), entry(mapping, height, int, source)
+
+
 def is_coordinate(value: Any) -> bool:
     """Return whether a value is a finite number, of a size at which float64 is exact to less than a pixel."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _MAX_COORDINATE
@@ -147,11 +165,31 @@ def polygon_points(flat: Any, source: str) -> np.ndarray:
     return np.array(flat, dtype=np.float64).reshape(-1, 2)
 
 
+def composed(name: str) -> str:
+    """Return a name with composed letters (NFC): files that come from a Mac may have "u" and two dots for "ü"."""
+    return unicodedata.normalize("NFC", name)
+
+
+def existing(path: Path) -> Path | None:
+    """Return the path of a file or folder on the disk, which may compose its letters otherwise, or `None`."""
+    if path.exists():
+        return path
+    folder = existing(path.parent) if path != path.parent else None
+    if folder is None or not folder.is_dir():
+        return None
+    if path.name.isascii():  # then it is spelled in one way only
+        return folder / path.name if (folder / path.name).exists() else None
+    return next((each for each in folder.iterdir() if composed(each.name) == composed(path.name)), None)
+
+
 def by_name(paths: Iterable[Path], folder: Path) -> dict[str, Path]:
-    """Name files by their paths below a folder without endings; refuse two of one name, since a mask fits both."""
+    """Name files by their paths below a folder without endings, in composed letters; refuse two of one name.
+
+    A mask would fit both.
+    """
     named: dict[str, Path] = {}
     for path in paths:
-        other = named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        other = named.setdefault(composed(path.relative_to(folder).with_suffix("").as_posix()), path)
         if other != path:
             raise UsageError(f"{other} and {path} have the same name but for the ending; remove one of them.")
     return named
@@ -178,6 +216,12 @@ def draw_labels(image: ExportedImage, unannotated: int | None) -> np.ndarray | N
     size = image.size or shown
     if image.draw is None:
         return None if unannotated is None else np.full(size[::-1], unannotated, dtype=np.uint8)
+    if image.from_shares and size != shown:
+        raise UsageError(
+            f"{image.source} has the {size[0]}x{size[1]} pixels of {image.path} before its EXIF orientation turns it "
+            f"to {shown[0]}x{shown[1]}; Label Studio draws on the turned image but exports with this size, so that "
+            "all objects are displaced. Save the images upright and export again, or export Label Studio's JSON."
+        )
     labels = image.draw(size)
     if labels.shape[::-1] not in sizes:
         raise UsageError(_other_size(image, labels.shape[::-1], shown))
@@ -208,7 +252,9 @@ class ImageFiles:
         ]
         self._by_name: dict[str, list[Path]] = {}
         for path in self.paths:
-            self._by_name.setdefault(path.name, []).append(path)
+            self._by_name.setdefault(composed(path.name), []).append(path)
+        self._folders = {composed(part) for path in self.paths for part in path.relative_to(folder).parts[:-1]}
+        self._found_elsewhere: list[tuple[str, Path]] = []
 
     def left_over(self, images: Iterable[ExportedImage]) -> list[Path]:
         """Return the files that are none of the images of an export."""
@@ -217,7 +263,7 @@ class ImageFiles:
 
     def has(self, name: str) -> bool:
         """Return whether there is a file with a name, in whatever folder."""
-        return name in self._by_name
+        return composed(name) in self._by_name
 
     def find(self, listed: str, source: str, near: Sequence[str] = ()) -> Path:
         """Find the file with a listed path, which may be that of another machine.
@@ -225,23 +271,32 @@ class ImageFiles:
         Args:
             listed (`str`): Path in the export; "/" and "\\" separate folders.
             source (`str`): File and item that list it, for messages.
-            near (`Sequence[str]`): Names of folders that are preferred.
+            near (`Sequence[str]`): Names of folders that are preferred. The first of them that exists must contain an
+                image of which only the name fits. If one means a split, no image is in a folder of another, unless
+                the listed path names this folder.
 
         Raises:
             UsageError: If there is no such file, or more than one.
         """
-        parts = [part for part in PurePosixPath(listed.replace("\\", "/")).parts if part != "."]
+        parts = [part for part in PurePosixPath(composed(listed).replace("\\", "/")).parts if part != "."]
+        near = [*map(composed, near)]
         is_foreign = not parts or parts[0] in ("/", "..") or parts[0].endswith(":")
+        required = next((name for name in near if name in self._folders), None)
         found: list[tuple[int, int, Path]] = []
+        refused: list[Path] = []
         for path in self._by_name.get(parts[-1] if parts else "", []):
-            own = (self.folder.absolute().name, *path.relative_to(self.folder).parts)
+            own = [*map(composed, (self.folder.absolute().name, *path.relative_to(self.folder).parts))]
             shared = _shared_end(own, parts)
-            if shared == len(parts) or is_foreign:
+            is_elsewhere = shared == 1 and required is not None and required not in own[:-1]
+            if is_elsewhere or _is_of_another_split(own[1:-shared], near):
+                refused.append(path)
+            elif shared == len(parts) or is_foreign:
                 found.append((shared, len({*near} & {*own}), path))
         if not found:
+            instead = f"; {refused[0]} has its name, but is of another folder or split" if refused else ""
             raise UsageError(
-                f"{source}: the image {listed!r} is not below {self.folder}; put it there, or name the folder of the "
-                "images in `image_dir`."
+                f"{source}: the image {listed!r} is not below {self.folder}{instead}; put it there, or name the "
+                "folder of the images in `image_dir`."
             )
         best = max(each[:2] for each in found)
         paths = [path for *match, path in found if tuple(match) == best]
@@ -250,7 +305,25 @@ class ImageFiles:
                 f"{source}: the image {listed!r} may be {name_some(paths)}; name the folder of the images in "
                 "`image_dir`."
             )
-        return paths[0]
+        (path,) = paths
+        if best[0] == 1 < len(parts) and parts[-2] not in ("/", "..") and path.parent != self.folder and not required:
+            self._found_elsewhere.append((listed, path))
+        return path
+
+    def notes(self) -> list[str]:
+        """Report the images that were found by their names although their folders have other names."""
+        if not self._found_elsewhere:
+            return []
+        listed, path = self._found_elsewhere[0]
+        return [
+            f"warning: {len(self._found_elsewhere)} images were found by their names in folders other than those that "
+            f"the export lists, such as {path} for {listed!r}."
+        ]
+
+
+def _is_of_another_split(folders: Sequence[str], near: Sequence[str]) -> bool:
+    wanted, found = ({split_of(name) for name in names} - {None} for names in (near, folders))
+    return bool(wanted and found and not wanted & found)
 
 
 def _shared_end(own: Sequence[str], listed: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from ..data.image_files import is_image
+from ..data.image_files import is_image, visible_entries
 from ..errors import UsageError
 from .drawing import DrawnObject, Patch, draw_objects, fill_polygons
 from .export import (
@@ -42,7 +42,7 @@ def is_export(source: Path) -> bool:
 
 
 def _json_files(source: Path) -> list[Path]:
-    return [source] if source.is_file() and source.suffix.lower() == ".json" else sorted(source.glob("*.json"))
+    return [source] if source.is_file() and source.suffix.lower() == ".json" else visible_entries(source, "*.json")
 
 
 def _is_document(document: Any) -> bool:
@@ -76,7 +76,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         )
         for image, regions, name in found
     ]
-    return Export(classes, images, background, left_over=files.left_over(images))
+    return Export(classes, images, background, left_over=files.left_over(images), notes=files.notes())
 
 
 def _find_image(task: dict[str, Any], files: ImageFiles, source: str) -> Path:

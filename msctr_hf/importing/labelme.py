@@ -28,9 +28,11 @@ from .export import (
     Size,
     class_name,
     entry,
+    existing,
     is_coordinate,
     pair_points,
     read_json,
+    read_size,
     read_text,
     split_of,
     with_background,
@@ -71,17 +73,17 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         listed = entry(document, "imagePath", str, str(path))
         place = path.parent.relative_to(source).parts
         beside = _beside(path, listed) if image_dir is None else None
-        image = below.get(beside, beside) if beside is not None else files.find(listed, str(path), near=place)
+        image = below.get(beside, beside) if beside is not None else files.find(listed, str(path), near=place[::-1])
         if image in images:
             raise UsageError(f"{path}: the image {image} has another JSON file, too.")
-        size = _read_size(document, str(path))
+        size = read_size(document, "imageWidth", "imageHeight", str(path))  # written since the end of 2018
         draw = partial(_draw, shapes[path], labels, background) if shapes[path] else None
         images[image] = _exported(image, files, place, draw, size, str(path))
     for image in files.paths:
         if image not in images:
             place = image.parent.relative_to(files.folder).parts
             images[image] = _exported(image, files, place, None, None, str(image))
-    return Export(classes, [images[image] for image in sorted(images)], background)
+    return Export(classes, [images[image] for image in sorted(images)], background, notes=files.notes())
 
 
 def _read_document(path: Path) -> Any:
@@ -90,13 +92,6 @@ def _read_document(path: Path) -> Any:
     if isinstance(document, dict):
         document.pop("imageData", None)
     return document
-
-
-def _read_size(document: dict[str, Any], source: str) -> Size | None:
-    """Read the size of the image, which LabelMe writes since the end of 2018."""
-    if document.get("imageWidth") is None and document.get("imageHeight") is None:
-        return None
-    return entry(document, "imageWidth", int, source), entry(document, "imageHeight", int, source)
 
 
 def _listed_classes(path: Path) -> list[str]:
@@ -109,7 +104,8 @@ def _beside(path: Path, listed: str) -> Path | None:
     """Look for an image at its path, which is relative to the JSON file."""
     image = path.parent / listed.replace("\\", "/")
     with as_usage_error(OSError, prefix=f"{path}: the image cannot be found: "):  # a name may be too long
-        return _real(image) if image.is_file() else None
+        found = existing(image)
+        return _real(found) if found is not None and found.is_file() else None
 
 
 def _real(path: Path) -> Path:

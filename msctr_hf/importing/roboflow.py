@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.image_files import is_image
+from ..data.image_files import is_image, visible_entries
 from ..data.labels import LabelMapping, is_raw_value
 from ..errors import UsageError, as_usage_error
 from .export import (
@@ -47,7 +47,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     images = []
     for folder, names in values.items():
         mapping = LabelMapping({value: classes.index(name) for value, name in names.items()})
-        paths = sorted(path for path in folder.iterdir() if is_image(path) and not path.name.startswith("."))
+        paths = [path for path in visible_entries(folder) if is_image(path)]
         named = by_name(paths, folder)
         masks = {name.removesuffix(_MASK): path for name, path in named.items() if name.endswith(_MASK)}
         shown = {name: path for name, path in named.items() if not name.endswith(_MASK)}
@@ -67,7 +67,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
 
 
 def _folders(source: Path) -> list[Path]:
-    return [path.parent for path in (source / _CLASSES, *sorted(source.glob(f"*/{_CLASSES}"))) if path.is_file()]
+    return [path.parent for path in (source / _CLASSES, *visible_entries(source, f"*/{_CLASSES}")) if path.is_file()]
 
 
 def _read_classes(path: Path) -> dict[int, str]:

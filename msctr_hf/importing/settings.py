@@ -27,8 +27,10 @@ class ImportSettings(ImageSettings):
         help="Labels of images without annotation: background or ignored; by default they are refused, except those "
         "of a test split, which then have no labels. A test split without any annotation never has labels.",
     )
-    crowd_regions: Literal["ignore", "class"] = setting(
-        "ignore", help="Labels of crowd regions of COCO (iscrowd): ignored, or their class."
+    crowd_regions: Literal["ignore", "class"] | None = setting(
+        None,
+        help="Labels of crowd regions of COCO (iscrowd): ignored, or their class; by default they are ignored, except "
+        "that those of CVAT, which marks every mask so, are refused.",
     )
     ignored_classes: list[str] = setting(
         [], help="Classes whose pixels are ignored, such as background where not every object is labeled."

@@ -49,7 +49,10 @@ def divide(
             group = _group(image, group_pattern)
             groups[group] = groups.get(group, 0) + 1
     if not groups:
-        raise UsageError(f"All {len(images)} images are of the test split; import all splits of the export together.")
+        raise UsageError(
+            f"All {len(images)} images are of the test split, by the name of a file or folder; import all splits of "
+            "the export together, or rename it."
+        )
     if len(groups) < 2:
         raise UsageError(
             f"{sum(groups.values())} images in {len(groups)} group(s) cannot be divided into training and validation "

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.image_files import is_image
+from ..data.image_files import is_image, visible_entries
 from ..data.labels import Color
 from ..errors import UsageError
 from .drawing import DrawnObject, Patch, cut_out, draw_objects, fill_polygons, pixels_of
@@ -27,6 +27,7 @@ from .export import (
     ExportedImage,
     Size,
     class_name,
+    composed,
     entry,
     pair_points,
     read_json,
@@ -43,9 +44,8 @@ def is_export(source: Path) -> bool:
 
 
 def _datasets(source: Path) -> list[Path]:
-    return sorted(
-        path.parent for path in source.rglob(_IMAGES) if path.is_dir() and (path.parent / _ANNOTATIONS).is_dir()
-    )
+    found = visible_entries(source, f"**/{_IMAGES}")
+    return [path.parent for path in found if path.is_dir() and (path.parent / _ANNOTATIONS).is_dir()]
 
 
 def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Export:
@@ -60,13 +60,13 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     for dataset in _datasets(source):
         parts = dataset.relative_to(source).parts
         split = split_of(parts[0]) if parts else None
-        files = {path.name: path for path in sorted((dataset / _IMAGES).iterdir()) if is_image(path)}
-        documents = {path.stem: path for path in sorted((dataset / _ANNOTATIONS).glob("*.json"))}
+        files = {composed(path.name): path for path in visible_entries(dataset / _IMAGES) if is_image(path)}
+        documents = {composed(path.stem): path for path in visible_entries(dataset / _ANNOTATIONS, "*.json")}
         if without := sorted({*documents} - {*files}):
             raise UsageError(f"{documents[without[0]]}: the image {without[0]!r} is not in {dataset / _IMAGES}.")
         for name, path in files.items():
             draw, size = _read_document(documents[name], classes, background) if name in documents else (None, None)
-            place = "/".join([*parts[1 if split else 0 :], name])
+            place = "/".join([*parts[1 if split else 0 :], path.name])
             images.append(ExportedImage(place, path, split, draw, size, str(documents.get(name, path))))
     return Export(classes, images, background, {name: color for name, color in colors.items() if color is not None})
 

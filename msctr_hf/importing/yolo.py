@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..data.image_files import files_below, is_image, name_some
+from ..data.image_files import files_below, is_image, name_some, visible_entries
 from ..errors import UsageError, as_usage_error
 from .drawing import DrawnObject, draw_objects, fill_polygons
 from .export import (
@@ -21,6 +21,7 @@ from .export import (
     ExportedImage,
     Size,
     class_name,
+    existing,
     polygon_points,
     read_text,
     split_of,
@@ -40,7 +41,7 @@ def is_export(source: Path) -> bool:
 def _files(source: Path) -> list[Path]:
     if source.is_file():
         return [source] if source.suffix in (".yaml", ".yml") else []
-    return sorted(path for path in source.glob("*.y*ml") if path.name != "dataset.yaml")
+    return [path for path in visible_entries(source, "*.y*ml") if path.name != "dataset.yaml"]
 
 
 def _read_yaml(path: Path) -> Any:
@@ -95,8 +96,8 @@ def _resolve(description: dict[str, Any], place: str, path: Path, key: str) -> P
     places = [place, place.removeprefix("../")]
     with as_usage_error(OSError, prefix=f"{path}: `{key}` cannot be found: "):  # a name may be too long
         for candidate in (root / each for root in roots for each in places):
-            if candidate.exists():
-                return candidate
+            if (found := existing(candidate)) is not None:
+                return found
     raise UsageError(f"{path}: `{key}` names {place}, but {path.parent / place} does not exist.")
 
 
@@ -110,7 +111,8 @@ def _list_images(folder: Path, root: Path) -> list[tuple[str, Path]]:
         if not listed:
             continue
         with as_usage_error(OSError, prefix=f"{folder}, line {number}: "):  # a name may be too long
-            image = next((base / listed for base in (folder.parent, root) if (base / listed).is_file()), None)
+            found = (existing(base / listed) for base in (folder.parent, root))
+            image = next((path for path in found if path is not None and path.is_file()), None)
         if image is None or not is_image(image):
             raise UsageError(f"{folder}, line {number}: the image {listed} does not exist below {folder.parent}.")
         images.append((_name_of(image), image))
@@ -143,7 +145,8 @@ def _label_file(image: Path) -> Path:
     parts = list(image.parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    path = Path(*parts).with_suffix(".txt")
+    return existing(path) or path
 
 
 def _read_lines(path: Path) -> list[tuple[str, list[str]]]:

@@ -1,6 +1,6 @@
 import pytest
 
-from msctr_hf.data.image_files import files_below
+from msctr_hf.data.image_files import files_below, visible_entries
 
 
 @pytest.fixture
@@ -38,3 +38,12 @@ def test_linked_files_are_files_and_links_to_nothing_are_listed(folder):
     found = files_below(folder)
     assert [path.name for path in found.files] == ["2.png", "1.png"]
     assert [path.name for path in found.broken_links] == ["itself.png", "x"]
+
+
+def test_hidden_entries_and_those_in_hidden_folders_are_not_visible(folder):
+    for name in ("._1.png", "a/._1.png", ".cache/1.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    assert visible_entries(folder) == [folder / "a"]
+    assert visible_entries(folder, "*/*.png") == visible_entries(folder, "**/*.png") == [folder / "a/1.png"]
+    assert visible_entries(folder / "none") == []

@@ -121,7 +121,7 @@ def add_annotation(document, image_id, category_id, segmentation, iscrowd=0, **m
 
 
 def write_coco(root, scenes, classes, *, text=False):
-    """Write "COCO 1.0" of CVAT, one RLE for each class but the first, which is the background; ignored is a crowd."""
+    """Write COCO instances, one RLE for each class but the first, which is the background; ignored is a crowd."""
     for split in dict.fromkeys(scene.split for scene in scenes):
         chosen = [scene for scene in scenes if scene.split == split]
         document = coco_document(chosen, classes[1:])
@@ -137,6 +137,30 @@ def write_coco(root, scenes, classes, *, text=False):
                         document, number, 1 if is_crowd else label, {"counts": counts, "size": size}, int(is_crowd)
                     )
         write_json(root / "annotations" / f"instances_{PLACES[split]}.json", document)
+    return root
+
+
+def write_cvat_coco(root, scenes, classes, polygons=None):
+    """Write "COCO 1.0" of CVAT: masks as numbers, which Datumaro marks as crowds, and polygons, which it does not.
+
+    `polygons`: name of a scene -> [(class from 1 on, points (N, 2) in pixels)].
+    """
+    for split in dict.fromkeys(scene.split for scene in scenes):
+        chosen = [scene for scene in scenes if scene.split == split]
+        subset = {None: "default", "validation": "Validation"}.get(split, split)
+        document = coco_document(chosen, classes[1:])
+        document["info"] |= dict.fromkeys(("contributor", "date_created", "url", "version", "year"), "")
+        attributes = {"attributes": {"occluded": False}}
+        for number, (scene, image) in enumerate(zip(chosen, document["images"], strict=True), 1):
+            image |= {"license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0}
+            save_image(root / "images" / subset / f"{scene.name}.png", scene.image)
+            for label in [] if scene.labels is None else np.unique(scene.labels[scene.labels > 0]).tolist():
+                mask = scene.labels == label
+                encoded = {"counts": run_lengths(mask.astype(int)), "size": list(mask.shape)}
+                add_annotation(document, number, label, encoded, iscrowd=1, area=float(mask.sum()), **attributes)
+            for label, points in (polygons or {}).get(scene.name, ()):
+                add_annotation(document, number, label, [np.ravel(points).tolist()], area=1.0, **attributes)
+        write_json(root / "annotations" / f"instances_{subset}.json", document)
     return root
 
 
@@ -315,6 +339,36 @@ def write_label_studio(root, scenes, classes):
         ]
         tasks.append(label_studio_task(number, f"/data/upload/1/{name}", regions))
     write_json(root / "project-1-at-2026-01-31.json", tasks)
+    return root
+
+
+def write_label_studio_coco(root, stored, polygons, classes, orientation=1):
+    """Write "COCO with images" of Label Studio, which draws on the turned image but exports with its stored size.
+
+    `stored`: scenes whose images are stored before the EXIF orientation turns them; `polygons`: name of a scene ->
+    [(class, points (N, 2) in shares of the turned image)]. A scene without an image could not be downloaded.
+    """
+    images, annotations = [], []
+    for number, scene in enumerate(stored):
+        path = root / "images" / f"{scene.name}.png"
+        size = {"width": None, "height": None}
+        if scene.image is not None:
+            exif = Image.Exif()
+            exif[274] = orientation
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(scene.image).save(path, exif=exif)
+            size = {"width": scene.image.shape[1], "height": scene.image.shape[0]}
+        images.append({**size, "id": number, "file_name": f"images/{scene.name}.png"})
+        for label, points in polygons.get(scene.name, ()):
+            flat = (np.asarray(points) * [size["width"], size["height"]]).ravel().tolist()
+            common = {"bbox": [0, 0, 1, 1], "ignore": 0, "iscrowd": 0, "area": 1}
+            annotations.append(
+                {"id": len(annotations), "image_id": number, "category_id": label, "segmentation": [flat], **common}
+            )
+    info = {"year": 2026, "version": "1.0", "description": "", "contributor": "Label Studio", "url": ""}
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
+    document = {"images": images, "categories": categories, "annotations": annotations, "info": info}
+    write_json(root / "result.json", document)
     return root
 
 
