@@ -161,6 +161,15 @@ def test_settings_that_had_no_effect_are_left_out(run_folder):
         assert f"| {name} |" in text, name
 
 
+@pytest.mark.parametrize(("count", "value_type", "jittered"), [
+    (None, None, True), (3, "uint16", True), (3, "float32", False), (4, "uint8", False),
+])  # fmt: skip
+def test_the_card_claims_no_jitter_of_images_without_colors(run_folder, count, value_type, jittered):
+    MsctrImageProcessor(num_channels=count or 3, value_type=value_type).save_pretrained(run_folder)
+    text = card_of(run_folder, {"color_jitter": True, "num_channels": count}).text
+    assert ("| color_jitter | true |" in text) == jittered
+
+
 def test_the_network_of_the_card_has_its_backbone_where_the_setting_had_no_effect(run_folder):
     text = card_of(run_folder, {"model_name_or_path": "nvidia/mit-b0", "backbone": "resnet50.tv_in1k"}).text
     assert "| backbone | swin |" in text
