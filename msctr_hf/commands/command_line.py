@@ -40,6 +40,15 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
         return action.help if action.default in (None, "", []) else super()._get_help_string(action)
 
 
+class _ListOfNetwork(argparse.Action):
+    """Action of a list of `MsctrConfig`: its entries one after another, or the list of YAML that a recipe has."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store a list; a single word may also be a word such as `auto`, or null."""
+        value = values if len(values) > 1 else values[0]
+        setattr(namespace, self.dest, [value] if isinstance(value, (int, float)) else value)
+
+
 class CommandLine(HfArgumentParser):
     """Parser of the flags of one command, which fills its dataclasses of settings.
 
@@ -115,13 +124,18 @@ class CommandLine(HfArgumentParser):
         ]
         for each in fields:
             default = "" if each.default is None else f" (default: {each.default})"
-            options: dict[str, Any] = {"type": yaml.safe_load, "default": argparse.SUPPRESS}
+            options: dict[str, Any] = {"type": _read_yaml, "default": argparse.SUPPRESS}
+            example = ""
+            if lists := [kind for kind in get_args(each.type) if get_origin(kind) is list]:
+                options |= {"nargs": "+", "action": _ListOfNetwork}
+                is_nested = get_origin(get_args(lists[0])[0]) is list
+                example = " For example: '[[0, 3], [0, 2]]'." if is_nested else " For example: 1 2 3."
             if bool in (each.type, *get_args(each.type)):
                 options |= {"nargs": "?", "const": True}
             if get_origin(each.type) is Literal:
                 options |= {"metavar": "{" + ",".join(get_args(each.type)) + "}"}
             group.add_argument(
-                f"--{each.name}", help=f"{each.metadata['help']}{default}".replace("%", "%%"), **options
+                f"--{each.name}", help=f"{each.metadata['help']}{example}{default}".replace("%", "%%"), **options
             )
         return [each.name for each in fields]
 
@@ -223,8 +237,9 @@ class CommandLine(HfArgumentParser):
             if action is None or key in ("config", "help"):
                 self._refuse(str(key), f"{unknown} `{key}`.", "`{}`")
             elif value is not None:
+                in_words = action.nargs in ("+", "*") and not isinstance(action, _ListOfNetwork)
                 try:
-                    flags += [f"--{key}", *_as_arguments(value, many=action.nargs in ("+", "*"))]
+                    flags += [f"--{key}", *_as_arguments(value, many=in_words)]
                 except TypeError as error:
                     self.error(f"argument --{key}: {error}")
         return flags
@@ -237,6 +252,15 @@ class CommandLine(HfArgumentParser):
         close = closest(name, names)
         hint = f"Did you mean {quoted.format(close)}?" if close else "See --help for all settings."
         self.error(f"{sentence} {hint}")
+
+
+def _read_yaml(word: str) -> Any:
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(
+            f"{word!r} cannot be read; write a list as 1 2 3, or in quotes as '[1, 2, 3]'."
+        ) from error
 
 
 def _with_former_values(read: Any, former: Mapping[str, str]) -> Callable[[str], Any]:

@@ -3,9 +3,9 @@
 msctr push --model runs/hrnet --hub_model_id USER/NAME
 
 It publishes weights (model.safetensors, or the files of its index; projection_head.safetensors; an adapter of PEFT),
-config.json, the image processor, code (*.py), README.md, results.json of the run, and predictions.png if the images of
-the data set may be shown to everyone, or with --hub_images. Everything else in the folder stays private: run.json,
-which contains paths of this machine, banks of embeddings, checkpoints, files of yours.
+config.json, the image processor, the code that these two name (.py), README.md, results.json of the run, and
+predictions.png if the images of the data set may be shown to everyone, or with --hub_images. Everything else in the
+folder stays private: run.json, which contains paths of this machine, banks of embeddings, checkpoints, files of yours.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..data.channels import count_of
 from ..data.specs import DatasetSpec
@@ -86,11 +87,13 @@ def write_model_card(
         if path.exists() and _SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
             return path
     free = show_images if show_images is not None else spec is not None and spec.shareable
-    idle = idle_settings({**run.get("settings", {}), **_own_fields(config)})
+    processor = read_saved_json(folder / IMAGE_PROCESSOR_NAME)
+    known = {**run.get("settings", {}), **_own_fields(config), "value_type": processor.get("value_type")}
+    idle = idle_settings(known)
     card = ModelCard.from_template(
         _metadata(config, run, results, spec, license),
         template_path=str(_TEMPLATE),
-        **_facts(config, run, results, spec, folder, idle),
+        **_facts(config, run, results, spec, processor, idle),
         name=name,
         predictions=PREDICTIONS_FILE if free and (folder / PREDICTIONS_FILE).exists() else None,
         network=_cells(_network(config, run, folder, idle)),
@@ -170,9 +173,8 @@ def _beginning(run: dict) -> dict:
     return next((start for start in reversed(starts) if not start.get("from_step")), run)
 
 
-def _channels(folder: Path) -> str | None:
+def _channels(processor: dict) -> str | None:
     """Describe images that only this package reads; `None` if they are gray or RGB images of 8 bits."""
-    processor = read_saved_json(folder / "preprocessor_config.json")
     count, value_type = processor.get("num_channels") or 3, processor.get("value_type")
     if count in (1, 3) and value_type in (None, "uint8"):
         return None
@@ -180,7 +182,7 @@ def _channels(folder: Path) -> str | None:
 
 
 def _facts(
-    config: dict, run: dict, results: dict, spec: DatasetSpec | None, folder: Path, idle: set[str]
+    config: dict, run: dict, results: dict, spec: DatasetSpec | None, processor: dict, idle: set[str]
 ) -> dict[str, Any]:
     settings = run.get("settings", {})
     return {
@@ -188,7 +190,8 @@ def _facts(
         "num_classes": len(config["id2label"]),
         "contrast": _contrast(config, settings),
         "own_code": config["model_type"] == MsctrConfig.model_type,
-        "channels": _channels(folder),
+        "channels": _channels(processor),
+        "keeps_8_bits": not processor.get("value_type"),  # of images with more
         "objective": _cells(_without(idle, _objective(config, settings))),
         "data": _cells(_data(spec, run, results)),
         "data_name": _data_name(spec, run),

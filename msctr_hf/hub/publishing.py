@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -37,10 +38,12 @@ from .model_card import CARD_FILE, read_results_of_run, read_saved_config, read_
 from .settings import DestinationSettings
 
 LONGEST_WAIT = 1800.0  # seconds that a run waits for an upload at its end
+_CODE_KEYS = ("auto_map", "custom_pipelines")  # of a configuration, below which classes are named
 _SNAPSHOT, _UPLOAD_LOG = ".pushed", ".pushed.log"
 # What `save_pretrained` of networks, adapted models, image processors and PEFT writes, and the card. Weights in many
-# files are those that the index names, and code is every .py file. All else in the folder stays private: embeddings of
-# images (`msctr index`), run.json and not_finite.json (command, paths and environment), states of the optimizer.
+# files are those that the index names, and code is what the configurations name. All else in the folder stays private:
+# embeddings of images (`msctr index`), run.json and not_finite.json (command, paths and environment), states of the
+# optimizer, scripts of the user.
 _PUBLISHED_FILES = {
     *(CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, HEADS_FILE, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME),
     *(ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CARD_FILE),
@@ -240,11 +243,38 @@ def take_snapshot(folder: Path, spec: DatasetSpec | None, destination: Destinati
 def _names_to_publish(folder: Path) -> list[str]:
     """List the files of a folder that are published, except predictions.png."""
     published = {*_PUBLISHED_FILES, *read_saved_json(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map", {}).values()}
+    published |= _code_of(folder)
     if read_results_of_run(folder):  # results of an evaluation have paths of this machine
         published.add(RESULTS_FILE)
-    return sorted(
-        path.name for path in folder.iterdir() if (path.name in published or path.suffix == ".py") and path.is_file()
-    )
+    return sorted(path.name for path in folder.iterdir() if path.name in published and path.is_file())
+
+
+def _code_of(folder: Path) -> set[str]:
+    """List the files of the classes that the configurations name, and of all that these import from the folder."""
+    wanted = [
+        reference.partition(".")[0]
+        for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
+        for reference in _references(read_saved_json(folder / name))
+    ]
+    code: set[str] = set()
+    while wanted:
+        path = folder / f"{wanted.pop()}.py"
+        if path.name not in code and path.is_file():
+            code.add(path.name)
+            wanted += get_relative_imports(path)
+    return code
+
+
+def _references(value: Any, names_classes: bool = False) -> Iterator[str]:
+    """Yield what a configuration calls MODULE.CLASS, where it names code."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _references(entry, names_classes or key in _CODE_KEYS)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _references(entry, names_classes)
+    elif names_classes and isinstance(value, str) and "." in value:
+        yield value
 
 
 def _link(names: Sequence[str], folder: Path, target: Path) -> None:

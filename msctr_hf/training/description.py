@@ -55,7 +55,7 @@ def describe_run(
             "paths": _paths(settings),
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
-            "device": _device_name(),
+            "device": device_name(accelerator.device),
             "contrastive_tile_rows": tile_rows(accelerator.device),
             "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
             "git_commit": git_commit(),
@@ -163,6 +163,7 @@ class RunSummary:
         args (`TrainingSettings`): Settings of the training.
         duration (`Duration`): Length of the run in steps and epochs.
         num_processes (`int`): Number of processes that train together.
+        device (`torch.device`): Device of this process.
         precision (`str`): Mixed precision of Accelerate.
         checkpoint (`Path`, *optional*): Checkpoint from which the run resumes.
         step (`int`): Number of the step of the checkpoint.
@@ -178,6 +179,7 @@ class RunSummary:
     args: TrainingSettings
     duration: Duration
     num_processes: int
+    device: torch.device
     precision: str
     checkpoint: Path | None
     step: int
@@ -199,7 +201,7 @@ def describe_start(run: RunSummary) -> list[str]:
         f"schedule  {duration.max_steps} steps{epochs}, validation every {duration.validation_steps} steps: "
         f"{args.optimizer}, {args.schedule}, rate {args.learning_rate:g}, {args.warmup_steps} steps of warm-up"
         + (f", weights averaged with {args.ema_decay:g}" if args.ema else ""),
-        f"device    {_device_name()}, precision {run.precision}",
+        f"device    {device_name(run.device)}, precision {run.precision}",
         f"folder    {Path(args.output_dir)}",
     ]
     return lines if run.checkpoint is None else [*lines, f"resumes   from step {run.step}, {run.checkpoint}"]
@@ -218,10 +220,14 @@ def _parameters(network: nn.Module) -> str:
     return describe_parameters(sizes, None if isinstance(network, ContrastiveAdapter) else config.decode_head)
 
 
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{processor_name()}, {torch.get_num_threads()} thread(s)"
+def device_name(device: torch.device) -> str:
+    """Return the name of a device; for a CPU with the number of threads."""
+    if device.type == "cpu":
+        return f"{processor_name()}, {torch.get_num_threads()} thread(s)"
+    library = torch.get_device_module(device)
+    if hasattr(library, "get_device_name"):
+        return library.get_device_name(device)
+    return f"{device.type} of {processor_name()}"  # torch.mps, for example, knows no names
 
 
 def processor_name() -> str:

@@ -90,6 +90,27 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
     return accelerator
 
 
+def let_deepspeed_clip(accelerator: Accelerator, max_grad_norm: float | None) -> None:
+    """Let DeepSpeed, which clips gradients itself, clip them to the setting; call it before `prepare`.
+
+    Where its configuration does not say a value, Accelerate would fill in 1.0.
+
+    Raises:
+        UsageError: If the configuration says another value.
+    """
+    plugin = accelerator.deepspeed_plugin
+    if plugin is None:
+        return
+    configured, wanted = plugin.gradient_clipping, max_grad_norm or 0.0  # DeepSpeed takes 0 for no limit
+    if configured not in ("auto", wanted):
+        setting = "is not set" if max_grad_norm is None else f"is {max_grad_norm:g}"
+        raise UsageError(
+            f"`max_grad_norm` {setting}, but the configuration of DeepSpeed says gradient_clipping {configured}; "
+            "leave gradient_clipping out there."
+        )
+    plugin.deepspeed_config["gradient_clipping"] = wanted
+
+
 def keep_freed_memory() -> None:
     """Let the C library of Linux keep freed memory for the next large tensor instead of returning it to the system.
 

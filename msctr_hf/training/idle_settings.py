@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.channels import Channels
 from ..data.settings import is_about_unlabeled
 
 _OF_ANOTHER_BACKBONE = ("backbone", "output_stride", "backbone_config", "backbone_weights")
@@ -23,8 +24,8 @@ def idle_settings(settings: Mapping[str, Any]) -> set[str]:
     """Find the settings without effect in a run, by the values of the others.
 
     Args:
-        settings (`Mapping`): Settings of the run, and those of `MsctrConfig` in its network, by name; what is missing
-            is not known and switches nothing off.
+        settings (`Mapping`): Settings of the run, those of `MsctrConfig` in its network, and `value_type` of its image
+            processor, by name; what is missing is not known and switches nothing off.
 
     Returns:
         `set`: Names of settings, which may be missing in `settings`.
@@ -36,6 +37,7 @@ def idle_settings(settings: Mapping[str, Any]) -> set[str]:
         ("backbone_learning_rate_factor",): settings.get("freeze_backbone") is True,
         ("tile_overlap",): _are_none(settings, "tile_size"),
         ("unlabeled_mix",): images_in_batch == 1,
+        ("color_jitter",): not _has_colors(settings.get("num_channels"), settings.get("value_type")),
         ("momentum",): settings.get("optimizer", "sgd") != "sgd",
         ("adam_betas",): settings.get("optimizer") == "sgd",
         ("poly_power",): settings.get("schedule", "poly") != "poly",
@@ -52,6 +54,11 @@ def idle_settings(settings: Mapping[str, Any]) -> set[str]:
     if _are_none(settings, "unlabeled", "unlabeled_dir"):
         idle |= {name for name in settings if is_about_unlabeled(name)}
     return idle
+
+
+def _has_colors(num_channels: int | None, value_type: str | None) -> bool:
+    """Return whether images are RGB, as they are without a number of channels, of 8 or 16 bits, or may be."""
+    return num_channels is None or Channels(num_channels, value_type or "uint8").are_colors
 
 
 def _are_none(settings: Mapping[str, Any], *names: str) -> bool:

@@ -40,6 +40,7 @@ MARKER = "COMPLETE"  # last file of a checkpoint to be written
 LAST = "last"
 OLD_REPLACED = ".replaced"  # folder in OUTPUT_DIR in which older versions kept the run to replace
 _PARTIAL = ".partial"
+_HOW_TO_REPEAT = f"# the same run in another folder: msctr train --config {CONFIG_FILE} --output_dir NEW"
 _IS_WINDOWS = os.name == "nt"
 
 
@@ -154,10 +155,10 @@ def write_run_file(output_dir: Path, description: dict[str, Any]) -> None:
 
 
 def write_config(output_dir: Path, settings: dict[str, Any]) -> None:
-    """Write config.yaml, from which `--config` starts the same run."""
+    """Write config.yaml, from which `--config` starts the same run in another folder."""
     kept = {name: value for name, value in settings.items() if value is not None and not purpose(name).launch_only}
     text = yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=119)
-    replace_file(output_dir / CONFIG_FILE, f"# msctr train --config {CONFIG_FILE}\n{text}")
+    replace_file(output_dir / CONFIG_FILE, f"{_HOW_TO_REPEAT}\n{text}")
 
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:

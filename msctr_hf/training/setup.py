@@ -51,7 +51,14 @@ from .description import (
     without_secrets,
     without_unlabeled,
 )
-from .devices import FUSED_DEVICES, SHARDED, build_accelerator, choose_precision, optimize_layout
+from .devices import (
+    FUSED_DEVICES,
+    SHARDED,
+    build_accelerator,
+    choose_precision,
+    let_deepspeed_clip,
+    optimize_layout,
+)
 from .duration import plan_duration
 from .logs import RunLog, RunningMeans
 from .mean_teacher import TeacherStatistics
@@ -218,6 +225,7 @@ class Setup:
         self.average = self._average(network)
         optimizer = build_optimizer(network, args, fused=accelerator.device.type in FUSED_DEVICES)
         self.schedule = build_schedule(optimizer, args, self.duration)
+        let_deepspeed_clip(accelerator, args.max_grad_norm)
         self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:  # only DeepSpeed overrides it
             raise UsageError(
@@ -373,6 +381,7 @@ class Setup:
             args=self.args,
             duration=self.duration,
             num_processes=self.accelerator.num_processes,
+            device=self.accelerator.device,
             precision=self.accelerator.mixed_precision,
             checkpoint=self.checkpoint,
             step=self.progress.step,

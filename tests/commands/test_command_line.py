@@ -85,6 +85,43 @@ def test_boolean_flags_of_the_network_need_no_value_and_only_given_ones_are_retu
     assert command_line().parse(words)[-1] == expected
 
 
+LISTS = {
+    "class_weights": [0.5, 1, 2], "decode_stages": [1, 2], "projection_stages": [2, 3],
+    "contrastive_scale_weights": [1, 0.5], "contrastive_cross_scale_weights": [1, 0.5],
+    "contrastive_cross_scale_pairs": [[0, 3], [0, 2]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), LISTS.items())
+def test_lists_of_the_network_are_given_entry_by_entry_or_as_a_list(tmp_path, name, value):
+    (tmp_path / "recipe.yaml").write_text(f"{name}: {value}\n")
+    for words in ([*map(str, value)], [str(value)]):
+        assert command_line().parse([f"--{name}", *words, "--seed", "3"])[-1] == {name: value}
+        assert command_line().parse(["--seed", "3", f"--{name}", *words])[-1] == {name: value}
+    assert command_line().parse(["--config", str(tmp_path / "recipe.yaml")])[-1] == {name: value}
+
+
+def test_a_list_of_the_network_may_be_short_or_a_word(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("projection_stages: [2]\ncontrastive_cross_scale_pairs: [[0, 1]]\nclass_weights: auto\n")
+    given = {"projection_stages": [2], "contrastive_cross_scale_pairs": [[0, 1]], "class_weights": "auto"}
+    words = ["--projection_stages", "2", "--contrastive_cross_scale_pairs", "[[0, 1]]", "--class_weights", "auto"]
+    for arguments in (words, ["--config", str(recipe)]):
+        assert command_line().parse(arguments)[-1] == given
+    recipe.write_text("contrastive_cross_scale_pairs: []\n")
+    assert command_line().parse(["--config", str(recipe)])[-1] == {"contrastive_cross_scale_pairs": []}
+    assert command_line().parse(["--class_weights", "null"])[-1] == {"class_weights": None}
+
+
+def test_a_list_that_the_shell_has_split_is_refused_with_what_to_write(capsys):
+    with pytest.raises(SystemExit):
+        command_line().parse(["--class_weights", "[1,", "2,", "3]"])
+    error = capsys.readouterr().err
+    assert (
+        "argument --class_weights: '[1,' cannot be read; write a list as 1 2 3, or in quotes as '[1, 2, 3]'" in error
+    )
+
+
 def test_flags_override_the_recipe_which_overrides_defaults(tmp_path):
     (tmp_path / "recipe.yaml").write_text("max_steps: 7\nseed: 1\nper_device_train_batch_size: 5\nema: true\n")
     _, _, training, *_ = command_line().parse(["--config", str(tmp_path / "recipe.yaml"), "--seed", "2"])

@@ -11,13 +11,14 @@ import yaml
 from conftest import SWIN_TINY
 from huggingface_hub import ModelCard
 from layouts import write_folder
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from small_run import flags
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 
 from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.commands.train import command_line
+from msctr_hf.data import stored_pixels
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.errors import UsageError
 from msctr_hf.hub.model_card import write_model_card
@@ -47,7 +48,7 @@ def folder(tmp_path, tiny_config):
     folder = tmp_path / "network"
     model = MsctrForSemanticSegmentation(tiny_config("fcn", backbone=SWIN_TINY, contrastive_temperature=0.07))
     model.save_pretrained(folder)
-    MsctrImageProcessor(size_divisor=32).save_pretrained(folder)
+    MsctrImageProcessor(size_divisor=32, align_corners=model.config.align_corners).save_pretrained(folder)
     return folder
 
 
@@ -66,6 +67,48 @@ def test_the_python_example_of_the_card_runs(folder):
     image.save(folder / "image.jpg")
     check = "\nassert labels.shape == (70, 90)\nassert set(classes) <= {f'class {label}' for label in range(5)}\n"
     subprocess.run([sys.executable, "-c", snippet + check], cwd=folder, check=True)
+
+
+def labels_of_the_card(card, path):
+    """Run the Python example of a card on an image, and return the labels."""
+    code = re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL)[1].replace("image.jpg", path.name)
+    code += "\nimport numpy\nnumpy.save('labels.npy', labels)\n"
+    path.replace(card.parent / path.name)
+    subprocess.run([sys.executable, "-c", code], cwd=card.parent, check=True)
+    return np.load(card.parent / "labels.npy")
+
+
+def test_the_python_example_labels_a_turned_photo_as_the_command_does(folder, tmp_path, run_script, monkeypatch):
+    """A camera that is held upright stores the image sideways, with a tag that says how to turn it."""
+    monkeypatch.setattr(stored_pixels, "simplejpeg", None)  # whose values differ by 1 from those of Pillow
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8).repeat(7, 0).repeat(7, 1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "phone.jpg", exif=exif)
+    out = tmp_path / "out"
+    assert run_script("predict.py", "--model", folder, "--input", tmp_path / "phone.jpg", "--output_dir", out)[0] == 0
+    expected = np.asarray(Image.open(out / "phone.png"))
+    labels = labels_of_the_card(write_model_card(folder), tmp_path / "phone.jpg")
+    assert labels.shape == (98, 70)
+    assert len(np.unique(labels)) > 1
+    assert np.array_equal(labels, expected)
+
+
+def test_the_card_names_the_pipeline_for_gray_images_of_16_bits(folder, tmp_path, run_script):
+    text = write_model_card(folder).read_text()
+    assert (
+        'Gray images of 16 bits, whose values `convert` clips, need `pipeline("msctr-segmentation", model=name)`'
+        in text
+    )
+    pixels = np.random.default_rng(0).integers(0, 65536, (10, 14), dtype=np.uint16).repeat(7, 0).repeat(7, 1)
+    path, out = tmp_path / "deep.png", tmp_path / "out"
+    Image.fromarray(pixels).save(path)
+    assert Image.open(path).convert("RGB").getextrema()[0][1] == 255
+    assert run_script("predict.py", "--model", folder, "--input", path, "--output_dir", out)[0] == 0
+    labels = pipeline("msctr-segmentation", model=str(folder))(str(path))["labels"]
+    assert np.array_equal(labels, np.asarray(Image.open(out / "deep.png")))
+    MsctrImageProcessor(num_channels=1, value_type="uint8").save_pretrained(folder)
+    assert "16 bits" not in write_model_card(folder).read_text()
 
 
 def test_the_metadata_can_be_read_by_the_hub(run_folder):
@@ -116,6 +159,15 @@ def test_settings_that_had_no_effect_are_left_out(run_folder):
     text = card_of(run_folder, {**off, "unlabeled": "test", "ema": True}).text
     for name in ("unlabeled_mix", "ema_decay", "pseudo_label_threshold", "contrastive_pseudo_labels"):
         assert f"| {name} |" in text, name
+
+
+@pytest.mark.parametrize(("count", "value_type", "jittered"), [
+    (None, None, True), (3, "uint16", True), (3, "float32", False), (4, "uint8", False),
+])  # fmt: skip
+def test_the_card_claims_no_jitter_of_images_without_colors(run_folder, count, value_type, jittered):
+    MsctrImageProcessor(num_channels=count or 3, value_type=value_type).save_pretrained(run_folder)
+    text = card_of(run_folder, {"color_jitter": True, "num_channels": count}).text
+    assert ("| color_jitter | true |" in text) == jittered
 
 
 def test_the_network_of_the_card_has_its_backbone_where_the_setting_had_no_effect(run_folder):

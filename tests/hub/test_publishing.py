@@ -160,11 +160,36 @@ def test_all_that_is_saved_for_a_model_is_published_and_nothing_else(tmp_path, s
     saved = {path.name for path in folder.iterdir()}
     write_json(folder / "results.json", results_of(step=3))
     private = ("bank.safetensors", "model-00009-of-00009.safetensors", "trainer_state.json", "labels.json", "run.json")
-    for name in (*private, "not_finite.json", "suspects.csv", "predictions.png", "optimizer.bin", "log.jsonl"):
+    scripts = ("download_data.py", "configuration_old.py")
+    others = ("not_finite.json", "suspects.csv", "predictions.png", "optimizer.bin", "log.jsonl")
+    for name in (*private, *scripts, *others):
         (folder / name).write_text("{}")
     (folder / "package.py").mkdir()
     snapshot = take_snapshot(folder, None, Destination(REPOSITORY))
     assert {path.name for path in snapshot.iterdir()} == saved | {"README.md", "results.json"}
+
+
+def test_of_code_only_what_a_configuration_names_and_imports_is_published(tmp_path):
+    model = SegformerForSemanticSegmentation(
+        SegformerConfig(num_labels=3, hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)
+    )
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    code = {
+        "auto_map": {"AutoConfig": "configuration_mine.Mine", "AutoModel": "someone/other--elsewhere.Other"},
+        "custom_pipelines": {"mine": {"impl": "labeling.Labeling", "pt": ["AutoModel"], "type": "image"}},
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | code))
+    processor = {"image_processor": {"auto_map": {"AutoImageProcessor": ["preparing.Slow", None]}}}
+    write_json(tmp_path / "processor_config.json", processor)
+    contents = {
+        "configuration_mine": "from .layers import (\n    A,\n)\n", "layers": "def f():\n    from .ops import g\n",
+        "ops": "from .layers import A\nfrom .missing import B\nimport notes\n", "labeling": "", "preparing": "",
+    }  # fmt: skip
+    for name, text in {**contents, "notes": "", "elsewhere": "", "image": "", "AutoModel": ""}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    snapshot = take_snapshot(tmp_path, None, Destination(REPOSITORY))
+    assert {path.stem for path in snapshot.glob("*.py")} == set(contents)
 
 
 def test_results_of_an_evaluation_in_the_folder_are_neither_published_nor_in_the_card(hub, publisher, folder):

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin
 from interrupted_run import assert_same_end, finish, newest, start, two_processes
 from layouts import write_folder
 from safetensors.torch import load_file
@@ -245,6 +246,17 @@ def test_another_number_in_the_configuration_of_deepspeed_is_refused(run_script,
     code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **SETTINGS))
     assert code == 2
     assert "--gradient_accumulation_steps is 4, but the configuration of DeepSpeed says 1" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_limit_of_gradients_in_the_configuration_of_deepspeed_is_refused(
+    run_script, folder, tmp_path, monkeypatch
+):
+    plugin = DeepSpeedPlugin(gradient_clipping=1.0)
+    monkeypatch.setattr(Accelerator, "deepspeed_plugin", property(lambda self: plugin))
+    code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **SETTINGS, max_grad_norm=0.5))
+    assert code == 2
+    assert "--max_grad_norm is 0.5, but the configuration of DeepSpeed says gradient_clipping 1.0" in error
     assert not (tmp_path / "run").exists()
 
 

@@ -1,10 +1,19 @@
 import subprocess
+from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from msctr_hf.training import description
-from msctr_hf.training.description import describe_parameters, describe_run, git_commit, without_secrets
+from msctr_hf.training.description import (
+    describe_parameters,
+    describe_run,
+    device_name,
+    git_commit,
+    processor_name,
+    without_secrets,
+)
 from msctr_hf.training.duration import Duration
 
 
@@ -33,6 +42,20 @@ def test_a_description_names_the_settings_that_were_paths_of_this_machine(tmp_pa
     (tmp_path / "data/parquet").mkdir(parents=True)
     settings = {"dataset_name": "data/parquet", "model_name_or_path": "nvidia/mit-b0", "corrections": None, "seed": 0}
     assert describe_run(settings, Accelerator(cpu=True), Duration(4, 2), 0)["paths"] == ["dataset_name"]
+
+
+def test_a_description_names_the_device_of_the_run_and_not_another_of_the_machine(monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"a GPU at {device}")
+    description = describe_run({}, accelerator, Duration(4, 2), 0)
+    assert description["device"] == f"{processor_name()}, {torch.get_num_threads()} thread(s)"
+    assert device_name(torch.device("cuda:1")) == "a GPU at cuda:1"
+    # torch has modules of these devices in every build, but asks the driver for the names
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda device=None: f"another GPU at {device}")
+    assert device_name(torch.device("xpu:0")) == "another GPU at xpu:0"
+    monkeypatch.setattr(torch, "mps", SimpleNamespace())
+    assert device_name(torch.device("mps")) == f"mps of {processor_name()}"
 
 
 @pytest.mark.parametrize(("decode_head", "phrase"), [

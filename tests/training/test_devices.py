@@ -5,12 +5,17 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from accelerate.utils import DeepSpeedPlugin
+from conftest import ROOT
 from torch import nn
 
-from msctr_hf.training.devices import depthwise_in_float32
+from msctr_hf.errors import UsageError
+from msctr_hf.training.devices import depthwise_in_float32, let_deepspeed_clip
 
 
 def network():
@@ -91,3 +96,27 @@ def test_freed_memory_is_kept_unless_the_user_has_configured_the_allocator(varia
     held, left = map(float, run.stdout.split())
     assert held > 250
     assert (left > 250) == is_kept
+
+
+def configured_as_by(path):
+    """Return what Accelerate makes of the section about DeepSpeed of a launcher configuration."""
+    section = yaml.safe_load(path.read_text())["deepspeed_config"]
+    return SimpleNamespace(deepspeed_plugin=DeepSpeedPlugin(**section))
+
+
+@pytest.mark.parametrize(("max_grad_norm", "clipped_to"), [(0.25, 0.25), (None, 0.0)])
+def test_deepspeed_clips_to_the_setting_and_not_to_the_default_of_accelerate(max_grad_norm, clipped_to):
+    accelerator = configured_as_by(ROOT / "configs/accelerate/deepspeed_zero2.yaml")
+    let_deepspeed_clip(accelerator, max_grad_norm)
+    plugin = accelerator.deepspeed_plugin
+    # as `Accelerator.prepare` fills in what is still open
+    plugin.fill_match("gradient_clipping", must_match=False, gradient_clipping=1.0)
+    assert plugin.deepspeed_config["gradient_clipping"] == clipped_to
+
+
+@pytest.mark.parametrize(("max_grad_norm", "said"), [(0.25, "is 0.25"), (None, "is not set")])
+def test_another_limit_in_the_configuration_of_deepspeed_is_refused(max_grad_norm, said):
+    accelerator = SimpleNamespace(deepspeed_plugin=DeepSpeedPlugin(gradient_clipping=1.0))
+    with pytest.raises(UsageError, match=f"`max_grad_norm` {said}, but .* says gradient_clipping 1.0; leave"):
+        let_deepspeed_clip(accelerator, max_grad_norm)
+    let_deepspeed_clip(accelerator, 1.0)

@@ -15,7 +15,7 @@ DEFAULTS = {
 @pytest.mark.parametrize(("changes", "idle", "used"), [
     ({}, "ema_decay adam_betas exponential_gamma tile_overlap image_column unlabeled_mix unlabeled_loss_weight "
      "pseudo_label_threshold contrastive_pseudo_labels contrastive_pseudo_share",
-     "ema momentum poly_power backbone contrastive_detach_coarse auxiliary_stage seed"),
+     "ema momentum poly_power backbone contrastive_detach_coarse auxiliary_stage seed color_jitter"),
     ({"ema": True}, "", "ema_decay"),
     ({"optimizer": "adamw"}, "momentum", "adam_betas"),
     ({"schedule": "exponential"}, "poly_power", "exponential_gamma"),
@@ -29,6 +29,10 @@ DEFAULTS = {
     ({"contrastive_mode": "ce"}, "contrastive_temperature projection_dim", "contrastive_mode contrastive_adapter"),
     ({"unlabeled_dir": "others"}, "contrastive_pseudo_share", "unlabeled_mix pseudo_label_threshold"),
     ({"unlabeled": "test", "contrastive_pseudo_labels": True}, "", "contrastive_pseudo_share unlabeled"),
+    ({"num_channels": 4}, "color_jitter", "flip_probability"),
+    ({"num_channels": 3, "value_type": "float32"}, "color_jitter", ""),
+    ({"num_channels": 3, "value_type": "uint16"}, "", "color_jitter"),
+    ({"num_channels": 3}, "", "color_jitter"),
     ({"unlabeled": "test", "unlabeled_batch_size": 1}, "unlabeled_mix", "unlabeled_strength"),
 ])  # fmt: skip
 def test_a_setting_is_idle_where_another_one_switches_off_what_it_is_about(changes, idle, used):

@@ -1,5 +1,6 @@
 import fcntl
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from msctr_hf import ContrastiveAdapter, MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.commands.train import command_line
 from msctr_hf.errors import UsageError
 from msctr_hf.training import run_folder
-from msctr_hf.training.run_folder import check_output_dir, replace_file, save_model
+from msctr_hf.training.run_folder import check_output_dir, replace_file, save_model, write_config, write_json
 
 
 def content(folder):
@@ -32,6 +34,17 @@ def test_a_model_is_replaced_only_when_all_of_its_files_are_written(tmp_path):
         save_model(Saved("model", "2"), Saved("processor", "2", OSError("full")), tmp_path)
     assert content(tmp_path) == {"model", "processor"}
     assert (tmp_path / "model").read_text() == "1"
+
+
+def test_the_command_in_config_yaml_starts_the_run_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "run.json", {})
+    write_config(tmp_path, {"max_steps": 7, "output_dir": str(tmp_path)})
+    words = shlex.split((tmp_path / "config.yaml").read_text().splitlines()[0].split(": ")[1])
+    assert words[:2] == ["msctr", "train"]
+    training = command_line().parse(words[2:])[2]
+    assert training.max_steps == 7
+    check_output_dir(Path(training.output_dir), overwrite=False, resume=False)
 
 
 def test_a_file_keeps_its_content_if_writing_fails(tmp_path, monkeypatch):
