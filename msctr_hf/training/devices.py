@@ -67,10 +67,7 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
     Raises:
         UsageError: If a tracker is not installed, or Accelerate refuses the settings.
     """
-    trackers = [name for name in arguments.report_to if name != "none"]
-    for name in trackers:
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"`report_to='{name}'` needs the package: pip install {name}, or `report_to='none'`.")
+    refuse_missing_trackers(arguments.report_to)
     with as_usage_error(ValueError, prefix="Accelerate refuses these settings: "):  # for example, bf16 on an old GPU
         accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
@@ -78,18 +75,41 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=arguments.gradient_accumulation_steps, sync_with_dataloader=False
             ),
-            log_with=trackers or None,
+            log_with=[name for name in arguments.report_to if name != "none"] or None,
             project_dir=str(Path(arguments.output_dir) / "tensorboard"),
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             dynamo_backend="inductor" if arguments.compile else None,
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
-    if arguments.tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
+
+
+def refuse_missing_trackers(names: list[str]) -> None:
+    """Refuse trackers whose packages are not installed.
+
+    Raises:
+        UsageError: If one is not.
+    """
+    for name in names:
+        if name != "none" and importlib.util.find_spec(name) is None:
+            raise UsageError(f"`report_to='{name}'` needs the package: pip install {name}, or `report_to='none'`.")
+
+
+@contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Use TF32 for matrix products in a block, if `allowed`; afterwards PyTorch uses what it used before."""
+    if not allowed:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def keep_freed_memory() -> None:
