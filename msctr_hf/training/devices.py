@@ -30,8 +30,8 @@ from .network import synchronize_batch_norms
 from .run_folder import read_json
 from .settings import Precision, TrainingSettings
 
-# Devices with fused optimizers that skip a step on the device, by `found_inf`. Those of Apple ignored it until June 2026
-# (PyTorch's pull request 186360), so that a step that is not finite changed the weights; without them the host skips it.
+# Devices with fused optimizers that skip a step on the device, by `found_inf`. Those of Apple ignored it until June
+# 2026 (PyTorch's pull request 186360), so that a step that is not finite changed the weights; there the host skips it.
 FUSED_DEVICES = {"cpu", "cuda", "xpu"}
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # these split weights, gradients or states over processes
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # constants of malloc.h
