@@ -20,7 +20,7 @@ from ..data.synthetic import SYNTHETIC_CLASSES
 from ..errors import UsageError
 from .embeddings import similarity_maps, stage_features
 from .find_tab import build_find_tab
-from .predictor import Predictor
+from .predictor import Predictor, names_by_label
 from .visitor_images import BUTTONS, IMAGE_LIFETIME, describe_fault, read_uploaded, uploaded_path
 from .visualization import overlay
 
@@ -116,7 +116,7 @@ def example_images(source: str | Path | None, config: Any, folder: str | Path) -
         if not paths:
             raise UsageError(f"`source`: {source} has no images ({', '.join(IMAGE_SUFFIXES)}).")
         return [str(path) for path in paths[:MAX_EXAMPLES]]
-    if list(config.id2label.values()) != list(SYNTHETIC_CLASSES):
+    if names_by_label(config) != list(SYNTHETIC_CLASSES):
         return []
     drawn = load_segmentation_dataset("synthetic_scenes", "validation")
     paths = [Path(folder) / f"scene_{index}.png" for index in range(MAX_EXAMPLES // 2)]

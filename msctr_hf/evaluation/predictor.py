@@ -24,6 +24,16 @@ from .precision import has_bf16
 from .settings import InferenceSettings, Size
 
 
+def names_by_label(config: Any) -> list[str]:
+    """Return the names of the classes of a network in the order of their labels; LABEL_0, ... if not all are named.
+
+    A config.json may list `id2label` in any order: programs that sort its keys as text write "10" before "2".
+    """
+    names, labels = config.id2label or {}, range(config.num_labels)
+    is_complete = set(labels) <= set(names)
+    return [names[label] if is_complete else f"LABEL_{label}" for label in labels]
+
+
 @dataclass
 class Predictor:
     """Network with its image processor, which labels images of any size.
@@ -74,20 +84,13 @@ class Predictor:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes in the order of the train ids; LABEL_0, ... if the network does not name them all."""
-        return self._by_train_id(self._names)
-
-    @property
-    def _names(self) -> list[str]:
-        config = self.model.config
-        names, labels = config.id2label or {}, range(config.num_labels)
-        is_complete = set(labels) <= set(names)
-        return [names[label] if is_complete else f"LABEL_{label}" for label in labels]
+        return self._by_train_id(names_by_label(self.model.config))
 
     @property
     def palette(self) -> list:
         """RGB colors of the classes, from the configuration; for those it does not give, as `default_palette`."""
         given = list(getattr(self.model.config, "palette", None) or [])
-        return self._by_train_id([*given, *default_palette(self._names)[len(given) :]])
+        return self._by_train_id([*given, *default_palette(names_by_label(self.model.config))[len(given) :]])
 
     def _by_train_id(self, values: list) -> list:
         """Sort values of the classes of the network by train id."""

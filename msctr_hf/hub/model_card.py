@@ -272,6 +272,9 @@ def _base_model(start: dict) -> str | None:
         return _hub_id(start, "model_name_or_path")
     if settings.get("backbone_weights") != HUB or not settings.get("backbone"):
         return None
+    described = json.loads(settings.get("backbone_config") or "{}")  # names a network of timm, or only its dimensions
+    if "backbone" in described:
+        return _timm_hub_id(described["backbone"])
     return _hub_id(start, "backbone") or _timm_hub_id(settings["backbone"])
 
 

@@ -41,6 +41,7 @@ from .transfers import mark_complete
 MAX_STAGES = 4
 _DEFAULT_IMAGE_SIZE = 224
 HEADS_FILE = "projection_head.safetensors"
+IGNORE_INDEX_SETTINGS = ("semantic_loss_ignore_index", "loss_ignore_index")  # names in configurations of models
 _HEADS = "projection_head."
 _MODEL = "model."
 _SETTINGS_OF_HEADS = ("layers", "projection_dim", "projection_stages")
@@ -480,7 +481,8 @@ def _patch_size(config: Any) -> Any:
 
 
 def _ignore_index(config: Any) -> int:
-    return getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", 255))
+    """Return the label that the model's own loss ignores, so that the contrast ignores it too."""
+    return next((getattr(config, name) for name in IGNORE_INDEX_SETTINGS if hasattr(config, name)), 255)
 
 
 def _pair(value: Any) -> tuple[int, int]:

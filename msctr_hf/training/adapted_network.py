@@ -12,13 +12,15 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
+from ..data.labels import IGNORE_INDEX
 from ..data.specs import DatasetSpec
 from ..errors import InputWarning, UsageError, first_line
 from ..evaluation.class_order import find_order
 from ..evaluation.image_preparation import ImagePreparation
 from ..evaluation.model_kinds import refuse_other_kinds
+from ..evaluation.predictor import names_by_label
 from ..models.configuration_msctr import MsctrConfig
-from ..models.contrastive_adapter import ContrastiveAdapter
+from ..models.contrastive_adapter import IGNORE_INDEX_SETTINGS, ContrastiveAdapter
 
 
 def saved_kind(path: str) -> str:
@@ -57,7 +59,10 @@ def adapt_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) -> Contr
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_be_loaded(path, error) from error
-    places = find_order(spec.classes, list(AutoConfig.from_pretrained(path).id2label.values()))
+    for name in IGNORE_INDEX_SETTINGS:  # that of our labels, whatever those that the model was trained on had
+        if hasattr(model.config, name):
+            setattr(model.config, name, IGNORE_INDEX)
+    places = find_order(spec.classes, names_by_label(AutoConfig.from_pretrained(path)))
     if places not in (None, tuple(range(len(spec.classes)))):
         _reorder_classes(model, places)
     return ContrastiveAdapter(model, **settings).train()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import PreTrainedConfig, TimmBackboneConfig
 
 from ..models.contrastive_adapter import ContrastiveAdapter
 from ..models.decode_heads import DECODE_HEADS
@@ -154,7 +155,6 @@ class RunSummary:
 
     Args:
         network (`nn.Module`): Network that is trained.
-        backbone (`str`): Name of the backbone, or of the saved model that is adapted.
         dataset (`str`): Name of the data set.
         num_classes (`int`): Number of classes.
         training_images, validation_images (`int`, *optional*): Numbers of images; `None` for a stream.
@@ -170,7 +170,6 @@ class RunSummary:
     """
 
     network: nn.Module
-    backbone: str
     dataset: str
     num_classes: int
     training_images: int | None
@@ -193,7 +192,7 @@ def describe_start(run: RunSummary) -> list[str]:
     epochs = "" if duration.num_epochs is None else f", {duration.num_epochs:.1f} epochs"
     unlabeled = "" if run.unlabeled_images is None else f", {run.unlabeled_images} unlabeled"
     lines = [
-        f"network   {_architecture(run)}: {_parameters(run.network)}",
+        f"network   {_architecture(run.network)}: {_parameters(run.network)}",
         f"data      {run.dataset}, {run.num_classes} classes: {run.training_images or 'streamed'} training{unlabeled} "
         f"and {run.validation_images or 'streamed'} validation images",
         f"batch     {batch} = {args.batch_size} images x {args.gradient_accumulation_steps} batches x "
@@ -207,11 +206,18 @@ def describe_start(run: RunSummary) -> list[str]:
     return lines if run.checkpoint is None else [*lines, f"resumes   from step {run.step}, {run.checkpoint}"]
 
 
-def _architecture(run: RunSummary) -> str:
-    network = run.network
+def _architecture(network: nn.Module) -> str:
     if isinstance(network, ContrastiveAdapter):
-        return f"{run.backbone} ({network.config.model_type}), {network.objective.contrastive_mode}"
-    return f"{network.config.decode_head} on {run.backbone}, {network.config.contrastive_mode}"
+        return f"{network.name_or_path} ({network.config.model_type}), {network.objective.contrastive_mode}"
+    config: Any = network.config
+    return f"{config.decode_head} on {_backbone_name(config.backbone_config)}, {config.contrastive_mode}"
+
+
+def _backbone_name(config: PreTrainedConfig) -> str:
+    """Return the name in timm or on the Hub, which need not be the setting `backbone`, or else the kind of network."""
+    if isinstance(config, TimmBackboneConfig):
+        return config.backbone
+    return config.name_or_path or config.model_type
 
 
 def _parameters(network: nn.Module) -> str:

@@ -30,7 +30,9 @@ from .network import synchronize_batch_norms
 from .run_folder import read_json
 from .settings import Precision, TrainingSettings
 
-FUSED_DEVICES = {"cpu", "cuda", "mps", "xpu"}  # devices for which torch has fused optimizers
+# Devices with fused optimizers that skip a step on the device, by `found_inf`. Those of Apple ignored it until June
+# 2026 (PyTorch's pull request 186360), so that a step that is not finite changed the weights; there the host skips it.
+FUSED_DEVICES = {"cpu", "cuda", "xpu"}
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # these split weights, gradients or states over processes
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # constants of malloc.h
 _MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"}  # variables of mallopt(3)
@@ -65,10 +67,7 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
     Raises:
         UsageError: If a tracker is not installed, or Accelerate refuses the settings.
     """
-    trackers = [name for name in arguments.report_to if name != "none"]
-    for name in trackers:
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"`report_to='{name}'` needs the package: pip install {name}, or `report_to='none'`.")
+    refuse_missing_trackers(arguments.report_to)
     with as_usage_error(ValueError, prefix="Accelerate refuses these settings: "):  # for example, bf16 on an old GPU
         accelerator = Accelerator(
             mixed_precision=arguments.mixed_precision,
@@ -76,15 +75,13 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=arguments.gradient_accumulation_steps, sync_with_dataloader=False
             ),
-            log_with=trackers or None,
+            log_with=[name for name in arguments.report_to if name != "none"] or None,
             project_dir=str(Path(arguments.output_dir) / "tensorboard"),
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             dynamo_backend="inductor" if arguments.compile else None,
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
-    if arguments.tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
@@ -109,6 +106,31 @@ def let_deepspeed_clip(accelerator: Accelerator, max_grad_norm: float | None) ->
             "leave gradient_clipping out there."
         )
     plugin.deepspeed_config["gradient_clipping"] = wanted
+
+
+def refuse_missing_trackers(names: list[str]) -> None:
+    """Refuse trackers whose packages are not installed.
+
+    Raises:
+        UsageError: If one is not.
+    """
+    for name in names:
+        if name != "none" and importlib.util.find_spec(name) is None:
+            raise UsageError(f"`report_to='{name}'` needs the package: pip install {name}, or `report_to='none'`.")
+
+
+@contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Use TF32 for matrix products in a block, if `allowed`; afterwards PyTorch uses what it used before."""
+    if not allowed:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def keep_freed_memory() -> None:

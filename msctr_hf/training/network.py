@@ -24,6 +24,7 @@ from ..data.specs import DatasetSpec
 from ..errors import UsageError, brief_reason, building_a_network, first_line
 from ..evaluation.class_order import find_order
 from ..evaluation.finite import refuse_faulty_weights
+from ..evaluation.predictor import names_by_label
 from ..models.backbone_weights import load_backbone_weights
 from ..models.backbones import input_channels
 from ..models.configuration_msctr import MsctrConfig
@@ -230,7 +231,7 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
             "contrastive objective."
         )
     config = MsctrConfig.from_pretrained(path)
-    places = find_order(spec.classes, list(config.id2label.values()))
+    places = find_order(spec.classes, names_by_label(config))
     weights = config.class_weights
     config.palette = None  # colors are those of the data set
     if places is not None or "class_weights" in settings:
@@ -239,9 +240,8 @@ def _start_from_saved(path: str, settings: dict[str, Any], spec: DatasetSpec) ->
     config = MsctrConfig.from_dict(config.to_dict(), id2label=spec.id2label)
     if places is not None and weights is not None:
         config.class_weights = [weights[place] for place in places]
-    config = MsctrConfig.from_dict(
-        {**config.to_dict(), "palette": [list(color) for color in spec.palette], **settings}
-    )
+    of_data = {"palette": [list(color) for color in spec.palette], "semantic_loss_ignore_index": IGNORE_INDEX}
+    config = MsctrConfig.from_dict({**config.to_dict(), **of_data, **settings})
     try:
         model, info = MsctrForSemanticSegmentation.from_pretrained(
             path, config=config, ignore_mismatched_sizes=True, output_loading_info=True

@@ -24,7 +24,7 @@ def build_optimizer(model: nn.Module, arguments: TrainingSettings, fused: bool =
     Args:
         model (`nn.Module`): Network; parameters of its `backbone` get the learning rate of the backbone.
         arguments (`TrainingSettings`): Learning rates, weight decay, and parameters without weight decay.
-        fused (`bool`): Whether to use the fused optimizer, for CPUs and for NVIDIA, AMD, Apple and Intel GPUs.
+        fused (`bool`): Whether to use the fused optimizer, for CPUs and for NVIDIA, AMD and Intel GPUs.
     """
     groups = parameter_groups(model, arguments)
     # a fused optimizer is one kernel, which can also skip a step on the device without the host (see StepGuard)

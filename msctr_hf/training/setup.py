@@ -22,7 +22,6 @@ from ..data.user_transform import import_transform
 from ..errors import UsageError
 from ..evaluation.image_preparation import Colors, ImagePreparation
 from ..evaluation.precision import has_bf16
-from ..models.contrastive_adapter import ContrastiveAdapter
 from ..models.loss_weight import UnlabeledWeight
 from ..progress import say
 from ..settings import as_mapping
@@ -369,10 +368,8 @@ class Setup:
         self.log.write_skipped(verdict)
 
     def _summary(self) -> RunSummary:
-        adapted = isinstance(self.network, ContrastiveAdapter)
         return RunSummary(
             network=self.network,
-            backbone=self.settings["model_name_or_path" if adapted else "backbone"],
             dataset=self.spec.name,
             num_classes=len(self.spec.classes),
             training_images=num_images(self.train_set),

@@ -18,6 +18,7 @@ from ..data.settings import DataSettings
 from ..errors import UsageError
 from ..evaluation.scoring import iou_table
 from .checkpointing import find_checkpoint
+from .devices import refuse_missing_trackers, tf32_products
 from .duration import plan_duration
 from .interruption import StopRequest
 from .loop import WITHOUT_SCORE, TrainingLoop
@@ -77,7 +78,7 @@ def train(
         return {}
     was_empty = is_empty(output_dir)
     try:
-        with StopRequest() as stop:
+        with tf32_products(arguments.tf32), StopRequest() as stop:
             setup = Setup(model_arguments, data_arguments, arguments, settings, command=command)
             setup.start()
             return TrainingLoop(setup, stop, publish).run()
@@ -121,6 +122,8 @@ def _dry_run(
 ) -> None:
     """Train for two steps, with everything that belongs to a run, in a temporary folder next to `output_dir`."""
     folder = _dry_run_folder(arguments)
+    refuse_missing_trackers(arguments.report_to)
+    in_folder = [name for name in arguments.report_to if name == "tensorboard"]  # others would keep a run of two steps
     learns_from_labels_alone = arguments.unlabeled_start_step >= (arguments.max_steps or math.inf)
     short = replace(
         arguments,
@@ -130,6 +133,7 @@ def _dry_run(
         max_steps=DRY_RUN_STEPS,
         num_train_epochs=None,
         logging_steps=1,
+        report_to=in_folder or ["none"],
         validation_steps=DRY_RUN_STEPS,
         checkpointing_steps=1,
         unlabeled_start_step=DRY_RUN_STEPS if learns_from_labels_alone else 0,
@@ -137,7 +141,7 @@ def _dry_run(
     )
     shutil.rmtree(folder, ignore_errors=True)  # left behind by a dry run that was killed
     try:
-        with StopRequest() as stop:
+        with tf32_products(arguments.tf32), StopRequest() as stop:
             setup = Setup(model_arguments, data_arguments, short, settings, validation_images=DRY_RUN_IMAGES)
             max_steps = plan_duration(arguments, setup.epochs).max_steps
             setup.start()

@@ -18,6 +18,7 @@ import msctr_hf
 from msctr_hf.commands.keywords import Keywords
 from msctr_hf.data.settings import DataSettings
 from msctr_hf.errors import UsageError
+from msctr_hf.training.loop import TrainingLoop
 from msctr_hf.training.settings import TrainingSettings
 
 SMALL = {
@@ -72,6 +73,20 @@ def test_one_process_can_train_several_times_and_outside_the_main_thread(folder,
     assert [results[name]["step"] for name in ("first", "second")] == [1, 1]
     precisions = [json.loads((tmp_path / n / "run.json").read_text())["mixed_precision"] for n in ("first", "second")]
     assert precisions == ["bf16", "no"]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_tf32_lasts_as_long_as_the_run_that_asks_for_it(folder, tmp_path, monkeypatch, before, dry_run):
+    products, run, during = torch.backends.cuda.matmul, TrainingLoop.run, []
+    monkeypatch.setattr(TrainingLoop, "run", lambda loop: during.append(products.allow_tf32) or run(loop))
+    settings = SMALL | {"max_steps": 1, "tf32": True, "dry_run": dry_run}
+    of_session, products.allow_tf32 = products.allow_tf32, before
+    try:
+        msctr_hf.train("quickstart", **settings, data_dir=folder, output_dir=tmp_path / "run")
+        assert (during, products.allow_tf32) == ([True], before)
+    finally:
+        products.allow_tf32 = of_session
 
 
 @pytest.mark.parametrize("shown", [True, False])

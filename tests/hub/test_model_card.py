@@ -218,6 +218,8 @@ def card_of(run_folder, settings=None, spec=None, **run):
 @pytest.mark.parametrize(("settings", "base_model", "relation"), [
     ({"backbone": "hrnet_w48.ms_in1k"}, "timm/hrnet_w48.ms_in1k", None),
     ({"backbone": "microsoft/swin-tiny-patch4-window7-224"}, "microsoft/swin-tiny-patch4-window7-224", None),
+    ({"backbone": "microsoft/swin", "backbone_config": '{"model_type": "swin"}'}, "microsoft/swin", None),
+    ({"backbone_config": '{"model_type": "timm_backbone", "backbone": "vgg11.tv_in1k"}'}, "timm/vgg11.tv_in1k", None),
     ({"backbone_weights": "none"}, None, None),
     ({"backbone_weights": "/data/weights.pth"}, None, None),
     ({"backbone": "/data/swin"}, None, None),

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.utils import LoggerType
 from conftest import ROOT
 from interrupted_run import finish, start, two_processes
 from layouts import write_folder
@@ -222,6 +224,26 @@ def test_a_dry_run_tries_everything_and_leaves_nothing(run_script, folder, tmp_p
     assert "1000 steps take about" in out
     assert not any(tmp_path.glob("runs/*")), list(tmp_path.rglob("*"))
     assert not any(tmp_path.glob("runs/.*"))
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_dry_run_checks_that_a_tracker_is_installed_but_starts_no_run_there(
+    run_script, folder, tmp_path, monkeypatch, is_installed
+):
+    if is_installed:
+        packages = tmp_path / "packages"
+        (packages / "wandb").mkdir(parents=True)
+        (packages / "wandb/__init__.py").write_text(f"def init(**_):\n    open({str(tmp_path / 'started')!r}, 'w')\n")
+        monkeypatch.syspath_prepend(packages)
+        monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])  # found when accelerate was imported
+    code, out, error = run_script("train.py", *flags(folder, tmp_path / "run", dry_run=True, report_to="wandb"))
+    assert not (tmp_path / "started").exists()
+    assert not (tmp_path / "run").exists()
+    if is_installed:
+        assert code == 0, error
+        assert "dry run: training, validation, saving and loading work" in out
+    else:
+        assert (code, error.count("needs the package: pip install wandb")) == (2, 1), error
 
 
 def test_profiling_writes_a_trace(run_script, folder, tmp_path):

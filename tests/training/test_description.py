@@ -1,20 +1,27 @@
+import json
 import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import SWIN_TINY, TIMM_TINY
 
+from msctr_hf.data.specs import DATASETS
 from msctr_hf.training import description
 from msctr_hf.training.description import (
+    RunSummary,
     describe_parameters,
     describe_run,
+    describe_start,
     device_name,
     git_commit,
     processor_name,
     without_secrets,
 )
 from msctr_hf.training.duration import Duration
+from msctr_hf.training.network import build_network
+from msctr_hf.training.settings import ModelSettings, TrainingSettings
 
 
 def test_access_tokens_are_hidden_in_keys_and_nested_values(monkeypatch):
@@ -66,6 +73,22 @@ def test_a_description_names_the_device_of_the_run_and_not_another_of_the_machin
 def test_heads_that_only_training_uses_are_counted_apart(decode_head, phrase):
     sizes = {"backbone.weight": 10_000_000, "auxiliary_head.weight": 1_000_000, "projection_head.weight": 1_500_000}
     assert describe_parameters(sizes, decode_head) == phrase
+
+
+@pytest.mark.parametrize(("backbone_config", "name"), [
+    (TIMM_TINY, "test_resnet"), (SWIN_TINY, "swin"), ({**SWIN_TINY, "_name_or_path": "owner/swin"}, "owner/swin"),
+])  # fmt: skip
+def test_the_first_line_names_the_backbone_of_the_network(tmp_path, backbone_config, name):
+    """The setting `backbone` has a default, and does not decide where a configuration or a saved model is given."""
+    spec, settings = DATASETS["camvid"], {"hidden_size": 8, "projection_dim": 8}
+    given = ModelSettings(backbone_config=json.dumps(backbone_config), backbone_weights="none")
+    built = build_network(given, settings, spec)
+    built.save_pretrained(tmp_path)
+    saved = build_network(ModelSettings(model_name_or_path=str(tmp_path)), {}, spec)
+    args = TrainingSettings(output_dir="", max_steps=1)
+    for network in (built, saved):
+        summary = RunSummary(network, "camvid", 11, 4, None, 4, args, Duration(1, 1), 1, "no", None, 0)
+        assert describe_start(summary)[0].startswith(f"network   upernet on {name}, ms_cs: ")
 
 
 def test_the_commit_of_the_repository_of_a_user_is_not_taken_for_that_of_the_code(tmp_path, monkeypatch):

@@ -1,11 +1,18 @@
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TIMM_TINY
+from conftest import SWIN_TINY, TIMM_TINY
 from torch import nn
-from transformers import Dinov2Config, SegformerConfig, SegformerForSemanticSegmentation
+from transformers import (
+    Dinov2Config,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from msctr_hf import MsctrForSemanticSegmentation
 from msctr_hf.data.channels import Channels
@@ -21,6 +28,10 @@ from msctr_hf.training.network import (
     synchronize_batch_norms,
 )
 from msctr_hf.training.settings import ModelSettings
+
+SEGFORMER_TINY = {
+    "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
@@ -168,6 +179,55 @@ def test_an_adapted_model_of_the_same_classes_in_another_order_keeps_their_weigh
     with torch.no_grad():
         logits, expected = (each(pixel_values=pixel_values).logits for each in (started, network))
     torch.testing.assert_close(logits, expected[:, [2, 0, 1]])
+
+
+def test_classes_keep_their_weights_whatever_the_order_in_config_json(tiny_config, tmp_path):
+    names = {label: f"class {label}" for label in range(11)}
+    spec = replace(DATASETS["camvid"], classes=list(names.values()), palette=[(0, 0, 0)] * 11, groups={})
+    saved = {
+        "ours": MsctrForSemanticSegmentation(tiny_config(num_labels=11)),
+        "segformer": SegformerForSemanticSegmentation(SegformerConfig(id2label=names, **SEGFORMER_TINY)),
+    }
+    for kind, network in saved.items():
+        network.eval().save_pretrained(tmp_path / kind)
+        path = tmp_path / kind / "config.json"
+        config = json.loads(path.read_text())
+        config["id2label"] = dict(sorted(config["id2label"].items()))  # "0", "1", "10", "2", ...
+        path.write_text(json.dumps(config))
+        arguments = ModelSettings(model_name_or_path=str(tmp_path / kind), contrastive_adapter=kind != "ours")
+        started = build_network(arguments, {}, spec).eval()
+        pixel_values = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            logits, expected = (each(pixel_values=pixel_values).logits for each in (started, network))
+        torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("mode", ["ce", "ms_cs"])
+@pytest.mark.parametrize("kind", ["ours", "segformer", "upernet"])
+def test_a_saved_model_that_ignored_the_background_learns_it_and_ignores_255(tiny_config, tmp_path, kind, mode):
+    names = dict(enumerate(["background", "road", "car"]))
+    network = {
+        "ours": lambda: MsctrForSemanticSegmentation(tiny_config(num_labels=3, semantic_loss_ignore_index=0)),
+        "segformer": lambda: SegformerForSemanticSegmentation(
+            SegformerConfig(id2label=names, semantic_loss_ignore_index=0, **SEGFORMER_TINY)
+        ),
+        "upernet": lambda: UperNetForSemanticSegmentation(
+            UperNetConfig(backbone_config=SWIN_TINY, hidden_size=8, auxiliary_channels=8, auxiliary_in_channels=48,
+                          id2label=names, loss_ignore_index=0)
+        ),
+    }[kind]()  # fmt: skip
+    network.save_pretrained(tmp_path)
+    spec = replace(DATASETS["camvid"], classes=list(names.values()), palette=[(0, 0, 0)] * 3, groups={})
+    arguments = ModelSettings(model_name_or_path=str(tmp_path), contrastive_adapter=kind != "ours")
+    started = build_network(arguments, {"contrastive_mode": mode, "projection_dim": 8}, spec)
+    background = torch.zeros((2, 64, 64), dtype=torch.long)
+    pixel_values = torch.randn(2, 3, 64, 64)
+    assert started(pixel_values=pixel_values, labels=background).loss > 0
+    labels = torch.arange(3).repeat_interleave(22)[None, :64, None].expand(2, 64, 64).clone()
+    labels[:, :4] = 255
+    assert started(pixel_values=pixel_values, labels=labels).loss.isfinite()
+    started.save_pretrained(tmp_path / "trained")
+    assert 255 in json.loads((tmp_path / "trained/config.json").read_text()).values()
 
 
 @pytest.mark.parametrize(("backbone", "count"), [("resnet18", 1), ("vit_tiny_patch16_224", 4)])
