@@ -123,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
                 repository["messages"].append(line["value"]["summary"])
             elif line["key"] == "file":
                 repository["files"][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "deletedFile":
+                del repository["files"][line["value"]["path"]]
         if fault == "cut after":
             return self.cut()
         commit = self.sha(name)

@@ -83,6 +83,7 @@ class CommandLine(HfArgumentParser):
             name: ours for ours, info in setting_infos(*groups).items() for name in (*info.resembles, *info.aliases)
         }
         self.instead_of = {name: info.instead_of for name, info in setting_infos(*groups).items() if info.instead_of}
+        self.lengths = {name: info.length for name, info in setting_infos(*groups).items() if info.length is not None}
         self.add_argument(
             "--config",
             help="YAML file, or name of a shipped recipe; its values replace the defaults, flags win."
@@ -151,7 +152,8 @@ class CommandLine(HfArgumentParser):
     def parse(self, argv: Sequence[str], without: Iterable[str] = ()) -> tuple:
         """Return one instance of every group, followed by the dict of network settings if the command takes them.
 
-        A misspelled name or value prints one line of usage and one sentence, and exits with code 2.
+        A misspelled name or value prints one line of usage and one sentence, and exits with code 2. The values of a
+        list that is given by several flags are joined; of other flags, the last one counts.
 
         Args:
             argv (`Sequence[str]`): Arguments of the command line.
@@ -162,7 +164,7 @@ class CommandLine(HfArgumentParser):
         """
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument("--config")
-        arguments = list(argv)
+        arguments = self._with_each_list_once(argv)
         if (config := finder.parse_known_args(arguments)[0].config) is not None:
             arguments = [*self._flags_of(find_recipe(config), {*without, *self._replaced_by(arguments)}), *arguments]
         # checked first: a misspelled flag can make others look missing or out of range, and they would be reported
@@ -196,6 +198,29 @@ class CommandLine(HfArgumentParser):
             return f"--{name} {value}" if value else f"--{name}"
 
         return " ".join(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, sentence).split())
+
+    def _with_each_list_once(self, words: Sequence[str]) -> list[str]:
+        """Join the values of a list that is given by several flags, of which argparse would keep only the last."""
+        segments: list[list[str]] = [[]]  # a flag with its values
+        for word in words:
+            # argparse treats a word with a space as a value, too
+            is_flag = word.partition("=")[0] in self._option_string_actions or (word[:2] == "--" and " " not in word)
+            if is_flag:
+                segments.append([])
+            segments[-1].append(word)
+        first: dict[str, list[str]] = {}
+        for segment in segments[1:]:
+            action = self._option_string_actions.get(segment[0].partition("=")[0])
+            if action is None or action.nargs != "*":
+                continue
+            earlier = first.setdefault(action.dest, segment)
+            if earlier is segment:
+                continue
+            if (length := self.lengths.get(action.dest)) is not None:
+                self.error(f"argument --{action.dest}: given more than once; give its {length} values once.")
+            earlier[:] = [*_flag_and_values(earlier), *_flag_and_values(segment)[1:]]
+            segment.clear()
+        return [word for segment in segments for word in segment]
 
     def _replaced_by(self, arguments: Sequence[str]) -> set[str]:
         """Find the settings whose values in a recipe are replaced by a flag with another name (`instead_of`)."""
@@ -261,6 +286,12 @@ def _read_yaml(word: str) -> Any:
         raise argparse.ArgumentTypeError(
             f"{word!r} cannot be read; write a list as 1 2 3, or in quotes as '[1, 2, 3]'."
         ) from error
+
+
+def _flag_and_values(words: Sequence[str]) -> list[str]:
+    """Separate `--flag=value` into two words."""
+    flag, equals, value = words[0].partition("=")
+    return [flag, *([value] if equals else []), *words[1:]]
 
 
 def _with_former_values(read: Any, former: Mapping[str, str]) -> Callable[[str], Any]:

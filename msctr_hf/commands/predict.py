@@ -17,23 +17,7 @@ from .command_line import CommandLine, written_to_output_dir
 def main(argv: Sequence[str]) -> None:
     """Run `msctr predict` with the arguments that follow it on the command line."""
     groups = [PredictionSettings, EvaluationSettings]
-    CommandLine(groups, __doc__, "predict", flag_names={"sources": "input"}).run(_with_one_input(argv), _predict)
-
-
-def _with_one_input(argv: Sequence[str]) -> list[str]:
-    """Collect the values of several `--input` flags behind one, since argparse keeps only those of the last."""
-    inputs: list[str] = []
-    others: list[str] = []
-    is_input = False
-    for word in argv:
-        if word.startswith("--"):
-            flag, _, value = word.partition("=")
-            is_input = flag == "--input"
-            if is_input:
-                inputs += [value] if value else []
-                continue
-        (inputs if is_input else others).append(word)
-    return [*others, "--input", *inputs] if inputs else list(argv)
+    CommandLine(groups, __doc__, "predict", flag_names={"sources": "input"}).run(argv, _predict)
 
 
 def _predict(arguments: PredictionSettings, options: EvaluationSettings) -> None:

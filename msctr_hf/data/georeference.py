@@ -6,15 +6,17 @@ import functools
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags
 
 from ..errors import as_usage_error, warn_caller
+from .orientation import Size, known_orientation, turned, turned_back, turned_size
 from .tiff_blocks import SUFFIXES
 from .tiff_tags import NO_DATA_TAG, read_tags
 
@@ -29,13 +31,20 @@ class NoData:
     Args:
         name (`str`): Name of the file, for messages.
         file (`str` or `bytes`): Its path or its contents.
+        orientation (`int`): EXIF orientation, 1 for upright; GDAL reads files as they are stored.
     """
 
     name: str
     file: str | bytes
+    orientation: int = 1
 
-    def mask(self, rows: slice, columns: slice) -> np.ndarray:
+    def mask(self, rows: slice, columns: slice, size: Size | None = None) -> np.ndarray:
         """Return where a region has no data, (height, width) bool.
+
+        Args:
+            rows, columns (`slice`): Region of the image as viewers show it.
+            size (`tuple[int, int]`, *optional*): Width and height of the image of which it is a region, if this may be
+                the image as stored: labels may have been drawn on it.
 
         Raises:
             UsageError: If the file cannot be read; the message names it.
@@ -46,8 +55,11 @@ class NoData:
             as_usage_error(OSError, errors, prefix=f"The no-data value of {self.name} cannot be read: "),
             _opened(self.file) as file,
         ):
-            window = ((rows.start, rows.stop), (columns.start, columns.stop))
-            return file.dataset_mask(window=window) == 0
+            shown = turned_size((file.width, file.height), self.orientation)
+            if self.orientation == 1 or size not in (None, shown):
+                window = ((rows.start, rows.stop), (columns.start, columns.stop))
+                return file.dataset_mask(window=window) == 0
+            return turned(file.dataset_mask() == 0, self.orientation)[rows, columns]
 
 
 def no_data_of(file: Any) -> NoData | None:
@@ -62,7 +74,7 @@ def no_data_of(file: Any) -> NoData | None:
     if _rasterio() is None:
         warn_caller(f"The no-data value of a GeoTIFF is not read, so all of its pixels count as valid; {_INSTALL}")
         return None
-    return NoData(str(file.get("path") or "a file without a name"), stored)
+    return NoData(str(file.get("path") or "a file without a name"), stored, _orientation_of(stored))
 
 
 def is_georeferenced(path: Path) -> bool:
@@ -76,23 +88,22 @@ def is_georeferenced(path: Path) -> bool:
 
 
 def save_like(
-    source: Path, labels: np.ndarray, target: Path, palette: Sequence[Sequence[int]] | None, without_data: int
+    source: Path,
+    labels: np.ndarray,
+    target: Path,
+    palette: Sequence[Sequence[int]] | None = None,
+    no_data: int | None = None,
 ) -> None:
-    """Write a class map (H, W) as a GeoTIFF with the georeference of its image.
+    """Write a class map (H, W) as a GeoTIFF with the georeference of its image, of which it has the order of pixels.
 
     Args:
         source (`Path`): GeoTIFF file of the image.
-        labels (`np.ndarray` of shape `(H, W)`, any integer type): Classes.
+        labels (`np.ndarray` of shape `(H, W)`, uint8 or uint16): Classes of the image as viewers show it.
         target (`Path`): File to write.
         palette (`Sequence`, *optional*): RGB colors of the classes, of 8 bits.
-        without_data (`int`): Value of the pixels that have no data in the image; above 255, values have 16 bits.
+        no_data (`int`, *optional*): Value of the pixels that have no data, which the file then states.
     """
-    no_data = no_data_of({"path": str(source)})
-    labels = labels.astype(np.uint8 if without_data <= np.iinfo(np.uint8).max else np.uint16, copy=False)
-    if no_data is not None:
-        without = no_data.mask(slice(0, labels.shape[0]), slice(0, labels.shape[1]))
-        if without.shape == labels.shape:  # not of a TIFF that is turned by its orientation
-            labels = np.where(without, labels.dtype.type(without_data), labels)
+    labels = turned_back(labels, _orientation_of(str(source)))
     with _opened(str(source)) as image:
         profile = {"crs": image.crs, "transform": image.transform}
         points, points_crs = image.gcps
@@ -100,7 +111,7 @@ def save_like(
             profile = {"crs": points_crs, "gcps": points}
     with _rasterio().open(
         target, "w", driver="GTiff", height=labels.shape[0], width=labels.shape[1], count=1, dtype=labels.dtype,
-        nodata=None if no_data is None else without_data, compress="deflate", **profile,
+        nodata=no_data, compress="deflate", **profile,
     ) as file:  # fmt: skip
         file.write(labels, 1)
         if palette is not None and labels.dtype == np.uint8:
@@ -123,20 +134,24 @@ def _rasterio() -> Any:
     return rasterio
 
 
-def _tags_of(file: str | bytes) -> frozenset[int]:
-    """Return the tags of a TIFF file, of which the path or the contents are given; none of other files."""
+def _orientation_of(file: str | bytes) -> int:
+    return known_orientation(_tags_of(file).get(ExifTags.Base.Orientation))
+
+
+def _tags_of(file: str | bytes) -> Mapping[int, Any]:
+    """Read the tags of a TIFF file, of which the path or the contents are given; none of other files."""
     try:
         if isinstance(file, bytes):
-            return frozenset(read_tags(BytesIO(file)))
+            return read_tags(BytesIO(file))
         if not file.lower().endswith(SUFFIXES):
-            return frozenset()
+            return {}
         status = os.stat(file)
         return _tags_in(file, status.st_mtime_ns, status.st_size)
     except (OSError, OverflowError, struct.error):  # of a damaged file, which is refused when it is decoded
-        return frozenset()
+        return {}
 
 
 @functools.lru_cache(maxsize=1024)
-def _tags_in(path: str, changed: int, length: int) -> frozenset[int]:
+def _tags_in(path: str, changed: int, length: int) -> Mapping[int, Any]:
     with open(path, "rb") as file:
-        return frozenset(read_tags(file))
+        return read_tags(file)

@@ -45,9 +45,9 @@ def turned(pixels: Any, orientation: int) -> Any:
     return np.ascontiguousarray(of_array(pixels)) if isinstance(pixels, np.ndarray) else pixels.transpose(of_image)
 
 
-def turned_back(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn an image that was turned for an orientation as its file stores it."""
-    return turned(image, _INVERSE.get(orientation, orientation))
+def turned_back(pixels: Any, orientation: int) -> Any:
+    """Turn an image, or an array, that was turned for an orientation as its file stores it."""
+    return turned(pixels, _INVERSE.get(orientation, orientation))
 
 
 def turned_size(size: Size, orientation: int) -> Size:

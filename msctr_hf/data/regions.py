@@ -77,7 +77,8 @@ class ValidLabels:
 
     def __getitem__(self, region: Region, /) -> np.ndarray:
         """Read the labels and the valid pixels of a region."""
-        return _ignored(self.labels[region], self.no_data.mask(*region))
+        height, width = self.shape
+        return _ignored(self.labels[region], self.no_data.mask(*region, (width, height)))
 
 
 @dataclass(frozen=True)
@@ -194,11 +195,12 @@ def ignore_no_data(labels: Any, image: Any) -> Any:
     if no_data is None:
         return labels
     height, width = np.asarray(labels).shape
-    ignored = _ignored(np.asarray(labels), no_data.mask(slice(0, height), slice(0, width)))
+    without_data = no_data.mask(slice(0, height), slice(0, width), (width, height))
+    ignored = _ignored(np.asarray(labels), without_data)
     return ignored if isinstance(labels, np.ndarray) else Image.fromarray(ignored)
 
 
 def _ignored(labels: np.ndarray, without_data: np.ndarray) -> np.ndarray:
-    if labels.shape != without_data.shape:  # of a TIFF that is turned by its orientation
+    if labels.shape != without_data.shape:  # labels of another size are refused where their image is read
         return labels
     return np.where(without_data, np.uint8(IGNORE_INDEX), labels)

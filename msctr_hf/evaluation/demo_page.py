@@ -25,6 +25,7 @@ from .visitor_images import BUTTONS, IMAGE_LIFETIME, describe_fault, read_upload
 from .visualization import overlay
 
 MAX_EXAMPLES = 8
+_SECONDS_BETWEEN_DELETIONS = 600  # of files of visitors
 _COLD, _EVEN, _WARM = (33, 102, 172), (247, 247, 247), (178, 24, 43)  # cosines -1, 0, 1
 _STYLE = """
 .areas { width: 100%; border-collapse: collapse; }
@@ -47,7 +48,8 @@ class Segmented:
     Args:
         image (`Image`): RGB image.
         labels (`np.ndarray` of shape `(H, W)`): Predicted class of every pixel.
-        projections (`dict[int, torch.Tensor]`): Unit projections of every stage; empty without a projection head.
+        projections (`dict[int, torch.Tensor]`): Unit projections of every stage, float16, on the CPU, since they are
+            kept for every visitor; empty without a projection head.
     """
 
     image: Image.Image
@@ -65,7 +67,8 @@ def segment_image(predictor: Predictor, path: str | Path) -> Segmented:
     labels = next(predictor([image]))
     has_projections = getattr(predictor.model, "projection_head", None) is not None
     projections = stage_features(predictor, image) if has_projections else {}
-    return Segmented(image, labels, projections)
+    kept = {stage: stage_map.to("cpu", torch.float16) for stage, stage_map in projections.items()}
+    return Segmented(image, labels, kept)
 
 
 def similarity_figures(segmented: Segmented, column: int, row: int) -> list[Image.Image]:
@@ -164,7 +167,9 @@ def build_page(predictor: Predictor, name: str, examples: Sequence[str] = ()) ->
         raise UsageError("The demo needs gradio: pip install 'msctr_hf[demo]'.") from None
 
     names = predictor.class_names
-    with gradio.Blocks(title=f"{name}: semantic segmentation") as page:
+    # gradio deletes uploads and what it shows of them, but no example, and at the end what is left
+    deletion = (_SECONDS_BETWEEN_DELETIONS, int(IMAGE_LIFETIME))
+    with gradio.Blocks(title=f"{name}: semantic segmentation", delete_cache=deletion) as page:
         gradio.Markdown(f"## {name}\nSemantic segmentation into {len(names)} classes.")
         with gradio.Tab("Classes"):
             _build_class_tab(predictor, names, examples)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..errors import UsageError, as_usage_error
 from ..models.anchor_sampling import resize_labels
+from ..models.image_processing_msctr import pad
 from ..progress import progress
 from .embedding_maps import embedding_network
 from .finite import finite_outputs
@@ -75,6 +76,8 @@ def stage_features(
 ) -> dict[int, torch.Tensor]:
     """Compute unit features (C, h, w) of an image for every stage, finest first.
 
+    The image is padded as for a prediction; cells that lie in the padding only are left out.
+
     Args:
         predictor (`Predictor`): Network with its image processor.
         image (`Image` or `np.ndarray` of shape `(H, W, N)`): Image, as the `predictor` takes it.
@@ -87,8 +90,16 @@ def stage_features(
     with as_usage_error(ValueError):
         network.embedding_stages(features)
     dtype = next(network.parameters()).dtype
-    maps = network.stage_embeddings(predictor.prepare([image]).to(dtype), features)
-    return {stage: finite_outputs(stage_map[0].float(), dtype, "features") for stage, stage_map in maps.items()}
+    pixel_values, preparation = predictor.prepare([image]).to(dtype), predictor.preparation
+    size = pixel_values.shape[-2:]
+    height, width = (-(-side // preparation.size_divisor) * preparation.size_divisor for side in size)
+    maps = network.stage_embeddings(pad(pixel_values, (height, width), preparation.padding_mode), features)
+    of_image = {}
+    for stage, stage_map in maps.items():
+        rows, columns = stage_map.shape[-2:]
+        inside = stage_map[0, :, : -(-size[0] * rows // height), : -(-size[1] * columns // width)]
+        of_image[stage] = finite_outputs(inside.float(), dtype, "features")
+    return of_image
 
 
 def collect_embeddings(
@@ -205,7 +216,8 @@ def similarity_maps(
         row, column = (
             place * map_side // side for place, map_side, side in zip(pixel, compared.shape[-2:], size, strict=True)
         )
-        maps[stage] = torch.einsum("c,chw->hw", compared[:, row, column], stage_map).cpu().numpy()
+        cosines = torch.einsum("c,chw->hw", compared[:, row, column].float(), stage_map.float())
+        maps[stage] = cosines.cpu().numpy()
     return maps
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.channels import Channels
-from ..data.georeference import is_georeferenced, save_like
+from ..data.georeference import is_georeferenced, no_data_of, save_like
 from ..data.image_files import IMAGE_SUFFIXES, files_below, is_image, passes_a_circle, readable_suffixes
 from ..data.images import read_image
 from ..data.specs import DatasetSpec
@@ -28,6 +28,7 @@ from .visualization import overlay
 
 PALETTE_COLORS = 256  # the most a PNG can hold
 MAX_VALUES = 1 << 16  # of the widest PNG of one channel
+NO_DATA, WIDE_NO_DATA = 255, 65535  # values of pixels without data: of 8 bits, and where these are all classes
 GEOTIFF_SUFFIX = ".tif"
 _OVERLAY_COMPRESSION = 1  # of zlib: four times as fast as its default of 6, for files that are a fifth larger
 Waiting = tuple[Any, Path, Path]  # image, its file, path of its output files without suffix
@@ -45,8 +46,9 @@ def predict_files(
 ) -> int:
     """Label the images that paths, folders and patterns name; write NAME.png (train ids) and NAME_overlay.png.
 
-    The labels of a GeoTIFF become a GeoTIFF with its georeference, NAME.tif, if rasterio is installed. Where the image
-    states that it has no data, the value is 255 (65,535 with more than 255 classes), which NAME.tif states too.
+    The labels of a GeoTIFF become a GeoTIFF with its georeference, NAME.tif, if rasterio is installed. Where a TIFF
+    states that it has no data, the value is 255 (65,535 with more than 255 classes), which NAME.tif states too; only a
+    test server gets a class of every pixel.
 
     Consecutive images of one size share a batch of `predictor.settings.batch_size` images; no more than a batch is in
     memory.
@@ -90,8 +92,9 @@ def predict_files(
             save_labels(raw_values[labels], file)
         else:
             shown_colors = colors if palette else None
+            labels, no_data = _with_no_data(labels, source, NO_DATA if len(names) <= NO_DATA else WIDE_NO_DATA)
             if file.suffix == GEOTIFF_SUFFIX:
-                save_like(source, labels, file, shown_colors, without_data=255 if len(names) <= 255 else 65535)
+                save_like(source, labels, file, shown_colors, no_data)
             else:
                 save_labels(labels, file, shown_colors)
             figure = overlay(waiting[0][0], labels, colors, names, opacity)
@@ -148,6 +151,20 @@ def _readable(
         waiting.append((image, path, target))
         yield image
         del image
+
+
+def _with_no_data(labels: np.ndarray, source: Path, value: int) -> tuple[np.ndarray, int | None]:
+    """Return a class map, uint8 or uint16, with a value where the file of its image states that it has no data.
+
+    The value is `None` if the file states none.
+    """
+    labels = labels.astype(np.uint8 if labels.dtype == np.uint8 else np.uint16, copy=False)
+    no_data = no_data_of({"path": str(source)})
+    if no_data is None:
+        return labels, None
+    height, width = labels.shape
+    without_data = no_data.mask(slice(0, height), slice(0, width))
+    return np.where(without_data, np.min_scalar_type(value).type(value), labels), value
 
 
 def _raw_values(spec: DatasetSpec, names: Sequence[str], class_order: ByNamesOrPosition) -> np.ndarray:

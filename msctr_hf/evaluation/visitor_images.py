@@ -14,7 +14,7 @@ from ..data.images import read_image
 from ..errors import UsageError
 
 LONGEST_SIDE = 1280  # pixels; larger images are downscaled
-IMAGE_LIFETIME = 3600.0  # seconds until what is kept of the images of a visitor is deleted
+IMAGE_LIFETIME = 3600.0  # seconds that memory, and the folder of uploads, keep images of a visitor
 # gradio's third button of images is left out: it sends an image of the visitor to a site of others
 BUTTONS = ["download", "fullscreen"]
 

@@ -48,6 +48,11 @@ _PUBLISHED_FILES = {
     *(CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, HEADS_FILE, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME),
     *(ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, CARD_FILE),
 }
+# Weights in several files, as `save_pretrained` names them. Without wildcards for words: they match folders too.
+_SHARDS = "model-{0}-of-{0}.safetensors".format("[0-9]" * 5)
+# What an earlier push may have left in a repository, where it would be shown, or loaded with the new weights. Code is
+# not among it: a name does not tell that of a network from the user's own.
+_REPLACED = sorted({*_PUBLISHED_FILES, _SHARDS, RESULTS_FILE, PREDICTIONS_FILE})
 
 
 @dataclass(frozen=True)
@@ -280,7 +285,8 @@ def _references(value: Any, names_classes: bool = False) -> Iterator[str]:
 def _link(names: Sequence[str], folder: Path, target: Path) -> None:
     for name in names:
         try:
-            os.link(folder / name, target / name)
+            # not a link itself, as in a snapshot of the Hub cache: it is relative, and would lead nowhere from there
+            os.link(os.path.realpath(folder / name), target / name)
         except OSError:  # the file system has no hard links
             shutil.copyfile(folder / name, target / name)
 
@@ -320,6 +326,7 @@ def _upload_arguments(snapshot: Path, destination: Destination) -> dict[str, Any
         "repo_id": destination.repo_id,
         "private": destination.private,
         "message": message,
+        "replaced": _REPLACED,
         "timeout": upload.TIMEOUT,
         "pauses": upload.PAUSES,
     }

@@ -11,6 +11,7 @@ import json
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -32,6 +33,7 @@ def upload(
     *,
     private: bool = False,
     message: str = "Upload model",
+    replaced: Sequence[str] = (),
     timeout: float = TIMEOUT,
     pauses: tuple[float, ...] = PAUSES,
 ) -> str:
@@ -42,6 +44,8 @@ def upload(
         repo_id (`str`): Repository on the Hub, USER/NAME.
         private (`bool`): Whether a new repository is private.
         message (`str`): Message of the commit.
+        replaced (`Sequence[str]`): Names, or patterns of names, of files in the repository that the commit deletes
+            unless the folder has them.
         timeout (`float`): Seconds without an answer after which an attempt fails.
         pauses (`tuple[float, ...]`): Seconds to wait before the second, third, ... attempt.
 
@@ -56,7 +60,10 @@ def upload(
             get_session().timeout = timeout  # by default the client of huggingface_hub waits forever
             api = HfApi()
             api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(folder_path=folder, repo_id=repo_id, commit_message=message).commit_url)
+            commit = api.upload_folder(
+                folder_path=folder, repo_id=repo_id, commit_message=message, delete_patterns=list(replaced) or None
+            )
+            return str(commit.commit_url)
         except (
             HTTPError,
             OSError,

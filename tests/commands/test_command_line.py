@@ -13,6 +13,7 @@ from msctr_hf.commands.command_line import CommandLine, one_sentence, written_to
 from msctr_hf.commands.train import command_line
 from msctr_hf.data.settings import DataSettings
 from msctr_hf.errors import UsageError
+from msctr_hf.evaluation.settings import EmbedderSettings, FindSettings
 from msctr_hf.hub.settings import HubSettings
 from msctr_hf.settings import as_mapping
 from msctr_hf.training.interruption import Interrupted
@@ -174,6 +175,40 @@ def test_a_flag_for_epochs_replaces_the_steps_of_a_recipe_with_dashes_and_unders
     recipe.write_text(f"{key}: 7\nnum_train_epochs: 3\n")
     with pytest.raises(UsageError, match="sets both `max_steps` and `num_train_epochs`"):
         command_line().parse(["--config", str(recipe)])
+
+
+SEARCH = ["--model", "network", "--image", "street.jpg"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--pixel 1 2 --pixel 3 4 --input a/ --input b/ c*.png",
+        "--pixel=1 2 --pixel 3 --pixel=4 --input=a/ --input b/ --threshold 0.5 --input=c*.png",
+    ],
+)
+def test_lists_that_are_given_by_several_flags_are_joined_and_replace_those_of_a_recipe(tmp_path, words):
+    (tmp_path / "recipe.yaml").write_text("pixel: [7, 8]\ninput: [d/]\noutput_dir: there\n")
+    command = CommandLine([FindSettings, EmbedderSettings], "", "find")
+    found = command.parse([*SEARCH, *words.split(), "--config", str(tmp_path / "recipe.yaml")])[0]
+    assert (found.pixel, found.input, found.output_dir) == ([1, 2, 3, 4], ["a/", "b/", "c*.png"], "there")
+
+
+def test_of_flags_with_one_value_the_last_one_counts_and_a_value_may_contain_dashes_and_spaces():
+    words = ["--input", "--a b.png", "--input=-c.png", "--pixel", "1", "2", "--top", "3", "--top", "4"]
+    command = CommandLine([FindSettings, EmbedderSettings], "", "find")
+    assert command.parse([*SEARCH, *words[:2], *words[3:]])[0].input == ["--a b.png"]
+    found = command.parse([*SEARCH, *words[2:]])[0]
+    assert (found.input, found.top) == (["-c.png"], 4)
+
+
+@pytest.mark.parametrize("flag", ["--box", "--window_size", "--window_stride"])
+def test_a_list_of_fixed_length_that_is_given_twice_is_refused(flag, capsys):
+    command = CommandLine([FindSettings, EmbedderSettings], "", "find")
+    with pytest.raises(SystemExit) as stopped:
+        command.parse([*SEARCH, "--input", "a/", flag, "8", "8", f"{flag}=9", "9"])
+    assert stopped.value.code == 2
+    assert f"argument {flag}: given more than once" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_date_in_a_recipe_is_read_as_text(tmp_path):

@@ -7,6 +7,12 @@ from PIL import Image
 
 from msctr_hf.data.labels import LabelMapping
 
+SHOWN = {  # EXIF orientation -> pixels as a screen shows them, from the specification: where row 0 and column 0 are
+    1: lambda stored: stored, 2: lambda stored: stored[:, ::-1], 3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1], 5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: stored[::-1].swapaxes(0, 1), 7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: stored[:, ::-1].swapaxes(0, 1),
+}  # fmt: skip
 MAPPING = LabelMapping({value: value for value in range(5)})
 
 

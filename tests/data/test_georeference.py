@@ -6,19 +6,23 @@ import warnings
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 import torch
 import yaml
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import from_origin
+from stored_images import SHOWN
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor, load_segmentation_dataset
 from msctr_hf.data import georeference, regions
 from msctr_hf.data.decoding import rows_for_crops, rows_of_labels
 from msctr_hf.data.images import read_image
+from msctr_hf.data.labels import LabelMapping
 from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.data.preparation import prepare
 from msctr_hf.data.saved_source import SavedDataset
+from msctr_hf.data.specs import DatasetSpec, Submission
 from msctr_hf.errors import InputWarning, UsageError
 from msctr_hf.evaluation.prediction import predict_files
 from msctr_hf.evaluation.predictor import Predictor
@@ -217,6 +221,73 @@ def test_the_prediction_of_a_geotiff_is_a_geotiff_in_the_same_place(folder, tmp_
     assert [colors[label][:3] for label in range(3)] == [tuple(color) for color in predictor.palette[:3]]
 
 
+def turn(path, orientation):
+    """Give a GeoTIFF an orientation, which rasterio neither writes nor reads."""
+    with tifffile.TiffFile(path) as file:
+        pixels = file.asarray()
+        kept = [tag for tag in file.pages[0].tags.values() if tag.code > 33000]  # of GeoTIFF and GDAL
+        tags = [(tag.code, tag.dtype, 0 if tag.dtype == 2 else tag.count, tag.value, True) for tag in kept]
+    orientation_tag = (274, tifffile.DATATYPE.SHORT, 1, orientation, True)
+    tifffile.imwrite(path, pixels, photometric="rgb", extratags=[*tags, orientation_tag])
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_labels_of_a_turned_geotiff_are_at_their_place_on_the_map(folder, tmp_path, tiny_config, orientation):
+    root, expected = folder
+    turn(root / "images/a.tif", orientation)
+    read_image(root / "images/a.tif").save(root / "images/b.png")
+    torch.manual_seed(0)
+    predictor = Predictor(MsctrForSemanticSegmentation(tiny_config()).eval(), MsctrImageProcessor())
+    predict_files(predictor, root / "images", tmp_path / "maps")
+    upright = np.asarray(Image.open(tmp_path / "maps/b.png"))
+    with rasterio.open(tmp_path / "maps/a.tif") as file:
+        assert (file.transform, file.crs.to_epsg(), file.shape) == (TRANSFORM, 32633, SIZE)
+        stored = file.read(1)
+    assert np.array_equal(stored == 255, expected == 255)
+    shown = SHOWN[orientation](stored)
+    assert np.array_equal(shown, np.where(shown == 255, 255, upright))
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+@pytest.mark.parametrize("drawn_as_stored", [False, True])
+def test_labels_of_a_turned_image_are_ignored_where_it_has_no_data(folder, orientation, drawn_as_stored, monkeypatch):
+    root, expected = folder
+    turn(root / "images/a.tif", orientation)
+    # labels of this size could not belong to the image as viewers show it
+    if not (drawn_as_stored and orientation >= 5):
+        expected = SHOWN[orientation](expected)
+    drawn = np.where(expected == 255, 1, expected).astype(np.uint8)
+    Image.fromarray(drawn).save(root / "labels/a.tif", compression="tiff_lzw", tiffinfo={278: 8})
+    dataset = load_segmentation_dataset("folder", "train", root)
+    for rows in (dataset, rows_for_crops(dataset), rows_of_labels(dataset)):
+        assert np.array_equal(np.asarray(rows[0]["label"]), expected)
+    monkeypatch.setattr(regions, "LARGE_PIXELS", 1000)
+    files = ({"path": str(root / name / "a.tif")} for name in ("labels", "images"))
+    labels = regions.read_large_labels(next(files), LabelMapping({0: 0, 1: 1, 2: 2}), next(files))
+    assert isinstance(labels, regions.ValidLabels)
+    assert np.array_equal(regions.whole(labels), expected)
+    assert np.array_equal(labels[5:30, 10:40], expected[5:30, 10:40])
+
+
+def test_pixels_without_data_are_marked_without_a_georeference_too_but_not_for_a_test_server(
+    folder, tmp_path, tiny_config
+):
+    root, expected = folder
+    write_geotiff(root / "images/a.tif", image_with_a_black_corner(), nodata=0, crs=None, transform=None)
+    predictor = Predictor(MsctrForSemanticSegmentation(tiny_config()).eval(), MsctrImageProcessor())
+    predict_files(predictor, root / "images", tmp_path / "maps")
+    labels = np.asarray(Image.open(tmp_path / "maps/a.png"))
+    assert np.array_equal(labels == 255, expected == 255)
+    drawn = np.asarray(Image.open(tmp_path / "maps/a_overlay.png"))[: SIZE[0]]
+    assert not drawn[:20, :30].any()  # black, of a black image: not the color of a class
+    names, values = predictor.class_names, {value: value for value in range(len(predictor.class_names))}
+    spec = DatasetSpec("own", names, predictor.palette, None, values, submission=Submission())
+    predict_files(predictor, root / "images", tmp_path / "submission", submission_for=spec)
+    sent = np.asarray(Image.open(tmp_path / "submission/a.png"))
+    assert (sent < len(names)).all()
+    assert np.array_equal(sent[expected != 255], labels[expected != 255])
+
+
 def test_a_geotiff_is_not_overwritten_by_its_prediction(folder, tiny_config):
     root, _ = folder
     predictor = Predictor(MsctrForSemanticSegmentation(tiny_config()).eval(), MsctrImageProcessor())
@@ -228,7 +299,7 @@ def test_ground_control_points_are_kept(tmp_path):
     corners = ((0, 0), (0, 79), (47, 0))
     points = [GroundControlPoint(row, column, 10.0 + column, 50.0 - row) for row, column in corners]
     write_geotiff(tmp_path / "a.tif", image_with_a_black_corner(), transform=None, gcps=points, crs="EPSG:4326")
-    georeference.save_like(tmp_path / "a.tif", np.zeros(SIZE, np.uint8), tmp_path / "b.tif", None, without_data=255)
+    georeference.save_like(tmp_path / "a.tif", np.zeros(SIZE, np.uint8), tmp_path / "b.tif")
     with rasterio.open(tmp_path / "b.tif") as file:
         kept, crs = file.gcps
         assert crs.to_epsg() == 4326

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from stored_images import MAPPING, encode, pillow, sample, written
+from stored_images import MAPPING, SHOWN, encode, pillow, sample, written
 
 from msctr_hf.data.images import read_image, read_labels, read_sample, to_rgb
-
-SHOWN = {  # EXIF orientation -> pixels as a screen shows them, from the specification: where row 0 and column 0 are
-    1: lambda stored: stored, 2: lambda stored: stored[:, ::-1], 3: lambda stored: stored[::-1, ::-1],
-    4: lambda stored: stored[::-1], 5: lambda stored: stored.swapaxes(0, 1),
-    6: lambda stored: stored[::-1].swapaxes(0, 1), 7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
-    8: lambda stored: stored[:, ::-1].swapaxes(0, 1),
-}  # fmt: skip
 
 
 def tagged(array, orientation, kind="PNG"):

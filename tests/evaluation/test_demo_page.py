@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,9 @@ from msctr_hf.evaluation.demo_page import (
     segment_image,
     similarity_figures,
 )
+from msctr_hf.evaluation.embeddings import stage_features
 from msctr_hf.evaluation.predictor import Predictor
+from msctr_hf.evaluation.visitor_images import IMAGE_LIFETIME
 
 httpx = pytest.importorskip("httpx")  # gradio needs it
 
@@ -88,6 +91,43 @@ def test_a_pixel_is_most_similar_to_itself_and_every_stage_is_shown(tiny_config,
     figures = similarity_figures(segmented, column=50, row=20)
     assert [each.size for each in figures] == [(96, 64)] * 4
     assert figures[0].getpixel((50, 20)) == (178, 24, 43)
+
+
+def test_projections_that_are_kept_take_half_the_memory_and_show_the_same(tiny_config, image_path):
+    shown_by = predictor(tiny_config())
+    segmented = segment_image(shown_by, image_path)
+    exact = stage_features(shown_by, segmented.image)
+    for projection in segmented.projections.values():
+        assert (projection.dtype, projection.device.type) == (torch.float16, "cpu")
+    figures = similarity_figures(segmented, column=50, row=20)
+    expected = similarity_figures(replace(segmented, projections=exact), column=50, row=20)
+    for figure, wanted in zip(figures, expected, strict=True):
+        assert np.abs(np.asarray(figure, int) - np.asarray(wanted, int)).max() <= 1  # of 255 levels
+
+
+def test_files_of_visitors_are_deleted_after_an_hour_and_examples_are_not(serve, tiny_config, image_path, tmp_path):
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "example.png")
+    served = serve(tiny_config("fcn"), [str(tmp_path / "example.png")])
+    from gradio.route_utils import delete_files_created_by_app  # what gradio calls when it is time
+
+    uploaded = served.upload(image_path)
+    assert served.call("segment", uploaded, 0.5)[0]
+    uploads = tmp_path / "uploads"
+    examples = set(uploads.rglob("example.png"))
+    files = {path for path in uploads.rglob("*") if path.is_file()}
+    assert examples
+    assert len(files - examples) >= 2  # the upload, and its classes
+
+    every, age = served.page.delete_cache
+    assert every <= 600
+    assert age == IMAGE_LIFETIME
+    delete_files_created_by_app(served.page, age)
+    assert {path for path in uploads.rglob("*") if path.is_file()} == files
+    delete_files_created_by_app(served.page, 0)  # as after an hour
+    assert {path for path in uploads.rglob("*") if path.is_file()} == examples
+    succeeded, output = served.call("segment", uploaded, 0.5)
+    assert succeeded
+    assert "image.png" in output["data"][1]  # a sentence
 
 
 def test_a_network_without_projections_still_labels_images(tiny_config, image_path):

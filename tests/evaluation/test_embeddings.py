@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.evaluation.embedding_maps import Embedder
 from msctr_hf.evaluation.embeddings import (
     StageEmbeddings,
     ask_for_pixel,
@@ -38,6 +39,21 @@ def test_projections_are_unit_vectors_of_every_stage(predictor):
     assert projections[1].shape[1:] == (16, 32)
     for of_stage in projections.values():
         torch.testing.assert_close(of_stage.norm(dim=0), torch.ones(of_stage.shape[1:]))
+
+
+@pytest.mark.parametrize("padding_mode", ["constant", "reflect"])
+def test_an_image_is_padded_as_for_a_prediction_and_its_maps_are_cropped(tiny_config, padding_mode):
+    model = MsctrForSemanticSegmentation(tiny_config(num_labels=3)).eval()
+    processor = MsctrImageProcessor(size_divisor=32, padding_mode=padding_mode)
+    image = drawn_sample(size=(75, 100))["image"]
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    features = stage_features(Predictor(model, processor), image, "backbone")
+    torch.testing.assert_close(seen[0], processor(image, return_tensors="pt")["pixel_values"])
+    for stage, of_stage in features.items():
+        stride = 2 << stage
+        assert of_stage.shape[1:] == (-(-75 // stride), -(-100 // stride))
+        torch.testing.assert_close(of_stage, Embedder(Predictor(model, processor), "backbone", stage)(image))
 
 
 def test_a_network_without_a_projection_head_is_refused(tiny_config):

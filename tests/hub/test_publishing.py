@@ -192,6 +192,48 @@ def test_of_code_only_what_a_configuration_names_and_imports_is_published(tmp_pa
     assert {path.stem for path in snapshot.glob("*.py")} == set(contents)
 
 
+@pytest.mark.parametrize("in_training", [True, False])
+def test_a_push_leaves_nothing_of_an_earlier_one_but_files_of_the_user(hub, publisher, folder, tmp_path, in_training):
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    adapted(earlier)
+    for each in (earlier, folder):
+        (each / "predictions.png").write_bytes(b"image")
+    push(publisher(show_images=True), earlier)
+    files = hub.repositories[REPOSITORY]["files"]
+    assert {"projection_head.safetensors", "predictions.png"} < files.keys()
+
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]  # of a larger network
+    files.update(dict.fromkeys([*shards, "model.safetensors.index.json", "adapter_config.json"], b"{}"))
+    theirs = ["own.py", "notes/results.json", "model-a/b-of-c.safetensors", ".gitattributes", "figure.png"]
+    files.update(dict.fromkeys(theirs, b"theirs"))
+    if in_training:
+        push(publisher(show_images=False), folder)
+    else:
+        run = process(hub, tmp_path, "-c", PUBLISH, folder, REPOSITORY, TOKEN)
+        assert "/commit/" in run.stdout, run.stderr
+    published = take_snapshot(folder, None, Destination(REPOSITORY, show_images=False))
+    assert files.keys() == {path.name for path in published.iterdir()} | {*theirs}
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_folder_of_relative_links_is_published_as_files(tmp_path):
+    snapshot = tmp_path / "cache/snapshots/abc"  # as in the cache of the Hub
+    for directory in (snapshot, tmp_path / "cache/blobs"):
+        directory.mkdir(parents=True)
+    adapted(tmp_path / "cache")
+    for path in list((tmp_path / "cache").glob("*.*")):
+        path.rename(tmp_path / "cache/blobs" / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    published = take_snapshot(snapshot, None, Destination(REPOSITORY))
+    assert {"config.json", "model.safetensors"} < {path.name for path in published.iterdir()}
+    for path in published.iterdir():
+        assert path.is_file()
+        assert not path.is_symlink()
+    blob = tmp_path / "cache/blobs/model.safetensors"
+    assert (published / "model.safetensors").read_bytes() == blob.read_bytes()
+
+
 def test_results_of_an_evaluation_in_the_folder_are_neither_published_nor_in_the_card(hub, publisher, folder):
     evaluated = {name: value for name, value in results_of(step=3).items() if name != "step"}
     write_json(folder / "results.json", {**evaluated, "model": str(folder), "split": "test"})
