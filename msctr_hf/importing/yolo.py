@@ -111,12 +111,18 @@ def _list_images(folder: Path, root: Path) -> list[tuple[str, Path]]:
         if not listed:
             continue
         with as_usage_error(OSError, prefix=f"{folder}, line {number}: "):  # a name may be too long
-            found = (existing(base / listed) for base in (folder.parent, root))
+            found = (existing(base / name) for name in _spellings(listed) for base in (folder.parent, root))
             image = next((path for path in found if path is not None and path.is_file()), None)
         if image is None or not is_image(image):
             raise UsageError(f"{folder}, line {number}: the image {listed} does not exist below {folder.parent}.")
         images.append((_name_of(image), image))
     return images
+
+
+def _spellings(listed: str) -> list[str]:
+    """Return the paths that a line may mean: CVAT puts "data/" before those of its archive, Windows writes "\\"."""
+    names = [listed, listed.replace("\\", "/")]
+    return [*names, *(name.removeprefix("data/") for name in names)]
 
 
 def _name_of(image: Path) -> str:
