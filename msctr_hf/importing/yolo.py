@@ -57,6 +57,11 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     if len(files) != 1:
         raise UsageError(f"{source} must have one file data.yaml, but has {len(files)}; name the file instead.")
     path, description = files[0], _read_yaml(files[0])
+    if "kpt_shape" in description:
+        raise UsageError(
+            f"{path} describes poses (`kpt_shape`); boxes and points do not say which pixels belong to an object, but "
+            "polygons do."
+        )
     names = _read_names(description.get("names"), path)
     classes, background = with_background(names.values())
     labels = {number: classes.index(name) for number, name in names.items()}

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from exports import Scene
 
+from msctr_hf.errors import UsageError
 from msctr_hf.importing.conversion import import_export
 
 CLASSES = ("background", "car")
@@ -47,3 +48,12 @@ def test_lists_of_images_may_have_the_paths_of_cvat_or_of_windows(tmp_path, spel
         path.write_text("\n".join(line.replace("/", "\\") if "\\" in spelling else line for line in listed))
     import_export(source, tmp_path / "data")
     assert names_in(tmp_path / "data") == SPLITS
+
+
+def test_poses_are_not_drawn_as_polygons(tmp_path):
+    source = write(tmp_path / "export")
+    describe(source, lambda description: description.update(kpt_shape=[2, 2]))
+    for path in (source / "labels").rglob("*.txt"):
+        path.write_text("1 0.5 0.5 0.2 0.3 0.45 0.4 0.55 0.6\n")
+    with pytest.raises(UsageError, match=r"data\.yaml describes poses \(`kpt_shape`\); .* polygons do\."):
+        import_export(source, tmp_path / "data")
