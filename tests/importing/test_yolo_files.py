@@ -57,3 +57,50 @@ def test_poses_are_not_drawn_as_polygons(tmp_path):
         path.write_text("1 0.5 0.5 0.2 0.3 0.45 0.4 0.55 0.6\n")
     with pytest.raises(UsageError, match=r"data\.yaml describes poses \(`kpt_shape`\); .* polygons do\."):
         import_export(source, tmp_path / "data")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("key", ["Validation", "validation", "valid", "val", "Val2017"])
+def test_every_name_of_a_split_is_a_key(tmp_path, key, listed):
+    source = write(tmp_path / "export", listed=listed)
+    describe(source, lambda description: description.update({key: description.pop("val")}))
+    describe(source, lambda description: description.update(Train=description.pop("train"), nc=2, test=None))
+    import_export(source, tmp_path / "data")  # the format is recognized
+    assert names_in(tmp_path / "data") == SPLITS
+
+
+def test_two_keys_of_one_split_are_refused(tmp_path):
+    source = write(tmp_path / "export")
+    describe(source, lambda description: description.update(valid="images/train"))
+    with pytest.raises(UsageError, match=r"data\.yaml: val and valid are both of the split validation; list"):
+        import_export(source, tmp_path / "data")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_key_of_no_split_that_names_images_is_refused(tmp_path, listed):
+    source = write(tmp_path / "export", listed=listed)
+    describe(source, lambda description: description.update(holdout=description.pop("val")))
+    with pytest.raises(UsageError, match=r"`holdout` names (val\.txt|images/val), with 2 images of no split; rename"):
+        import_export(source, tmp_path / "data")
+
+
+def test_keys_of_no_split_may_name_anything_else(tmp_path):
+    source = write(tmp_path / "export")
+    (source / "classes.txt").write_text("car\n")
+    others = {"labels": "labels", "images": "images", "classes": "classes.txt", "root": ".", "download": "a\n" * 999}
+    describe(source, lambda description: description.update(others, roboflow={"version": 3}, channels=3))
+    import_export(source, tmp_path / "data")
+    assert names_in(tmp_path / "data") == SPLITS
+
+
+def test_a_test_split_that_does_not_exist_is_left_out_with_a_line(tmp_path, capsys):
+    """Roboflow names it in data.yaml even if the version has none."""
+    source = write(tmp_path / "export")
+    describe(source, lambda description: description.update(test="../test/images"))
+    import_export(source, tmp_path / "data")
+    assert names_in(tmp_path / "data") == SPLITS
+    line = f"`test` of {source / 'data.yaml'} names ../test/images, which does not exist; there is no test split."
+    assert line in capsys.readouterr().out.splitlines()
+    describe(source, lambda description: description.update(val="../valid/images"))
+    with pytest.raises(UsageError, match=r"data\.yaml: `val` names \.\./valid/images, but .* does not exist"):
+        import_export(source, tmp_path / "other")
