@@ -235,6 +235,14 @@ def _other_size(image: ExportedImage, size: tuple[int, ...], shown: Size) -> str
     )
 
 
+def left_over(paths: Sequence[Path], images: Iterable[ExportedImage]) -> list[Path]:
+    """Return the files that are none of the images of an export, whatever folders and links lead to them."""
+    used = [image.path for image in images]
+    folders = {folder: folder.resolve() for folder in {path.parent for path in (*paths, *used)}}
+    places = {folders[path.parent] / path.name for path in used}
+    return [path for path in paths if folders[path.parent] / path.name not in places]
+
+
 class ImageFiles:
     """Image files below a folder, found by the paths that an export lists.
 
@@ -258,8 +266,7 @@ class ImageFiles:
 
     def left_over(self, images: Iterable[ExportedImage]) -> list[Path]:
         """Return the files that are none of the images of an export."""
-        used = {image.path for image in images}
-        return [path for path in self.paths if path not in used]
+        return left_over(self.paths, images)
 
     def has(self, name: str) -> bool:
         """Return whether there is a file with a name, in whatever folder."""

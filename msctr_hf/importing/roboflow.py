@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.image_files import is_image, visible_entries
+from ..data.image_files import files_below, is_image, visible_entries
 from ..data.labels import LabelMapping, is_raw_value
 from ..errors import UsageError, as_usage_error
 from .export import (
@@ -21,6 +21,7 @@ from .export import (
     by_name,
     class_name,
     find_background,
+    left_over,
     read_mask,
     read_text,
     split_of,
@@ -63,7 +64,8 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             )
             for stem, path in shown.items()
         ]
-    return Export(classes, images, find_background(classes))
+    below = [path for path in files_below(source).images if not path.stem.endswith(_MASK)]
+    return Export(classes, images, find_background(classes), left_over=left_over(below, images))
 
 
 def _folders(source: Path) -> list[Path]:

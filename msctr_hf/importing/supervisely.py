@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.image_files import is_image, visible_entries
+from ..data.image_files import files_below, is_image, visible_entries
 from ..data.labels import Color
 from ..errors import UsageError
 from .drawing import DrawnObject, Patch, cut_out, draw_objects, fill_polygons, pixels_of
@@ -29,6 +29,7 @@ from .export import (
     class_name,
     composed,
     entry,
+    left_over,
     pair_points,
     read_json,
     split_of,
@@ -68,7 +69,9 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             draw, size = _read_document(documents[name], classes, background) if name in documents else (None, None)
             place = "/".join([*parts[1 if split else 0 :], path.name])
             images.append(ExportedImage(place, path, split, draw, size, str(documents.get(name, path))))
-    return Export(classes, images, background, {name: color for name, color in colors.items() if color is not None})
+    known = {name: color for name, color in colors.items() if color is not None}
+    below = [path for path in files_below(source).images if _IMAGES in path.relative_to(source).parts[:-1]]
+    return Export(classes, images, background, known, left_over(below, images))
 
 
 def _read_classes(path: Path) -> dict[str, Color | None]:

@@ -22,6 +22,7 @@ from .export import (
     Size,
     class_name,
     existing,
+    left_over,
     polygon_points,
     read_text,
     split_of,
@@ -29,13 +30,14 @@ from .export import (
     with_background,
 )
 
-_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+_SPLITS = ("train", "validation", "test")
 _TOLERANCE = 0.01  # beyond the image, for coordinates that were rounded or drawn over its border
 
 
 def is_export(source: Path) -> bool:
     """Return whether a file, or one in a folder, describes classes and splits as ultralytics does."""
-    return any(isinstance(each, dict) and {"names", "train"} <= {*each} for each in map(_read_yaml, _files(source)))
+    described = [each for each in map(_read_yaml, _files(source)) if isinstance(each, dict)]
+    return any("names" in each and any(_split_of_key(key) for key in each) for each in described)
 
 
 def _files(source: Path) -> list[Path]:
@@ -57,14 +59,23 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     if len(files) != 1:
         raise UsageError(f"{source} must have one file data.yaml, but has {len(files)}; name the file instead.")
     path, description = files[0], _read_yaml(files[0])
+    if "kpt_shape" in description:
+        raise UsageError(
+            f"{path} describes poses (`kpt_shape`); boxes and points do not say which pixels belong to an object, but "
+            "polygons do."
+        )
     names = _read_names(description.get("names"), path)
     classes, background = with_background(names.values())
     labels = {number: classes.index(name) for number, name in names.items()}
-    images = []
-    for key, split in _SPLITS.items():
-        places = description.get(key) or []
-        for place in places if isinstance(places, list) else [places]:
-            folder = _resolve(description, str(place), path, key)
+    images, notes = [], []
+    for split, key in _keys(description, path).items():
+        for place in _places(description[key]):
+            folder = _resolve(description, place, path, key)
+            if folder is None and split == "test":
+                notes.append(f"`{key}` of {path} names {place}, which does not exist; there is no test split.")
+                continue
+            if folder is None:
+                raise UsageError(f"{path}: `{key}` names {place}, but {path.parent / place} does not exist.")
             listed = _list_images(folder, path.parent)
             if folder.is_dir():
                 _refuse_left_labels(folder, [image for _, image in listed])
@@ -77,7 +88,53 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         raise UsageError(f"{path} names no folder with images in `train`, `val` or `test`.")
     if not any(image.draw for image in images):
         raise UsageError(f"No image of {path} has labels; {_label_file(images[0].path)} should be one of their files.")
-    return Export(classes, images, background)
+    _refuse_other_images(description, path, images)
+    root = _resolve(description, ".", path, "path") or path.parent
+    return Export(classes, images, background, left_over=left_over(files_below(root).images, images), notes=notes)
+
+
+def _split_of_key(key: Any) -> str | None:
+    return split_of(key) if isinstance(key, str) else None
+
+
+def _keys(description: dict[str, Any], path: Path) -> dict[str, str]:
+    """Return the key of every split that has images; refuse two of one split. CVAT takes the name of the subset."""
+    keys: dict[str, str] = {}
+    for split in _SPLITS:
+        found = [key for key, places in description.items() if _split_of_key(key) == split and places]
+        if len(found) > 1:
+            raise UsageError(
+                f"{path}: {' and '.join(found)} are both of the split {split}; list their folders in one."
+            )
+        if found:
+            keys[split] = found[0]
+    return keys
+
+
+def _places(value: Any) -> list[str]:
+    return [str(place) for place in (value if isinstance(value, list) else [value]) if place]
+
+
+def _refuse_other_images(description: dict[str, Any], path: Path, images: list[ExportedImage]) -> None:
+    """Refuse a key of no split that names a list or a folder with images of no split."""
+    for key, value in description.items():
+        if _split_of_key(key) or key in ("path", "names"):
+            continue
+        for place in _places(value):
+            try:
+                found = _resolve(description, place, path, key)
+                listed = _list_images(found, path.parent) if found and not _is_above(found, path) else []
+            except UsageError:  # a text that is no path, or a file that lists something else, such as classes
+                continue
+            if left := left_over([image for _, image in listed], images):
+                raise UsageError(
+                    f"{path}: `{key}` names {place}, with {len(left)} images of no split; rename it to train, val or "
+                    "test, or remove it."
+                )
+
+
+def _is_above(folder: Path, path: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _read_names(names: Any, path: Path) -> dict[int, str]:
@@ -87,10 +144,10 @@ def _read_names(names: Any, path: Path) -> dict[int, str]:
     return {number: class_name(name, f"{path}: the class {number}") for number, name in pairs.items()}
 
 
-def _resolve(description: dict[str, Any], place: str, path: Path, key: str) -> Path:
+def _resolve(description: dict[str, Any], place: str, path: Path, key: str) -> Path | None:
     """Find a folder or list of images: relative to `path` of the description, or to the folder of the file.
 
-    Exports of Roboflow start it with "../", although it is beside the file.
+    It is `None` if there is none. Exports of Roboflow start it with "../", although it is beside the file.
     """
     roots = [path.parent / str(description.get("path") or ""), path.parent]
     places = [place, place.removeprefix("../")]
@@ -98,7 +155,7 @@ def _resolve(description: dict[str, Any], place: str, path: Path, key: str) -> P
         for candidate in (root / each for root in roots for each in places):
             if (found := existing(candidate)) is not None:
                 return found
-    raise UsageError(f"{path}: `{key}` names {place}, but {path.parent / place} does not exist.")
+    return None
 
 
 def _list_images(folder: Path, root: Path) -> list[tuple[str, Path]]:
@@ -111,12 +168,18 @@ def _list_images(folder: Path, root: Path) -> list[tuple[str, Path]]:
         if not listed:
             continue
         with as_usage_error(OSError, prefix=f"{folder}, line {number}: "):  # a name may be too long
-            found = (existing(base / listed) for base in (folder.parent, root))
+            found = (existing(base / name) for name in _spellings(listed) for base in (folder.parent, root))
             image = next((path for path in found if path is not None and path.is_file()), None)
         if image is None or not is_image(image):
             raise UsageError(f"{folder}, line {number}: the image {listed} does not exist below {folder.parent}.")
         images.append((_name_of(image), image))
     return images
+
+
+def _spellings(listed: str) -> list[str]:
+    """Return the paths that a line may mean: CVAT puts "data/" before those of its archive, Windows writes "\\"."""
+    names = [listed, listed.replace("\\", "/")]
+    return [*names, *(name.removeprefix("data/") for name in names)]
 
 
 def _name_of(image: Path) -> str:

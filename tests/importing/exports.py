@@ -275,7 +275,7 @@ def write_yolo(root, scenes, classes, polygons=None, listed=False):
         save_image(root / "images" / key / f"{scene.name}.png", scene.image)
         if listed:
             with open(root / f"{key}.txt", "a") as file:
-                file.write(f"images/{key}/{scene.name}.png\n")
+                file.write(f"data/images/{key}/{scene.name}.png\n")  # CVAT puts "data/" before them
         size = np.array([scene.image.shape[1], scene.image.shape[0]])
         lines = [
             " ".join([str(label), *(f"{value:.8f}" for value in (np.asarray(points) / size).ravel())])

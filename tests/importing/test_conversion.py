@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import exports
@@ -171,13 +172,26 @@ def test_images_of_labelme_may_be_links_in_subfolders(tmp_path):
     assert names == {f"{scene.name}.png" for scene in scenes}
 
 
-@pytest.mark.parametrize("name", ["cvat", "coco", "coco_panoptic", "label_studio"])
-def test_images_that_the_export_does_not_list_are_left_out_with_a_warning(tmp_path, capsys, name):
-    write = {**MASK_FORMATS, "label_studio": exports.write_label_studio}[name]
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("cvat", "JPEGImages"),
+        ("coco", "images/default"),
+        ("coco_panoptic", "default"),
+        ("label_studio", "upload/1"),
+        ("roboflow", "more"),
+        ("supervisely", "ds0/img/more"),
+        ("supervisely", "ds1/img"),
+        ("yolo", "images/validation"),
+    ],
+)
+def test_images_that_the_export_does_not_list_are_left_out_with_a_warning(tmp_path, capsys, name, place):
+    polygons = dict.fromkeys("abcd", [(1, [[1, 1], [9, 1], [5, 9]]), (2, [[5, 9], [9, 9], [9, 1]])])
+    write_yolo = partial(exports.write_yolo, polygons=polygons)
+    write = {**MASK_FORMATS, "label_studio": exports.write_label_studio, "yolo": write_yolo}[name]
     source = write(tmp_path / "export", four(), ("background", "car", "road"))
-    folder = next(path.parent for path in source.rglob("*a.png") if "Seg" not in str(path))
-    if name == "coco_panoptic":
-        folder = source / "default"
+    folder = source / place
+    folder.mkdir(parents=True, exist_ok=True)
     for extra in ("y", "z"):
         Image.new("RGB", (16, 16)).save(folder / f"{extra}.png")
     import_export(source, tmp_path / "data", name)

@@ -355,7 +355,7 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
         "yolo",
         "missing image",
         lambda r: exports.write_yolo(r, scenes(), CLASSES, listed=True) and (r / "images/train/b.png").unlink(),
-        r"train\.txt, line 2: the image images/train/b\.png does not exist",
+        r"train\.txt, line 2: the image data/images/train/b\.png does not exist",
     ),
     (
         "yolo",
