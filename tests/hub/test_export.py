@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, SWIN_TINY
+from conftest import ROOT, SWIN_TINY, TIMM_TINY
+from pages import blocks
+from PIL import ExifTags, Image
 
-from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.data.images import read_image
 from msctr_hf.errors import UsageError
+from msctr_hf.evaluation.predictor import Predictor
 from msctr_hf.hub import export
 from msctr_hf.hub.export import export_network
 from msctr_hf.models.decode_heads import DECODE_HEADS, average_cells
@@ -22,6 +26,18 @@ ExportedModel = pytest.importorskip("transformers.exporters").ExportedModel
 
 def network(config):
     return MsctrForSemanticSegmentation(config).eval()
+
+
+@pytest.fixture(scope="module")
+def exported_with_padding(tmp_path_factory):
+    """Export a network whose images are padded, and return the folder, the network and its image processor."""
+    sizes = {"hidden_size": 16, "auxiliary_hidden_size": 16}
+    config = MsctrConfig(backbone_config=TIMM_TINY, decode_head="fcn", num_labels=5, **sizes)
+    torch.manual_seed(0)
+    model, folder = network(config), tmp_path_factory.mktemp("export") / "padded"
+    processor = MsctrImageProcessor(size_divisor=32, align_corners=config.align_corners)
+    export_network(model, processor, folder)
+    return folder, model, processor
 
 
 @pytest.mark.slow
@@ -39,6 +55,24 @@ def test_onnx_computes_the_logits_of_the_network_at_other_batches_and_sizes(tiny
         logits = session.run(None, {"pixel_values": pixel_values.numpy()})[names.index("logits")]
         with torch.no_grad():
             np.testing.assert_allclose(logits, model(pixel_values).logits.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P"])
+def test_the_example_of_the_page_labels_images_of_any_mode_upright_and_at_their_size(exported_with_padding, mode):
+    folder, model, processor = exported_with_padding
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8).repeat(7, 0).repeat(7, 1)
+    image, exif = Image.fromarray(pixels).convert(mode), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(folder / "image.png", exif=exif)
+    code = next(block.code for block in blocks(ROOT / "docs/models.md") if "onnxruntime" in block.code)
+    code = code.replace('"exported', f'"{folder}').replace("examples/images/scene_0.png", f"{folder}/image.png")
+    found: dict = {}
+    exec(code, found)
+    expected = next(Predictor(model, processor)([read_image(folder / "image.png")]))
+    assert expected.shape == (98, 70)
+    assert len(np.unique(expected)) > 1
+    assert (found["labels"].numpy() == expected).mean() > 0.999  # logits differ by rounding
 
 
 @pytest.mark.slow

@@ -1,15 +1,21 @@
 """A saved folder is complete: it loads, predicts and trains where the package is not installed."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SWIN_TINY, TIMM_TINY
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -19,6 +25,9 @@ from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 COMMIT = "0123456789" * 4
 WITHOUT_THE_PACKAGE = """
 import sys
+
+name, results, again, *missing = sys.argv[1:]
+sys.modules.update(dict.fromkeys(missing))
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -30,7 +39,6 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
-name, results, again = sys.argv[1:]
 model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules"), type(model)
 processors = [
@@ -80,6 +88,40 @@ def saved(tmp_path, tiny_config):
     return save
 
 
+def with_dependencies(names):
+    """Return packages and all that is installed with them."""
+    found, wanted = set(), [*names]
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name not in found:
+            found.add(name)
+            needed = map(Requirement, metadata.requires(name) or [])
+            wanted += [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return found
+
+
+def requirements_of_the_page():
+    """Return the packages that the page names for loading a network without msctr_hf, with their versions."""
+    command = re.search(r"It needs `pip install (.+)`", (ROOT / "docs/sharing.md").read_text())[1]
+    return set(map(Requirement, shlex.split(command)))
+
+
+def requirements_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return set(map(Requirement, project["dependencies"]))
+
+
+def packages_that_are_not_needed():
+    """List the packages that only msctr_hf needs."""
+    names = {canonicalize_name(each.name) for each in requirements_of_the_package()}
+    return sorted(names - with_dependencies(each.name for each in requirements_of_the_page()))
+
+
+def test_the_page_names_packages_in_the_versions_of_the_package_and_leaves_others_out():
+    assert requirements_of_the_page() < requirements_of_the_package()
+    assert {"accelerate", "datasets", "evaluate"} <= set(packages_that_are_not_needed())
+
+
 def run_without_the_package(name, folder, hub_cache):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
@@ -87,7 +129,10 @@ def run_without_the_package(name, folder, hub_cache):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_PACKAGE, name, str(folder), str(folder / "again")],
+        [
+            *(sys.executable, "-c", WITHOUT_THE_PACKAGE),
+            *(name, str(folder), str(folder / "again"), *packages_that_are_not_needed()),
+        ],
         env=environment,
         cwd=folder,  # not the repository, from which the package could be imported
         capture_output=True,
