@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import SCALER_NAME, gather_object
 from safetensors import SafetensorError
 
 from ..errors import UsageError, shorten
@@ -173,6 +173,30 @@ def save_checkpoint(
         raise
     if accelerator.is_main_process:
         _rotate(folder.parent, step, keep)
+
+
+def load_state(accelerator: Accelerator, checkpoint: Path) -> list[str]:
+    """Restore model, optimizer and random numbers, which Accelerate saved; all processes must call it.
+
+    Accelerate expects a scale of the loss if the precision is fp16, but a checkpoint of another precision has none.
+
+    Returns:
+        `list[str]`: A sentence about the scale of the loss, if it starts anew.
+    """
+    scaler = accelerator.scaler
+    if scaler is None or (checkpoint / SCALER_NAME).exists():
+        accelerator.load_state(str(checkpoint))
+        return []
+    # the optimizers have it too, and restoring the states of FSDP2 takes a step
+    holders = [accelerator, *accelerator._optimizers]
+    try:
+        for holder in holders:
+            holder.scaler = None
+        accelerator.load_state(str(checkpoint))
+    finally:
+        for holder in holders:
+            holder.scaler = scaler
+    return ["fp16 scales the loss, and the checkpoint is of another precision, so the scale starts anew"]
 
 
 def write_on_all_ranks(

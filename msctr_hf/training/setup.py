@@ -26,7 +26,7 @@ from ..models.loss_weight import UnlabeledWeight
 from ..progress import say
 from ..settings import as_mapping
 from .channel_statistics import CHANNELS, choose_statistics
-from .checkpointing import Progress, Stateful, States, find_checkpoint, load_progress, write_on_main
+from .checkpointing import Progress, Stateful, States, find_checkpoint, load_progress, load_state, write_on_main
 from .class_thresholds import ClassThresholds
 from .class_weights import CLASS_WEIGHTS, ClassPixels, choose_class_weights, describe_class_weights
 from .data_checks import check_data, check_unlabeled, without_copies
@@ -392,7 +392,7 @@ class Setup:
         """
         same_split = splits_as_before(checkpoint, self.kept_settings)
         try:
-            self.accelerator.load_state(str(checkpoint))
+            self.notes += load_state(self.accelerator, checkpoint)
             self.states.load(checkpoint, self.accelerator, own=same_split)
         except pickle.UnpicklingError as error:
             raise UsageError(f"`resume`: {checkpoint} contains more than tensors; no code was run.") from error

@@ -61,6 +61,28 @@ def names(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize("was_fp16", [True, False])
+def test_a_run_in_fp16_resumes_from_a_checkpoint_of_any_precision(accelerator, tmp_path, was_fp16):
+    optimizer = accelerator.prepare(torch.optim.SGD(accelerator.network.parameters(), lr=0.1))
+
+    def use(scale):  # Accelerate creates a scaler for GPUs only
+        accelerator.scaler = optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    if was_fp16:
+        use(8.0)
+    weight = accelerator.network.weight.detach().clone()
+    save_checkpoint(accelerator, tmp_path, 3, accelerator.states, SETTINGS, keep=2)
+    use(4.0)
+    scaler = accelerator.scaler
+    with torch.no_grad():
+        accelerator.network.weight.zero_()
+    notes = checkpointing.load_state(accelerator, tmp_path / "checkpoints/step_3")
+    assert torch.equal(accelerator.network.weight, weight)
+    assert accelerator.scaler is optimizer.scaler is scaler
+    assert scaler.get_scale() == (8.0 if was_fp16 else 4.0)
+    assert [note.endswith("the scale starts anew") for note in notes] == ([] if was_fp16 else [True])
+
+
 def test_saved_states_are_restored(accelerator, tmp_path):
     accelerator.progress.best_results = {"mean_iou": 0.5, "per_category_iou": {"a": None}}
     weight = accelerator.network.weight.detach().clone()
