@@ -9,6 +9,7 @@ msctr predict --model runs/hrnet --input leftImg8bit/test --submission_for citys
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..evaluation.settings import EvaluationSettings, PredictionSettings
 from .command_line import CommandLine, written_to_output_dir
@@ -24,7 +25,9 @@ def _predict(arguments: PredictionSettings, options: EvaluationSettings) -> None
     from ..data.loading import get_dataset_spec
     from ..evaluation.prediction import predict_files
     from ..evaluation.predictor import load_predictor
+    from ..training.run_folder import refuse_models_and_runs
 
+    refuse_models_and_runs(Path(arguments.output_dir), instead="predictions")
     predictor = load_predictor(arguments.model, options.inference, device=options.device, dtype=options.dtype)
     spec = get_dataset_spec(arguments.submission_for) if arguments.submission_for is not None else None
     with written_to_output_dir(arguments.output_dir):

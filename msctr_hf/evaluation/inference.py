@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from ..models.decode_heads import resize
 from ..models.image_processing_msctr import pad
 from .finite import finite_outputs
@@ -69,10 +70,11 @@ def predict_probabilities(
         NotFiniteError: If a logit is NaN or infinite.
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
-    window_size, window_stride = (None if value is None else _size(value) for value in (crop_size, stride))
-    settings = InferenceSettings(
-        tuple(scales), flip, window_size, window_stride, batch_size, size_divisor, padding_mode
-    )
+    try:
+        settings = InferenceSettings(scales, flip, crop_size, stride, batch_size, size_divisor, padding_mode)
+    except UsageError as error:
+        sentence = str(error).replace("`window_size`", "`crop_size`").replace("`window_stride`", "`stride`")
+        raise UsageError(sentence) from None
     views = _views(model, pixel_values, settings)
     probabilities = None
     for rows, strip in _mean_probabilities(views, output_size, _align_corners(model)):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -31,6 +33,8 @@ _EMBEDDINGS = ("return_embeddings", "features", "stage")
 _OVERLAY = ("opacity", "legend")
 _LONGEST_PATH = 4096  # longer text is an image in base64
 _READING = ("max_image_pixels",)
+_ANSWER_TIMEOUT = 60.0  # seconds without an answer of a server
+_KEPT_IN_URLS = "%/:?@!$&'()*+,;=~"  # besides letters and digits: what has a meaning there, or is quoted already
 
 
 class SegmentationPipeline(Pipeline):
@@ -169,12 +173,30 @@ def _load(inputs: Any, channels: Channels | None) -> Image.Image | np.ndarray:
         )
     text = str(inputs)
     if text.startswith(("http://", "https://")):
-        with as_usage_error(OSError, prefix=f"{text} cannot be loaded: "):
-            # some servers refuse the name that urllib gives itself
-            data = urlopen(Request(text, headers={"User-Agent": "msctr_hf"})).read()
-        return read_image_file({"path": text, "bytes": data}, channels)
+        return read_image_file({"path": text, "bytes": _download(text)}, channels)
     if len(text) <= _LONGEST_PATH and not text.startswith("data:image/"):
         return read_image(text, channels)
     with as_usage_error(ValueError, prefix="The text in base64 cannot be decoded: "):
         data = base64.b64decode(text.partition(",")[2] if text.startswith("data:image/") else text)
         return read_image_file({"path": "The text in base64", "bytes": data}, channels)
+
+
+def _download(url: str) -> bytes:
+    """Load a URL, which may have the letters and spaces that browsers accept.
+
+    Raises:
+        UsageError: If it cannot be loaded.
+    """
+    # ValueError: parts of a URL that cannot be
+    with as_usage_error(OSError, HTTPException, ValueError, prefix=f"{url} cannot be loaded: "):
+        parts = urlsplit(url)
+        plain = parts._replace(
+            netloc=parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode(),
+            path=quote(parts.path, safe=_KEPT_IN_URLS),
+            query=quote(parts.query, safe=_KEPT_IN_URLS),
+            fragment="",  # which is not sent
+        )
+        # some servers refuse the name that urllib gives itself
+        request = Request(plain.geturl(), headers={"User-Agent": "msctr_hf"})
+        with urlopen(request, timeout=_ANSWER_TIMEOUT) as answer:
+            return answer.read()

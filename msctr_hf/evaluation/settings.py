@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from ..data.settings import DatasetSettings, ImageSettings
 from ..errors import UsageError
@@ -57,12 +59,21 @@ class InferenceSettings:
     padding_mode: str = "constant"
 
     def __post_init__(self):
-        if not self.scales or min(self.scales) <= 0:
-            raise UsageError(f"`scales` must be positive, got {list(self.scales)}.")
-        if self.batch_size < 1:
-            raise UsageError(f"`batch_size` must be at least 1, got {self.batch_size}.")
-        if self.size_divisor < 1:
-            raise UsageError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
+        scales = _as_tuple(self.scales, Real)
+        if not scales or not all(0 < scale < math.inf for scale in scales):
+            raise UsageError(f"`scales` must be a list of positive numbers, got {self.scales!r}.")
+        sizes = {name: getattr(self, name) for name in ("window_size", "window_stride")}
+        for name, size in sizes.items():
+            if size is not None and len(_as_tuple(size, Integral) or ()) != 2:
+                raise UsageError(f"`{name}` must be a height and a width, two integers, got {size!r}.")
+        for name in ("batch_size", "size_divisor"):
+            number = getattr(self, name)
+            if not isinstance(number, Integral) or number < 1:
+                raise UsageError(f"`{name}` must be an integer of at least 1, got {number!r}.")
+        # a frozen dataclass, which is compared and hashed
+        object.__setattr__(self, "scales", scales)
+        for name, size in sizes.items():
+            object.__setattr__(self, name, None if size is None else tuple(map(int, size)))
         if self.window_size is None:
             if self.window_stride is not None:
                 raise UsageError("`window_stride` needs `window_size`.")
@@ -329,6 +340,15 @@ class DemoSettings(ImageSettings):
         super().__post_init__()
         if not self.model:
             raise UsageError("Name the network: `model='FOLDER or Hub id'`.")
+
+
+def _as_tuple(values: Any, kind: type) -> tuple | None:
+    """Return a list, an array or a tuple of numbers as a tuple; `None` if it is something else."""
+    try:
+        entries = tuple(values)
+    except TypeError:
+        return None
+    return entries if all(isinstance(each, kind) for each in entries) else None
 
 
 def _as_size(values: list[int] | None) -> Size | None:

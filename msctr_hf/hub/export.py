@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +16,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..errors import UsageError, brief_reason
+from ..errors import UsageError, brief_reason, warn_caller
 from ..evaluation.finite import finite_outputs, refuse_faulty_weights
 from ..folder_lock import locked
 from ..models.backbones import input_channels
+from ..models.image_processing_msctr import MsctrImageProcessor, MsctrImageProcessorPil
 from ..new_folder import written_whole
 
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one if that is above 1
@@ -66,7 +69,8 @@ def export_network(
 
     Args:
         model (`PreTrainedModel`): Network, in evaluation mode and on the CPU.
-        image_processor: Image processor that is saved with the network.
+        image_processor: Image processor that is saved with the network; one of this package then pads images to
+            multiples of `size_multiple` as well. A warning says where images must be resized otherwise.
         output_dir (`str` or `Path`): New folder for the export.
         format (`str`): `"onnx"`, or `"torch"` (a `torch.export` program, which is a pickle).
         size_multiple (`int`): Number of which heights and widths must be multiples. Window transformers need 32, since
@@ -94,7 +98,7 @@ def export_network(
             for comparison in comparisons:
                 _refuse_difference(comparison)
             exported.save_pretrained(partial)
-            image_processor.save_pretrained(partial)
+            _for_sizes(image_processor, size_multiple, fixed_size).save_pretrained(partial)
     return comparisons
 
 
@@ -122,6 +126,30 @@ def code_to_run(output_dir: str | Path, format: str, size: Size, num_channels: i
         f"pixel_values = torch.zeros{images}  # images that the image processor has prepared\n"
         "logits = program(pixel_values=pixel_values).logits"
     )
+
+
+def _for_sizes(image_processor: Any, size_multiple: int, fixed_size: Size | None) -> Any:
+    """Return an image processor that prepares sizes which the export accepts, or warn that it does not."""
+    ours = isinstance(image_processor, (MsctrImageProcessor, MsctrImageProcessorPil))
+    if ours and fixed_size is None:
+        image_processor = copy.copy(image_processor)
+        image_processor.size_divisor = math.lcm(image_processor.size_divisor, size_multiple)
+        return image_processor
+    resized = (
+        dict(getattr(image_processor, "size", None) or {}) if getattr(image_processor, "do_resize", False) else {}
+    )
+    sides = tuple(resized.get(name) for name in ("height", "width"))
+    if fixed_size is not None:
+        fits, needed = sides == tuple(fixed_size), f"exactly {fixed_size[0]} x {fixed_size[1]} pixels"
+    else:
+        fits = None not in sides and all(side % size_multiple == 0 for side in sides)
+        needed = f"multiples of {size_multiple} pixels"
+    if not fits and (fixed_size is not None or size_multiple > 1):
+        warn_caller(
+            f"The export accepts images of {needed} only, which the image processor that is saved with it does not "
+            "ensure: resize or pad images first."
+        )
+    return image_processor
 
 
 def _shapes(size_multiple: int, fixed_size: Size | None) -> tuple[Size, list[tuple[int, Size]]]:

@@ -198,7 +198,7 @@ def _facts(
         "data_terms": " ".join(spec.license.split()).rstrip(".") if spec is not None else None,
         "data_is_drawn": spec is not None and isinstance(spec.source, SyntheticSource),
         "training": _cells(_without(idle, _training(config, run))),
-        "validation_was_trained_on": "validation" in settings.get("train_split", "").split("+"),
+        "validation_was_trained_on": _validation_was_trained_on(run),
         "scores": iou_table(results) if results else None,
         "images": results.get("images"),
         "tile_size": " x ".join(map(str, settings.get("tile_size") or ())),
@@ -232,9 +232,14 @@ def _metadata(config: dict, run: dict, results: dict, spec: DatasetSpec | None, 
     )
 
 
+def _validation_was_trained_on(run: dict) -> bool:
+    return "validation" in run.get("settings", {}).get("train_split", "").split("+")
+
+
 def _eval_results(results: dict, run: dict, spec: DatasetSpec | None) -> list[EvalResult] | None:
-    if not results or spec is None:
+    if not results or spec is None or _validation_was_trained_on(run):
         return None
+    of_what = "single scale, of tiles" if run.get("settings", {}).get("tile_size") else "single scale"
     dataset = _data_name(spec, run) or _UNNAMED_DATASET
     return [
         EvalResult(
@@ -245,7 +250,7 @@ def _eval_results(results: dict, run: dict, spec: DatasetSpec | None) -> list[Ev
             dataset_name=dataset,
             dataset_split="validation",
             metric_type=metric,
-            metric_name=f"{title} (single scale)",
+            metric_name=f"{title} ({of_what})",
             metric_value=results[metric],
         )
         for metric, title in _METRIC_NAMES.items()

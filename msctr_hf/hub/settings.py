@@ -64,7 +64,10 @@ class ExportSettings(Settings):
     output_dir: str = setting("exported", help="New folder for the exported network.", is_path=True)
     format: Literal["onnx", "torch"] = setting("onnx", help="Format: ONNX, or a torch.export program.")
     size_multiple: int = setting(
-        1, help="Number of which heights and widths are multiples; window transformers need 32.", at_least=1
+        1,
+        help="Number of which heights and widths are multiples, to which the saved image processor pads; window "
+        "transformers need 32.",
+        at_least=1,
     )
     fixed_size: list[int] | None = setting(
         None, help="Export only for this height and width; by default for any size.", length=2, above=0

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_transforms import get_resize_output_image_size
-from transformers.image_utils import ChannelDimension, make_list_of_images
+from transformers.image_transforms import get_resize_output_image_size, get_size_with_aspect_ratio
+from transformers.image_utils import ChannelDimension, get_image_size_for_max_height_width, make_list_of_images
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 from transformers.processing_utils import ImagesKwargs
@@ -176,19 +176,28 @@ class _PadAndPostProcess:
         return maps
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Compute the height and width of an image after resizing and before padding, in pixels."""
+        """Compute the height and width of an image after resizing and before padding, in pixels.
+
+        Raises:
+            ValueError: If `size` is none to which images are resized.
+        """
         if not self.do_resize:
             return height, width
-        size = dict(self.size)
-        if size.get("height") and size.get("width"):
+        size = {name: side for name, side in dict(self.size).items() if side}
+        # the functions and the order of both backends of transformers
+        if shorter := size.get("shortest_edge"):
+            if longest := size.get("longest_edge"):
+                return get_size_with_aspect_ratio((height, width), shorter, longest)
+            blank = np.broadcast_to(np.uint8(0), (RGB_CHANNELS, height, width))
+            return get_resize_output_image_size(
+                blank, size=shorter, default_to_square=False, input_data_format=ChannelDimension.FIRST
+            )
+        if size.keys() >= {"max_height", "max_width"}:
+            return get_image_size_for_max_height_width((height, width), size["max_height"], size["max_width"])
+        if size.keys() >= {"height", "width"}:
             return size["height"], size["width"]
-        blank = np.broadcast_to(np.uint8(0), (RGB_CHANNELS, height, width))
-        return get_resize_output_image_size(
-            blank,
-            size=size["shortest_edge"],
-            default_to_square=False,
-            max_size=size.get("longest_edge"),
-            input_data_format=ChannelDimension.FIRST,
+        raise ValueError(
+            f"`size` must have `shortest_edge`, `height` and `width`, or `max_height` and `max_width`, got {size}."
         )
 
 

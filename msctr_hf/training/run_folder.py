@@ -70,8 +70,12 @@ def check_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None
         )
 
 
-def refuse_models_and_runs(output_dir: Path) -> None:
-    """Refuse a folder that a command other than training may not write to, since results.json of a run is there.
+def refuse_models_and_runs(output_dir: Path, instead: str = "evaluation") -> None:
+    """Refuse a folder that a command other than training may not write to, since the files of a run are there.
+
+    Args:
+        output_dir (`Path`): The folder.
+        instead (`str`): Name of a folder below it, which the message suggests.
 
     Raises:
         UsageError: If the folder holds a model or a run, or is a file.
@@ -80,8 +84,8 @@ def refuse_models_and_runs(output_dir: Path) -> None:
         raise UsageError(f"`output_dir`: {output_dir} is a file.")
     if any((output_dir / name).exists() for name in ("config.json", RUN_FILE)):
         raise UsageError(
-            f"`output_dir`: {output_dir} holds a model or a run, whose results would be replaced; name another "
-            f"folder, such as {output_dir / 'evaluation'}."
+            f"`output_dir`: {output_dir} holds a model or a run, whose files could be replaced; name another "
+            f"folder, such as {output_dir / instead}."
         )
 
 

@@ -1,6 +1,8 @@
 import itertools
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from msctr_hf import predict_probabilities
+from msctr_hf.errors import UsageError
 from msctr_hf.evaluation.inference import (
     _source_rows,
     _source_rows_on,
@@ -199,18 +202,30 @@ def test_the_last_window_is_shifted_to_end_inside_the_image(side, window, stride
     assert window_starts(side, window, stride) == expected
 
 
+def test_sizes_and_scales_of_any_sequence_are_the_same_settings():
+    settings = InferenceSettings([0.5, 1], False, [8, 9], np.array([4, 5]))
+    assert settings == InferenceSettings((0.5, 1), False, (8, 9), (4, 5))
+    assert hash(settings) == hash(InferenceSettings((0.5, 1), False, (8, 9), (4, 5)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scales": ()}, "scales"),
-        ({"scales": (0,)}, "scales"),
-        ({"stride": (4, 4)}, "window_size"),
-        ({"crop_size": (8, 8), "stride": (9, 4)}, "stride"),
+        ({"scales": ()}, "`scales` must be a list of positive numbers"),
+        ({"scales": (0,)}, "`scales` must be a list of positive numbers"),
+        ({"scales": 1.0}, "`scales` must be a list of positive numbers"),
+        ({"scales": (1, math.nan)}, "`scales` must be a list of positive numbers"),
+        ({"stride": (4, 4)}, "`stride` needs `crop_size`."),
+        ({"crop_size": (8, 8), "stride": (9, 4)}, r"`stride` must be between 1 and `crop_size`, \(8, 8\), got"),
+        ({"crop_size": 8}, "`crop_size` must be a height and a width, two integers, got 8."),
+        ({"crop_size": (8, 8.0)}, "`crop_size` must be a height and a width, two integers"),
+        ({"crop_size": (8, 8), "stride": "44"}, "`stride` must be a height and a width, two integers"),
         ({"size_divisor": 0}, "size_divisor"),
+        ({"batch_size": 2.0}, "`batch_size` must be an integer of at least 1"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         predict_probabilities(Network(), torch.randn(1, 3, 32, 32), **options)
 
 

@@ -1,7 +1,9 @@
 import base64
+import contextlib
 import functools
+import re
 import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import datasets
 import numpy as np
@@ -227,6 +229,64 @@ def test_images_are_loaded_from_addresses(saved, image, tmp_path):
         result = segment(f"http://127.0.0.1:{server.server_port}/image.png")
         server.shutdown()
     assert np.array_equal(result["labels"], segment(image)["labels"])
+
+
+class CutShort(BaseHTTPRequestHandler):
+    """Server that ends a connection within an answer, or does not answer before `released` is set."""
+
+    released = threading.Event()
+
+    def do_GET(self):
+        if self.path == "/hangs":
+            self.released.wait(30)
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"too little")
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def serving(handler):
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_addresses_may_have_letters_and_spaces_as_browsers_accept_them(saved, image, tmp_path):
+    (tmp_path / "Straße im Nebel").mkdir()
+    image.save(tmp_path / "Straße im Nebel/1 %.png")
+    segment = pipeline("msctr-segmentation", model=saved)
+    expected = segment(image)["labels"]
+    with serving(functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as address:
+        for path in ("/Straße im Nebel/1 %25.png?größe=1 2#oben", "/Stra%C3%9Fe%20im%20Nebel/1%20%25.png?a=1&b=%20"):
+            assert np.array_equal(segment(address + path)["labels"], expected)
+
+
+def test_addresses_that_cannot_be_loaded_are_refused_in_a_sentence(saved, monkeypatch):
+    monkeypatch.setattr("msctr_hf.evaluation.pipeline._ANSWER_TIMEOUT", 0.5)
+    segment = pipeline("msctr-segmentation", model=saved)
+    with serving(CutShort) as address:
+        urls = [f"{address}/cut", f"{address}/hangs", "http://[::1/a.png", "http://127.0.0.1:port/a.png", "http://"]
+        for url in urls:
+            with pytest.raises(UsageError, match=rf"^{re.escape(url)} cannot be loaded: .") as refused:
+                segment(url)
+            assert "\n" not in str(refused.value)
+        CutShort.released.set()
+
+
+def test_settings_of_the_wrong_type_are_refused_by_name(saved, image):
+    segment = pipeline("msctr-segmentation", model=saved)
+    for settings, sentence in (
+        ({"scales": 1.0}, "`scales` must be a list of positive numbers, got 1.0."),
+        ({"window_size": 64}, "`window_size` must be a height and a width, two integers, got 64."),
+    ):
+        with pytest.raises(UsageError) as refused:
+            segment(image, **settings)
+        assert str(refused.value) == sentence
 
 
 def test_an_unknown_setting_is_refused(saved):

@@ -1,3 +1,4 @@
+import contextlib
 import inspect
 import re
 import subprocess
@@ -11,10 +12,11 @@ import torch.nn.functional as F
 from conftest import ROOT, SWIN_TINY, TIMM_TINY
 from pages import blocks
 from PIL import ExifTags, Image
+from transformers import SegformerImageProcessor
 
-from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor, MsctrImageProcessorPil
 from msctr_hf.data.images import read_image
-from msctr_hf.errors import UsageError
+from msctr_hf.errors import InputWarning, UsageError
 from msctr_hf.evaluation.predictor import Predictor
 from msctr_hf.hub import export
 from msctr_hf.hub.export import export_network
@@ -123,6 +125,63 @@ def test_the_new_folder_may_be_the_working_directory_or_a_link(tiny_config, tmp_
     assert not (written / ".partial").exists()
     assert Path.cwd() == tmp_path / "work"
     assert {path.name for path in tmp_path.iterdir()} <= {"work", "link", "target"}
+
+
+def quick_export(monkeypatch, *arguments, **options):
+    monkeypatch.setattr(export, "_export", lambda *arguments: Saved())
+    monkeypatch.setattr(export, "_compare", lambda *arguments: export.Comparison(1, (64, 96), 0.0, 1.0))
+    export_network(*arguments, **options)
+
+
+@pytest.mark.parametrize("cls", [MsctrImageProcessor, MsctrImageProcessorPil])
+def test_the_saved_image_processor_pads_to_sizes_that_the_export_accepts(tiny_config, tmp_path, monkeypatch, cls):
+    model, given = network(tiny_config("fcn")), cls(size_divisor=12)
+    quick_export(monkeypatch, model, given, tmp_path / "exported", size_multiple=32)
+    saved = cls.from_pretrained(tmp_path / "exported")
+    assert (saved.size_divisor, given.size_divisor) == (96, 12)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8))
+    pixel_values = saved(image, return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (1, 3, 96, 192)
+    with torch.no_grad():
+        output = model(pixel_values)
+    (labels,) = saved.post_process_semantic_segmentation(output, target_sizes=[(75, 100)])
+    expected = F.interpolate(output.logits, (96, 192), mode="bilinear")[0, :, :75, :100].argmax(dim=0)
+    assert torch.equal(labels, expected)
+
+
+@pytest.mark.slow
+def test_a_window_transformer_that_is_exported_runs_on_what_its_saved_image_processor_prepares(tiny_config, tmp_path):
+    model = network(tiny_config("fcn", backbone=SWIN_TINY))
+    export_network(model, MsctrImageProcessor(), tmp_path / "exported", size_multiple=32)
+    saved = MsctrImageProcessor.from_pretrained(tmp_path / "exported")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8))
+    pixel_values = saved(image, return_tensors="pt")["pixel_values"]
+    session = onnxruntime.InferenceSession(tmp_path / "exported/model.onnx")
+    logits = session.run(["logits"], {"pixel_values": pixel_values.numpy()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(pixel_values).logits.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("processor", "sizes", "needed"),
+    [
+        (MsctrImageProcessor(), {"fixed_size": (64, 96)}, "exactly 64 x 96"),
+        (MsctrImageProcessor(do_resize=True, size={"height": 64, "width": 96}), {"fixed_size": (64, 96)}, None),
+        (SegformerImageProcessor(size={"shortest_edge": 64}), {"size_multiple": 32}, "multiples of 32"),
+        (SegformerImageProcessor(size={"height": 64, "width": 96}), {"size_multiple": 32}, None),
+        (SegformerImageProcessor(size={"shortest_edge": 64}), {}, None),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_an_image_processor_that_prepares_other_sizes_is_reported(
+    tiny_config, tmp_path, monkeypatch, processor, sizes, needed
+):
+    expected = (
+        contextlib.nullcontext() if needed is None else pytest.warns(InputWarning, match=f"{needed} pixels only")
+    )
+    model = network(tiny_config("fcn"))
+    with expected:
+        quick_export(monkeypatch, model, processor, tmp_path / "exported", **sizes)
 
 
 @pytest.mark.parametrize("place", ["..", ".", "new/..", "text", "text/exported", "/proc/none/exported"])

@@ -313,6 +313,16 @@ def test_scores_on_tiles_are_not_called_those_of_whole_images(run_folder):
     assert "Measured in the best validation, on 12 tiles:" in text
 
 
+def test_scores_for_machines_have_the_caveats_of_the_text(run_folder):
+    def named(**settings):
+        return [each.metric_name for each in card_of(run_folder, settings).data.eval_results or ()]
+
+    assert named()[0] == "mean IoU (single scale)"
+    assert named(tile_size=[64, 96])[0] == "mean IoU (single scale, of tiles)"
+    assert named(train_split="train+validation") == []
+    assert "model-index" not in card_of(run_folder, {"train_split": "train+validation"}).content
+
+
 def test_scores_on_images_of_the_training_are_called_so(run_folder):
     fresh, seen = (
         "It was validated on the validation split",

@@ -69,6 +69,27 @@ def test_post_processing_cuts_off_padding_and_undoes_resizing(align_corners):
         assert torch.equal(maps[index], expected[0].argmax(0))
 
 
+@pytest.mark.parametrize("cls", [MsctrImageProcessor, MsctrImageProcessorPil])
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"shortest_edge": 64}, {"shortest_edge": 64, "longest_edge": 100}, {"height": 40, "width": 50},
+        {"max_height": 64, "max_width": 80},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_label_maps_have_the_size_of_the_image_for_every_way_to_resize(cls, size):
+    processor = cls(do_resize=True, size=size)
+    for width, height in ((97, 33), (33, 97), (101, 67), (301, 299)):
+        pixel_values = processor(Image.new("RGB", (width, height)), return_tensors="pt")["pixel_values"]
+        assert processor.resized_size(height, width) == tuple(pixel_values.shape[-2:])
+        outputs = SimpleNamespace(logits=torch.zeros(1, 2, *pixel_values.shape[-2:]))
+        (labels,) = processor.post_process_semantic_segmentation(outputs, [(height, width)])
+        assert labels.shape == (height, width)
+    with pytest.raises(ValueError, match="`size` must have `shortest_edge`"):
+        cls(do_resize=True, size={"longest_edge": 64}).resized_size(9, 9)
+
+
 def test_saved_settings_load_unchanged_in_both_backends(tmp_path):
     settings = {"size_divisor": 32, "align_corners": True, "image_mean": [0.1, 0.2, 0.3], "padding_mode": "reflect"}
     MsctrImageProcessor(**settings).save_pretrained(tmp_path)

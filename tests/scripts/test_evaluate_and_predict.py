@@ -146,6 +146,20 @@ def test_a_folder_of_a_model_or_a_run_is_refused_before_scoring(run_script, fold
     assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["run"]
 
 
+def test_a_run_is_not_predicted_into_whose_figure_an_image_could_replace(run_script, tmp_path):
+    write_image(tmp_path / "images/predictions.png")
+    write_image(tmp_path / "run/predictions.png")
+    (tmp_path / "run/run.json").touch()
+    before = (tmp_path / "run/predictions.png").read_bytes()
+    code, _, error = run_script(
+        "predict.py", "--model", "/no/model", "--input", tmp_path / "images", "--output_dir", tmp_path / "run"
+    )
+    assert code == 2
+    assert error.startswith(f"error: --output_dir: {tmp_path / 'run'} holds a model or a run")
+    assert str(tmp_path / "run/predictions") in error
+    assert (tmp_path / "run/predictions.png").read_bytes() == before
+
+
 def test_unreadable_images_are_named_and_the_others_are_labeled(run_script, model, tmp_path):
     write_image(tmp_path / "images/good.png")
     (tmp_path / "images/bad.png").write_bytes(b"nothing")
