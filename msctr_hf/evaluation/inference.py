@@ -71,7 +71,11 @@ def predict_probabilities(
     """
     output_size = _size(pixel_values.shape[-2:] if output_size is None else output_size)
     try:
-        settings = InferenceSettings(scales, flip, crop_size, stride, batch_size, size_divisor, padding_mode)
+        # any sequences, which are checked and converted there
+        view: Any = {"scales": scales, "window_size": crop_size, "window_stride": stride}
+        settings = InferenceSettings(
+            **view, flip=flip, batch_size=batch_size, size_divisor=size_divisor, padding_mode=padding_mode
+        )
     except UsageError as error:
         sentence = str(error).replace("`window_size`", "`crop_size`").replace("`window_stride`", "`stride`")
         raise UsageError(sentence) from None

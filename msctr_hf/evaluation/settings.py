@@ -68,8 +68,10 @@ class InferenceSettings:
                 raise UsageError(f"`{name}` must be a height and a width, two integers, got {size!r}.")
         for name in ("batch_size", "size_divisor"):
             number = getattr(self, name)
-            if not isinstance(number, Integral) or number < 1:
-                raise UsageError(f"`{name}` must be an integer of at least 1, got {number!r}.")
+            if not isinstance(number, Integral):
+                raise UsageError(f"`{name}` must be an integer, got {number!r}.")
+            if number < 1:
+                raise UsageError(f"`{name}` must be at least 1, got {number}.")
         # a frozen dataclass, which is compared and hashed
         object.__setattr__(self, "scales", scales)
         for name, size in sizes.items():

@@ -221,7 +221,7 @@ def test_sizes_and_scales_of_any_sequence_are_the_same_settings():
         ({"crop_size": (8, 8.0)}, "`crop_size` must be a height and a width, two integers"),
         ({"crop_size": (8, 8), "stride": "44"}, "`stride` must be a height and a width, two integers"),
         ({"size_divisor": 0}, "size_divisor"),
-        ({"batch_size": 2.0}, "`batch_size` must be an integer of at least 1"),
+        ({"batch_size": 2.0}, "`batch_size` must be an integer, got 2.0."),
     ],
 )
 def test_impossible_settings_are_refused_by_name(options, message):
