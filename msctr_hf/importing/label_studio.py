@@ -7,6 +7,7 @@ from 0 to 10. Brush masks have the pixels of the image, and are packed by rle-pa
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,11 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     files = ImageFiles(image_dir or (source.parent if source.is_file() else source))
     found: list[tuple[Path, list[Region], str]] = []
     for path, document in documents.items():
-        for number, task in enumerate(document):
-            name = f"{path}, task {task.get('id', f'at position {number}')}"
-            found.append((_find_image(task, files, name), _read_regions(task, name), name))
+        names = [f"{path}, task {task.get('id', f'at position {number}')}" for number, task in enumerate(document)]
+        described = [_read_regions(task, name) for task, name in zip(document, names, strict=True)]
+        tag = _read_tag(region for regions in described for region in regions)
+        for task, regions, name in zip(document, described, names, strict=True):
+            found.append((_find_image(task, tag, files, name), regions, name))
     classes, background = with_background(sorted({name for _, regions, _ in found for name, *_ in regions}))
     images = [
         ExportedImage(
@@ -79,13 +82,25 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     return Export(classes, images, background, left_over=files.left_over(images), notes=files.notes())
 
 
-def _find_image(task: dict[str, Any], files: ImageFiles, source: str) -> Path:
+def _read_tag(regions: Iterable[Region]) -> str | None:
+    """Return the name, in the labeling setup, of the only image on which the regions of a file are; refuse several."""
+    tags = {region.get("to_name"): source for _, region, source in regions}
+    if len(tags) > 1:
+        listed = ", ".join(f"{tag!r} in {source}" for tag, source in tags.items())
+        raise UsageError(
+            f"The regions belong to several images of a task (`to_name`): {listed}; label each image in a task of its "
+            "own, or delete the regions of all but one."
+        )
+    return next(iter(tags), None)
+
+
+def _find_image(task: dict[str, Any], tag: str | None, files: ImageFiles, source: str) -> Path:
     """Find the image of a task, which names it by an address, a path of the server or one of this machine."""
     data = entry(task, "data", dict, source)
     paths = {key: _path_of(value) for key, value in data.items() if isinstance(value, str)}
     paths = {key: path for key, path in paths.items() if is_image(Path(path))}
     if len(paths) > 1:  # such as a column with the name of the file beside it
-        paths = {key: path for key, path in paths.items() if key == "image"}
+        paths = {key: path for key, path in paths.items() if key == (tag if tag in paths else "image")}
     if len(paths) != 1:
         raise UsageError(f"{source}: `data` must name one image, or one as 'image', got {data!r:.60}.")
     (listed,) = paths.values()
@@ -131,10 +146,17 @@ def _read_regions(task: dict[str, Any], source: str) -> list[Region]:
 
 
 def _read_size(regions: list[Region]) -> Size | None:
-    if not regions:
-        return None
-    _, region, name = regions[0]
-    return entry(region, "original_width", int, name), entry(region, "original_height", int, name)
+    sizes = [
+        (entry(region, "original_width", int, name), entry(region, "original_height", int, name))
+        for _, region, name in regions
+    ]
+    for size, (_, _, name) in zip(sizes, regions, strict=True):
+        if size != sizes[0]:
+            raise UsageError(
+                f"{name} was drawn on an image of {size[0]}x{size[1]} pixels, but the first region of the task on one "
+                f"of {sizes[0][0]}x{sizes[0][1]}."
+            )
+    return sizes[0] if sizes else None
 
 
 def _draw(regions: list[Region], classes: list[str], background: int, size: Size) -> np.ndarray:

@@ -480,8 +480,8 @@ MALFORMED = [  # format, name of the fault, function that damages the export, re
     (
         "label_studio",
         "wrong size",
-        lambda r: edit(r / TASKS, lambda d: region(d).update(original_width=99)),
-        r"task 2 has 99x12 pixels, but the image .*b\.png has 16x12",
+        lambda r: replace(r / TASKS, '"original_width": 16', '"original_width": 99'),
+        r"task 1 has 99x12 pixels, but the image .*a\.png has 16x12",
     ),
     (
         "label_studio",
