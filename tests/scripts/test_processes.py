@@ -123,7 +123,13 @@ def test_sharded_training_gives_the_weights_of_unsharded_training_and_resumes(fo
     fsdp = ENVIRONMENT | fsdp | {name.upper(): str(value) for name, value in config.items()}
 
     whole = run_script(folder, tmp_path / "whole", ROOT / "scripts/train.py", ENVIRONMENT, **settings)
-    as_on_gpus, run = HERE / "train_on_cpus_as_if_on_gpus.py", tmp_path / "sharded"
+    as_on_gpus, run, refused = HERE / "train_on_cpus_as_if_on_gpus.py", tmp_path / "sharded", tmp_path / "refused"
+    in_parts = fsdp | {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}
+    words = [*two_processes(in_parts), as_on_gpus, *flags(folder, refused, **settings)]
+    code, output = finish(Process(words, in_parts))
+    assert code != 0
+    assert "error: FSDP of parts of the network cannot be used for training" in output
+    assert not refused.exists()
     run_script(folder, run, as_on_gpus, fsdp, **{**settings, "max_steps": 4, "validation_steps": 100})
     assert list(run.glob("checkpoints/step_4/**/*.distcp"))
     sharded = run_script(folder, run, as_on_gpus, fsdp, **settings, resume="auto")
