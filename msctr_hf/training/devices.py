@@ -56,13 +56,11 @@ def choose_precision(asked: Precision | None, checkpoint: Path | None) -> Precis
     return "bf16" if all(gather_object([has_bf16(PartialState().device)])) else "no"
 
 
-def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool = False) -> Accelerator:
+def build_accelerator(arguments: TrainingSettings) -> Accelerator:
     """Start Accelerate in this process, with the trackers of the run.
 
     Args:
         arguments (`TrainingSettings`): Precision, accumulation, trackers and compilation.
-        find_unused_parameters (`bool`): Whether several processes may train a network with parameters that get no
-            gradient.
 
     Raises:
         UsageError: If a tracker is not installed, Accelerate refuses the settings, or its configuration splits the
@@ -81,7 +79,7 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             dynamo_backend="inductor" if arguments.compile else None,
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+            kwargs_handlers=[DistributedDataParallelKwargs()],  # completed by the setup when the network is built
         )
     refuse_weights_split_in_validation(accelerator)
     if accelerator.device.type == "cpu":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, SWIN_TINY
 from forked import Process
 from interrupted_run import ENVIRONMENT, finish, start, two_processes
 from layouts import write_folder, write_labels
@@ -113,6 +113,15 @@ def test_two_processes_resume_with_the_data_and_learning_rates_of_an_uninterrupt
     expected, continued = ([entry for entry in log if "loss" in entry and entry["step"] > 3] for log in logs)
     for name in ("step", "learning_rate", "loss", "contrastive/stage_1/anchors"):
         assert [entry[name] for entry in continued] == pytest.approx([entry[name] for entry in expected], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_network_with_norms_of_stages_that_no_head_reads(folder, tmp_path):
+    run_script(
+        folder, tmp_path / "run", ROOT / "scripts/train.py", ENVIRONMENT, decode_head="deeplabv3", backbone=None,
+        backbone_config=json.dumps(SWIN_TINY, separators=(",", ":")), backbone_weights="none", crop_size="64 64",
+        class_weights="[1,1]", max_steps=3, validation_steps=3,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
