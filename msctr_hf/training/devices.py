@@ -56,16 +56,15 @@ def choose_precision(asked: Precision | None, checkpoint: Path | None) -> Precis
     return "bf16" if all(gather_object([has_bf16(PartialState().device)])) else "no"
 
 
-def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool = False) -> Accelerator:
+def build_accelerator(arguments: TrainingSettings) -> Accelerator:
     """Start Accelerate in this process, with the trackers of the run.
 
     Args:
         arguments (`TrainingSettings`): Precision, accumulation, trackers and compilation.
-        find_unused_parameters (`bool`): Whether several processes may train a network with parameters that get no
-            gradient.
 
     Raises:
-        UsageError: If a tracker is not installed, or Accelerate refuses the settings.
+        UsageError: If a tracker is not installed, Accelerate refuses the settings, or its configuration splits the
+            weights during a validation.
     """
     refuse_missing_trackers(arguments.report_to)
     with as_usage_error(ValueError, prefix="Accelerate refuses these settings: "):  # for example, bf16 on an old GPU
@@ -80,8 +79,9 @@ def build_accelerator(arguments: TrainingSettings, find_unused_parameters: bool 
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
             dynamo_backend="inductor" if arguments.compile else None,
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+            kwargs_handlers=[DistributedDataParallelKwargs()],  # completed by the setup when the network is built
         )
+    refuse_weights_split_in_validation(accelerator)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     return accelerator
@@ -106,6 +106,31 @@ def let_deepspeed_clip(accelerator: Accelerator, max_grad_norm: float | None) ->
             "leave gradient_clipping out there."
         )
     plugin.deepspeed_config["gradient_clipping"] = wanted
+
+
+def refuse_weights_split_in_validation(accelerator: Accelerator) -> None:
+    """Refuse configurations of FSDP and DeepSpeed that split the weights again after every forward pass.
+
+    Processes validate unequal numbers of images, so that one would wait for weights that the others no longer send.
+
+    Raises:
+        UsageError: If the configuration is one of these.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.deepspeed_plugin.zero_stage == 3:
+        raise UsageError(
+            "ZeRO-3 of DeepSpeed splits the weights, and cannot be used for training: use `zero_stage: 2`, as in "
+            "configs/accelerate/deepspeed_zero2.yaml."
+        )
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    plugin, advice = accelerator.state.fsdp_plugin, "as in configs/accelerate/fsdp2.yaml"
+    if plugin.fsdp_version == 1:
+        raise UsageError(f"FSDP1 cannot be used for training: use `fsdp_version: 2`, {advice}.")
+    if plugin.auto_wrap_policy is not None:
+        raise UsageError(
+            "FSDP of parts of the network cannot be used for training: use `fsdp_auto_wrap_policy: NO_WRAP`, which "
+            f"makes the network one unit, {advice}."
+        )
 
 
 def refuse_missing_trackers(names: list[str]) -> None:

@@ -175,6 +175,31 @@ def _refuse_single_value(setting: str, module: nn.Module, inputs: tuple[torch.Te
         )
 
 
+def parameters_without_gradient(network: MsctrForSemanticSegmentation, size: Sequence[int]) -> list[str]:
+    """List the trainable parameters on which no head depends, such as norms of stages that none reads.
+
+    They depend on the backbone and on the stages that are read, and are found in the graph of a blank image.
+
+    Args:
+        network (`MsctrForSemanticSegmentation`): Network, which is not changed.
+        size (`Sequence[int]`): Height and width of the image.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        network.training = True  # every head runs, while no layer updates its statistics
+        image = torch.zeros((1, network.num_channels, *size), device=network.device, dtype=network.dtype)
+        output = network(image, output_projections=network.projection_head is not None)
+    finally:
+        for module, training in modes:
+            module.training = training
+    maps = [output.logits, output.auxiliary_logits, *(output.projections or ())]
+    total = torch.stack([each.float().sum() for each in maps if each is not None]).sum()
+    parameters = {name: each for name, each in network.named_parameters() if each.requires_grad}
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
 def freeze(module: nn.Module) -> None:
     """Freeze parameters and normalization statistics, even when the whole network is set to training mode."""
     module.requires_grad_(False)

@@ -62,7 +62,7 @@ from .duration import plan_duration
 from .logs import RunLog, RunningMeans
 from .mean_teacher import TeacherStatistics
 from .meter import Meter
-from .network import build_network, choose_image_processor, refuse_single_values
+from .network import build_network, choose_image_processor, parameters_without_gradient, refuse_single_values
 from .optimization import build_optimizer, build_schedule
 from .processes import on_main
 from .replacement import put_aside
@@ -137,8 +137,7 @@ class Setup:
         if self.unlabeled_set is not None:
             args = self._with_teacher(args, model_arguments)
         self.args = args
-        # DPT, MobileNetV2 and others have parameters that get no gradient; our own networks have none
-        accelerator = build_accelerator(args, find_unused_parameters=model_arguments.contrastive_adapter)
+        accelerator = build_accelerator(args)
         self.accelerator = accelerator
         given = {**as_mapping(model_arguments, data_arguments, args), **network_settings}
         self.settings = json.loads(json.dumps(without_secrets(given)))
@@ -225,6 +224,12 @@ class Setup:
         optimizer = build_optimizer(network, args, fused=accelerator.device.type in FUSED_DEVICES)
         self.schedule = build_schedule(optimizer, args, self.duration)
         let_deepspeed_clip(accelerator, args.max_grad_norm)
+        if accelerator.num_processes > 1 and accelerator.distributed_type not in SHARDED:
+            # DDP would wait for gradients that never come; to look for them in every step takes time
+            accelerator.ddp_handler.find_unused_parameters = bool(
+                model_arguments.contrastive_adapter  # DPT, MobileNetV2 and others have such parameters
+                or parameters_without_gradient(network.to(accelerator.device), data_arguments.crop_size)
+            )
         self.model, self.optimizer, self.loader = accelerator.prepare(network, optimizer, loader)
         if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:  # only DeepSpeed overrides it
             raise UsageError(

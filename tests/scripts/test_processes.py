@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, SWIN_TINY
 from forked import Process
 from interrupted_run import ENVIRONMENT, finish, start, two_processes
 from layouts import write_folder, write_labels
@@ -116,6 +116,15 @@ def test_two_processes_resume_with_the_data_and_learning_rates_of_an_uninterrupt
 
 
 @pytest.mark.slow
+def test_two_processes_train_a_network_with_norms_of_stages_that_no_head_reads(folder, tmp_path):
+    run_script(
+        folder, tmp_path / "run", ROOT / "scripts/train.py", ENVIRONMENT, decode_head="deeplabv3", backbone=None,
+        backbone_config=json.dumps(SWIN_TINY, separators=(",", ":")), backbone_weights="none", crop_size="64 64",
+        class_weights="[1,1]", max_steps=3, validation_steps=3,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
 def test_sharded_training_gives_the_weights_of_unsharded_training_and_resumes(folder, tmp_path):
     settings = {"batch_size": 2, "crop_size": "64 64", "max_steps": 6, "class_weights": "[1,1]", "validation_steps": 6}
     fsdp = {"ACCELERATE_USE_CPU": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
@@ -123,7 +132,13 @@ def test_sharded_training_gives_the_weights_of_unsharded_training_and_resumes(fo
     fsdp = ENVIRONMENT | fsdp | {name.upper(): str(value) for name, value in config.items()}
 
     whole = run_script(folder, tmp_path / "whole", ROOT / "scripts/train.py", ENVIRONMENT, **settings)
-    as_on_gpus, run = HERE / "train_on_cpus_as_if_on_gpus.py", tmp_path / "sharded"
+    as_on_gpus, run, refused = HERE / "train_on_cpus_as_if_on_gpus.py", tmp_path / "sharded", tmp_path / "refused"
+    in_parts = fsdp | {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}
+    words = [*two_processes(in_parts), as_on_gpus, *flags(folder, refused, **settings)]
+    code, output = finish(Process(words, in_parts))
+    assert code != 0
+    assert "error: FSDP of parts of the network cannot be used for training" in output
+    assert not refused.exists()
     run_script(folder, run, as_on_gpus, fsdp, **{**settings, "max_steps": 4, "validation_steps": 100})
     assert list(run.glob("checkpoints/step_4/**/*.distcp"))
     sharded = run_script(folder, run, as_on_gpus, fsdp, **settings, resume="auto")

@@ -10,12 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from accelerate.utils import DeepSpeedPlugin
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from conftest import ROOT
 from torch import nn
 
 from msctr_hf.errors import UsageError
-from msctr_hf.training.devices import FUSED_DEVICES, depthwise_in_float32, let_deepspeed_clip
+from msctr_hf.training.devices import (
+    FUSED_DEVICES,
+    depthwise_in_float32,
+    let_deepspeed_clip,
+    refuse_weights_split_in_validation,
+)
 from msctr_hf.training.optimization import build_optimizer
 from msctr_hf.training.settings import TrainingSettings
 
@@ -70,6 +75,25 @@ def test_optimizers_are_fused_only_where_they_can_skip_a_step_on_the_device(opti
         fused.grad_scale, fused.found_inf = None, torch.ones((), device=device)
         fused.step()
         torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("plugin", "advice"), [
+    (lambda: FullyShardedDataParallelPlugin(fsdp_version=1), "fsdp_version: 2"),
+    (lambda: FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="SIZE_BASED_WRAP"), "NO_WRAP"),
+    (lambda: FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP"), "NO_WRAP"),
+    (lambda: DeepSpeedPlugin(zero_stage=3), "zero_stage: 2"),
+    (lambda: FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="NO_WRAP"), None),
+    (lambda: DeepSpeedPlugin(zero_stage=2), None),
+])  # fmt: skip
+def test_configurations_that_split_weights_during_a_validation_are_refused(plugin, advice):
+    given = plugin()
+    kind = DistributedType.DEEPSPEED if isinstance(given, DeepSpeedPlugin) else DistributedType.FSDP
+    launched = SimpleNamespace(distributed_type=kind, deepspeed_plugin=given, state=SimpleNamespace(fsdp_plugin=given))
+    if advice is None:
+        refuse_weights_split_in_validation(launched)
+    else:
+        with pytest.raises(UsageError, match=f"use `.*{advice}.* configs/accelerate/.*yaml"):
+            refuse_weights_split_in_validation(launched)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,7 +14,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from msctr_hf import MsctrForSemanticSegmentation
+from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation
 from msctr_hf.data.channels import Channels
 from msctr_hf.data.loading import replace_channels
 from msctr_hf.data.specs import DATASETS
@@ -24,11 +24,28 @@ from msctr_hf.training.network import (
     build_image_processor,
     build_network,
     freeze,
+    parameters_without_gradient,
     refuse_single_values,
     synchronize_batch_norms,
 )
 from msctr_hf.training.settings import ModelSettings
 
+STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+SWIN = {"image_size": 56, "embed_dim": 12, "depths": [1] * 4, "num_heads": [1, 2, 2, 4], "window_size": 4, **STAGES}
+VIT = {"image_size": 56, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, **STAGES}
+BACKBONES = {
+    "timm resnet": TIMM_TINY,
+    "timm vit": {
+        "model_type": "timm_backbone", "backbone": "test_vit", "out_indices": [0, 1, 2, 3],
+        "timm_kwargs": {"dynamic_img_size": True, "dynamic_img_pad": True},
+    },
+    "dinov2": {"model_type": "dinov2", "patch_size": 14, "reshape_hidden_states": True, **VIT},
+    **{kind: {"model_type": kind, **SWIN} for kind in ("swin", "maskformer-swin")},
+    **{
+        kind: {"model_type": kind, "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, **STAGES}
+        for kind in ("convnext", "dinov3_convnext")
+    },
+}  # fmt: skip
 SEGFORMER_TINY = {
     "hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8,
 }  # fmt: skip
@@ -152,6 +169,29 @@ def test_a_single_value_per_channel_is_refused_exactly_where_torch_refuses_it():
             else:
                 torch.testing.assert_close(checked(images), pooled(images))
         assert refused_by_torch is False
+
+
+@pytest.mark.parametrize("head", [
+    {"decode_head": "ocr"}, {"decode_head": "upernet"},
+    {"decode_head": "upernet", "projection_source": "backbone", "projection_stages": [1, 4]},
+    {"decode_head": "deeplabv3"}, {"decode_head": "deeplabv3", "contrastive_mode": "ce", "auxiliary_stage": 2},
+    {"decode_head": "fcn", "decode_stages": [1, 2], "contrastive_mode": "ce", "use_auxiliary_head": False},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_parameters_without_a_gradient_are_found_for_every_kind_of_backbone_and_head(backbone, head):
+    sizes = {"num_labels": 5, "hidden_size": 8, "auxiliary_hidden_size": 8, "projection_dim": 8}
+    config = MsctrConfig(backbone_config=BACKBONES[backbone], **sizes, **head)
+    network = MsctrForSemanticSegmentation(config).train()
+    before = copy.deepcopy(network.state_dict())
+    found = parameters_without_gradient(network, (56, 56))
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    labels = torch.arange(4).repeat_interleave(14)[None, :, None].expand(2, 56, 56).contiguous()
+    network(torch.randn(2, 3, 56, 56), labels).loss.backward()
+    assert found == [name for name, each in network.named_parameters() if each.requires_grad and each.grad is None]
+    if head == {"decode_head": "upernet"} and backbone != "maskformer-swin":
+        assert found == []
+    if backbone in ("swin", "convnext", "dinov2") and head["decode_head"] == "deeplabv3":
+        assert found
 
 
 def test_the_same_classes_in_another_order_keep_their_weights(tiny_config, tmp_path):
