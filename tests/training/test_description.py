@@ -87,7 +87,8 @@ def test_the_first_line_names_the_backbone_of_the_network(tmp_path, backbone_con
     saved = build_network(ModelSettings(model_name_or_path=str(tmp_path)), {}, spec)
     args = TrainingSettings(output_dir="", max_steps=1)
     for network in (built, saved):
-        summary = RunSummary(network, "camvid", 11, 4, None, 4, args, Duration(1, 1), 1, "no", None, 0)
+        length, cpu = Duration(1, 1), torch.device("cpu")
+        summary = RunSummary(network, "camvid", 11, 4, None, 4, args, length, 1, cpu, "no", None, 0)
         assert describe_start(summary)[0].startswith(f"network   upernet on {name}, ms_cs: ")
 
 
