@@ -153,7 +153,7 @@ class CommandLine(HfArgumentParser):
         """Return one instance of every group, followed by the dict of network settings if the command takes them.
 
         A misspelled name or value prints one line of usage and one sentence, and exits with code 2. The values of a
-        list that is given by several flags are joined; of other flags, the last one counts.
+        list without default that is given by several flags are joined; of other flags, the last one counts.
 
         Args:
             argv (`Sequence[str]`): Arguments of the command line.
@@ -200,7 +200,10 @@ class CommandLine(HfArgumentParser):
         return " ".join(re.sub(r"`(\w+)(?:=([^`]+))?`", as_flag, sentence).split())
 
     def _with_each_list_once(self, words: Sequence[str]) -> list[str]:
-        """Join the values of a list that is given by several flags, of which argparse would keep only the last."""
+        """Join the values of a list that is given by several flags, of which argparse would keep only the last.
+
+        A list with a default is one value as a whole, such as the scales of a prediction: there the last flag counts.
+        """
         segments: list[list[str]] = [[]]  # a flag with its values
         for word in words:
             # argparse treats a word with a space as a value, too
@@ -211,7 +214,7 @@ class CommandLine(HfArgumentParser):
         first: dict[str, list[str]] = {}
         for segment in segments[1:]:
             action = self._option_string_actions.get(segment[0].partition("=")[0])
-            if action is None or action.nargs != "*":
+            if action is None or action.nargs != "*" or action.default:
                 continue
             earlier = first.setdefault(action.dest, segment)
             if earlier is segment:

@@ -52,7 +52,7 @@ _PUBLISHED_FILES = {
 _SHARDS = "model-{0}-of-{0}.safetensors".format("[0-9]" * 5)
 # What an earlier push may have left in a repository, where it would be shown, or loaded with the new weights. Code is
 # not among it: a name does not tell that of a network from the user's own.
-_REPLACED = sorted({*_PUBLISHED_FILES, _SHARDS, RESULTS_FILE, PREDICTIONS_FILE})
+_REPLACED = {*_PUBLISHED_FILES, _SHARDS, RESULTS_FILE, PREDICTIONS_FILE}
 
 
 @dataclass(frozen=True)
@@ -316,6 +316,13 @@ def _start(snapshot: Path, destination: Destination) -> subprocess.Popen:
         )
 
 
+def _replaced_by(snapshot: Path) -> list[str]:
+    """List what a push deletes in the repository; an image processor only if the snapshot has another in its place."""
+    processors = {IMAGE_PROCESSOR_NAME, PROCESSOR_NAME}
+    has_one = any((snapshot / name).exists() for name in processors)
+    return sorted(_REPLACED if has_one else _REPLACED - processors)
+
+
 def _upload_arguments(snapshot: Path, destination: Destination) -> dict[str, Any]:
     results = read_results_of_run(snapshot)
     message = "Model"
@@ -326,7 +333,7 @@ def _upload_arguments(snapshot: Path, destination: Destination) -> dict[str, Any
         "repo_id": destination.repo_id,
         "private": destination.private,
         "message": message,
-        "replaced": _REPLACED,
+        "replaced": _replaced_by(snapshot),
         "timeout": upload.TIMEOUT,
         "pauses": upload.PAUSES,
     }

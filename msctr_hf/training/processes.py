@@ -22,8 +22,9 @@ from ..folder_lock import locked
 _NUMBERS_OF_PROCESSES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 
 # The main process alone counts the pixels of a large data set, for example, while the others wait for it; by default
-# NCCL would end them after 10 minutes. A process that fails is noticed by the launcher, which ends the others at once.
-_LONGEST_WAIT = timedelta(hours=6)
+# NCCL would end them after 10 minutes. The launcher ends all at once where one fails; where one hangs, they wait so
+# long.
+_LONGEST_WAIT = timedelta(hours=2)
 
 
 def join_processes(cpu: bool = False) -> PartialState:

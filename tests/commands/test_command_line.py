@@ -202,6 +202,12 @@ def test_of_flags_with_one_value_the_last_one_counts_and_a_value_may_contain_das
     assert (found.input, found.top) == (["-c.png"], 4)
 
 
+def test_of_lists_with_a_default_the_last_one_counts():
+    words = ["--report_to", "wandb", "--crop_size", "8", "8", "--report_to", "none", "--crop_size", "16", "24"]
+    data, training = command_line().parse(words)[1:3]
+    assert (training.report_to, data.crop_size) == (["none"], [16, 24])
+
+
 @pytest.mark.parametrize("flag", ["--box", "--window_size", "--window_stride"])
 def test_a_list_of_fixed_length_that_is_given_twice_is_refused(flag, capsys):
     command = CommandLine([FindSettings, EmbedderSettings], "", "find")

@@ -217,6 +217,23 @@ def test_a_push_leaves_nothing_of_an_earlier_one_but_files_of_the_user(hub, publ
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("has_processor", [True, False])
+def test_an_image_processor_that_was_pushed_by_itself_stays_unless_the_folder_has_one(
+    hub, publisher, folder, has_processor
+):
+    push(publisher(), folder)
+    files = hub.repositories[REPOSITORY]["files"]
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        files.pop(name, None)
+        (folder / name).unlink(missing_ok=True)
+    files["preprocessor_config.json"] = b"theirs"
+    if has_processor:
+        write_json(folder / "processor_config.json", {})
+    push(publisher(), folder)
+    expected = {"processor_config.json"} if has_processor else {"preprocessor_config.json"}
+    assert {name for name in hub.repositories[REPOSITORY]["files"] if "processor_config" in name} == expected
+
+
 def test_a_folder_of_relative_links_is_published_as_files(tmp_path):
     snapshot = tmp_path / "cache/snapshots/abc"  # as in the cache of the Hub
     for directory in (snapshot, tmp_path / "cache/blobs"):
