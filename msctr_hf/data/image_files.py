@@ -35,10 +35,12 @@ class FilesBelow:
     Args:
         files (`list[Path]`): Files of any kind, sorted.
         broken_links (`list[Path]`): Links that lead to no file and no folder, sorted.
+        empty_folders (`list[Path]`): Folders below it without any visible file or folder, sorted.
     """
 
     files: list[Path]
     broken_links: list[Path]
+    empty_folders: list[Path]
 
     @property
     def images(self) -> list[Path]:
@@ -72,11 +74,14 @@ def files_below(folder: Path) -> FilesBelow:
     """
     files: list[Path] = []
     broken_links: list[Path] = []
+    empty_folders: list[Path] = []
     waiting: list[tuple[Path, tuple[Path, ...]]] = [(folder, (_real(folder),))]  # a folder, and those above it
     while waiting:
         place, above = waiting.pop()
         with as_usage_error(OSError, prefix=f"The folder {place} cannot be read: "), os.scandir(place) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
+        if not visible and place != folder:
+            empty_folders.append(place)
         for entry in visible:
             path = place / entry.name
             _refuse_undecodable(path)
@@ -89,7 +94,7 @@ def files_below(folder: Path) -> FilesBelow:
                 files.append(path)
             elif linked and not path.exists():
                 broken_links.append(path)
-    return FilesBelow(sorted(files), sorted(broken_links))
+    return FilesBelow(sorted(files), sorted(broken_links), sorted(empty_folders))
 
 
 def visible_entries(folder: Path, pattern: str = "*") -> list[Path]:

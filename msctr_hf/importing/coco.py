@@ -7,7 +7,7 @@ united; holes exist only in run-length encoded masks and in outlines that cross 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -75,8 +75,8 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         raise UsageError(f"{source} has no JSON file with `images`, `annotations` and `categories`.")
     categories = {path: read_categories(document, path) for path, document in documents.items()}
     classes, background = with_background(name for names in categories.values() for name in names.values())
-    folder = image_dir or (source.parent if source.is_file() else source)
-    files = ImageFiles(folder, without=[] if image_dir else ["annotations"])
+    splits = read_splits(documents, source)
+    files = ImageFiles(image_dir or folder_of(source), without=[] if image_dir else ["annotations"])
     images: list[ExportedImage] = []
     for path, document in documents.items():
         labels = {number: classes.index(name) for number, name in categories[path].items()}
@@ -87,16 +87,18 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         for number, annotation in enumerate(entry(document, "annotations", list, str(path))):
             name = f"{path}, annotation {name_of(annotation, number)}"
             annotations.setdefault(image_of(annotation, name, listed), []).append((annotation, name))
-        for image_id, image in listed.items():
-            described = annotations.get(image_id)
-            draw = partial(_draw, described, labels, background, keep_crowds) if described else None
-            images.append(replace(exported_image(image, path, files, draw), from_shares=from_shares))
+        draws = {
+            image_id: partial(_draw, described, labels, background, keep_crowds)
+            for image_id, described in annotations.items()
+        }
+        found = exported_images(listed, path, splits[path], files, folder_of(source), draws)
+        images += [replace(image, from_shares=from_shares) for image in found]
     return Export(
         classes,
         images,
         background,
         left_over=files.left_over(images),
-        without_split=without_split(documents, files),
+        without_split=without_split(splits),
         notes=files.notes(),
         doubtful_crowds=sum(_count_doubtful_crowds(document["annotations"]) for document in documents.values()),
     )
@@ -147,37 +149,65 @@ def name_of(item: Any, number: int) -> str:
     return str(item["id"]) if has_id else f"at position {number}"
 
 
-def exported_image(image: dict[str, Any], path: Path, files: ImageFiles, draw: Any) -> ExportedImage:
-    """Describe an image that a JSON file lists; `draw` is the function that draws its labels, if it has some."""
-    source = f"{path}, image {image['id']}"
-    file_name = entry(image, "file_name", str, source)
-    found = files.find(file_name, source, near=_folders_near(path))
-    # the name in the data set: that in the export, or the place of the file if that is one of another machine
-    listed = PurePosixPath(file_name.replace("\\", "/")).as_posix()  # without "./"
-    is_below = composed(found.as_posix()).endswith(f"/{composed(listed)}")
-    name = listed.removeprefix("images/") if is_below else found.name
-    size = read_size(image, "width", "height", source)
-    return ExportedImage(name, found, _split_of_file(path, files), draw, size, f"{source} ({file_name})")
+def folder_of(source: Path) -> Path:
+    """Return the folder of an export, which may be named by its only file."""
+    return source.parent if source.is_file() else source
 
 
-def without_split(paths: Collection[Path], files: ImageFiles) -> list[Path]:
+def exported_images(
+    listed: dict[int | str, dict[str, Any]],
+    path: Path,
+    split: str | None,
+    files: ImageFiles,
+    root: Path,
+    draws: Mapping[int | str, Callable[[Size], np.ndarray]],
+) -> list[ExportedImage]:
+    """Describe the images that a JSON file lists; `draws` are the functions that draw their labels, by id."""
+    sources = {image_id: f"{path}, image {image_id}" for image_id in listed}
+    names = {image_id: entry(image, "file_name", str, sources[image_id]) for image_id, image in listed.items()}
+    near = _folders_near(path, split, root)
+    required = files.required_folder(near, names.values())
+    images = []
+    for image_id, file_name in names.items():
+        source = sources[image_id]
+        found = files.find(file_name, source, near, required)
+        # the name in the data set: that in the export, or the place of the file if that is one of another machine
+        relative = PurePosixPath(file_name.replace("\\", "/")).as_posix()  # without "./"
+        is_below = composed(found.as_posix()).endswith(f"/{composed(relative)}")
+        name = relative.removeprefix("images/") if is_below else found.name
+        size = read_size(listed[image_id], "width", "height", source)
+        images.append(ExportedImage(name, found, split, draws.get(image_id), size, f"{source} ({file_name})"))
+    return images
+
+
+def read_splits(paths: Collection[Path], source: Path) -> dict[Path, str | None]:
+    """Return the split of every JSON file: the one that its name means, or its folder below that of the export.
+
+    A part of the name of one of several files may mean it, but only the last part of that of a single file: test may
+    be a part of it by chance.
+    """
+    root, splits = folder_of(source), {}
+    for path in paths:
+        parts = _parts(path) if len(paths) > 1 else [path.stem.rpartition("_")[2]]
+        named = {split for part in parts if (split := split_of(part)) is not None}
+        splits[path] = named.pop() if len(named) == 1 else split_of(path.parent.name) if path.parent != root else None
+    return splits
+
+
+def without_split(splits: Mapping[Path, str | None]) -> list[Path]:
     """Return the files that do not say of which split their images are, if there are several files."""
-    return [path for path in paths if _split_of_file(path, files) is None] if len(paths) > 1 else []
+    return [path for path, split in splits.items() if split is None] if len(splits) > 1 else []
 
 
-def _split_of_file(path: Path, files: ImageFiles) -> str | None:
-    """Return the only split that a part of the name of a JSON file means, or that its folder means."""
-    named = {split for part in _parts(path) if (split := split_of(part)) is not None}
-    if len(named) == 1:
-        return named.pop()
-    return split_of(path.parent.name) if path.parent != files.folder else None
+def _folders_near(path: Path, split: str | None, root: Path) -> list[str]:
+    """Name the folders that may have the images of a JSON file: CVAT's has the name of the subset, as the file has.
 
-
-def _folders_near(path: Path) -> list[str]:
-    """Name the folders that may have the images of a JSON file: CVAT's has the name of the subset, as the file has."""
+    Those that mean a split mean that of the file.
+    """
     parts = _parts(path)
-    names = [path.stem.partition("_")[2], *(part for part in parts if split_of(part)), parts[-1], path.parent.name]
-    return [name for name in names if name not in ("", "annotations")]
+    names = [path.stem.partition("_")[2], *(part for part in parts if split_of(part)), parts[-1]]
+    names += [path.parent.name] if path.parent != root else []
+    return [name for name in names if name not in ("", "annotations") and split_of(name) in (None, split)]
 
 
 def _parts(path: Path) -> list[str]:

@@ -16,13 +16,15 @@ from ..data.image_files import visible_entries
 from ..data.labels import IGNORE_INDEX, Color
 from ..errors import UsageError
 from .coco import (
-    exported_image,
+    exported_images,
+    folder_of,
     image_of,
     is_document,
     is_panoptic,
     label_of,
     read_categories,
     read_images,
+    read_splits,
     without_split,
 )
 from .export import Export, ExportedImage, ImageFiles, Size, entry, existing, find_background, read_json, read_mask
@@ -48,8 +50,10 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     categories = {path: read_categories(document, path) for path, document in documents.items()}
     classes = list(dict.fromkeys(name for names in categories.values() for name in names.values()))
     masks = {path: _mask_folder(path) for path in documents}
-    folder = image_dir or (source.parent if source.is_file() else source)
-    files = ImageFiles(folder, without=["annotations", *(place.name for place in masks.values())])
+    splits = read_splits(documents, source)
+    files = ImageFiles(
+        image_dir or folder_of(source), without=["annotations", *(place.name for place in masks.values())]
+    )
     images: list[ExportedImage] = []
     for path, document in documents.items():
         labels = {number: classes.index(name) for number, name in categories[path].items()}
@@ -61,7 +65,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             ids = _read_segments(annotation, labels, keep_crowds, source_of)
             png = masks[path] / entry(annotation, "file_name", str, source_of)
             draws[image_id] = partial(_draw, existing(png) or png, ids, source_of)
-        images += [exported_image(image, path, files, draws.get(image_id)) for image_id, image in listed.items()]
+        images += exported_images(listed, path, splits[path], files, folder_of(source), draws)
     colors = _read_colors(documents.values())
     return Export(
         classes,
@@ -69,7 +73,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
         find_background(classes),
         colors,
         files.left_over(images),
-        without_split(documents, files),
+        without_split(splits),
         files.notes(),
     )
 

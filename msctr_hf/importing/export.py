@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -255,14 +255,18 @@ class ImageFiles:
         if not folder.is_dir():
             raise UsageError(f"The folder {folder} does not exist.")
         self.folder = folder
-        self.paths = [
-            path for path in files_below(folder).images if not {*without} & {*path.relative_to(folder).parts[:-1]}
-        ]
+        below = files_below(folder)
+        self.paths = [path for path in below.images if not {*without} & {*path.relative_to(folder).parts[:-1]}]
         self._by_name: dict[str, list[Path]] = {}
         for path in self.paths:
             self._by_name.setdefault(composed(path.name), []).append(path)
-        self._folders = {composed(part) for path in self.paths for part in path.relative_to(folder).parts[:-1]}
+        self._folders = {part for path in self.paths for part in self._folders_of(path)}
+        empty = (part for path in below.empty_folders for part in path.relative_to(folder).parts)
+        self._splits = {split_of(part) for part in (*self._folders, *empty)} - {None}
         self._found_elsewhere: list[tuple[str, Path]] = []
+
+    def _folders_of(self, path: Path) -> list[str]:
+        return [*map(composed, path.relative_to(self.folder).parts[:-1])]
 
     def left_over(self, images: Iterable[ExportedImage]) -> list[Path]:
         """Return the files that are none of the images of an export."""
@@ -272,15 +276,31 @@ class ImageFiles:
         """Return whether there is a file with a name, in whatever folder."""
         return composed(name) in self._by_name
 
-    def find(self, listed: str, source: str, near: Sequence[str] = ()) -> Path:
+    def required_folder(self, near: Sequence[str], listed: Iterable[str]) -> str | None:
+        """Return the first of the preferred folders that must contain the images of a document, or `None`.
+
+        It exists, and it means a split or contains an image with the name of one that the document lists: other
+        folders have this name by chance, such as labels/ with masks beside labels.json.
+        """
+        paths = (
+            path
+            for each in listed
+            for path in self._by_name.get(composed(each.replace("\\", "/").rpartition("/")[2]), ())
+        )
+        used = {folder for path in paths for folder in self._folders_of(path)}
+        return next(
+            (each for each in map(composed, near) if each in (self._folders if split_of(each) else used)), None
+        )
+
+    def find(self, listed: str, source: str, near: Sequence[str] = (), required: str | None = None) -> Path:
         """Find the file with a listed path, which may be that of another machine.
 
         Args:
             listed (`str`): Path in the export; "/" and "\\" separate folders.
             source (`str`): File and item that list it, for messages.
-            near (`Sequence[str]`): Names of folders that are preferred. The first of them that exists must contain an
-                image of which only the name fits. If one means a split, no image is in a folder of another, unless
-                the listed path names this folder.
+            near (`Sequence[str]`): Names of folders that are preferred. If one means a split of which there is a
+                folder, no image is in a folder of another split, unless the listed path names this folder.
+            required (`str`, *optional*): Name of the folder that contains every image of which only the name fits.
 
         Raises:
             UsageError: If there is no such file, or more than one.
@@ -288,14 +308,14 @@ class ImageFiles:
         parts = [part for part in PurePosixPath(composed(listed).replace("\\", "/")).parts if part != "."]
         near = [*map(composed, near)]
         is_foreign = not parts or parts[0] in ("/", "..") or parts[0].endswith(":")
-        required = next((name for name in near if name in self._folders), None)
+        wanted = {split_of(name) for name in near} & self._splits
         found: list[tuple[int, int, Path]] = []
         refused: list[Path] = []
         for path in self._by_name.get(parts[-1] if parts else "", []):
             own = [*map(composed, (self.folder.absolute().name, *path.relative_to(self.folder).parts))]
             shared = _shared_end(own, parts)
             is_elsewhere = shared == 1 and required is not None and required not in own[:-1]
-            if is_elsewhere or _is_of_another_split(own[1:-shared], near):
+            if is_elsewhere or _is_of_another_split(own[1:-shared], wanted):
                 refused.append(path)
             elif shared == len(parts) or is_foreign:
                 found.append((shared, len({*near} & {*own}), path))
@@ -328,9 +348,9 @@ class ImageFiles:
         ]
 
 
-def _is_of_another_split(folders: Sequence[str], near: Sequence[str]) -> bool:
-    wanted, found = ({split_of(name) for name in names} - {None} for names in (near, folders))
-    return bool(wanted and found and not wanted & found)
+def _is_of_another_split(folders: Sequence[str], wanted: Collection[str | None]) -> bool:
+    found = {split_of(name) for name in folders} - {None}
+    return bool(wanted and found and found.isdisjoint(wanted))
 
 
 def _shared_end(own: Sequence[str], listed: Sequence[str]) -> int:

@@ -68,12 +68,16 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     labels = {_BACKGROUND: background, _IGNORED: IGNORE_INDEX, **labels}
     files = ImageFiles(image_dir or source)
     below = {_real(path): path for path in files.paths}
+    listed = {path: entry(document, "imagePath", str, str(path)) for path, document in documents.items()}
+    required = _required_folders(listed, source, files)
     images = {}
     for path, document in documents.items():
-        listed = entry(document, "imagePath", str, str(path))
         place = path.parent.relative_to(source).parts
-        beside = _beside(path, listed) if image_dir is None else None
-        image = below.get(beside, beside) if beside is not None else files.find(listed, str(path), near=place[::-1])
+        beside = _beside(path, listed[path]) if image_dir is None else None
+        if beside is not None:
+            image = below.get(beside, beside)
+        else:
+            image = files.find(listed[path], str(path), place[::-1], required[path.parent])
         if image in images:
             raise UsageError(f"{path}: the image {image} has another JSON file, too.")
         size = read_size(document, "imageWidth", "imageHeight", str(path))  # written since the end of 2018
@@ -98,6 +102,14 @@ def _listed_classes(path: Path) -> list[str]:
     """Read the classes in the order of labels.txt, from which LabelMe offers them, if there is this file."""
     names = [line.strip() for line in read_text(path).splitlines()] if path.is_file() else []
     return [BACKGROUND if name == _BACKGROUND else name for name in names if name and name != _IGNORED]
+
+
+def _required_folders(listed: dict[Path, str], source: Path, files: ImageFiles) -> dict[Path, str | None]:
+    """Return the folder that must contain the images of the JSON files, by the folder of these."""
+    names: dict[Path, list[str]] = {}
+    for path, name in listed.items():
+        names.setdefault(path.parent, []).append(name)
+    return {folder: files.required_folder(folder.relative_to(source).parts[::-1], names[folder]) for folder in names}
 
 
 def _beside(path: Path, listed: str) -> Path | None:

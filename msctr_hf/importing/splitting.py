@@ -39,8 +39,9 @@ def divide(
             )
         if all(image.split in ("validation", "test") for image in images):
             raise UsageError(
-                "The export has validation images but no training images; import all of its splits together, or add "
-                "`validation_share` to divide the validation images."
+                "The export has validation images but no training images; import all of its splits together, add "
+                "`validation_share` to divide the validation images, or, if they are of this split only by the name "
+                "of a file or folder, rename it."
             )
         return [replace(image, split=image.split or "train") for image in images]
     groups: dict[str, int] = {}

@@ -98,6 +98,70 @@ def test_the_image_of_another_subset_of_cvat_is_not_taken(tmp_path):
         import_export(source, tmp_path / "data", validation_share=0.5)
 
 
+@pytest.mark.parametrize("folder", ["train", "train2017", "images/train"])
+@pytest.mark.parametrize("listed", ["{}", "/home/user/photos/{}"])
+def test_all_splits_may_have_their_images_in_the_folder_of_one(tmp_path, folder, listed):
+    source = write_coco(tmp_path / "export", train=(folder, scenes("abc")), val=(folder, scenes("xy")))
+    for path in source.glob("*.json"):
+        path.write_text(path.read_text().replace('"file_name": "', f'"file_name": "{listed.format("")}'))
+    import_export(source, tmp_path / "data")
+    assert names_in(tmp_path / "data") == {"train": ["a", "b", "c"], "val": ["x", "y"]}
+
+
+def test_images_need_not_be_in_a_folder_that_has_the_name_of_their_file_by_chance(tmp_path):
+    source = write_coco(tmp_path / "export", labels=("images", scenes("abc")))
+    for scene in scenes("abc"):
+        exports.save_image(source / f"labels/{scene.name}_mask.png", scene.labels)
+    import_export(source, tmp_path / "data")
+    assert len([*(tmp_path / "data").rglob("labels/*.png")]) == 3
+
+
+def write_labelme(root, places):
+    """Write JSON files of LabelMe that list bare names: where they are, and where their images are."""
+    for scene, (place, image) in zip(scenes("abc"), places, strict=True):
+        exports.save_image(root / image, scene.image)
+        document = exports.labelme_document(scene, [exports.labelme_mask("car", scene.labels > 0)])
+        exports.write_json(root / place, document | {"imagePath": image.rpartition("/")[2]})
+    return root
+
+
+def test_what_labelme_exports_beside_its_files_does_not_bind_their_images_to_this_folder(tmp_path):
+    source = write_labelme(tmp_path / "export", [(f"json/{name}.json", f"images/{name}.png") for name in "abc"])
+    for scene in scenes("abc"):
+        exports.save_image(source / f"json/{scene.name}_json/img.png", scene.image)
+    import_export(source, tmp_path / "data", "labelme", unannotated_images="background")
+    labels = [path.stem for path in (tmp_path / "data").rglob("labels/**/*.png")]
+    assert sorted(labels) == ["a", "b", "c", "img", "img", "img"]
+
+
+def test_the_image_of_another_folder_of_labelme_is_not_taken(tmp_path):
+    """The folder of some JSON files is that of their images, of which one is missing."""
+    places = [("left/json/a.json", "left/a.png"), ("left/json/b.json", "left/b.png"), ("c.json", "right/b.png")]
+    source = write_labelme(tmp_path / "export", places)
+    (source / "left/b.png").unlink()
+    with pytest.raises(
+        UsageError, match=r"left/json/b\.json: the image 'b\.png' is not below .*; .*right/b\.png has its"
+    ):
+        import_export(source, tmp_path / "data", "labelme")
+
+
+@pytest.mark.parametrize("with_image_dir", [False, True])
+def test_the_name_of_the_folder_of_an_export_says_no_split(tmp_path, with_image_dir):
+    source = write_coco(tmp_path / "test", labels=("images/train", scenes("abc")))
+    import_export(source, tmp_path / "data", image_dir=source / "images" if with_image_dir else None)
+    assert {split: len(names) for split, names in names_in(tmp_path / "data").items()} == {"train": 2, "val": 1}
+
+
+@pytest.mark.parametrize("name", ["test_station", "val_set_1", "train-val"])
+def test_only_the_last_part_of_the_name_of_a_single_coco_file_is_its_split(tmp_path, name):
+    source = write_coco(tmp_path / "export", **{name: ("images", scenes("abc"))})
+    import_export(source, tmp_path / "data")
+    assert {split: len(names) for split, names in names_in(tmp_path / "data").items()} == {"train": 2, "val": 1}
+    (source / f"{name}.json").rename(source / "instances_val2017.json")
+    with pytest.raises(UsageError, match="no training images; .* only by the name of a file or folder, rename it"):
+        import_export(source, tmp_path / "other")
+
+
 def write_tasks(root, listed):
     """Write tasks of Label Studio with local files: their path on the server, and where they are in the export."""
     tasks = []
