@@ -27,6 +27,7 @@ from .export import (
     entry,
     pair_points,
     read_json,
+    read_size,
     with_background,
 )
 
@@ -146,17 +147,18 @@ def _read_regions(task: dict[str, Any], source: str) -> list[Region]:
 
 
 def _read_size(regions: list[Region]) -> Size | None:
-    sizes = [
-        (entry(region, "original_width", int, name), entry(region, "original_height", int, name))
-        for _, region, name in regions
-    ]
-    for size, (_, _, name) in zip(sizes, regions, strict=True):
-        if size != sizes[0]:
+    """Read the size of the image, which the first region with a size says for those without."""
+    read = [(read_size(region, "original_width", "original_height", name), name) for _, region, name in regions]
+    sizes = [(size, name) for size, name in read if size is not None]
+    if regions and not sizes:
+        raise UsageError(f"{regions[0][2]}: 'original_width' and 'original_height' are missing, as in all regions.")
+    for (width, height), name in sizes:
+        if (width, height) != sizes[0][0]:
             raise UsageError(
-                f"{name} was drawn on an image of {size[0]}x{size[1]} pixels, but the first region of the task on one "
-                f"of {sizes[0][0]}x{sizes[0][1]}."
+                f"{name} was drawn on an image of {width}x{height} pixels, but the first region of the task on one of "
+                f"{sizes[0][0][0]}x{sizes[0][0][1]}."
             )
-    return sizes[0] if sizes else None
+    return sizes[0][0] if sizes else None
 
 
 def _draw(regions: list[Region], classes: list[str], background: int, size: Size) -> np.ndarray:

@@ -74,3 +74,22 @@ def test_regions_of_another_size_than_the_first_are_refused(tmp_path):
     exports.write_json(source / "project.json", tasks)
     with pytest.raises(UsageError, match=r"task 1, region 2 was drawn on an image of 6x4 pixels, .* of 12x8\."):
         import_export(source, tmp_path / "data")
+
+
+@pytest.mark.parametrize("without", [{"original_width": None, "original_height": None}, None])
+@pytest.mark.parametrize("of", [(0,), (1,), (0, 1)])
+def test_regions_without_a_size_have_that_of_the_first_with_one(tmp_path, without, of):
+    source = write(tmp_path / "export", ["rgb", "rgb"])
+    tasks = json.loads((source / "project.json").read_text())
+    regions = tasks[1]["annotations"][0]["result"]
+    for number in of:
+        region = {key: value for key, value in regions[number].items() if not key.startswith("original_")}
+        regions[number] = region | (without or {})
+    exports.write_json(source / "project.json", tasks)
+    if len(of) == 2:
+        with pytest.raises(UsageError, match=r"task 1, region 1: 'original_width' and 'original_height' are missing"):
+            import_export(source, tmp_path / "data")
+        return
+    import_export(source, tmp_path / "data")
+    first, *others = labels_of(tmp_path / "data").values()
+    assert first.any() and all(np.array_equal(first, other) for other in others)
