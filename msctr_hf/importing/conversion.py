@@ -91,10 +91,8 @@ def import_export(
         (folder / DESCRIPTION).write_text(_describe(export, ignored_classes, folder), encoding="utf-8")
         prepare(read_folder_spec(folder), None, folder, SavedDataset(), num_workers=num_workers)
     if export.left_over:
-        print(
-            f"warning: {len(export.left_over)} images that the export does not list are left out: "
-            f"{name_some(export.left_over)}."
-        )
+        names = name_some(export.left_over).encode(errors="backslashreplace").decode()  # those of no UTF-8
+        print(f"warning: {len(export.left_over)} images that the export does not list are left out: {names}.")
     for note in export.notes:
         print(note)
     counts = {split: sum(image.split == split for image in images) for split in _FOLDERS}

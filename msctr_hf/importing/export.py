@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -241,6 +242,18 @@ def left_over(paths: Sequence[Path], images: Iterable[ExportedImage]) -> list[Pa
     folders = {folder: folder.resolve() for folder in {path.parent for path in (*paths, *used)}}
     places = {folders[path.parent] / path.name for path in used}
     return [path for path in paths if folders[path.parent] / path.name not in places]
+
+
+def left_over_in(folders: Iterable[Path], images: Iterable[ExportedImage]) -> list[Path]:
+    """Return the image files below folders that are none of the images of an export.
+
+    A folder that cannot be searched has none: they are worth a warning, which does not end an import.
+    """
+    found: set[Path] = set()
+    for folder in folders:
+        with suppress(UsageError):
+            found.update(files_below(folder).images)
+    return left_over(sorted(found), images)
 
 
 class ImageFiles:

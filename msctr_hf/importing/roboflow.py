@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.image_files import files_below, is_image, visible_entries
+from ..data.image_files import is_image, visible_entries
 from ..data.labels import LabelMapping, is_raw_value
 from ..errors import UsageError, as_usage_error
 from .export import (
@@ -22,6 +22,7 @@ from .export import (
     class_name,
     find_background,
     left_over,
+    left_over_in,
     read_mask,
     read_text,
     split_of,
@@ -64,8 +65,10 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             )
             for stem, path in shown.items()
         ]
-    below = [path for path in files_below(source).images if not path.stem.endswith(_MASK)]
-    return Export(classes, images, find_background(classes), left_over=left_over(below, images))
+    beside = [path for path in visible_entries(source, "*/*") if is_image(path) and path.parent not in folders]
+    left = [*left_over_in({*folders} - {source}, images), *left_over(beside, images)]
+    left = [path for path in left if not path.stem.endswith(_MASK)]
+    return Export(classes, images, find_background(classes), left_over=left)
 
 
 def _folders(source: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.image_files import files_below, is_image, visible_entries
+from ..data.image_files import is_image, visible_entries
 from ..data.labels import Color
 from ..errors import UsageError
 from .drawing import DrawnObject, Patch, cut_out, draw_objects, fill_polygons, pixels_of
@@ -29,7 +29,7 @@ from .export import (
     class_name,
     composed,
     entry,
-    left_over,
+    left_over_in,
     pair_points,
     read_json,
     split_of,
@@ -45,8 +45,11 @@ def is_export(source: Path) -> bool:
 
 
 def _datasets(source: Path) -> list[Path]:
-    found = visible_entries(source, f"**/{_IMAGES}")
-    return [path.parent for path in found if path.is_dir() and (path.parent / _ANNOTATIONS).is_dir()]
+    return [path.parent for path in _image_folders(source) if (path.parent / _ANNOTATIONS).is_dir()]
+
+
+def _image_folders(source: Path) -> list[Path]:
+    return [path for path in visible_entries(source, f"**/{_IMAGES}") if path.is_dir()]
 
 
 def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Export:
@@ -70,8 +73,7 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
             place = "/".join([*parts[1 if split else 0 :], path.name])
             images.append(ExportedImage(place, path, split, draw, size, str(documents.get(name, path))))
     known = {name: color for name, color in colors.items() if color is not None}
-    below = [path for path in files_below(source).images if _IMAGES in path.relative_to(source).parts[:-1]]
-    return Export(classes, images, background, known, left_over(below, images))
+    return Export(classes, images, background, known, left_over_in(_image_folders(source), images))
 
 
 def _read_classes(path: Path) -> dict[str, Color | None]:

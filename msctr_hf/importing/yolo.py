@@ -23,6 +23,7 @@ from .export import (
     class_name,
     existing,
     left_over,
+    left_over_in,
     polygon_points,
     read_text,
     split_of,
@@ -89,8 +90,9 @@ def read_export(source: Path, image_dir: Path | None, keep_crowds: bool) -> Expo
     if not any(image.draw for image in images):
         raise UsageError(f"No image of {path} has labels; {_label_file(images[0].path)} should be one of their files.")
     _refuse_other_images(description, path, images)
-    root = _resolve(description, ".", path, "path") or path.parent
-    return Export(classes, images, background, left_over=left_over(files_below(root).images, images), notes=notes)
+    roots = [path.parent, _resolve(description, ".", path, "path") or path.parent]
+    left = left_over_in(_image_folders(images, path, roots), images)
+    return Export(classes, images, background, left_over=left, notes=notes)
 
 
 def _split_of_key(key: Any) -> str | None:
@@ -131,6 +133,19 @@ def _refuse_other_images(description: dict[str, Any], path: Path, images: list[E
                     f"{path}: `{key}` names {place}, with {len(left)} images of no split; rename it to train, val or "
                     "test, or remove it."
                 )
+
+
+def _image_folders(images: list[ExportedImage], path: Path, roots: list[Path]) -> set[Path]:
+    """Return the folders with the images of all splits: images/ below a root, or else the folders of the images.
+
+    A folder with data.yaml may have anything else, such as the runs of ultralytics.
+    """
+    folders = {image.path.parent for image in images}
+    tops = {
+        folder: next((top for top in (folder, *folder.parents) if top.name == "images"), folder) for folder in folders
+    }
+    chosen = {top if any(_is_above(root, top) for root in roots) else folder for folder, top in tops.items()}
+    return {folder for folder in chosen if not _is_above(folder, path)}
 
 
 def _is_above(folder: Path, path: Path) -> bool:

@@ -201,6 +201,46 @@ def test_images_that_the_export_does_not_list_are_left_out_with_a_warning(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("yolo", "runs/train/batch"),
+        ("yolo", "images/more"),
+        ("supervisely", "notes"),
+        ("supervisely", "ds0/img/more"),
+        ("roboflow", "notes/more"),
+        ("roboflow", "notes"),
+        ("roboflow", "train/more"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [b".txt", b".png"])
+def test_names_of_files_that_the_export_does_not_list_do_not_end_the_import(tmp_path, name, place, suffix):
+    polygons = dict.fromkeys("abcd", [(1, [[1, 1], [9, 1], [5, 9]])])
+    write_yolo = partial(exports.write_yolo, polygons=polygons)
+    write = {**MASK_FORMATS, "yolo": write_yolo}[name]
+    split = "train" if name == "roboflow" else None
+    source = write(tmp_path / "export", four(split=split), ("background", "car", "road"))
+    (source / place).mkdir(parents=True)
+    with open(os.fsencode(source / place) + b"/caf\xe9" + suffix, "wb"):  # Latin-1
+        pass
+    import_export(source, tmp_path / "data", name)
+    assert len(list((tmp_path / "data").glob("*/images/**/*.png"))) == 4
+
+
+@pytest.mark.parametrize("name", ["yolo", "supervisely", "roboflow"])
+def test_images_of_other_things_in_the_folder_of_an_export_are_not_counted(tmp_path, capsys, name):
+    """An export may be in a home folder, and ultralytics writes its runs beside data.yaml."""
+    polygons = dict.fromkeys("abcd", [(1, [[1, 1], [9, 1], [5, 9]])])
+    write_yolo = partial(exports.write_yolo, polygons=polygons)
+    source = {**MASK_FORMATS, "yolo": write_yolo}[name](
+        tmp_path / "images/home", four(split="train"), ("background", "car", "road")
+    )
+    for place in ("runs/segment/train/batch.png", "../photo.png"):
+        exports.save_image(source / place, np.zeros((16, 16, 3), np.uint8))
+    import_export(source, tmp_path / "data", name)
+    assert "that the export does not list" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("name", "folder"), [("cvat", "JPEGImages"), ("roboflow", "."), ("cvat", "SegmentationClass")]
 )
 def test_a_mask_that_fits_two_images_is_refused(tmp_path, name, folder):
