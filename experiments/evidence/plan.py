@@ -12,6 +12,7 @@ arms:
   ce: {run: ce, seeds: 8}                                 # only the first 8 seeds
   teacher: {run: ..., steps: 500}                         # steps of its own; null until --measure_step_cost
   placebo: {like: chosen, control: placebo, seeds: 8}     # see controls.py
+  same: {like: ce, control: same, seeds: 6, cut_to: 3}    # planned with 6 seeds, cut for time; no primary arm
 
 A confirmation also has:
 
@@ -56,7 +57,7 @@ _OF_PURPOSE = {
     "selection": {"folds", "families", "at_rest"},
 }
 _OPTIONAL = {"secondary", "calibration", "reported", "groups", "at_rest"}
-_OF_ARM = {"run", "like", "equal_time", "steps", "control", "seeds"}
+_OF_ARM = {"run", "like", "equal_time", "steps", "control", "seeds", "cut_to"}
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "flags": ("text", (str,)),
     "minutes": ("a number", (int, float)),
@@ -83,7 +84,8 @@ class PlannedArm(NamedTuple):
         flags (`tuple[str, ...]`, *optional*): Its own flags of `scripts/train.py`; `None` while they are not chosen.
         steps (`int`, *optional*): Number of training steps; `None` while the cost of a step is not measured.
         control (`str`, *optional*): Name of a change of the loss in `CONTROLS`.
-        seeds (`tuple[int, ...]`): Seeds with which it is run.
+        seeds (`tuple[int, ...]`): Seeds with which it was planned.
+        cut_to (`int`, *optional*): Number of them with which it is run, if time forced a cut.
     """
 
     name: str
@@ -91,6 +93,7 @@ class PlannedArm(NamedTuple):
     steps: int | None
     control: str | None
     seeds: tuple[int, ...]
+    cut_to: int | None = None
 
 
 class Fold(NamedTuple):
@@ -150,16 +153,17 @@ class Experiment:
             (arm.name, seed, fold)
             for seed in self.seeds
             for arm in self.arms.values()
-            if seed in arm.seeds
+            if seed in arm.seeds[: arm.cut_to]
             for fold in self.folds or ("",)
         ]
 
     def fingerprint(self, arm: str) -> str:
-        """Return a hash of what the file fixes for the runs of an arm, the number of seeds included.
+        """Return a hash of what the file fixes for the runs of an arm, the planned number of seeds included.
 
-        Records of another version of the file are not judged: seeds that were added later would be pooled.
+        Records of another version of the file are not judged: seeds that were added later would be pooled. A cut does
+        not change it, since the report tells of it.
         """
-        planned = self.arms[arm]
+        planned = [value for name, value in self.arms[arm]._asdict().items() if name != "cut_to"]
         fixed = [self.purpose, self.split, self.flags, self.seeds, list(self.folds), *planned]
         return hashlib.sha256(json.dumps(fixed).encode()).hexdigest()[:16]
 
@@ -284,6 +288,11 @@ def _arms(
             raise UsageError(f"the arm {name}: `control:` is one of {sorted(CONTROLS)}, not {arm['control']!r}.")
         if not 1 <= arm.get("seeds", len(seeds)) <= len(seeds):
             raise UsageError(f"the arm {name} is run with {arm['seeds']} seeds, but there are {len(seeds)}.")
+        planned = seeds[: arm.get("seeds", len(seeds))]
+        if not 1 <= arm.get("cut_to", 1) <= len(planned):
+            raise UsageError(
+                f"the arm {name} is cut to {arm['cut_to']} seeds, but it was planned with {len(planned)}."
+            )
         if "steps" in arm and (arm.get("equal_time") or not isinstance(arm["steps"], (int, type(None)))):
             raise UsageError(
                 f"the arm {name}: `steps:` must be a whole number or null, and excludes `equal_time:`, got "
@@ -294,7 +303,7 @@ def _arms(
         if arm.get("equal_time"):
             own_steps = None if step_cost is None else math.ceil(steps * step_cost)
         flags = None if run is None else Arm.parse(f"{name}: {run}").flags
-        arms[name] = PlannedArm(name, flags, own_steps, arm.get("control"), seeds[: arm.get("seeds", len(seeds))])
+        arms[name] = PlannedArm(name, flags, own_steps, arm.get("control"), planned, arm.get("cut_to"))
     return arms
 
 
@@ -315,3 +324,6 @@ def _check_names(experiment: Experiment, reported: Sequence[str]) -> None:
         raise UsageError("a selection leaves videos out, so `folds:` must name at least one.")
     if experiment.primary is not None and experiment.primary.arm == experiment.primary.baseline:
         raise UsageError("`primary:` must name two arms.")
+    whole = experiment.primary or experiment.arms  # every arm of a selection
+    if cut := [name for name in whole if experiment.arms[name].cut_to is not None]:
+        raise UsageError(f"the arms {cut} decide the result and cannot be cut; remove `cut_to:`.")

@@ -130,6 +130,11 @@ def _remarks(experiment: Experiment, records: Records, verdict: Mapping[str, Any
             f"- Chance alone: {row['arm']} - {row['baseline']} has a mean of {row['mean']:+.2f}{deviation} points "
             f"over {row['n']} seeds."
         )
+    lines += [
+        f"- Cut for time: {arm.name}, which was planned with {len(arm.seeds)} seeds, was run with {arm.cut_to}."
+        for arm in experiment.arms.values()
+        if arm.cut_to is not None
+    ]
     dates = sorted(record["finished"][:10] for record in records.values())
     machines = sorted({record["machine"]["processor"] for record in records.values()})
     codes = sorted({record["code"] for record in records.values()})

@@ -191,6 +191,19 @@ def test_whoever_peeks_gets_a_figure_and_can_never_show_anything(small, capsys):
     assert "nothing is shown" in (small.folder / "report.md").read_text()
 
 
+def test_an_arm_that_is_cut_for_time_keeps_its_records_and_the_report_says_so(small, tmp_path):
+    small(FakeRuns(until=3))  # seed 0 whole
+    path = tmp_path / "simulated.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["arms"]["placebo"]["cut_to"] = 1
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert not any(arm == "placebo" for arm, _, _ in small())
+    verdict = read_json(small.folder / "verdict.json")
+    assert (verdict["primary"]["n"], verdict["secondary"][0]["n"]) == (6, 1)
+    report = (small.folder / "report.md").read_text()
+    assert "placebo, which was planned with 2 seeds, was run with 1." in report
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"seeds": list(range(8))}, {"step_cost": 2.0}, {"flags": f"{TINY} --crop_size 64 64"}],

@@ -37,6 +37,19 @@ def test_arms_have_their_own_steps_seeds_and_controls(tmp_path):
     assert experiment.runs()[-1] == ("ce_time", 9, "")
 
 
+def test_an_arm_that_was_cut_keeps_the_records_it_has_and_is_run_with_fewer_seeds(tmp_path):
+    arms = {"chosen": {"run": "ms"}, "ce_time": {"run": "ce"}, "same": {"like": "ce_time", "seeds": 4}}
+    given = {"seeds": [5, 4, 9, 1, 2], "calibration": [["same", "ce_time"]]}
+    whole = confirmation(tmp_path, arms=arms, **given)
+    arms["same"] = {**arms["same"], "cut_to": 2}
+    cut = confirmation(tmp_path, arms=arms, **given)
+    assert [seed for arm, seed, _ in cut.runs() if arm == "same"] == [5, 4]
+    assert set(whole.runs()) - set(cut.runs()) == {("same", 9, ""), ("same", 1, "")}
+    assert [cut.fingerprint(arm) for arm in arms] == [whole.fingerprint(arm) for arm in arms]
+    arms["same"] = {"like": "ce_time", "seeds": 2}
+    assert confirmation(tmp_path, arms=arms, **given).fingerprint("same") != whole.fingerprint("same")
+
+
 def test_what_is_not_chosen_or_measured_yet_is_named(tmp_path):
     arms = {"chosen": {"run": None}, "ce_time": {"run": "ce", "equal_time": True}}
     with pytest.raises(ValueError, match="the arm chosen has no `run:` yet"):
@@ -82,6 +95,8 @@ def test_arms_may_have_steps_of_their_own_and_be_compared_with_nothing(tmp_path)
     ({"arms": {"chosen": {"run": "ms", "steps": 2.5}, "ce_time": {"run": "ce"}}}, "whole number or null.* got 2.5"),
     ({"arms": {"chosen": {"run": "ms", "steps": 2, "equal_time": True}, "ce_time": {}}}, "excludes `equal_time:`"),
     ({"reported": ["nobody"]}, "are compared, but are not among the arms"),
+    ({"arms": {"chosen": {"run": "ms"}, "ce_time": {"run": "ce", "seeds": 3, "cut_to": 4}}}, "was planned with 3"),
+    ({"arms": {"chosen": {"run": "ms", "cut_to": 2}, "ce_time": {"run": "ce"}}}, r"\['chosen'\] decide the result"),
 ])  # fmt: skip
 def test_faulty_files_are_refused_in_one_sentence(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
