@@ -73,12 +73,13 @@ def run_experiment(path: Path, options: Options) -> None:
     """
     experiment = read_experiment(path)
     folder = options.results / experiment.name
-    if options.peek:
+    is_complete = not missing_runs(experiment, read_records(experiment, folder))
+    if options.peek and not is_complete:
         print(_peek(experiment, folder))
         return
-    if missing_runs(experiment, read_records(experiment, folder)):
-        if experiment.purpose == "confirmation":
-            provenance.refuse_uncommitted(path)
+    if experiment.purpose == "confirmation":
+        provenance.refuse_uncommitted(path)
+    if not is_complete:
         _run_missing(experiment, folder, options)
     print(conclude(experiment, folder))
 
@@ -131,6 +132,11 @@ def _run_missing(experiment: Experiment, folder: Path, options: Options) -> None
         """Keep the records of a seed on another machine until it is certain that the seed is run again here."""
         if not limit.may_start(run, active):
             return False
+        if provenance.hash_of_code() != code:
+            raise UsageError(
+                "the code changed since this start, so that the other runs of a seed would not pair with its first "
+                "ones: start again, and it is run again whole."
+            )
         make_room(run.seed)
         return True
 

@@ -95,6 +95,10 @@ class PlannedArm(NamedTuple):
     seeds: tuple[int, ...]
     cut_to: int | None = None
 
+    def runs_with(self, seed: int) -> bool:
+        """Say whether the arm is run with a seed."""
+        return seed in self.seeds[: self.cut_to]
+
 
 class Fold(NamedTuple):
     """Lists of the names of images, as paths of text files."""
@@ -153,7 +157,7 @@ class Experiment:
             (arm.name, seed, fold)
             for seed in self.seeds
             for arm in self.arms.values()
-            if seed in arm.seeds[: arm.cut_to]
+            if arm.runs_with(seed)
             for fold in self.folds or ("",)
         ]
 

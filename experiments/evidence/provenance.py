@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import msctr_hf
 from msctr_hf.errors import UsageError
 from msctr_hf.training.description import processor_name
 
@@ -47,8 +48,13 @@ def hash_of_code() -> str:
     """Return a hash of all files, as they are committed, that decide on the numbers of a run.
 
     Raises:
-        UsageError: If they have local changes, or are not in a git repository.
+        UsageError: If they have local changes, are not in a git repository, or are not what is imported.
     """
+    if not (imported := Path(msctr_hf.__file__)).is_relative_to(ROOT):
+        raise UsageError(
+            f"msctr_hf is imported from {imported.parent}, not from this clone, whose code is noted: install it with "
+            "`pip install -e .`."
+        )
     if changes := _git("status", "--porcelain", "--", *CODE):
         raise UsageError(
             f"{changes.split()[1]} has local changes: commit them first, since all runs of a seed need one code that "

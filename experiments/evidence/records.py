@@ -37,8 +37,16 @@ def read_records(experiment: Experiment, folder: Path) -> dict[Key, dict[str, An
     """Read the records of all runs of an experiment that are finished.
 
     Raises:
-        UsageError: If a file is not the record that its name says, or is that of another version of the experiment.
+        UsageError: If a file is not the record that its name says, or is that of another version of the experiment, or
+            of a run that was cut.
     """
+    for arm in experiment.arms.values():
+        beyond = [record_path(folder, (arm.name, seed, "")) for seed in arm.seeds if not arm.runs_with(seed)]
+        if there := [path for path in beyond if path.exists()]:
+            raise UsageError(
+                f"{there[0]} is there, though {arm.name} is cut to {arm.cut_to} seeds: only runs that were not made "
+                "can be cut; raise `cut_to:`."
+            )
     records = {}
     for key in experiment.runs():
         path = record_path(folder, key)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .plan import Comparison, Experiment
-from .verdict import Records, paired, scores_by_seed
+from .verdict import MIN_PAIRS, Records, paired, scores_by_seed
 
 Record = Mapping[str, Any]
 
@@ -31,40 +31,47 @@ def markdown(experiment: Experiment, records: Records, verdict: Mapping[str, Any
 def _conclusion(verdict: Mapping[str, Any]) -> str:
     primary = verdict["primary"]
     shown = "shown" if primary["shown"] else "not shown"
+    if primary["worse"]:
+        shown = f"no gain: {primary['arm']} is worse"
     if verdict["exploratory"]:
         shown = "exploratory, since results were looked at before all runs were finished: nothing is shown"
-    p_value = "" if primary["p_sign_flip"] is None else f", p = {_p(primary['p_sign_flip'])}"
+    p_value = "" if primary["p_sign_flip"] is None else f", p {_p(primary['p_sign_flip'], equals='= ')}"
     return f"**{primary['arm']} - {primary['baseline']}: {_points(primary)}{p_value}, {primary['n']} seeds: {shown}.**"
 
 
 def _comparisons(verdict: Mapping[str, Any]) -> str:
     lines = [
-        "| points of mIoU | seeds | difference, 95 % interval | p | p, Holm | shown |",
-        "|---|---|---|---|---|---|",
+        "| points of mIoU | seeds | difference, 95 % interval | deviation | p | p, Holm | shown |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in (verdict["primary"], *verdict["secondary"]):
         adjusted = _p(row["p_holm"]) if "p_holm" in row else "primary"
-        cells = [f"{row['arm']} - {row['baseline']}", str(row["n"]), _points(row), _p(row["p_sign_flip"]), adjusted]
-        lines.append(f"| {' | '.join(cells)} | {'yes' if row['shown'] else 'no'} |")
+        shown = "no: worse" if row["worse"] else "yes" if row["shown"] else "no"
+        lines.append(f"| {' | '.join([*_difference(row), _p(row['p_sign_flip']), adjusted, shown])} |")
+    for row in verdict["calibration"]:
+        lines.append(f"| {' | '.join(_difference(row))} | | | chance alone |")
     return "\n".join(lines)
 
 
+def _difference(row: Mapping[str, Any]) -> list[str]:
+    deviation = "" if row["deviation"] is None else f"{row['deviation']:.2f}"
+    return [f"{row['arm']} - {row['baseline']}", str(row["n"]), _points(row), deviation]
+
+
 def _points(row: Mapping[str, Any]) -> str:
-    interval = "" if row["low"] is None else f" ({row['low']:+.2f} to {row['high']:+.2f})"
+    interval = "" if row.get("low") is None else f" ({row['low']:+.2f} to {row['high']:+.2f})"
     return f"{row['mean']:+.2f}{interval}"
 
 
-def _p(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _p(value: float | None, equals: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{equals}{value:.4f}" if value >= 0.00005 else "< 0.0001"
 
 
 def _arms(experiment: Experiment, records: Records) -> str:
     """Format scores and costs of all arms: means over their seeds."""
-    some = next(iter(records.values()))
-    columns: dict[str, Callable[[Record], float | None]] = {"mIoU": lambda record: record["mean_iou"]}
-    columns |= {group: lambda record, group=group: record["groups"][group] for group in experiment.groups}  # type: ignore[misc]
-    columns["boundary IoU"] = lambda record: record["mean_boundary_iou"]
-    columns |= {video: lambda record, video=video: record["videos"][video]["mean_iou"] for video in some["videos"]}  # type: ignore[misc]
+    columns = _summaries(experiment, next(iter(records.values())))
     lines = [
         f"| | steps | seeds | {' | '.join(columns)} | s / step | min / run |",
         "|---" * (len(columns) + 5) + "|",
@@ -76,6 +83,15 @@ def _arms(experiment: Experiment, records: Records) -> str:
         cells = [arm, f"{own[0]['max_steps']:,}", str(len(own)), *scores, *costs]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _summaries(experiment: Experiment, some: Record) -> dict[str, Callable[[Record], float | None]]:
+    """Return what reads the mean IoU, those of groups and videos, and the boundary IoU of a record, by name."""
+    read: dict[str, Callable[[Record], float | None]] = {"mIoU": lambda record: record["mean_iou"]}
+    read |= {group: lambda record, group=group: record["groups"][group] for group in experiment.groups}  # type: ignore[misc]
+    read["boundary IoU"] = lambda record: record["mean_boundary_iou"]
+    read |= {video: lambda record, video=video: record["videos"][video]["mean_iou"] for video in some["videos"]}  # type: ignore[misc]
+    return read
 
 
 def _median(values: Iterable[float | None]) -> str:
@@ -92,12 +108,21 @@ def _mean_and_deviation(values: Sequence[float | None]) -> str:
 
 
 def _classes(experiment: Experiment, records: Records) -> str:
-    """Format the IoU of every class for the primary baseline, and the paired differences of all comparisons."""
+    """Format all scores but the mean IoU for the primary baseline, and the paired differences of all comparisons."""
     pairs = [*dict.fromkeys([experiment.primary, *experiment.secondary])]
     names = [f"{pair.arm} - {pair.baseline}" for pair in pairs]
     lines = [f"| IoU | {experiment.primary.baseline} | {' | '.join(names)} |", "|---" * (len(pairs) + 2) + "|"]
-    for name in next(iter(records.values()))["per_category_iou"]:
-        scores = _class_scores(records, name)
+    some = next(iter(records.values()))
+    columns: dict[str, Callable[[Record], float | None]] = {
+        name: lambda record, name=name: record["per_category_iou"][name]  # type: ignore[misc]
+        for name in some["per_category_iou"]
+    }
+    columns |= {name: column for name, column in _summaries(experiment, some).items() if name != "mIoU"}
+    for name, column in columns.items():
+        scores: dict[str, dict[int, Any]] = {}
+        for (arm, seed, _), record in records.items():
+            score = column(record)
+            scores.setdefault(arm, {})[seed] = None if score is None else 100 * score
         if any(None in seeds.values() for seeds in scores.values()):
             lines.append(f"| {name} | absent |{' |' * len(pairs)}")
             continue
@@ -105,14 +130,6 @@ def _classes(experiment: Experiment, records: Records) -> str:
         baseline = statistics.fmean(scores[experiment.primary.baseline].values())
         lines.append(f"| {name} | {baseline:.1f} | {' | '.join(differences)} |")
     return "\n".join(lines)
-
-
-def _class_scores(records: Records, name: str) -> dict[str, dict[int, Any]]:
-    scores: dict[str, dict[int, Any]] = {}
-    for (arm, seed, _), record in records.items():
-        iou = record["per_category_iou"][name]
-        scores.setdefault(arm, {})[seed] = None if iou is None else 100 * iou
-    return scores
 
 
 def _remarks(experiment: Experiment, records: Records, verdict: Mapping[str, Any]) -> list[str]:
@@ -123,13 +140,15 @@ def _remarks(experiment: Experiment, records: Records, verdict: Mapping[str, Any
         f"{some['split']} ({videos}), at one scale, by the network of the last step.",
         "- Intervals are over seeds and, with few labels, the subsets that they draw; they hold for these images. "
         "Those of comparisons after the first are not adjusted.",
+        "- The rows of arms are means ± deviations over the seeds of each arm. Arms with different numbers of seeds "
+        "are compared only by the tables of differences, which pair them seed by seed; no test was made of the "
+        "differences of classes, groups, boundaries and videos.",
     ]
-    for row in verdict["calibration"]:
-        deviation = "" if row["deviation"] is None else f", deviation {row['deviation']:.2f}"
-        lines.append(
-            f"- Chance alone: {row['arm']} - {row['baseline']} has a mean of {row['mean']:+.2f}{deviation} points "
-            f"over {row['n']} seeds."
-        )
+    lines += [
+        f"- The deviation of {row['arm']} - {row['baseline']} is a rough estimate, from {row['n']} seeds."
+        for row in verdict["calibration"]
+        if row["n"] < MIN_PAIRS
+    ]
     lines += [
         f"- Cut for time: {arm.name}, which was planned with {len(arm.seeds)} seeds, was run with {arm.cut_to}."
         for arm in experiment.arms.values()
@@ -137,12 +156,24 @@ def _remarks(experiment: Experiment, records: Records, verdict: Mapping[str, Any
     ]
     dates = sorted(record["finished"][:10] for record in records.values())
     machines = sorted({record["machine"]["processor"] for record in records.values()})
-    codes = sorted({record["code"] for record in records.values()})
     lines.append(
-        f"- {len(records)} runs, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, on {' and '.join(machines)}; "
-        f"code {', '.join(codes)}. The runs of a seed share one machine and one code."
+        f"- {len(records)} runs, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, on {' and '.join(machines)}. "
+        f"The runs of a seed share one machine and one code: {_commits(records)}."
     )
     return ["\n".join(lines)]
+
+
+def _commits(records: Records) -> str:
+    """Say at which commits the seeds of every code were run."""
+    seeds: dict[str, set[int]] = {}
+    commits: dict[str, set[str]] = {}
+    for (_, seed, _), record in records.items():
+        seeds.setdefault(record["code"], set()).add(seed)
+        commits.setdefault(record["code"], set()).add(record["commit"][:7])
+    return "; ".join(
+        f"{', '.join(sorted(commits[code]))} (seeds {', '.join(map(str, sorted(of_code)))})"
+        for code, of_code in sorted(seeds.items(), key=lambda item: min(item[1]))
+    )
 
 
 def _selection(experiment: Experiment, records: Records, verdict: Mapping[str, Any]) -> str:
@@ -162,7 +193,10 @@ def _mean_of(records: Records, arm: str, fold: str) -> str:
 
 
 def draw_differences(experiment: Experiment, records: Records, path: Path) -> None:
-    """Draw the difference of every seed, with the mean and the 95 % interval, one line for each comparison."""
+    """Draw the difference of every seed and the mean, one line for each comparison.
+
+    All but the comparisons of which only the spread counts have a 95 % interval.
+    """
     from matplotlib.figure import Figure
 
     from .paired_tests import t_interval
@@ -175,11 +209,16 @@ def draw_differences(experiment: Experiment, records: Records, path: Path) -> No
     for place, pair in enumerate(pairs):
         values = list(paired(pair, scores).values())
         axis.plot(values, [place] * len(values), "o", color=f"C{place}", alpha=0.6, markersize=5)
-        if len(values) > 1:
+        if len(values) > 1 and pair not in experiment.calibration:
             low, high = t_interval(values)
             axis.plot([low, high], [place + 0.28] * 2, color=f"C{place}", linewidth=2)
         axis.plot(statistics.fmean(values), place + 0.28, "|", color=f"C{place}", markersize=10)
-    axis.set_yticks(range(len(pairs)), [f"{pair.arm} - {pair.baseline}" for pair in pairs])
+    kinds = {experiment.primary: "primary, "} | dict.fromkeys(experiment.calibration, "chance alone, ")
+    counts = [len(paired(pair, scores)) for pair in pairs]
+    names = [
+        f"{pair.arm} - {pair.baseline}\n{kinds.get(pair, '')}{n} seeds" for pair, n in zip(pairs, counts, strict=True)
+    ]
+    axis.set_yticks(range(len(pairs)), names)
     axis.set_ylim(len(pairs) - 0.4, -0.6)
-    axis.set_xlabel("difference in points of mIoU: every seed, mean and 95 % interval")
+    axis.set_xlabel("difference in points of mIoU: every seed, mean and 95 % interval, not adjusted but for the first")
     figure.savefig(path, dpi=130)

@@ -1,8 +1,9 @@
 """Verdict on an experiment: what its runs show by the rules, once all of them are there.
 
 A primary comparison is shown if the exact two-sided sign-flip test has p <= 0.05 and the 95 % t interval is above 0; a
-secondary one if its p, adjusted by Holm within the experiment, is at most 0.05 and its mean above 0. Intervals of
-secondary comparisons are not adjusted. Differences are in points, 100 times a difference of mean IoUs.
+secondary one if its p, adjusted by Holm within the experiment, is at most 0.05 and its mean above 0. An arm is worse
+if the same holds with the other sign. Intervals of secondary comparisons are not adjusted. Differences are in points,
+100 times a difference of mean IoUs.
 """
 
 from __future__ import annotations
@@ -75,13 +76,17 @@ def compare(
 ) -> dict[str, Any]:
     """Make all comparisons of an experiment with the seeds that both arms have."""
     primary = _describe(experiment.primary, paired(experiment.primary, scores))
-    primary["shown"] = not exploratory and _is_significant(primary["p_sign_flip"]) and primary["low"] > 0
+    is_primary_clear = not exploratory and _is_significant(primary["p_sign_flip"])
+    primary["shown"] = is_primary_clear and primary["low"] > 0
+    primary["worse"] = is_primary_clear and primary["high"] < 0
     secondary = [_describe(pair, paired(pair, scores)) for pair in experiment.secondary]
     # comparisons with too few seeds for a p-value are tests too: they count in the family, and can never be shown
     adjusted = holm([1.0 if row["p_sign_flip"] is None else row["p_sign_flip"] for row in secondary])
     for row, p_holm in zip(secondary, adjusted, strict=True):
         row["p_holm"] = None if row["p_sign_flip"] is None else p_holm
-        row["shown"] = not exploratory and _is_significant(row["p_holm"]) and row["mean"] > 0
+        is_clear = not exploratory and _is_significant(row["p_holm"])
+        row["shown"] = is_clear and row["mean"] > 0
+        row["worse"] = is_clear and row["mean"] < 0
     return {
         "primary": primary,
         "secondary": secondary,
@@ -99,9 +104,7 @@ def _describe(comparison: Comparison, differences: Mapping[int, float]) -> dict[
     values = list(differences.values())
     low, high = t_interval(values) if len(values) > 1 else (None, None)
     return {
-        **comparison._asdict(),
-        "n": len(values),
-        "mean": statistics.fmean(values),
+        **_spread(comparison, differences),
         "low": low,
         "high": high,
         "p_sign_flip": sign_flip_p(values) if len(values) >= MIN_PAIRS else None,

@@ -191,6 +191,13 @@ def test_whoever_peeks_gets_a_figure_and_can_never_show_anything(small, capsys):
     assert "nothing is shown" in (small.folder / "report.md").read_text()
 
 
+def test_looking_after_the_end_takes_nothing_away(small):
+    small()
+    small(peek=True)
+    assert not (small.folder / "peeked.json").exists()
+    assert read_json(small.folder / "verdict.json")["primary"]["shown"]
+
+
 def test_an_arm_that_is_cut_for_time_keeps_its_records_and_the_report_says_so(small, tmp_path):
     small(FakeRuns(until=3))  # seed 0 whole
     path = tmp_path / "simulated.yaml"
@@ -202,6 +209,49 @@ def test_an_arm_that_is_cut_for_time_keeps_its_records_and_the_report_says_so(sm
     assert (verdict["primary"]["n"], verdict["secondary"][0]["n"]) == (6, 1)
     report = (small.folder / "report.md").read_text()
     assert "placebo, which was planned with 2 seeds, was run with 1." in report
+
+
+def test_runs_that_were_made_cannot_be_cut(small, tmp_path):
+    small(FakeRuns(until=6))  # seeds 0 and 1 whole
+    path = tmp_path / "simulated.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["arms"]["placebo"]["cut_to"] = 1
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(UsageError, match="placebo_seed_1.json is there, though placebo is cut to 1 seeds"):
+        small()
+
+
+def test_an_arm_that_is_clearly_worse_is_called_so(small, monkeypatch):
+    monkeypatch.setitem(globals(), "mean_iou", lambda arm, seed: 0.5 + 0.001 * seed - 0.01 * (arm == "chosen"))
+    small()
+    primary = read_json(small.folder / "verdict.json")["primary"]
+    assert (primary["worse"], primary["shown"]) == (True, False)
+    report = (small.folder / "report.md").read_text()
+    assert "**chosen - ce_time: -1.00 (-1.00 to -1.00), p = 0.0312, 6 seeds: no gain: chosen is worse.**" in report
+    assert "| chosen - ce_time | 6 | -1.00 (-1.00 to -1.00) | 0.00 | 0.0312 | primary | no: worse |" in report
+
+
+def test_groups_and_videos_are_compared_seed_by_seed_and_the_commits_of_all_seeds_are_named(small, here):
+    small(FakeRuns(until=3))  # seed 0 whole
+    here["code"] = "fedcba9876543210"
+    small()
+    report = (small.folder / "report.md").read_text()
+    # means of all arms differ by 1.3 points: `placebo` has two of six seeds, in which `chosen` is 1.0 and 1.1 ahead
+    for name in ("pole", "thin", "night"):
+        (row,) = (line for line in report.splitlines() if line.startswith(f"| {name} | ") and line.count("|") == 5)
+        assert row.endswith(("| +2.1 | +1.0 |", "| +2.1 | +1.1 |"))  # 1.05, rounded either way
+    assert "one code: fffffff (seeds 0); fffffff (seeds 1, 2, 3, 4, 5)." in report
+
+
+def test_a_change_of_the_code_ends_an_experiment_that_is_running(small, here):
+    class Changing(FakeRuns):
+        def write(self, run):
+            super().write(run)
+            here["code"] = "fedcba9876543210"
+
+    with pytest.raises(UsageError, match="the code changed since this start"):
+        small(Changing())
+    assert len(list(small.folder.glob("runs/*.json"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -410,11 +460,15 @@ def test_the_code_of_a_run_is_a_hash_of_what_is_committed(monkeypatch):
     monkeypatch.undo()
     answers = {"status": "", "rev-parse": "a\nb\nc\nd"}
     monkeypatch.setattr(provenance, "_git", lambda command, *arguments: answers[command])
+    monkeypatch.setattr(provenance.msctr_hf, "__file__", str(ROOT / "msctr_hf/__init__.py"))
     first = provenance.hash_of_code()
     answers["rev-parse"] = "a\nb\nc\ne"
     assert provenance.hash_of_code() != first
     answers["status"] = "M experiments/sweep.py"
     with pytest.raises(UsageError, match="experiments/sweep.py has local changes"):
+        provenance.hash_of_code()
+    monkeypatch.setattr(provenance.msctr_hf, "__file__", "/elsewhere/msctr_hf/__init__.py")
+    with pytest.raises(UsageError, match="imported from /elsewhere/msctr_hf, not from this clone"):
         provenance.hash_of_code()
 
 
