@@ -27,13 +27,15 @@ _SCORES = ("mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou")
 _SETTINGS = ("contrastive_mode", "contrastive_sampling", "train_images", "seed", "max_steps", "batch_size")
 _DEFAULTS = {name: getattr(MsctrConfig, name) for name in ("decode_head", "contrastive_mode", "contrastive_sampling")}
 _TRAINING_SCRIPTS = ("train.py", "control.py")
+_TEACHER_TERM = "pseudo_cross_entropy"  # in the log, if the steps before a line had unlabeled images
 _ENVIRONMENT = ("device", "mixed_precision", "versions", "git_commit")
 
 
 def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
     """Describe the run in a folder: its scores, its cost, the command that repeats it.
 
-    `images_per_second` is the median of the log, without validation; `used_mb` is the largest value of the log.
+    `images_per_second` is the median of the log, without validation, or a mean of two medians if only some of the steps
+    had a teacher; `used_mb` is the largest value of the log.
 
     Args:
         folder (`Path`): `OUTPUT_DIR` of `scripts/train.py`.
@@ -58,11 +60,21 @@ def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
         "subset_seed": run.get(DRAWN_IMAGES, {}).get("subset_seed"),
         "max_steps": run.get("duration", settings).get("max_steps"),
         **{name: results[name] for name in _SCORES},
-        "images_per_second": statistics.median(line["images_per_second"] for line in log),
+        "images_per_second": _images_per_second(log),
         "used_mb": max(line["used_mb"] for line in log),
         **{name: run[name] for name in _ENVIRONMENT},
         "command": _command(run["command"]),
     }
+
+
+def _images_per_second(log: Sequence[dict[str, Any]]) -> float:
+    """Average the median speeds of the phases without and with a teacher, of which every line has as many steps."""
+    phases = [
+        [line["images_per_second"] for line in log if (_TEACHER_TERM in line) == has_teacher]
+        for has_teacher in (False, True)
+    ]
+    speeds = [(statistics.median(phase), len(phase)) for phase in phases if phase]
+    return statistics.harmonic_mean(*zip(*speeds, strict=True))
 
 
 def _network(settings: dict[str, Any]) -> str:

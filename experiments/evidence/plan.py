@@ -28,7 +28,7 @@ A selection also has:
 folds:                             # lists of image names: what is trained on, and the video that is left out
   without_0016E5: {train: camvid_0001TP_0006R0.txt, validation: camvid_0016E5.txt}
 families: {contrast: [...], ce: [...]}     # of each, the arm with the highest mean over folds and seeds is chosen
-at_rest: 0.5                       # optional: instead, the first arm at most so many points above the arm before it
+at_rest: 0.5                       # optional: instead, the first from which on none gains more over the one before it
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Experiment:
         secondary, calibration (`Sequence[Comparison]`): Further comparisons; those of which only the spread counts.
         folds (`Mapping[str, Fold]`): Folds of a selection by name; empty for a confirmation.
         families (`Mapping[str, Sequence[str]]`): Arms of a selection of which one is chosen.
-        at_rest (`float`, *optional*): Points by which an arm of a selection may exceed the arm before it to be chosen.
+        at_rest (`float`, *optional*): Points that an arm of a selection, and any after it, may gain at most.
     """
 
     name: str

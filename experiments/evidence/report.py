@@ -178,11 +178,15 @@ def _commits(records: Records) -> str:
 
 def _selection(experiment: Experiment, records: Records, verdict: Mapping[str, Any]) -> str:
     folds = list(experiment.folds)
-    lines = [f"| | {' | '.join(folds)} | mean | chosen |", "|---" * (len(folds) + 3) + "|"]
-    for arm in experiment.arms:
+    lines = [
+        f"| | steps | {' | '.join(folds)} | mean | min / run | chosen |",
+        "|---" * (len(folds) + 5) + "|",
+    ]
+    for arm, planned in experiment.arms.items():
         of_fold = [_mean_of(records, arm, fold) for fold in folds]
         chosen = ", ".join(family for family, of in verdict["chosen"].items() if of == arm)
-        cells = [arm, *of_fold, f"{100 * verdict['mean_iou'][arm]:.2f}", chosen]
+        minutes = _median(record["minutes"] for key, record in records.items() if key[0] == arm)
+        cells = [arm, f"{planned.steps:,}", *of_fold, f"{100 * verdict['mean_iou'][arm]:.2f}", minutes, chosen]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Rule: {verdict['rule']}; {len(experiment.seeds)} seeds."])
 

@@ -127,8 +127,8 @@ def _select(experiment: Experiment, records: Records) -> dict[str, Any]:
     if experiment.at_rest is not None:
         chosen = {family: _at_rest(arms, scores, experiment.at_rest) for family, arms in experiment.families.items()}
         rule = (
-            f"the first arm at most {experiment.at_rest:g} points above the one before it, by the mean over folds and "
-            "seeds of mean IoU"
+            f"the first arm from which on none is more than {experiment.at_rest:g} points above the one before it, by "
+            "the mean over folds and seeds of mean IoU"
         )
         return {"rule": rule, "mean_iou": means, "chosen": chosen}
     return {
@@ -139,8 +139,16 @@ def _select(experiment: Experiment, records: Records) -> dict[str, Any]:
 
 
 def _at_rest(arms: Sequence[str], scores: Mapping[str, float], points: float) -> str | None:
-    """Return the first arm that gains at most so many points over the arm before it, `None` if there is none."""
-    return next((arm for before, arm in pairwise(arms) if scores[arm] - scores[before] <= points), None)
+    """Return the first arm from which on none gains more points over the one before it, `None` if the last one does.
+
+    A single small gain of a noisy curve is no rest.
+    """
+    first = None
+    for before, arm in reversed(list(pairwise(arms))):
+        if scores[arm] - scores[before] > points:
+            break
+        first = arm
+    return first
 
 
 def group_score(per_category: Mapping[str, float | None], names: Iterable[str]) -> float | None:

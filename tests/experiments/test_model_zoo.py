@@ -48,6 +48,14 @@ def test_a_row_has_scores_costs_and_a_command_without_local_paths(tmp_path):
     assert str(tmp_path) not in json.dumps(row)
 
 
+def test_the_speed_of_a_run_counts_its_steps_without_and_with_a_teacher(tmp_path):
+    folder = write_run(tmp_path / "run", "scripts/train.py")
+    lines = [{"step": step, "images_per_second": 8, "used_mb": 1} for step in range(30)]
+    lines += [{**line, "images_per_second": 2, "pseudo_cross_entropy": 0.5} for line in lines[:10]]
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert describe(folder)["images_per_second"] == pytest.approx(40 / (30 / 8 + 10 / 2))
+
+
 def test_the_data_set_keeps_its_name_where_a_folder_has_the_same_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "camvid").mkdir()

@@ -420,17 +420,18 @@ def test_a_selection_chooses_the_arm_with_the_highest_mean_of_each_family(select
 def test_a_selection_may_choose_the_first_arm_at_rest(selection, tmp_path, monkeypatch, capsys):
     path, data = selection
     content = yaml.safe_load(path.read_text())
-    names = ["one", "two", "four", "eight"]
+    names = ["one", "two", "four", "eight", "sixteen"]
     arms = {name: {"run": "ce", "steps": number} for number, name in enumerate(names, 1)}
-    content |= {"arms": arms, "families": {"ce": names, "shorter": names[:2]}, "at_rest": 0.5}
+    families = {"ce": names, "shorter": names[:3], "rising": names[:4]}
+    content |= {"arms": arms, "families": families, "at_rest": 0.5}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    scores = {"one": 0.5, "two": 0.51, "four": 0.514, "eight": 0.53}
+    scores = {"one": 0.5, "two": 0.51, "four": 0.514, "eight": 0.53, "sixteen": 0.532}
     monkeypatch.setitem(globals(), "mean_iou", lambda arm, seed: scores[arm] + 0.01 * seed)
     monkeypatch.setattr(bench, "run_all", FakeRuns())
     run_experiment(path, Options(tmp_path / "runs", ("--data_dir", str(data)), results=tmp_path / "results"))
     choice = read_json(tmp_path / "results/selection/choice.json")
-    assert choice["chosen"] == {"ce": "four", "shorter": None}
-    assert "at most 0.5 points above the one before it" in capsys.readouterr().out
+    assert choice["chosen"] == {"ce": "sixteen", "shorter": "four", "rising": None}
+    assert "from which on none is more than 0.5 points above the one before it" in capsys.readouterr().out
     assert read_json(tmp_path / "results/selection/runs/four_without_a_seed_1.json")["max_steps"] == 3
 
 
