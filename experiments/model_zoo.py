@@ -34,8 +34,8 @@ _ENVIRONMENT = ("device", "mixed_precision", "versions", "git_commit")
 def describe(folder: Path, arm: str | None = None) -> dict[str, Any]:
     """Describe the run in a folder: its scores, its cost, the command that repeats it.
 
-    `images_per_second` is the median of the log, without validation, or a mean of two medians if only some of the steps
-    had a teacher; `used_mb` is the largest value of the log.
+    `images_per_second` is the median of the log, without validation, or a mean of two medians if only some steps had a
+    teacher; `used_mb` is the largest value of the log.
 
     Args:
         folder (`Path`): `OUTPUT_DIR` of `scripts/train.py`.
