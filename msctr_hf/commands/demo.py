@@ -3,7 +3,7 @@
 msctr demo --model runs/quickstart           # then open http://127.0.0.1:7860
 
 As a Space of the Hub: the two lines `from msctr_hf.commands.demo import main` and `main([])` as app.py,
-`msctr_hf[demo]` in requirements.txt, the variable MSCTR_MODEL = USER/NAME.
+`msctr_hf[demo] @ git+https://github.com/OWNER/msctr_hf` in requirements.txt, the variable MSCTR_MODEL = USER/NAME.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from .keywords import Keywords
 from .quiet import without_bars_of_transformers
 
 _GROUPS = (ModelSettings, DataSettings, TrainingSettings, HubSettings)
+_OF_ONE_LAUNCH = {"--resume", "--overwrite_output_dir", "--output_dir", "--dry_run"}  # they say nothing about a run
 
 
 def command_line() -> CommandLine:
@@ -32,8 +33,13 @@ def command_line() -> CommandLine:
 
 def main(argv: Sequence[str]) -> None:
     """Run `msctr train` with the arguments that follow it on the command line."""
-    if not argv:  # the defaults alone would train the network of a paper on synthetic scenes, for weeks on a CPU
-        command_line().error("nothing to train: give a recipe, such as --config quickstart, or --dataset NAME.")
+    # the defaults alone would train the network of a paper on synthetic scenes, for weeks on a CPU
+    flags = {word.split("=")[0] for word in argv if word.startswith("--")}
+    if flags <= _OF_ONE_LAUNCH and not {"-h", "--help"} & set(argv):
+        command_line().error(
+            "nothing to train: give a recipe, such as --config quickstart, or --dataset NAME; a run is resumed by its "
+            "whole command and --resume auto."
+        )
     command_line().run(argv, _train_and_print)
 
 

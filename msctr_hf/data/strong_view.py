@@ -16,7 +16,10 @@ from .color_jitter import WHITE, jitter_colors, luma
 JITTER_PROBABILITY, GRAY_PROBABILITY, BLUR_PROBABILITY = 0.8, 0.2, 0.5
 LARGEST_CHANGE = 0.5  # of the factors of brightness, contrast and saturation
 LARGEST_TURN = 0.15  # of hues; the shift of `jitter_colors` ends at a sixth of a turn
-BLUR_RANGE = (0.1, 2.0)  # standard deviation, in pixels
+BLUR_RANGE = (0.1, 2.0)  # standard deviation, in pixels of a crop whose shorter side is BLURRED_SIDE or more
+BLURRED_SIDE = (
+    512  # the blur of UniMatch is for crops of 321 to 801 pixels; in small ones, it would erase thin objects
+)
 _REACH = 4  # standard deviations after which the weights of a blur are cut off
 
 
@@ -52,7 +55,8 @@ class StrongView:
                 changed = luma(changed).expand_as(changed).clone()
         if random.random() < BLUR_PROBABILITY:
             smallest, largest = BLUR_RANGE
-            changed = blur(changed, random.uniform(smallest, max(smallest, largest * self.strength)))
+            largest *= self.strength * min(1, min(pixels.shape[1:]) / BLURRED_SIDE)
+            changed = blur(changed, random.uniform(smallest, max(smallest, largest)))
         return changed
 
     def _jittered(self, pixels: torch.Tensor, random: np.random.Generator) -> torch.Tensor:

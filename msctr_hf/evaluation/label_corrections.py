@@ -56,7 +56,7 @@ def write_corrected_labels(
 
     Only images with an accepted region get a file, under the name of their label file; only the pixels of the region
     change. Where labels are not files, as in a parquet copy, the files are named after the image ids and hold train
-    ids, 255 where ignored. There is no corrections.csv if several images have the id of a corrected one.
+    ids, 255 where ignored. Then, and if several images have the id of a corrected one, there is no corrections.csv.
 
     Args:
         accepted (`str` or `Path`): List that the report downloaded.
@@ -88,10 +88,10 @@ def write_corrected_labels(
         written_whole(folder, "write_labels", last=CORRECTIONS) as partial,
     ):
         names = _write_files(by_place, partial, dataset, spec, data_dir)
-        shared = _shared_ids(names, dataset, spec, data_dir)
-        if not shared:
+        shared, are_files = _shared_ids(names, dataset, spec, data_dir), files_of(dataset, "label") is not None
+        if are_files and not shared:
             _write_table({**names, **_copied(earlier, names, partial)}, partial / CORRECTIONS)
-    return Written(len(regions), len(by_place), _note(shared, are_files=files_of(dataset, "label") is not None))
+    return Written(len(regions), len(by_place), _note(shared, are_files))
 
 
 def _write_files(
@@ -126,13 +126,16 @@ def _write_table(names: Mapping[str, Path | None], path: Path) -> None:
 
 
 def _note(shared: Sequence[str], are_files: bool) -> str:
+    if not are_files:
+        return (
+            f"{CORRECTIONS} was not written, since the labels of this data set are not files: the values are train "
+            "ids, 255 where ignored; check the folder of which it is a copy to get files that --corrections can read."
+        )
     if shared:
         return (
             f"{CORRECTIONS} was not written, since several images have the id {shared[0]!r}: copy the files over "
             "those of the data set, or give the images names of their own."
         )
-    if not are_files:
-        return "The values are train ids, 255 where ignored, since the labels of this data set are not files."
     return ""
 
 

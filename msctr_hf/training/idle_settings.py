@@ -37,6 +37,7 @@ def idle_settings(settings: Mapping[str, Any]) -> set[str]:
         ("backbone_learning_rate_factor",): settings.get("freeze_backbone") is True,
         ("tile_overlap",): _are_none(settings, "tile_size"),
         ("unlabeled_mix",): images_in_batch == 1,
+        ("pseudo_label_class_share",): settings.get("pseudo_label_threshold") == 0,
         ("color_jitter",): not _has_colors(settings.get("num_channels"), settings.get("value_type")),
         ("momentum",): settings.get("optimizer", "sgd") != "sgd",
         ("adam_betas",): settings.get("optimizer") == "sgd",

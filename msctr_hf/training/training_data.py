@@ -117,7 +117,7 @@ def build_unlabeled_loader(
     augmentation = UnlabeledAugmentation(
         # the first crop, since no class is known that could cover too much of it
         replace(training, max_class_share=math.inf),
-        StrongView(data_arguments.unlabeled_strength, data_arguments.color_jitter and has_colors, training.white),
+        StrongView(data_arguments.unlabeled_strength, has_colors, training.white),
         len(data_arguments.spec.classes),
     )
     return training_loader(

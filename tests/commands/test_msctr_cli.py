@@ -65,9 +65,10 @@ MISSPELLED = [  # module, words before the flag, misspelled flag, intended flag
 ]
 
 
-def test_training_without_any_setting_asks_for_a_recipe_or_a_data_set(capsys):
+@pytest.mark.parametrize("words", [[], ["--resume", "auto"], ["--resume=auto", "--output_dir", "runs/mine"]])
+def test_training_without_any_setting_asks_for_a_recipe_or_a_data_set(capsys, words):
     with pytest.raises(SystemExit) as stopped:
-        importlib.import_module("msctr_hf.commands.train").main([])
+        importlib.import_module("msctr_hf.commands.train").main(words)
     assert stopped.value.code == 2
     assert "nothing to train: give a recipe, such as --config quickstart" in capsys.readouterr().err
 

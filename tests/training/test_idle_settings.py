@@ -34,6 +34,7 @@ DEFAULTS = {
     ({"num_channels": 3, "value_type": "uint16"}, "", "color_jitter"),
     ({"num_channels": 3}, "", "color_jitter"),
     ({"unlabeled": "test", "unlabeled_batch_size": 1}, "unlabeled_mix", "unlabeled_strength"),
+    ({"unlabeled": "test", "pseudo_label_threshold": 0}, "pseudo_label_class_share", "pseudo_label_threshold"),
 ])  # fmt: skip
 def test_a_setting_is_idle_where_another_one_switches_off_what_it_is_about(changes, idle, used):
     found = idle_settings({**DEFAULTS, **changes})

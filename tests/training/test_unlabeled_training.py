@@ -195,6 +195,31 @@ def test_the_student_gets_strong_views_with_labels_of_the_average_in_evaluation_
     assert calls == [{}, taught, taught]
 
 
+@pytest.mark.parametrize(("strength", "are_changed"), [(1.0, True), (0.0, False)])
+def test_strong_views_have_other_colors_also_where_labeled_images_keep_theirs(
+    data, tmp_path, monkeypatch, strength, are_changed
+):
+    weak, strong = [], []
+    predict, forward = MeanTeacher._predict, MsctrForSemanticSegmentation.forward
+
+    def recording(self, pixel_values):
+        weak.append(pixel_values.mean(dim=(0, 2, 3)))
+        return predict(self, pixel_values)
+
+    def seeing(self, pixel_values, labels=None, **others):
+        if others:
+            strong.append(others["unlabeled_pixel_values"].mean(dim=(0, 2, 3)))
+        return forward(self, pixel_values, labels, **others)
+
+    monkeypatch.setattr(MeanTeacher, "_predict", recording)
+    monkeypatch.setattr(MsctrForSemanticSegmentation, "forward", seeing)
+    few = {"unlabeled_batch_size": 1, "unlabeled_start_step": 0, "max_steps": 4, "validation_steps": 4}
+    train(data, tmp_path / "run", color_jitter=False, unlabeled_strength=strength, **few)
+    change = (torch.stack(weak) - torch.stack(strong)).abs().max()  # of the mean color of a crop; blur keeps it
+    assert (change > 0.2) == are_changed
+    assert are_changed or change < 0.05
+
+
 def test_labeled_images_are_those_of_a_run_without_others(data, tmp_path, monkeypatch):
     seen, forward = {}, MsctrForSemanticSegmentation.forward
 
