@@ -89,7 +89,8 @@ def load_segmentation_dataset(
     Returns:
         `datasets.Dataset`: rows with `image` (RGB image; with `num_channels`, an array (H, W, N)), `label` (image of
         mode L: train ids, 255 where ignored) and `image_id`. Files are read, mapped and checked when a row is
-        accessed.
+        accessed. Change rows after that, as in a collate function: `Dataset.map` would store train ids, which are then
+        mapped a second time, and `with_format` and `set_transform` replace what reads the files.
 
     Raises:
         UsageError: If the data set is unknown or incomplete, or its files hold train ids instead of its label values.

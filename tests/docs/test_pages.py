@@ -75,7 +75,7 @@ def test_make_targets_that_are_named_exist():
 
 
 def test_the_test_command_of_the_readme_is_what_ci_runs():
-    constraints, command = re.search(r'pip install -c (\S+) "\.\[dev\]" && (pytest .*)`', README).groups()
+    constraints, command = re.search(r'pip install -c (\S+) -e "\.\[dev\]" && (pytest .*)`', README).groups()
     ci = (ROOT / ".ci/run").read_text()
     assert f"tested={constraints}\n" in ci
     assert '"${constraints[@]}" ".[dev]"' in ci
