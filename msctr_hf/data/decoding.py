@@ -77,6 +77,8 @@ class ReadSamples:
     def _read(self, batch: Batch) -> Batch:
         if self.embedded:
             _refuse_missing(batch, ("image", "label") if self.with_labels else ("image",))
+        else:
+            _refuse_stored(batch)
         if not self.with_labels:
             return self._read_images(batch)
         if not self.with_images:
@@ -163,6 +165,16 @@ def _refuse_missing(batch: Batch, columns: Sequence[str]) -> None:
                     f"The copy does not contain the {column} of {image_id}, only the path {file.get('path')}, which "
                     "is not followed; write a copy that contains the files (`msctr prepare`, or save_to_disk)."
                 )
+
+
+def _refuse_stored(batch: Batch) -> None:
+    """Refuse rows of files in which something else was stored: their labels would be mapped a second time."""
+    for column in ("image", "label"):
+        if any(file and file.get("bytes") and not file.get("path") for file in batch.get(column, ())):
+            raise UsageError(
+                f"The {column} of these rows was stored by `Dataset.map`, whose labels are train ids already and "
+                "would be mapped a second time; change samples when they are read, as in a collate function."
+            )
 
 
 def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:

@@ -21,9 +21,11 @@ from ..data.channels import size_of
 from ..errors import UsageError, as_usage_error, first_line, warn_caller
 from ..progress import progress
 from .embedding_maps import Embedder
+from .finite import naming_the_image
 from .settings import InferenceSettings, Size
 
 _FORMAT = "msctr embedding bank 1"
+_NUMBERS_AT_ONCE = 2**24  # of found rows, while their cosines are computed
 _TENSORS = ("prototypes", "prototype_labels", "embeddings", "labels", "images", "pixels")
 _K_MEANS_STARTS = 4
 # settings of image processors that change no pixel value: what concerns labels, logits, or the loading of code
@@ -99,7 +101,7 @@ class EmbeddingBank:
         """
         path = Path(path)
         refuse_other_files(path)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         facts = json.dumps({each.name: getattr(self, each.name) for each in fields(self) if each.name not in _TENSORS})
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
         metadata = {"format": _FORMAT, "facts": facts, "checksum": _checksum(facts, tensors)}
@@ -230,7 +232,8 @@ def index_dataset(
     random = np.random.default_rng(seed)
     kept = [_ClassSample(pixels_per_class) for _ in classes]
     for sample in progress(samples, title="indexing", unit="image"):
-        _add_image(kept, embedder, sample, random)
+        with naming_the_image(sample["image_id"]):
+            _add_image(kept, embedder, sample, random)
     found = [label for label, pixels in enumerate(kept) if len(pixels.keys)]
     if not found:
         raise UsageError("No pixel of these images is labeled with a class, so there is nothing to index.")
@@ -340,7 +343,12 @@ def _search_with_scikit_learn(rows: np.ndarray, queries: np.ndarray, k: int) -> 
     except ImportError:
         raise UsageError("Searching a bank needs scikit-learn: pip install scikit-learn.") from None
     found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(queries, return_distance=False)
-    return np.einsum("md,mkd->mk", queries, rows[found]), found
+    cosines = np.empty(found.shape, np.float32)
+    at_once = max(1, _NUMBERS_AT_ONCE // (k * rows.shape[1]))  # the found rows of all queries may not fit into memory
+    for start in range(0, len(queries), at_once):
+        part = slice(start, start + at_once)
+        cosines[part] = np.einsum("md,mkd->mk", queries[part], rows[found[part]])
+    return cosines, found
 
 
 def _search_with_faiss(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import hashlib
 import heapq
 import html
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -28,12 +29,14 @@ from ..progress import progress
 from .boundary_iou import near_outline
 from .embedding_bank import describe_embedder
 from .embedding_maps import Embedder
+from .finite import naming_the_image
 from .settings import Size
 from .visualization import OUTLINE_COLOR, overlay, viewable
 
 PAGE = "find.html"
 _CHANNELS = 32  # converted to float32 at a time, which stay in the cache: six times as fast as all 1024
 _RANKED_FILE = re.compile(r"\d{3,}(_mask)?\.png")
+_UNFINISHED = '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<p>This search was not finished.</p>\n'
 _OPACITY = 0.3  # so that the color of what was found is still seen
 _SHOWN_SIZE = 300  # pixels of a figure on the page, at which a line must be seen
 _STYLE = (
@@ -201,7 +204,7 @@ class EmbeddedImages:
         if (known := _read_kept(kept, described)) is not None:
             return known
         made = self._embed(path)
-        partial = kept.with_name(f"{kept.name}.partial")
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")  # another search may keep the same image
         try:
             with as_usage_error(OSError, prefix=f"`cache_dir`: {self.cache_dir} cannot be written: "):
                 self.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -258,7 +261,8 @@ def find_alike(
     unreadable = []
     for place, path in enumerate(progress(list(paths), title="searching", unit="image")):
         try:
-            image = images(path)
+            with naming_the_image(path):
+                image = images(path)
         except UnreadableImageError as error:
             unreadable.append(str(error))
             continue
@@ -314,6 +318,8 @@ def write_found(
     output_dir = Path(output_dir)
     refuse_other_folders(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    # an earlier page would show the pictures of this search under its own captions
+    (output_dir / PAGE).write_text(_UNFINISHED, encoding="utf-8")
     for path in output_dir.iterdir():
         if _RANKED_FILE.fullmatch(path.name):
             path.unlink()

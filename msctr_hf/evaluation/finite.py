@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -14,6 +15,15 @@ _TENSORS_NAMED = 3
 
 class NotFiniteError(UsageError):
     """Mistake of a network: its weights or its logits are NaN or infinite, so that it predicts nothing."""
+
+
+@contextmanager
+def naming_the_image(name: object) -> Iterator[None]:
+    """Put the name of an image before the message if a network has outputs for it that are not finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{name}: {error}") from error
 
 
 def find_fault_of_weights(model: nn.Module) -> str | None:

@@ -37,6 +37,7 @@ from ..errors import UsageError, as_usage_error
 from ..progress import progress
 from .embedding_bank import EmbeddingBank, describe_embedder, index_dataset, load_bank
 from .embedding_maps import Embedder
+from .finite import naming_the_image
 from .label_regions import Region, find_components, load_regions, pixels_of_cells, save_regions, suggest_classes
 
 STATE_FILE, REGIONS_FILE, TABLE = "check_labels.json", "regions.npz", "suspects.csv"
@@ -424,7 +425,9 @@ def _regions_of(check: LabelCheck, dataset: Dataset, place: int, folder: Path) -
     path = folder / f"{place:06d}.npz"
     with suppress(OSError, ValueError):  # missing or damaged
         return load_regions(path)[0]
-    regions = check(place, dataset[place])
+    sample = dataset[place]
+    with naming_the_image(sample["image_id"]):
+        regions = check(place, sample)
     folder.mkdir(exist_ok=True)
     save_regions(path, regions)
     return regions

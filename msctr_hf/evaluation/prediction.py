@@ -134,7 +134,7 @@ def _label_maps(
     """Yield the class maps of the images that can be read; an error of the network names the image."""
     try:
         yield from predictor(_readable(predictor.channels, targets, waiting, unreadable))
-    except NotFiniteError as error:
+    except NotFiniteError as error:  # the name is known only then
         raise NotFiniteError(f"{waiting[0][2].name}: {error}") from error
 
 

@@ -354,6 +354,11 @@ def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> P
     if isinstance(backbone_config, PreTrainedConfig):
         return backbone_config
     options = dict(backbone_config)
+    if options.get("use_pretrained_backbone") or (options.get("timm_kwargs") or {}).get("pretrained"):
+        raise ValueError(
+            "`backbone_config` describes a network and loads no weights: leave `pretrained` out, and give "
+            "`--backbone_weights hub` (msctr train) or call `load_backbone_weights(model, 'hub')`."
+        )
     model_type = options.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(

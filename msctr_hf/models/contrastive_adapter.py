@@ -189,6 +189,8 @@ class ContrastiveAdapter(PreTrainedModel, PixelEmbeddings):
             raise ValueError(
                 "`unlabeled_pixel_values`: an adapted model does not learn from unlabeled images; leave them out."
             )
+        if output_hidden_states is None:
+            output_hidden_states = self.model.config.output_hidden_states
         contrasts = labels is not None and self.training and self.contrastive_loss is not None
         if contrasts and labels.is_cuda:
             mark_complete(labels)
@@ -409,7 +411,11 @@ def _hidden_states_of_blank_image(model: PreTrainedModel, size: tuple[int, int])
     parameter = next(model.parameters())
     image = torch.zeros((1, 3, *size), device=parameter.device, dtype=parameter.dtype)
     with _evaluation_mode(model), torch.no_grad():
-        output = model(pixel_values=image, output_hidden_states=True, return_dict=True)
+        try:
+            output = model(pixel_values=image, output_hidden_states=True, return_dict=True)
+        except (TypeError, ValueError) as error:  # a prompt is missing, for example
+            brief = str(error).splitlines()[0]
+            raise _not_adapted(model, f"it does not run on an image alone ({brief})") from error
     logits, num_labels = getattr(output, "logits", None), model.config.num_labels
     if logits is None or logits.ndim != 4 or logits.shape[1] != num_labels:
         raise _not_adapted(model, f"it returns no logits of {num_labels} classes for every pixel")

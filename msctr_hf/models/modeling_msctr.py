@@ -112,7 +112,11 @@ class MsctrPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over this batch: it cannot use the Trainer's num_items_in_batch
     _supports_sdpa = True
-    _no_split_modules: list[str] = []
+    # additions inside of these need tensors of one device
+    _no_split_modules = [
+        "MsctrTimmBackbone",
+        *(head.__name__ for head in (*DECODE_HEADS.values(), AuxiliaryHead, ProjectionHead, SimpleFeaturePyramid)),
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -217,7 +221,8 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
                 the coarsest stride.
             labels (`torch.Tensor` of shape `(B, H', W')`, int64, *optional*): Classes or the ignore index.
             output_projections (`bool`, *optional*): Whether to return the projections, also in evaluation mode.
-            output_hidden_states (`bool`, *optional*): Whether to return the stage maps of the backbone.
+            output_hidden_states (`bool`, *optional*): Whether to return the stage maps of the backbone; by default as
+                the configuration says, which does not.
             kwargs: Unlabeled images as below, in training mode with `labels`, and on all processes or none.
                 `return_dict=False` returns a tuple of the entries that are not `None`. Others are ignored.
             unlabeled_pixel_values (`torch.Tensor` of shape `(U, C, H', W')`, *optional*): Normalized images without
@@ -233,6 +238,8 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
             ValueError: If labels do not match the images, one of the arguments for unlabeled images is missing or does
                 not match the others, or projections are requested from a network without a projection head.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if output_projections and self.projection_head is None:
             raise ValueError("The network has no projection head: it was configured with `contrastive_mode='ce'`.")
         self._check_channels("pixel_values", pixel_values)

@@ -26,6 +26,15 @@ def test_splits_joined_by_plus_are_one_data_set(tmp_path):
     assert np.asarray(dataset[1]["label"]).tolist() == [[0] * 3] * 2
 
 
+def test_rows_that_were_stored_with_train_ids_are_not_mapped_a_second_time(tmp_path):
+    layout = LAYOUTS["cadis_task3"]
+    rows = load_segmentation_dataset("cadis_task3", "train", layout.write(tmp_path))
+    assert rows.filter(lambda row: True).select([0])[0]["image_id"] == rows[0]["image_id"]
+    stored = rows.map(lambda row: {"image": row["image"].resize((4, 4)), "label": row["label"].resize((4, 4), 0)})
+    with pytest.raises(UsageError, match="was stored by `Dataset.map`, whose labels are train ids already"):
+        stored[0]
+
+
 def test_corrections_leave_images_out_and_replace_labels(tmp_path):
     layout = LAYOUTS["cadis_task3"]
     layout.write(tmp_path)

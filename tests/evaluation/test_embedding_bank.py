@@ -110,8 +110,9 @@ def test_a_saved_bank_is_bit_equal_when_it_is_loaded(bank, tmp_path, embedder):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["bank.safetensors"]
 
 
-@pytest.mark.parametrize("use_faiss", [False, True], ids=["scikit-learn", "faiss"])
-def test_neighbors_equal_brute_force(use_faiss):
+@pytest.mark.parametrize(("use_faiss", "at_once"), [(False, 2**24), (False, 500), (True, 2**24)])
+def test_neighbors_equal_brute_force(use_faiss, at_once, monkeypatch):
+    monkeypatch.setattr(embedding_bank, "_NUMBERS_AT_ONCE", at_once)  # 500: the rows of two of the forty queries
     if use_faiss:
         pytest.importorskip("faiss", reason="faiss is not installed")
     random = np.random.default_rng(0)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.commands import find
 from msctr_hf.errors import UsageError
+from msctr_hf.evaluation import finding
 from msctr_hf.evaluation.embedding_maps import Embedder
 from msctr_hf.evaluation.finding import (
     EmbeddedImages,
@@ -199,8 +200,27 @@ def test_only_images_that_cannot_be_read_are_left_out_of_a_search(embedder, fold
     with pytest.raises(UsageError, match=r"`cache_dir`: .*broken.png.* cannot be written"):
         find_alike(EmbeddedImages(embedder, path), paths, queries, threshold=0.9, top=9)
     monkeypatch.setattr(Embedder, "_embed", lambda *_: (_ for _ in ()).throw(NotFiniteError("not finite")))
-    with pytest.raises(NotFiniteError):
+    with pytest.raises(NotFiniteError, match="0.png: not finite"):
         find_alike(EmbeddedImages(embedder), paths, queries, threshold=0.9, top=9)
+
+
+def test_the_page_of_an_earlier_search_does_not_stay_over_the_pictures_of_an_interrupted_one(
+    embedder, folder, paths, tmp_path, monkeypatch
+):
+    query = Query(Image.open(folder / "images/0.png"), pixels=[10, 20])
+    found, _ = find_alike(EmbeddedImages(embedder), paths, embed_query(embedder, query), threshold=0.5, top=9)
+    write_found(found, query, tmp_path / "out", 0.5)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finding, "draw_mask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_found(found, query, tmp_path / "out", 0.5)
+    assert "This search was not finished" in (tmp_path / "out/find.html").read_text()
+    write_found(found, query, tmp_path / "out", 0.5)
+    assert "The most similar images first" in (tmp_path / "out/find.html").read_text()
 
 
 class Page(HTMLParser):

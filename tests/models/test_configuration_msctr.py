@@ -35,6 +35,11 @@ def test_settings_can_be_overridden_when_loading(tiny_config, tmp_path):
         ({"dropout": 1.5}, "dropout"),
         ({"contrastive_max_anchors": 0}, "at least 1"),
         ({"backbone_config": {"backbone": "resnet18"}}, "model_type"),
+        (
+            {"backbone_config": {"model_type": "timm_backbone", "timm_kwargs": {"pretrained": True}}},
+            "loads no weights",
+        ),
+        ({"backbone_config": {"model_type": "swin", "use_pretrained_backbone": True}}, "loads no weights"),
     ],
 )
 def test_wrong_settings_are_named_in_the_error(settings, message):

@@ -182,6 +182,11 @@ def universal(name):
     return transformers.Mask2FormerForUniversalSegmentation(transformers.Mask2FormerConfig(**settings))
 
 
+class NeedsPrompt(SegformerForSemanticSegmentation):
+    def forward(self, pixel_values, prompt_pixel_values, labels=None, **kwargs):
+        return super().forward(pixel_values, labels, **kwargs)
+
+
 NOT_ADAPTED = {
     "four channels": (with_channels(4), "SegformerForSemanticSegmentation cannot be adapted: it reads images of 4 ch"),
     "one channel": (with_channels(1), "it reads images of 1 channel"),
@@ -215,6 +220,10 @@ NOT_ADAPTED = {
     "torchvision": (
         lambda: lraspp_mobilenet_v3_large(weights=None, weights_backbone=None),
         "LRASPP cannot be adapted: it is not a model of transformers",
+    ),
+    "prompt": (
+        lambda: NeedsPrompt(segformer().config),
+        r"NeedsPrompt cannot be adapted: it does not run on an image alone \(.*prompt_pixel_values",
     ),
     "name": (lambda: "nvidia/mit-b0", "str cannot be adapted: it is not a model of transformers"),
     "adapter": (lambda: ContrastiveAdapter(segformer()), "it has the contrastive objective built in"),

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate import infer_auto_device_map
 from conftest import SWIN_TINY, TIMM_TINY
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
 from torch import nn
@@ -53,6 +54,27 @@ def test_the_trainer_of_transformers_trains_an_adapted_model(tiny_batch, tmp_pat
         name.split(".")[0] for name, value in adapter.state_dict().items() if not torch.equal(value, start[name])
     }
     assert changed == {"model", "projection_head"}
+
+
+@pytest.mark.parametrize("is_adapted", [False, True])
+def test_hidden_states_are_returned_if_the_configuration_says_so(tiny_config, tiny_batch, is_adapted):
+    model = adapted_segformer() if is_adapted else MsctrForSemanticSegmentation(tiny_config())
+    config = model.model.config if is_adapted else model.config
+    model.eval()
+    with torch.no_grad():
+        assert model(tiny_batch["pixel_values"]).hidden_states is None
+        config.output_hidden_states = True
+        assert len(model(tiny_batch["pixel_values"]).hidden_states) == 4
+        assert model(tiny_batch["pixel_values"], output_hidden_states=False).hidden_states is None
+
+
+@pytest.mark.parametrize("decode_head", DECODE_HEADS)
+def test_a_device_map_keeps_every_head_and_the_backbone_whole(tiny_config, decode_head):
+    model = MsctrForSemanticSegmentation(tiny_config(decode_head))
+    memory = {0: 400_000, 1: 400_000, "cpu": 10**9}  # bytes: no part but the smallest heads fits
+    whole = infer_auto_device_map(model, memory, no_split_module_classes=model._no_split_modules)
+    assert whole
+    assert all("." not in name for name in whole)
 
 
 @pytest.mark.parametrize(
