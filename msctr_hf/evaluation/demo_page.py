@@ -18,6 +18,7 @@ from ..data.image_files import IMAGE_SUFFIXES, files_below
 from ..data.loading import load_segmentation_dataset
 from ..data.synthetic import SYNTHETIC_CLASSES
 from ..errors import UsageError
+from .embedding_maps import EmbeddingTile
 from .embeddings import similarity_maps, stage_features
 from .find_tab import build_find_tab
 from .predictor import Predictor, names_by_label
@@ -48,13 +49,13 @@ class Segmented:
     Args:
         image (`Image`): RGB image.
         labels (`np.ndarray` of shape `(H, W)`): Predicted class of every pixel.
-        projections (`dict[int, torch.Tensor]`): Unit projections of every stage, float16, on the CPU, since they are
+        projections (`dict[int, EmbeddingTile]`): Unit projections of every stage, float16, on the CPU, since they are
             kept for every visitor; empty without a projection head.
     """
 
     image: Image.Image
     labels: np.ndarray
-    projections: dict[int, torch.Tensor]
+    projections: dict[int, EmbeddingTile]
 
 
 def segment_image(predictor: Predictor, path: str | Path) -> Segmented:
@@ -67,7 +68,10 @@ def segment_image(predictor: Predictor, path: str | Path) -> Segmented:
     labels = next(predictor([image]))
     has_projections = getattr(predictor.model, "projection_head", None) is not None
     projections = stage_features(predictor, image) if has_projections else {}
-    kept = {stage: stage_map.to("cpu", torch.float16) for stage, stage_map in projections.items()}
+    kept = {
+        stage: tile._replace(embeddings=tile.embeddings.to("cpu", torch.float16))
+        for stage, tile in projections.items()
+    }
     return Segmented(image, labels, kept)
 
 
@@ -77,7 +81,7 @@ def similarity_figures(segmented: Segmented, column: int, row: int) -> list[Imag
     maps = similarity_maps(segmented.projections, (row, column), size)
     shown = []
     for cosines in maps.values():
-        shading = Image.fromarray(_diverging(cosines)).resize(segmented.image.size, Image.Resampling.NEAREST)
+        shading = Image.fromarray(_diverging(cosines))
         _mark(shading, column, row)
         shown.append(shading)
     return shown

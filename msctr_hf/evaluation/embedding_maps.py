@@ -117,7 +117,7 @@ class Embedder:
             ]
             maps = self._embed(torch.stack(crops))
             # the same for all batches, since all windows have one size
-            rows, columns = (_Axis(*sides) for sides in zip(size, window, (tops, lefts), maps.shape[-2:], strict=True))
+            rows, columns = (Axis(*sides) for sides in zip(size, window, (tops, lefts), maps.shape[-2:], strict=True))
             in_image = rows.pixels_of(image_height), columns.pixels_of(image_width)
             extent = rows.extent_of(image_height), columns.extent_of(image_width)
             for (top, left), embeddings in zip(batch, maps, strict=True):
@@ -180,7 +180,7 @@ def _is_in(places: np.ndarray, part: slice) -> np.ndarray:
     return (places >= part.start) & (places < part.stop)
 
 
-class _Axis:
+class Axis:
     """Cells of a map along one side of an image, each with the window that it is taken from.
 
     Args:

@@ -15,11 +15,11 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from ..data.channels import size_of
 from ..errors import UsageError, as_usage_error
-from ..models.anchor_sampling import resize_labels
 from ..models.image_processing_msctr import pad
 from ..progress import progress
-from .embedding_maps import embedding_network
+from .embedding_maps import Axis, EmbeddingTile, embedding_network
 from .finite import finite_outputs
 from .predictor import Predictor
 from .visualization import MAX_ASPECT
@@ -73,8 +73,8 @@ def choose_sample(dataset: Dataset, image_id: str | None) -> dict[str, Any]:
 @torch.no_grad()
 def stage_features(
     predictor: Predictor, image: Image.Image | np.ndarray, features: str = "projection"
-) -> dict[int, torch.Tensor]:
-    """Compute unit features (C, h, w) of an image for every stage, finest first.
+) -> dict[int, EmbeddingTile]:
+    """Compute unit features of an image for every stage, finest first, each as one tile with the places of its cells.
 
     The image is padded as for a prediction; cells that lie in the padding only are left out.
 
@@ -91,14 +91,19 @@ def stage_features(
         network.embedding_stages(features)
     dtype = next(network.parameters()).dtype
     pixel_values, preparation = predictor.prepare([image]).to(dtype), predictor.preparation
-    size = pixel_values.shape[-2:]
-    height, width = (-(-side // preparation.size_divisor) * preparation.size_divisor for side in size)
-    maps = network.stage_embeddings(pad(pixel_values, (height, width), preparation.padding_mode), features)
+    size, (image_width, image_height) = pixel_values.shape[-2:], size_of(image)
+    padded = tuple(-(-side // preparation.size_divisor) * preparation.size_divisor for side in size)
+    maps = network.stage_embeddings(pad(pixel_values, padded, preparation.padding_mode), features)
     of_image = {}
     for stage, stage_map in maps.items():
-        rows, columns = stage_map.shape[-2:]
-        inside = stage_map[0, :, : -(-size[0] * rows // height), : -(-size[1] * columns // width)]
-        of_image[stage] = finite_outputs(inside.float(), dtype, "features")
+        rows, columns = (Axis(*sides) for sides in zip(size, padded, ([0], [0]), stage_map.shape[-2:], strict=True))
+        parts = rows.cells_of(0), columns.cells_of(0)
+        of_image[stage] = EmbeddingTile(
+            finite_outputs(stage_map[0, :, *parts].float(), dtype, "features"),
+            *parts,
+            *(rows.pixels_of(image_height), columns.pixels_of(image_width)),
+            (rows.extent_of(image_height), columns.extent_of(image_width)),
+        )
     return of_image
 
 
@@ -125,10 +130,10 @@ def collect_embeddings(
     share = -(-pixels_per_class // len(samples))
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for sample in progress(samples, title="projecting", unit="image"):
-        labels = torch.from_numpy(np.asarray(sample["label"]).astype(np.int64))[None]
-        for stage, stage_map in stage_features(predictor, sample["image"], features).items():
-            pixel_labels = resize_labels(labels, stage_map[None])[0].flatten().numpy()
-            rows = stage_map.flatten(1).T.cpu().numpy()
+        labels = np.asarray(sample["label"])
+        for stage, tile in stage_features(predictor, sample["image"], features).items():
+            pixel_labels = labels[np.ix_(tile.pixel_rows, tile.pixel_columns)].ravel()
+            rows = tile.embeddings.flatten(1).T.cpu().numpy()
             for label in range(num_labels):
                 places = np.flatnonzero(pixel_labels == label)
                 chosen = random.permutation(places)[:share]
@@ -191,19 +196,19 @@ def embedding_figure(
 
 
 def similarity_maps(
-    features: dict[int, torch.Tensor], pixel: tuple[int, int], size: tuple[int, int], across: bool = True
+    features: dict[int, EmbeddingTile], pixel: tuple[int, int], size: tuple[int, int], across: bool = True
 ) -> dict[int, np.ndarray]:
     """Compute the cosine similarity between one pixel and every pixel of every stage.
 
     Args:
-        features (`dict`): Unit features (C, h, w) by stage, finest first.
+        features (`dict`): Unit features by stage, finest first, as `stage_features` returns them.
         pixel (`tuple[int, int]`): Row and column in the image.
         size (`tuple[int, int]`): Height and width of the image.
         across (`bool`): Whether to compare all stages with the pixel of the finest stage, which requires projections,
             since these share a space; otherwise every stage is compared with its own pixel.
 
     Returns:
-        `dict[int, np.ndarray]`: stage -> cosines (h, w).
+        `dict[int, np.ndarray]`: stage -> cosines (H, W), where every pixel of the image has that of its cell.
 
     Raises:
         UsageError: If the pixel is outside the image.
@@ -211,14 +216,18 @@ def similarity_maps(
     if not all(0 <= place < side for place, side in zip(pixel, size, strict=True)):
         raise UsageError(f"`pixel` {pixel[0]} {pixel[1]} is outside the image of {size[0]} rows, {size[1]} columns.")
     maps = {}
-    for stage, stage_map in features.items():
-        compared = next(iter(features.values())) if across else stage_map
-        row, column = (
-            place * map_side // side for place, map_side, side in zip(pixel, compared.shape[-2:], size, strict=True)
-        )
-        cosines = torch.einsum("c,chw->hw", compared[:, row, column].float(), stage_map.float())
-        maps[stage] = cosines.cpu().numpy()
+    for stage, tile in features.items():
+        compared = next(iter(features.values())) if across else tile
+        (row,), (column,) = (_cells_of([place], compared, axis) for axis, place in enumerate(pixel))
+        cosines = torch.einsum("c,chw->hw", compared.embeddings[:, row, column].float(), tile.embeddings.float())
+        rows, columns = (_cells_of(np.arange(side), tile, axis) for axis, side in enumerate(size))
+        maps[stage] = cosines.cpu().numpy()[np.ix_(rows, columns)]
     return maps
+
+
+def _cells_of(pixels: Sequence[int] | np.ndarray, tile: EmbeddingTile, axis: int) -> np.ndarray:
+    """Return the cells of a whole map in which rows (axis 0) or columns of the image are."""
+    return np.asarray(pixels) * tile.embeddings.shape[1 + axis] // tile.extent[axis]
 
 
 def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:

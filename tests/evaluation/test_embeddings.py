@@ -36,8 +36,8 @@ def drawn_sample(seed=0, size=(64, 128)):
 def test_projections_are_unit_vectors_of_every_stage(predictor):
     projections = stage_features(predictor, drawn_sample()["image"])
     assert list(projections) == list(predictor.model.config.projection_stages)
-    assert projections[1].shape[1:] == (16, 32)
-    for of_stage in projections.values():
+    assert projections[1].embeddings.shape[1:] == (16, 32)
+    for of_stage, *_ in projections.values():
         torch.testing.assert_close(of_stage.norm(dim=0), torch.ones(of_stage.shape[1:]))
 
 
@@ -50,10 +50,54 @@ def test_an_image_is_padded_as_for_a_prediction_and_its_maps_are_cropped(tiny_co
     model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     features = stage_features(Predictor(model, processor), image, "backbone")
     torch.testing.assert_close(seen[0], processor(image, return_tensors="pt")["pixel_values"])
-    for stage, of_stage in features.items():
+    for stage, tile in features.items():
         stride = 2 << stage
-        assert of_stage.shape[1:] == (-(-75 // stride), -(-100 // stride))
-        torch.testing.assert_close(of_stage, Embedder(Predictor(model, processor), "backbone", stage)(image))
+        assert tile.embeddings.shape[1:] == (-(-75 // stride), -(-100 // stride))
+        whole = Embedder(Predictor(model, processor), "backbone", stage).whole(image)
+        torch.testing.assert_close(tile.embeddings, whole.embeddings)
+        assert tile.extent == whole.extent
+        for place in ("pixel_rows", "pixel_columns"):
+            assert np.array_equal(getattr(tile, place), getattr(whole, place))
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_every_pixel_of_a_padded_image_has_the_cosine_of_its_own_cell(tiny_config, across):
+    predictor = Predictor(
+        MsctrForSemanticSegmentation(tiny_config(num_labels=3)).eval(), MsctrImageProcessor(size_divisor=32)
+    )
+    image, size, pixel = drawn_sample(size=(70, 90))["image"], (70, 90), (66, 83)
+    with torch.no_grad():
+        padded = torch.nn.functional.pad(predictor.prepare([image]), (0, 6, 0, 26))  # to 96 x 96
+        maps = predictor.model.stage_embeddings(padded, "projection")
+    found = similarity_maps(stage_features(predictor, image), pixel, size, across)
+    for stage, shown in found.items():
+        stride = 2 << stage
+        of_query = min(maps) if across else stage
+        query = maps[of_query][0, :, pixel[0] // (2 << of_query), pixel[1] // (2 << of_query)]
+        assert shown.shape == size
+        for row in range(0, 70, 3):
+            for column in range(0, 90, 4):
+                expected = float(query @ maps[stage][0, :, row // stride, column // stride])
+                assert shown[row, column] == pytest.approx(expected, abs=1e-5)
+
+
+def test_sampled_pixels_of_a_padded_image_have_the_label_in_the_middle_of_their_cells(predictor):
+    sample = drawn_sample(size=(70, 90))
+    labels = np.random.default_rng(1).integers(0, 3, (70, 90)).astype(np.uint8)
+    stages = collect_embeddings(predictor, [{**sample, "label": labels}], num_labels=3, pixels_per_class=1000)
+    for stage, tile in zip(stages, stage_features(predictor, sample["image"]).values(), strict=True):
+        stride = 2 << stage.stage
+        middles = [
+            labels[min(69, row + stride // 2), min(89, column + stride // 2)]
+            for row in range(0, 70, stride)
+            for column in range(0, 90, stride)
+        ]
+        assert len(stage.labels) == len(middles) == tile.embeddings[0].numel()
+        rows = tile.embeddings.flatten(1).T.numpy()
+        for label in range(3):  # all cells are drawn, class by class, in any order
+            expected = rows[np.array(middles) == label]
+            found = stage.features[stage.labels == label]
+            assert np.array_equal(np.sort(found[:, 0]), np.sort(expected[:, 0]))
 
 
 def test_a_network_without_a_projection_head_is_refused(tiny_config):
@@ -69,12 +113,11 @@ def test_backbone_features_are_the_maps_of_the_backbone_even_without_a_projectio
     features = stage_features(predictor, image, "backbone")
     assert list(features) == [1, 2, 3, 4]
     expected = model.backbone(predictor.prepare([image])).feature_maps
-    for of_stage, map_ in zip(features.values(), expected, strict=True):
-        torch.testing.assert_close(of_stage * map_[0].norm(dim=0), map_[0])
+    for tile, map_ in zip(features.values(), expected, strict=True):
+        torch.testing.assert_close(tile.embeddings * map_[0].norm(dim=0), map_[0])
     maps = similarity_maps(features, (33, 50), (64, 128), across=False)
     for cosines in maps.values():  # each stage is compared with its own pixel
-        height, width = cosines.shape
-        assert cosines[33 * height // 64, 50 * width // 128] == pytest.approx(1.0, abs=1e-5)
+        assert cosines[33, 50] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_pyramid_features_are_the_input_of_the_projection_head_and_exist_without_one(tiny_config):
@@ -91,8 +134,8 @@ def test_pyramid_features_are_the_input_of_the_projection_head_and_exist_without
     torch.testing.assert_close(projections, shown)
     for features in (stage_features(each, image, "decode_head") for each in (predictor, of_plain)):
         assert list(features) == [1, 2, 3, 4]
-        for of_stage, map_ in zip(features.values(), pyramid, strict=True):
-            torch.testing.assert_close(of_stage * map_[0].norm(dim=0), map_[0])
+        for tile, map_ in zip(features.values(), pyramid, strict=True):
+            torch.testing.assert_close(tile.embeddings * map_[0].norm(dim=0), map_[0])
 
 
 def test_a_network_without_a_pyramid_is_refused(tiny_config):
@@ -120,7 +163,7 @@ def test_sampled_pixels_have_the_projection_and_the_label_of_their_position(pred
     stages = collect_embeddings(predictor, [sample], num_labels=3, pixels_per_class=10)
     projections = stage_features(predictor, sample["image"])
     for stage in stages:
-        of_stage = projections[stage.stage]
+        of_stage = projections[stage.stage].embeddings
         width = of_stage.shape[-1]
         for features, label in zip(stage.features, stage.labels, strict=True):
             distances = (of_stage - torch.from_numpy(features)[:, None, None]).norm(dim=0)
@@ -134,11 +177,11 @@ def test_sampled_pixels_have_the_projection_and_the_label_of_their_position(pred
 def test_similarity_is_the_cosine_with_the_pixel_of_the_finest_stage(predictor):
     projections = stage_features(predictor, drawn_sample()["image"])
     maps = similarity_maps(projections, (33, 50), (64, 128))
-    assert maps[1][8, 12] == pytest.approx(1.0, abs=1e-5)
-    anchor = projections[1][:, 8, 12]
-    coarse = projections[4]
+    assert maps[1][33, 50] == pytest.approx(1.0, abs=1e-5)
+    anchor = projections[1].embeddings[:, 8, 12]
+    coarse = projections[4].embeddings
     expected = torch.nn.functional.cosine_similarity(anchor[:, None, None], coarse, dim=0)
-    np.testing.assert_allclose(maps[4], expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(maps[4], expected.numpy().repeat(32, axis=0).repeat(32, axis=1), atol=1e-6)
     with pytest.raises(ValueError, match="outside the image"):
         similarity_maps(projections, (64, 0), (64, 128))
 
