@@ -224,5 +224,7 @@ def draw_differences(experiment: Experiment, records: Records, path: Path) -> No
     ]
     axis.set_yticks(range(len(pairs)), names)
     axis.set_ylim(len(pairs) - 0.4, -0.6)
-    axis.set_xlabel("difference in points of mIoU: every seed, mean and 95 % interval, not adjusted but for the first")
+    axis.set_xlabel(
+        "difference in points of mIoU: every seed, mean and 95 % interval\n(those after the first are not adjusted)"
+    )
     figure.savefig(path, dpi=130)
