@@ -169,7 +169,8 @@ def _commits(records: Records) -> str:
     commits: dict[str, set[str]] = {}
     for (_, seed, _), record in records.items():
         seeds.setdefault(record["code"], set()).add(seed)
-        commits.setdefault(record["code"], set()).add(record["commit"][:7])
+        commit = record["commit"]  # none where git does not read the clone
+        commits.setdefault(record["code"], set()).add(commit[:7] if commit else "a commit unknown to git")
     return "; ".join(
         f"{', '.join(sorted(commits[code]))} (seeds {', '.join(map(str, sorted(of_code)))})"
         for code, of_code in sorted(seeds.items(), key=lambda item: min(item[1]))
@@ -224,5 +225,7 @@ def draw_differences(experiment: Experiment, records: Records, path: Path) -> No
     ]
     axis.set_yticks(range(len(pairs)), names)
     axis.set_ylim(len(pairs) - 0.4, -0.6)
-    axis.set_xlabel("difference in points of mIoU: every seed, mean and 95 % interval, not adjusted but for the first")
+    axis.set_xlabel(
+        "difference in points of mIoU: every seed, mean and 95 % interval\n(those after the first are not adjusted)"
+    )
     figure.savefig(path, dpi=130)

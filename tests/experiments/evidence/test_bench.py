@@ -243,6 +243,17 @@ def test_groups_and_videos_are_compared_seed_by_seed_and_the_commits_of_all_seed
     assert "one code: fffffff (seeds 0); fffffff (seeds 1, 2, 3, 4, 5)." in report
 
 
+def test_an_experiment_is_judged_where_git_does_not_read_the_clone(small):
+    class Unknown(FakeRuns):
+        def write(self, run):
+            super().write(run)
+            described = read_json(run.folder / "run.json")
+            write_json(run.folder / "run.json", {**described, "git_commit": None})
+
+    small(Unknown())
+    assert "one code: a commit unknown to git (seeds 0, 1, 2, 3, 4, 5)." in (small.folder / "report.md").read_text()
+
+
 def test_a_change_of_the_code_ends_an_experiment_that_is_running(small, here):
     class Changing(FakeRuns):
         def write(self, run):
