@@ -17,9 +17,8 @@ JITTER_PROBABILITY, GRAY_PROBABILITY, BLUR_PROBABILITY = 0.8, 0.2, 0.5
 LARGEST_CHANGE = 0.5  # of the factors of brightness, contrast and saturation
 LARGEST_TURN = 0.15  # of hues; the shift of `jitter_colors` ends at a sixth of a turn
 BLUR_RANGE = (0.1, 2.0)  # standard deviation, in pixels of a crop whose shorter side is BLURRED_SIDE or more
-BLURRED_SIDE = (
-    512  # the blur of UniMatch is for crops of 321 to 801 pixels; in small ones, it would erase thin objects
-)
+# the blur of UniMatch is for crops of 321 to 801 pixels; in small ones, it would erase thin objects
+BLURRED_SIDE = 512
 _REACH = 4  # standard deviations after which the weights of a blur are cut off
 
 
