@@ -114,8 +114,14 @@ class MsctrPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     # additions inside of these need tensors of one device
     _no_split_modules = [
+        "AuxiliaryHead",
+        "DeepLabV3Head",
+        "FcnHead",
         "MsctrTimmBackbone",
-        *(head.__name__ for head in (*DECODE_HEADS.values(), AuxiliaryHead, ProjectionHead, SimpleFeaturePyramid)),
+        "OcrHead",
+        "ProjectionHead",
+        "SimpleFeaturePyramid",
+        "UperNetHead",
     ]
 
     @torch.no_grad()
