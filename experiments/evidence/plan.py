@@ -165,7 +165,7 @@ class Experiment:
         """Return a hash of what the file fixes for the runs of an arm, the planned number of seeds included.
 
         Records of another version of the file are not judged: seeds that were added later would be pooled. A cut does
-        not change it, since the report tells of it.
+        not change it, since the report states it.
         """
         planned = [value for name, value in self.arms[arm]._asdict().items() if name != "cut_to"]
         fixed = [self.purpose, self.split, self.flags, self.seeds, list(self.folds), *planned]

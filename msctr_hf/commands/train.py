@@ -23,7 +23,7 @@ from .keywords import Keywords
 from .quiet import without_bars_of_transformers
 
 _GROUPS = (ModelSettings, DataSettings, TrainingSettings, HubSettings)
-_OF_ONE_LAUNCH = {"--resume", "--overwrite_output_dir", "--output_dir", "--dry_run"}  # they say nothing about a run
+_OF_ONE_LAUNCH = {"resume", "overwrite_output_dir", "output_dir", "dry_run"}  # they say nothing about a run
 
 
 def command_line() -> CommandLine:
@@ -34,8 +34,8 @@ def command_line() -> CommandLine:
 def main(argv: Sequence[str]) -> None:
     """Run `msctr train` with the arguments that follow it on the command line."""
     # the defaults alone would train the network of a paper on synthetic scenes, for weeks on a CPU
-    flags = {word.split("=")[0] for word in argv if word.startswith("--")}
-    if flags <= _OF_ONE_LAUNCH and not {"-h", "--help"} & set(argv):
+    given = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    if given <= _OF_ONE_LAUNCH and "-h" not in argv:
         command_line().error(
             "nothing to train: give a recipe, such as --config quickstart, or --dataset NAME; a run is resumed by its "
             "whole command and --resume auto."

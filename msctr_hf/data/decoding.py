@@ -77,8 +77,8 @@ class ReadSamples:
     def _read(self, batch: Batch) -> Batch:
         if self.embedded:
             _refuse_missing(batch, ("image", "label") if self.with_labels else ("image",))
-        else:
-            _refuse_stored(batch)
+        elif self.with_labels:
+            _refuse_stored_labels(batch)
         if not self.with_labels:
             return self._read_images(batch)
         if not self.with_images:
@@ -167,14 +167,13 @@ def _refuse_missing(batch: Batch, columns: Sequence[str]) -> None:
                 )
 
 
-def _refuse_stored(batch: Batch) -> None:
-    """Refuse rows of files in which something else was stored: their labels would be mapped a second time."""
-    for column in ("image", "label"):
-        if any(file and file.get("bytes") and not file.get("path") for file in batch.get(column, ())):
-            raise UsageError(
-                f"The {column} of these rows was stored by `Dataset.map`, whose labels are train ids already and "
-                "would be mapped a second time; change samples when they are read, as in a collate function."
-            )
+def _refuse_stored_labels(batch: Batch) -> None:
+    """Refuse labels that `Dataset.map` stored instead of the file: they would be mapped to train ids a second time."""
+    if any(file and file.get("bytes") and not file.get("path") for file in batch.get("label", ())):
+        raise UsageError(
+            "The labels of these rows were stored by `Dataset.map` and are train ids already, which would be mapped a "
+            "second time; change samples when they are read, as in a collate function."
+        )
 
 
 def attach(dataset: AnyDataset, reader: Reader) -> AnyDataset:

@@ -318,7 +318,7 @@ def write_found(
     output_dir = Path(output_dir)
     refuse_other_folders(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    # an earlier page would show the pictures of this search under its own captions
+    # an earlier page would show the images of this search under its own captions
     (output_dir / PAGE).write_text(_UNFINISHED, encoding="utf-8")
     for path in output_dir.iterdir():
         if _RANKED_FILE.fullmatch(path.name):

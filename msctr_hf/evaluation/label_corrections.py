@@ -88,10 +88,10 @@ def write_corrected_labels(
         written_whole(folder, "write_labels", last=CORRECTIONS) as partial,
     ):
         names = _write_files(by_place, partial, dataset, spec, data_dir)
-        shared, are_files = _shared_ids(names, dataset, spec, data_dir), files_of(dataset, "label") is not None
-        if are_files and not shared:
+        note = _note(names, dataset, spec, data_dir)
+        if not note:
             _write_table({**names, **_copied(earlier, names, partial)}, partial / CORRECTIONS)
-    return Written(len(regions), len(by_place), _note(shared, are_files))
+    return Written(len(regions), len(by_place), note)
 
 
 def _write_files(
@@ -125,13 +125,14 @@ def _write_table(names: Mapping[str, Path | None], path: Path) -> None:
         table.writerows([image_id, "" if name is None else name.as_posix()] for image_id, name in names.items())
 
 
-def _note(shared: Sequence[str], are_files: bool) -> str:
-    if not are_files:
+def _note(names: Mapping[str, Path], dataset: Dataset, spec: DatasetSpec, data_dir: Path | None) -> str:
+    """Say why there is no table of the corrections, or nothing if there is one."""
+    if files_of(dataset, "label") is None:
         return (
             f"{CORRECTIONS} was not written, since the labels of this data set are not files: the values are train "
             "ids, 255 where ignored; check the folder of which it is a copy to get files that --corrections can read."
         )
-    if shared:
+    if shared := _shared_ids(names, dataset, spec, data_dir):
         return (
             f"{CORRECTIONS} was not written, since several images have the id {shared[0]!r}: copy the files over "
             "those of the data set, or give the images names of their own."
@@ -193,7 +194,7 @@ def _described(region: Region | None, key: str, classes: Sequence[str]) -> dict[
 def _shared_ids(image_ids: Iterable[str], dataset: Dataset, spec: DatasetSpec, data_dir: Path | None) -> list[str]:
     """Return the ids that several images have, of this data set or of other splits in its folder."""
     known = Counter(str(image_id) for image_id in dataset.with_format(None)["image_id"][:])
-    if files_of(dataset, "label") is not None and isinstance(spec.source, FileSource):
+    if isinstance(spec.source, FileSource):
         known |= Counter(spec.source.labeled_ids(data_dir, name=spec.name))
     return [image_id for image_id in image_ids if known[image_id] > 1]
 

@@ -351,14 +351,20 @@ def _fit_to_classes(settings: dict[str, Any], former: dict[int, str], new: dict[
 def _build_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     if backbone_config is None:
         backbone_config = DEFAULT_BACKBONE
-    if isinstance(backbone_config, PreTrainedConfig):
+    is_config = isinstance(backbone_config, PreTrainedConfig)
+    options = backbone_config.to_dict() if is_config else dict(backbone_config)
+    pretrained = {
+        "use_pretrained_backbone": options.get("use_pretrained_backbone"),
+        "timm_kwargs['pretrained']": (options.get("timm_kwargs") or {}).get("pretrained"),
+    }
+    for name, value in pretrained.items():
+        if value:
+            raise ValueError(
+                f"`backbone_config` describes a network and loads no weights, got {name} = {value!r}: leave it out, "
+                "and give `--backbone_weights hub` (msctr train) or call `load_backbone_weights(model, 'hub')`."
+            )
+    if is_config:
         return backbone_config
-    options = dict(backbone_config)
-    if options.get("use_pretrained_backbone") or (options.get("timm_kwargs") or {}).get("pretrained"):
-        raise ValueError(
-            "`backbone_config` describes a network and loads no weights: leave `pretrained` out, and give "
-            "`--backbone_weights hub` (msctr train) or call `load_backbone_weights(model, 'hub')`."
-        )
     model_type = options.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(

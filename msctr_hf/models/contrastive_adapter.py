@@ -414,8 +414,8 @@ def _hidden_states_of_blank_image(model: PreTrainedModel, size: tuple[int, int])
         try:
             output = model(pixel_values=image, output_hidden_states=True, return_dict=True)
         except (TypeError, ValueError) as error:  # a prompt is missing, for example
-            brief = str(error).splitlines()[0]
-            raise _not_adapted(model, f"it does not run on an image alone ({brief})") from error
+            brief = (str(error).splitlines() or [type(error).__name__])[0]
+            raise _not_adapted(model, f"it does not run on an image of {size} pixels alone ({brief})") from error
     logits, num_labels = getattr(output, "logits", None), model.config.num_labels
     if logits is None or logits.ndim != 4 or logits.shape[1] != num_labels:
         raise _not_adapted(model, f"it returns no logits of {num_labels} classes for every pixel")

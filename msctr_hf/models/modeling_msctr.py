@@ -112,17 +112,6 @@ class MsctrPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over this batch: it cannot use the Trainer's num_items_in_batch
     _supports_sdpa = True
-    # additions inside of these need tensors of one device
-    _no_split_modules = [
-        "AuxiliaryHead",
-        "DeepLabV3Head",
-        "FcnHead",
-        "MsctrTimmBackbone",
-        "OcrHead",
-        "ProjectionHead",
-        "SimpleFeaturePyramid",
-        "UperNetHead",
-    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -206,6 +195,12 @@ class MsctrForSemanticSegmentation(MsctrPreTrainedModel, PixelEmbeddings):
                     [projected[stage - 1] for stage in config.projection_stages], config.projection_dim
                 )
             self.contrastive_loss = MultiScaleContrastiveLoss.from_config(config)
+        # additions inside of them need tensors of one device; most backbones of transformers name their own such parts
+        self._no_split_modules = [
+            type(part).__name__
+            for part in self.children()
+            if not getattr(part, "_no_split_modules", None) and next(part.parameters(), None) is not None
+        ]
         self.post_init()
 
     # trf-ignore: TRF057 see above; trf-ignore: TRF045 stage maps are the backbone's output, no hook has to record them

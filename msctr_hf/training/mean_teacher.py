@@ -114,8 +114,8 @@ class MeanTeacher:
 class TeacherStatistics:
     """Statistics of the teacher's normalization layers in this process, for a checkpoint.
 
-    They are those of the student after its newest step. Without synchronized normalization every process has its own,
-    and labels images by them, while the average of the weights is the same in all processes and saved once.
+    They are averages of those of the student. Without synchronized normalization every process has its own, and labels
+    images by them, while the average of the weights is the same in all processes and saved once.
 
     Args:
         network (`nn.Module`): The teacher.

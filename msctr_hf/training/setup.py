@@ -323,7 +323,8 @@ class Setup:
             needs = "`ema`" if self.unlabeled_set is None else "`unlabeled` and `unlabeled_dir` need `ema`"
             raise UsageError(f"{needs}: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
         # copied before `prepare`, which binds the forward pass to the network: a later copy would run the original
-        average = ModelEmaV3(network, decay=self.args.ema_decay, use_warmup=True, exclude_buffers=True)
+        # statistics of normalization are averaged too: those of the newest weights do not fit averaged ones (EMAN)
+        average = ModelEmaV3(network, decay=self.args.ema_decay, use_warmup=True)
         return average.to(self.accelerator.device)
 
     def start(self) -> None:

@@ -102,10 +102,11 @@ class StepGuard:
         )
         if self.skips_on_device:
             _start_momentum(inner)
+        buffers = (buffer for model in models for buffer in model.buffers())
         # sorted by dtype, so that `_copy` needs one kernel per dtype instead of one per buffer
-        self.statistics = [sorted(model.buffers(), key=lambda buffer: str(buffer.dtype)) for model in models]
+        self.statistics = sorted(buffers, key=lambda buffer: str(buffer.dtype))
         # two copies, for this step and the one before, whose outcome the host has not read yet
-        self._copies = deque([[torch.empty_like(buffer) for buffer in self.statistics[0]] for _ in range(2)])
+        self._copies = deque([[torch.empty_like(buffer) for buffer in self.statistics] for _ in range(2)])
         self._pending: deque[_PendingFlags] = deque()
         self._begin()
 
@@ -118,7 +119,7 @@ class StepGuard:
         """Copy the normalization statistics before the first batch of a step, to restore them if it is skipped."""
         if not self._images:
             self._copies.rotate()
-            _copy(self._copies[0], self.statistics[0])
+            _copy(self._copies[0], self.statistics)
 
     def add_batch(self, terms: dict[str, torch.Tensor], image_id: torch.Tensor) -> None:
         """Check the loss of a batch on the device; a step may have several batches."""
@@ -190,7 +191,7 @@ class StepGuard:
                 pending.arrived.synchronize()
             faulty, stop = pending.flags.tolist()
             if faulty:  # restore the models, and the copy for the next step, which was made after the skipped one
-                for buffers in (*self.statistics, *(later.statistics for later in self._pending)):
+                for buffers in (self.statistics, *(later.statistics for later in self._pending)):
                     _copy(buffers, pending.statistics)
             yield Verdict(pending.step, self._describe(pending) if faulty else None, bool(stop))
 

@@ -204,7 +204,7 @@ def test_only_images_that_cannot_be_read_are_left_out_of_a_search(embedder, fold
         find_alike(EmbeddedImages(embedder), paths, queries, threshold=0.9, top=9)
 
 
-def test_the_page_of_an_earlier_search_does_not_stay_over_the_pictures_of_an_interrupted_one(
+def test_the_page_of_an_earlier_search_does_not_stay_over_the_images_of_an_interrupted_one(
     embedder, folder, paths, tmp_path, monkeypatch
 ):
     query = Query(Image.open(folder / "images/0.png"), pixels=[10, 20])

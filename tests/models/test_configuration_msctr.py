@@ -2,7 +2,7 @@ import re
 from dataclasses import fields
 
 import pytest
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TimmBackboneConfig
 
 from msctr_hf import MsctrConfig
 
@@ -37,9 +37,16 @@ def test_settings_can_be_overridden_when_loading(tiny_config, tmp_path):
         ({"backbone_config": {"backbone": "resnet18"}}, "model_type"),
         (
             {"backbone_config": {"model_type": "timm_backbone", "timm_kwargs": {"pretrained": True}}},
-            "loads no weights",
+            r"got timm_kwargs\['pretrained'\] = True",
         ),
-        ({"backbone_config": {"model_type": "swin", "use_pretrained_backbone": True}}, "loads no weights"),
+        (
+            {"backbone_config": {"model_type": "swin", "use_pretrained_backbone": True}},
+            "got use_pretrained_backbone = True: leave it out",
+        ),
+        (  # an object would be saved as a dictionary, which is refused
+            {"backbone_config": TimmBackboneConfig(backbone="resnet18", use_pretrained_backbone=True)},
+            "got use_pretrained_backbone = True: leave it out",
+        ),
     ],
 )
 def test_wrong_settings_are_named_in_the_error(settings, message):

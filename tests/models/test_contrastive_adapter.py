@@ -223,7 +223,7 @@ NOT_ADAPTED = {
     ),
     "prompt": (
         lambda: NeedsPrompt(segformer().config),
-        r"NeedsPrompt cannot be adapted: it does not run on an image alone \(.*prompt_pixel_values",
+        r"NeedsPrompt cannot be adapted: it does not run on an image of \(\d+, \d+\) pixels alone \(.*prompt_",
     ),
     "name": (lambda: "nvidia/mit-b0", "str cannot be adapted: it is not a model of transformers"),
     "adapter": (lambda: ContrastiveAdapter(segformer()), "it has the contrastive objective built in"),

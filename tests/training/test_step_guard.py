@@ -23,7 +23,7 @@ class Trained:
         torch.manual_seed(0)
         self.accelerator = Accelerator(cpu=True)
         self.network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
-        self.average = ModelEmaV3(self.network, decay=0.5, exclude_buffers=True)
+        self.average = ModelEmaV3(self.network, decay=0.5)
         model, self.optimizer = self.accelerator.prepare(
             self.network, OPTIMIZERS[optimizer](self.network.parameters())
         )
@@ -75,6 +75,9 @@ def test_statistics_are_restored_to_those_before_the_faulty_batch():
     trained, before = (Trained("sgd", images[:end]) for end in (3, 2))
     for name, expected in state(before.network).items():
         assert torch.equal(state(trained.network)[name], expected), name
+    averaged = dict(trained.average.module.named_buffers())
+    for name, expected in before.average.module.named_buffers():
+        assert torch.equal(averaged[name], expected), name
 
 
 def test_outcomes_are_reported_for_every_step_in_order():
