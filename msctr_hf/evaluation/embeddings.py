@@ -218,16 +218,11 @@ def similarity_maps(
     maps = {}
     for stage, tile in features.items():
         compared = next(iter(features.values())) if across else tile
-        (row,), (column,) = (_cells_of([place], compared, axis) for axis, place in enumerate(pixel))
+        (row,), (column,) = (compared.cells_at([place], axis) for axis, place in enumerate(pixel))
         cosines = torch.einsum("c,chw->hw", compared.embeddings[:, row, column].float(), tile.embeddings.float())
-        rows, columns = (_cells_of(np.arange(side), tile, axis) for axis, side in enumerate(size))
+        rows, columns = (tile.cells_at(np.arange(side), axis) for axis, side in enumerate(size))
         maps[stage] = cosines.cpu().numpy()[np.ix_(rows, columns)]
     return maps
-
-
-def _cells_of(pixels: Sequence[int] | np.ndarray, tile: EmbeddingTile, axis: int) -> np.ndarray:
-    """Return the cells of a whole map in which rows (axis 0) or columns of the image are."""
-    return np.asarray(pixels) * tile.embeddings.shape[1 + axis] // tile.extent[axis]
 
 
 def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:

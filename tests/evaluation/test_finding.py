@@ -81,6 +81,17 @@ def test_pixels_and_the_mean_of_a_box_are_searched(embedder, folder):
     np.testing.assert_allclose(small, [values[:, 3, 3]], atol=1e-6)
 
 
+def test_pixels_and_small_boxes_at_the_border_of_a_padded_image_are_in_their_own_cells(embedder):
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    whole = Embedder(embedder.predictor, "backbone", stage=4).whole(image)  # of 96 x 96 pixels
+    places = [(row, column) for row in range(70) for column in range(90)]
+    expected = [row // 32 * 3 + column // 32 for row, column in places]
+    assert Query(image, pixels=np.ravel(places).tolist()).cells(whole).tolist() == expected
+    boxes = [Query(image, box=[row, column, row + 1, column + 1]).cells(whole).tolist() for row, column in places]
+    assert boxes == [[cell] for cell in expected]
+    assert Query(image, box=[58, 82, 64, 88]).cells(whole).tolist() == [5]
+
+
 def test_images_are_ranked_by_their_largest_cosine_and_masks_are_where_it_reaches_the_threshold(
     embedder, folder, paths
 ):
