@@ -6,7 +6,7 @@ They need matplotlib and scikit-learn, or umap-learn.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ def stage_features(
 
 def collect_embeddings(
     predictor: Predictor,
-    samples: Iterable[dict[str, Any]],
+    samples: Dataset | Sequence[dict[str, Any]],
     num_labels: int,
     pixels_per_class: int,
     seed: int = 0,
@@ -119,13 +119,12 @@ def collect_embeddings(
 
     Args:
         predictor (`Predictor`): Network with its image processor.
-        samples (`Iterable[dict]`): Rows {image, label, image_id}.
+        samples (`datasets.Dataset` or `Sequence[dict]`): Rows {image, label, image_id}, which are read one by one.
         num_labels (`int`): Number of classes.
         pixels_per_class (`int`): Largest number of pixels per class and stage; images contribute about equally.
         seed (`int`): Seed of the sampling.
         features (`str`): Features of `embed`, as for `stage_features`.
     """
-    samples = list(samples)
     random = np.random.default_rng(seed)
     share = -(-pixels_per_class // len(samples))
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}

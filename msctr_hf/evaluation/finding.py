@@ -31,7 +31,7 @@ from .embedding_bank import describe_embedder
 from .embedding_maps import Embedder, EmbeddingTile
 from .finite import naming_the_image
 from .settings import Size
-from .visualization import OUTLINE_COLOR, overlay, viewable
+from .visualization import OUTLINE_COLOR, PHOTO_COMPRESSION, overlay, viewable
 
 PAGE = "find.html"
 _CHANNELS = 32  # converted to float32 at a time, which stay in the cache: six times as fast as all 1024
@@ -320,15 +320,16 @@ def write_found(
     for path in output_dir.iterdir():
         if _RANKED_FILE.fullmatch(path.name):
             path.unlink()
-    query.marked().save(output_dir / "query.png")
+    query.marked().save(output_dir / "query.png", compress_level=PHOTO_COMPRESSION)
     figures = [_figure("query.png", f"searched: {query.in_words()}")]
     with (output_dir / "matches.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["rank", "image", "cosine", "area"])
-        for rank, each in enumerate(found, start=1):
+        for rank, each in enumerate(progress(found, title="drawing", unit="image"), start=1):
             mask = each.mask(threshold)
             Image.fromarray(mask.astype(np.uint8) * 255).save(output_dir / f"{rank:03d}_mask.png")
-            draw_mask(viewable(read_image(each.path, channels)), mask).save(output_dir / f"{rank:03d}.png")
+            drawn = draw_mask(viewable(read_image(each.path, channels)), mask)
+            drawn.save(output_dir / f"{rank:03d}.png", compress_level=PHOTO_COMPRESSION)
             table.writerow([rank, each.path, f"{each.score:.4f}", f"{each.area:.4f}"])
             figures.append(_figure(f"{rank:03d}.png", caption(rank, str(each.path), each.score, each.area)))
     page = (

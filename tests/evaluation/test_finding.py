@@ -10,7 +10,7 @@ from conftest import TIMM_TINY
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor, progress
 from msctr_hf.commands import find
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation import finding
@@ -269,6 +269,19 @@ def test_the_page_lists_images_whose_names_are_escaped_and_whose_files_exist(emb
         assert np.array_equal(mask, each.mask(0.5) * 255)
         shown, image = (np.asarray(Image.open(path)) for path in (tmp_path / f"out/{rank:03d}.png", each.path))
         assert np.array_equal(shown[mask == 0], image[mask == 0])
+
+
+def test_pictures_are_compressed_fast_and_their_progress_is_shown(
+    embedder, folder, paths, tmp_path, monkeypatch, capsys
+):
+    query = Query(Image.open(folder / "images/0.png"), pixels=[10, 20])
+    found, _ = find_alike(EmbeddedImages(embedder), paths, embed_query(embedder, query), threshold=0.5, top=2)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    write_found(found, query, tmp_path, 0.5)
+    assert "drawing: 2/2 images" in capsys.readouterr().err
+    for name in ("query.png", "001.png", "002.png"):
+        content = (tmp_path / name).read_bytes()
+        assert content[content.index(b"IDAT") + 5] >> 6 == 0  # of the header of zlib: its fastest level
 
 
 @pytest.mark.parametrize("color", ["red", "yellow", "black", "white"])
