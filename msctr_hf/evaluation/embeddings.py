@@ -92,7 +92,8 @@ def stage_features(
     dtype = next(network.parameters()).dtype
     pixel_values, preparation = predictor.prepare([image]).to(dtype), predictor.preparation
     size, (image_width, image_height) = pixel_values.shape[-2:], size_of(image)
-    padded = tuple(-(-side // preparation.size_divisor) * preparation.size_divisor for side in size)
+    height, width = (-(-side // preparation.size_divisor) * preparation.size_divisor for side in size)
+    padded = height, width
     maps = network.stage_embeddings(pad(pixel_values, padded, preparation.padding_mode), features)
     of_image = {}
     for stage, stage_map in maps.items():
