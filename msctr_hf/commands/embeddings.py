@@ -49,7 +49,7 @@ def _embeddings(arguments: EmbeddingSettings) -> None:
     maps = similarity_maps(features, (row, column), size, across)
 
     every = max(1, len(dataset) // arguments.num_images)
-    samples = [dataset[index] for index in range(0, len(dataset), every)][: arguments.num_images]
+    samples = dataset.select(range(0, len(dataset), every)[: arguments.num_images])
     stages = collect_embeddings(
         predictor, samples, len(spec.classes), arguments.pixels_per_class, arguments.seed, arguments.features
     )

@@ -6,12 +6,12 @@ msctr prepare --dataset cityscapes --data_dir official --predecode --output_dir 
 msctr prepare --dataset folder --data_dir aerial --predecode --tile_size 1024 1024 --output_dir tiles
 msctr prepare --unlabeled_dir images                                                 # images without labels
 
-The check reads every file of train, validation and, where there is one, test. It lists broken files by the kind of
-their fault, classes that no split holds, ignored pixels, and images that two splits share. The copy consists of
-parquet shards with a data card or, with --predecode, of raw pixels that are memory-mapped, so that training reads only
-its crops. An interrupted conversion resumes where it stopped; a copy of other files, classes or label values is
-refused. Train with --data_dir OUTPUT_DIR. --unlabeled_dir checks the images of a folder that a run learns from without
-labels, and nothing else.
+The check reads every file of train, validation and, where there is one, test. It counts broken files by the kind of
+their fault and names the first ones, and reports classes that no split holds, ignored pixels, and images that two
+splits share. The copy consists of parquet shards with a data card or, with --predecode, of raw pixels that are
+memory-mapped, so that training reads only its crops. An interrupted conversion resumes where it stopped; a copy of
+other files, classes or label values is refused. Train with --data_dir OUTPUT_DIR. --unlabeled_dir checks the images of
+a folder that a run learns from without labels, and nothing else.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def load_segmentation_dataset(
             "corrections": corrections if with_labels else None,
             "num_channels": num_channels,
         }
-        reader = replace(reader, advice=f"`{prepare_command(given)}` lists all files with faults.")
+        reader = replace(reader, advice=f"`{prepare_command(given)}` checks all files.")
     return attach(concatenate_datasets([part for part, _ in parts]) if len(parts) > 1 else parts[0][0], reader)
 
 

@@ -138,7 +138,7 @@ def prepare(
             refuse_train_ids_in(report, spec, name)
         if faults and not skip_broken:
             raise UsageError(
-                f"{len(faults)} images of {spec.in_words} cannot be used (listed above); repair them, or leave them "
+                f"{len(faults)} images of {spec.in_words} cannot be used (see above); repair them, or leave them "
                 "out of a copy with `skip_broken` and `output_dir`."
             )
         for split in found:

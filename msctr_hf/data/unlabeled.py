@@ -46,7 +46,7 @@ def index_folder(folder: str | Path, channels: Channels | None = None) -> Datase
         raise UsageError(f"`unlabeled_dir`: {len(links)} link(s) lead to no file: {name_some(links)}.")
     command = prepare_command({"unlabeled_dir": folder, "num_channels": None if channels is None else channels.count})
     advice = (
-        f"`{command}` lists all files with faults. Put a readable image in its place under the same name and resume, "
+        f"`{command}` checks all files. Put a readable image in its place under the same name and resume, "
         "or start again without it."
     )
     return attach(_rows(found, Path(folder)), replace(_reader(channels), advice=advice))
@@ -82,7 +82,7 @@ def check_folder(folder: str | Path, channels: Channels | None = None, *, num_wo
         print(f"broken: {sentence}")
     if faults:
         raise UsageError(
-            f"`unlabeled_dir`: {len(faults)} images of {folder} cannot be used (listed above); repair them, or move "
+            f"`unlabeled_dir`: {len(faults)} images of {folder} cannot be used (see above); repair them, or move "
             "them out of the folder before a run."
         )
 

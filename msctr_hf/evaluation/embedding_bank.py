@@ -20,7 +20,7 @@ from torch import nn
 from ..data.channels import size_of
 from ..errors import UsageError, as_usage_error, first_line, warn_caller
 from ..progress import progress
-from .embedding_maps import Embedder
+from .embedding_maps import Embedder, EmbeddingTile
 from .finite import naming_the_image
 from .settings import InferenceSettings, Size
 
@@ -302,9 +302,10 @@ def _add_image(
     image, labels = sample["image"], np.asarray(sample["label"])
     drawn: list[tuple[np.ndarray, np.ndarray]] = []  # cells and keys of every class
 
-    def choose(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    def choose(tile: EmbeddingTile) -> np.ndarray:
         width, height = size_of(image)
-        of_cells = labels[np.ix_(rows * labels.shape[0] // height, columns * labels.shape[1] // width)]
+        rows, columns = tile.pixel_rows * labels.shape[0] // height, tile.pixel_columns * labels.shape[1] // width
+        of_cells = labels[np.ix_(rows, columns)]
         for label, of_class in enumerate(kept):
             drawn.append(of_class.draw(np.flatnonzero(of_cells == label), random))
         return np.concatenate([cells for cells, _ in drawn])

@@ -5,7 +5,7 @@ D = channels; h, w = rows and columns of the map of embeddings, whose cells are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,11 @@ class EmbeddingTile(NamedTuple):
     pixel_rows: np.ndarray
     pixel_columns: np.ndarray
     extent: Size
+
+    def cells_at(self, pixels: Sequence[int] | np.ndarray, axis: int) -> np.ndarray:
+        """Return the cells of the whole map in which rows (axis 0) or columns (axis 1) of the image are."""
+        centers = (self.pixel_rows, self.pixel_columns)[axis]
+        return np.asarray(pixels) * len(centers) // self.extent[axis]
 
 
 class Embedder:
@@ -126,14 +131,14 @@ class Embedder:
                 yield EmbeddingTile(inside, of_rows, of_columns, *in_image, extent)
 
     def embed_cells(
-        self, image: Image.Image | np.ndarray, choose: Callable[[np.ndarray, np.ndarray], np.ndarray]
+        self, image: Image.Image | np.ndarray, choose: Callable[[EmbeddingTile], np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embed some cells of an image.
 
         Args:
             image (`Image` or `np.ndarray` of shape `(H, W, N)`): Image, as the network takes it.
-            choose (`Callable`): Function of the pixel rows (h,) and columns (w,) at the centers of the cells, which
-                returns the chosen ones as places in the flattened map, (N,).
+            choose (`Callable`): Function of the first tile, with the places of all cells in the image, which returns
+                the chosen ones as places in the flattened map, (N,).
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: unit vectors (N, D), float32, and rows and columns in the image (N, 2).
@@ -141,7 +146,7 @@ class Embedder:
         rows = columns = embeddings = None
         for tile in self.tiles(image):
             if embeddings is None:
-                cells = choose(tile.pixel_rows, tile.pixel_columns)
+                cells = choose(tile)
                 rows, columns = np.divmod(cells, len(tile.pixel_columns))
                 pixels = np.stack([tile.pixel_rows[rows], tile.pixel_columns[columns]], axis=1)
                 embeddings = np.empty((len(cells), len(tile.embeddings)), np.float32)

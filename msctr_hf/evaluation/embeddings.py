@@ -6,7 +6,7 @@ They need matplotlib and scikit-learn, or umap-learn.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,8 @@ def stage_features(
     dtype = next(network.parameters()).dtype
     pixel_values, preparation = predictor.prepare([image]).to(dtype), predictor.preparation
     size, (image_width, image_height) = pixel_values.shape[-2:], size_of(image)
-    padded = tuple(-(-side // preparation.size_divisor) * preparation.size_divisor for side in size)
+    height, width = (-(-side // preparation.size_divisor) * preparation.size_divisor for side in size)
+    padded = height, width
     maps = network.stage_embeddings(pad(pixel_values, padded, preparation.padding_mode), features)
     of_image = {}
     for stage, stage_map in maps.items():
@@ -109,7 +110,7 @@ def stage_features(
 
 def collect_embeddings(
     predictor: Predictor,
-    samples: Iterable[dict[str, Any]],
+    samples: Dataset | Sequence[dict[str, Any]],
     num_labels: int,
     pixels_per_class: int,
     seed: int = 0,
@@ -119,13 +120,12 @@ def collect_embeddings(
 
     Args:
         predictor (`Predictor`): Network with its image processor.
-        samples (`Iterable[dict]`): Rows {image, label, image_id}.
+        samples (`datasets.Dataset` or `Sequence[dict]`): Rows {image, label, image_id}, which are read one by one.
         num_labels (`int`): Number of classes.
         pixels_per_class (`int`): Largest number of pixels per class and stage; images contribute about equally.
         seed (`int`): Seed of the sampling.
         features (`str`): Features of `embed`, as for `stage_features`.
     """
-    samples = list(samples)
     random = np.random.default_rng(seed)
     share = -(-pixels_per_class // len(samples))
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -218,16 +218,11 @@ def similarity_maps(
     maps = {}
     for stage, tile in features.items():
         compared = next(iter(features.values())) if across else tile
-        (row,), (column,) = (_cells_of([place], compared, axis) for axis, place in enumerate(pixel))
+        (row,), (column,) = (compared.cells_at([place], axis) for axis, place in enumerate(pixel))
         cosines = torch.einsum("c,chw->hw", compared.embeddings[:, row, column].float(), tile.embeddings.float())
-        rows, columns = (_cells_of(np.arange(side), tile, axis) for axis, side in enumerate(size))
+        rows, columns = (tile.cells_at(np.arange(side), axis) for axis, side in enumerate(size))
         maps[stage] = cosines.cpu().numpy()[np.ix_(rows, columns)]
     return maps
-
-
-def _cells_of(pixels: Sequence[int] | np.ndarray, tile: EmbeddingTile, axis: int) -> np.ndarray:
-    """Return the cells of a whole map in which rows (axis 0) or columns of the image are."""
-    return np.asarray(pixels) * tile.embeddings.shape[1 + axis] // tile.extent[axis]
 
 
 def similarity_figure(image: Image.Image, pixel: tuple[int, int], maps: dict[int, np.ndarray]) -> Any:

@@ -210,7 +210,7 @@ def _embed(embedder: Embedder, path: str) -> Embedded:
 
 def _clicked_vectors(search: Search, whole: EmbeddingTile) -> torch.Tensor:
     """Return the unit vectors of the clicked pixels, (Q, D)."""
-    cells = Query(search.image, search.pixels).cells(whole.pixel_rows, whole.pixel_columns)
+    cells = Query(search.image, search.pixels).cells(whole)
     return torch.nn.functional.normalize(whole.embeddings.flatten(1)[:, cells].T.float(), dim=1)
 
 

@@ -28,10 +28,10 @@ from ..models.decode_heads import resize
 from ..progress import progress
 from .boundary_iou import near_outline
 from .embedding_bank import describe_embedder
-from .embedding_maps import Embedder
+from .embedding_maps import Embedder, EmbeddingTile
 from .finite import naming_the_image
 from .settings import Size
-from .visualization import OUTLINE_COLOR, overlay, viewable
+from .visualization import OUTLINE_COLOR, PHOTO_COMPRESSION, overlay, viewable
 
 PAGE = "find.html"
 _CHANNELS = 32  # converted to float32 at a time, which stay in the cache: six times as fast as all 1024
@@ -80,17 +80,14 @@ class Query:
         pixels = self.pixels or []
         return list(zip(pixels[::2], pixels[1::2], strict=True))
 
-    def cells(self, pixel_rows: np.ndarray, pixel_columns: np.ndarray) -> np.ndarray:
-        """Return the places (Q,) of the searched cells in a flattened map, whose centers are as in `EmbeddingTile`."""
+    def cells(self, tile: EmbeddingTile) -> np.ndarray:
+        """Return the places (Q,) of the searched cells in the flattened whole map of which a tile is given."""
         if self.box is None:
-            places = [
-                _cell_of(row, pixel_rows) * len(pixel_columns) + _cell_of(column, pixel_columns)
-                for row, column in self.places
-            ]
-            return np.array(places)
+            rows, columns = (tile.cells_at(side, axis) for axis, side in enumerate(np.array(self.places).T))
+            return rows * len(tile.pixel_columns) + columns
         top, left, bottom, right = self.box
-        rows, columns = _cells_in(top, bottom, pixel_rows), _cells_in(left, right, pixel_columns)
-        return (rows[:, None] * len(pixel_columns) + columns).ravel()
+        rows, columns = _cells_in(top, bottom, tile, 0), _cells_in(left, right, tile, 1)
+        return (rows[:, None] * len(tile.pixel_columns) + columns).ravel()
 
     def marked(self) -> Image.Image:
         """Draw the pixels or the box into a copy of the image, in yellow between black lines."""
@@ -323,15 +320,16 @@ def write_found(
     for path in output_dir.iterdir():
         if _RANKED_FILE.fullmatch(path.name):
             path.unlink()
-    query.marked().save(output_dir / "query.png")
+    query.marked().save(output_dir / "query.png", compress_level=PHOTO_COMPRESSION)
     figures = [_figure("query.png", f"searched: {query.in_words()}")]
     with (output_dir / "matches.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["rank", "image", "cosine", "area"])
-        for rank, each in enumerate(found, start=1):
+        for rank, each in enumerate(progress(found, title="drawing", unit="image"), start=1):
             mask = each.mask(threshold)
             Image.fromarray(mask.astype(np.uint8) * 255).save(output_dir / f"{rank:03d}_mask.png")
-            draw_mask(viewable(read_image(each.path, channels)), mask).save(output_dir / f"{rank:03d}.png")
+            drawn = draw_mask(viewable(read_image(each.path, channels)), mask)
+            drawn.save(output_dir / f"{rank:03d}.png", compress_level=PHOTO_COMPRESSION)
             table.writerow([rank, each.path, f"{each.score:.4f}", f"{each.area:.4f}"])
             figures.append(_figure(f"{rank:03d}.png", caption(rank, str(each.path), each.score, each.area)))
     page = (
@@ -376,18 +374,11 @@ def _largest_cosines(queries: torch.Tensor, embeddings: torch.Tensor) -> torch.T
     return cosines.amax(dim=0).unflatten(0, embeddings.shape[1:])
 
 
-def _cell_of(pixel: int, centers: np.ndarray) -> int:
-    """Return the place of the center that is nearest to a pixel.
-
-    Of two, it is the second: the centers of cells of an even width are the first pixels of their second halves.
-    """
-    return len(centers) - 1 - int(np.abs(centers[::-1] - pixel).argmin())
-
-
-def _cells_in(first: int, stop: int, centers: np.ndarray) -> np.ndarray:
-    """Return the places of the centers in a range or, if there is none, of the cell in the middle of the range."""
+def _cells_in(first: int, stop: int, tile: EmbeddingTile, axis: int) -> np.ndarray:
+    """Return the cells with a center in a range of pixels or, if there is none, that in the middle of the range."""
+    centers = (tile.pixel_rows, tile.pixel_columns)[axis]
     inside = np.flatnonzero((centers >= first) & (centers < stop))
-    return inside if len(inside) else np.array([_cell_of((first + stop) // 2, centers)])
+    return inside if len(inside) else tile.cells_at([(first + stop) // 2], axis)
 
 
 def _read_kept(path: Path, described: str) -> EmbeddedImage | None:

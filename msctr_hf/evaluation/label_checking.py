@@ -9,8 +9,9 @@ group are alike, and would vouch for each other's errors. Every cell of its map 
 
 A cell is suspicious where both prefer another class to the label (`label_regions.suggest_classes`). Connected
 suspicious cells of one label and one suggestion are a region (`label_regions.find_components`), of which only the
-pixels with this label count. Its score is the mean score of its cells times log2(1 + area / smallest area). The
-network was often trained with the labels that it checks, and may have learned their errors.
+pixels with this label count. Its score is the mean score of its cells times log2(1 + area / smallest area), in pixels:
+the same objects have higher scores in images of a higher resolution. The network was often trained with the labels
+that it checks, and may have learned their errors.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def check_labels(
     """Rank the regions of a labeled data set whose labels are probably wrong.
 
     The bank and the results of every image are kept in `output_dir`, from which a second call continues. In memory are
-    the bank, one image and `top` regions.
+    the bank, one image with the probabilities of all its cells, and `top` regions.
 
     Args:
         embedder (`Embedder`): Network and features; its predictor must have the train ids of the data set.

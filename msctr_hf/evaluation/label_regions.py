@@ -31,7 +31,8 @@ class Region:
         image_id (`str`): Id of the image.
         label (`int`): Train id that the pixels have.
         suggestion (`int`): Train id that they seem to have.
-        score (`float`): Suspicion, comparable between images.
+        score (`float`): Suspicion. It grows with the number of pixels, and is therefore comparable only between images
+            in which the same objects have about as many.
         top, left (`int`): First row and column of its bounding box.
         mask (`np.ndarray` of shape `(rows, columns)`, bool): Its pixels in the bounding box.
     """

@@ -24,13 +24,12 @@ from ..progress import progress, say
 from .class_order import ByNamesOrPosition, match_classes
 from .finite import NotFiniteError
 from .predictor import Predictor
-from .visualization import overlay
+from .visualization import PHOTO_COMPRESSION, overlay
 
 PALETTE_COLORS = 256  # the most a PNG can hold
 MAX_VALUES = 1 << 16  # of the widest PNG of one channel
 NO_DATA, WIDE_NO_DATA = 255, 65535  # values of pixels without data: of 8 bits, and where these are all classes
 GEOTIFF_SUFFIX = ".tif"
-_OVERLAY_COMPRESSION = 1  # of zlib: four times as fast as its default of 6, for files that are a fifth larger
 Waiting = tuple[Any, Path, Path]  # image, its file, path of its output files without suffix
 
 
@@ -98,7 +97,7 @@ def predict_files(
             else:
                 save_labels(labels, file, shown_colors)
             figure = overlay(waiting[0][0], labels, colors, names, opacity)
-            figure.save(target.with_name(f"{target.name}_overlay.png"), compress_level=_OVERLAY_COMPRESSION)
+            figure.save(target.with_name(f"{target.name}_overlay.png"), compress_level=PHOTO_COMPRESSION)
             del figure
         waiting.popleft()
         del labels  # a large image must be freed before the next is read

@@ -99,7 +99,7 @@ def test_a_fault_that_the_check_would_not_see_does_not_name_it(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_faulty_file_names_the_command_that_lists_all_of_them(tmp_path, num_workers, capsys):
+def test_a_faulty_file_names_the_command_that_checks_all_files(tmp_path, num_workers, capsys):
     root = write_folder(tmp_path / "my data")
     write_labels(root / "train/labels/0.png", np.full((3, 3), 1, np.uint8))
     write_labels(root / "train/labels/1.png", np.full((40, 56), 77, np.uint8))
@@ -107,14 +107,14 @@ def test_a_faulty_file_names_the_command_that_lists_all_of_them(tmp_path, num_wo
     with pytest.raises(UsageError) as raised:
         list(evaluation_loader(dataset, batch_size=1, num_workers=num_workers))
     sentence = str(raised.value)
-    assert sentence.endswith(" lists all files with faults.")
+    assert sentence.endswith(" checks all files.")
     words = shlex.split(sentence.split("`")[-2])
     assert words == ["msctr", "prepare", "--dataset", "folder", "--data_dir", str(root)]
     with pytest.raises(SystemExit):
         prepare.main([*words[2:], "--num_workers", "0"])
     output = capsys.readouterr()
     assert output.out.count("broken: ") == 2
-    assert "lists all files" not in output.out + output.err
+    assert "checks all files" not in output.out + output.err
 
 
 @pytest.mark.parametrize(("split", "is_read"), [("test", True), ("train", False), ("test+train", False)])

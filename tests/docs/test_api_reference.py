@@ -8,6 +8,7 @@ import zlib
 
 import pytest
 from conftest import ROOT
+from pages import PAGES
 
 import msctr_cli
 import msctr_hf
@@ -43,6 +44,13 @@ def test_the_docs_build_without_warnings_and_document_every_public_name_and_flag
     assert {f"msctr-{command}.--config" for command in msctr_cli.COMMANDS} <= names
     flags = {action.dest for action in command_line()._actions} - {"help"}
     assert {f"msctr-train.--{flag}" for flag in flags} <= names
+
+
+def test_every_module_that_a_page_imports_is_in_the_reference():
+    reference = "\n".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    documented = set(re.findall(r"automodule:: (\S+)", reference))
+    for page in (*PAGES, ROOT / "docs/tutorial.ipynb"):
+        assert set(re.findall(r"from (msctr_hf\.[\w.]+) import", page.read_text())) <= documented, page
 
 
 def test_a_link_to_a_page_or_folder_outside_docs_becomes_text_and_to_another_file_a_download(tmp_path):

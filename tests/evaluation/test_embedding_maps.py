@@ -102,8 +102,8 @@ def test_chosen_cells_have_the_embeddings_and_pixels_of_their_places(model):
     whole = embedder(image).flatten(1).T.numpy()
     cells = np.array([0, 5, 33 * 11 + 2, 23 * 33 - 1])
 
-    def choose(rows, columns):
-        assert (len(rows), len(columns)) == (23, 33)
+    def choose(tile):
+        assert (len(tile.pixel_rows), len(tile.pixel_columns)) == (23, 33)
         return cells
 
     embeddings, pixels = embedder.embed_cells(image, choose)
@@ -114,7 +114,7 @@ def test_chosen_cells_have_the_embeddings_and_pixels_of_their_places(model):
 def test_pixels_are_those_of_the_image_where_the_image_processor_resizes(model):
     processor = MsctrImageProcessor(size_divisor=32, do_resize=True, size={"shortest_edge": 32})
     embedder = Embedder(Predictor(model, processor))
-    _, pixels = embedder.embed_cells(drawn_image(64, 128), lambda rows, columns: np.array([0, len(columns) + 1]))
+    _, pixels = embedder.embed_cells(drawn_image(64, 128), lambda tile: np.array([0, len(tile.pixel_columns) + 1]))
     assert pixels.tolist() == [[5, 5], [13, 13]]  # the centers of pixels 2 and 6 of an image half as large
 
 

@@ -10,7 +10,7 @@ from conftest import TIMM_TINY
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation, MsctrImageProcessor, progress
 from msctr_hf.commands import find
 from msctr_hf.errors import UsageError
 from msctr_hf.evaluation import finding
@@ -79,6 +79,17 @@ def test_pixels_and_the_mean_of_a_box_are_searched(embedder, folder):
     np.testing.assert_allclose(found, [mean / np.linalg.norm(mean)], atol=1e-6)
     small = embed_query(embedder, Query(image, box=[12, 15, 13, 16])).numpy()  # between the centers
     np.testing.assert_allclose(small, [values[:, 3, 3]], atol=1e-6)
+
+
+def test_pixels_and_small_boxes_at_the_border_of_a_padded_image_are_in_their_own_cells(embedder):
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    whole = Embedder(embedder.predictor, "backbone", stage=4).whole(image)  # of 96 x 96 pixels
+    places = [(row, column) for row in range(70) for column in range(90)]
+    expected = [row // 32 * 3 + column // 32 for row, column in places]
+    assert Query(image, pixels=np.ravel(places).tolist()).cells(whole).tolist() == expected
+    boxes = [Query(image, box=[row, column, row + 1, column + 1]).cells(whole).tolist() for row, column in places]
+    assert boxes == [[cell] for cell in expected]
+    assert Query(image, box=[58, 82, 64, 88]).cells(whole).tolist() == [5]
 
 
 def test_images_are_ranked_by_their_largest_cosine_and_masks_are_where_it_reaches_the_threshold(
@@ -258,6 +269,19 @@ def test_the_page_lists_images_whose_names_are_escaped_and_whose_files_exist(emb
         assert np.array_equal(mask, each.mask(0.5) * 255)
         shown, image = (np.asarray(Image.open(path)) for path in (tmp_path / f"out/{rank:03d}.png", each.path))
         assert np.array_equal(shown[mask == 0], image[mask == 0])
+
+
+def test_pictures_are_compressed_fast_and_their_progress_is_shown(
+    embedder, folder, paths, tmp_path, monkeypatch, capsys
+):
+    query = Query(Image.open(folder / "images/0.png"), pixels=[10, 20])
+    found, _ = find_alike(EmbeddedImages(embedder), paths, embed_query(embedder, query), threshold=0.5, top=2)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    write_found(found, query, tmp_path, 0.5)
+    assert "drawing: 2/2 images" in capsys.readouterr().err
+    for name in ("query.png", "001.png", "002.png"):
+        content = (tmp_path / name).read_bytes()
+        assert content[content.index(b"IDAT") + 5] >> 6 == 0  # of the header of zlib: its fastest level
 
 
 @pytest.mark.parametrize("color", ["red", "yellow", "black", "white"])

@@ -203,7 +203,7 @@ def test_a_wrong_file_read_by_a_worker_is_reported_in_one_sentence(refused, fold
     FILES["broken image"][0](folder)
     sentence = refused(num_workers=1)
     assert sentence.endswith(
-        f"its format is unknown. `msctr prepare --dataset folder --data_dir {folder}` lists all files with faults."
+        f"its format is unknown. `msctr prepare --dataset folder --data_dir {folder}` checks all files."
     )
 
 

@@ -44,7 +44,7 @@ def test_a_run_that_a_faulty_image_without_labels_ended_resumes_with_another_one
     settings = {"unlabeled_dir": images, "unlabeled_start_step": 1, "checkpointing_steps": 1, "resume": "auto"}
     code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **settings))
     assert code == 2
-    assert f"`msctr prepare --unlabeled_dir {images}` lists all files with faults. Put a readable image in" in error
+    assert f"`msctr prepare --unlabeled_dir {images}` checks all files. Put a readable image in" in error
     (images / "3.png").rename(tmp_path / "3.png")
     code, _, error = run_script("train.py", *flags(folder, tmp_path / "run", **settings))
     assert (code, "the unlabeled set had 6 images and has 5" in error) == (2, True)

@@ -3,6 +3,8 @@ from layouts import write_folder
 from PIL import Image
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
+from msctr_hf.data.decoding import ReadSamples
+from msctr_hf.evaluation import embeddings
 
 
 @pytest.fixture
@@ -32,6 +34,16 @@ def test_figures_are_written(run_script, options, tmp_path, features):
     for name in ("embeddings.png", "similarity.png"):
         assert name in out
         assert Image.open(tmp_path / "out" / name).width > 500
+
+
+def test_images_are_read_one_by_one(run_script, options, monkeypatch):
+    done = []
+    read, project = ReadSamples.__call__, embeddings.stage_features
+    monkeypatch.setattr(ReadSamples, "__call__", lambda *given: done.append("read") or read(*given))
+    monkeypatch.setattr(embeddings, "stage_features", lambda *given: done.append("projected") or project(*given))
+    code, _, error = run_script("visualize_embeddings.py", *words(options | {"split": "train"}))
+    assert code == 0, error
+    assert done == ["read", "projected"] * (1 + 4)  # that of similarity.png, and all of the split
 
 
 @pytest.mark.parametrize(
