@@ -35,13 +35,16 @@ def _embeddings(arguments: EmbeddingSettings) -> None:
         stage_features,
         to_plane,
     )
+    from ..evaluation.finite import naming_the_image
     from ..evaluation.predictor import load_predictor
     from ..evaluation.visualization import viewable
 
     predictor = load_predictor(arguments.model, device=arguments.device)
     spec, dataset = arguments.spec, arguments.load(arguments.split, predictor.channels)
-    image = choose_sample(dataset, arguments.image)["image"]
-    features = stage_features(predictor, image, arguments.features)
+    chosen = choose_sample(dataset, arguments.image)
+    image = chosen["image"]
+    with naming_the_image(chosen["image_id"]):
+        features = stage_features(predictor, image, arguments.features)
     shown = viewable(image)
     size = (shown.height, shown.width)
     row, column = ask_for_pixel(shown) if arguments.click else arguments.pixel or (size[0] // 2, size[1] // 2)

@@ -29,6 +29,7 @@ def _find(arguments: FindSettings, embedding: EmbedderSettings) -> None:
     from ..data.images import read_image
     from ..evaluation.embedding_maps import Embedder
     from ..evaluation.finding import EmbeddedImages, Query, embed_query, find_alike, refuse_other_folders, write_found
+    from ..evaluation.finite import naming_the_image
     from ..evaluation.prediction import find_images
     from ..evaluation.predictor import load_predictor
 
@@ -38,10 +39,12 @@ def _find(arguments: FindSettings, embedding: EmbedderSettings) -> None:
     paths = list(find_images(arguments.input, output_dir, readable_suffixes(predictor.channels)))
     query = Query(read_image(arguments.image, predictor.channels), arguments.pixel, arguments.box)
     embedder = Embedder(predictor, embedding.features, embedding.stage)
+    with naming_the_image(arguments.image):
+        queries = embed_query(embedder, query)
     found, unreadable = find_alike(
         EmbeddedImages(embedder, arguments.cache_dir),
         paths,
-        embed_query(embedder, query),
+        queries,
         threshold=arguments.threshold,
         top=arguments.top,
     )

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
 
-from ..data.channels import size_of
 from ..errors import UsageError, as_usage_error, first_line, warn_caller
 from ..progress import progress
 from .embedding_maps import Embedder, EmbeddingTile
@@ -303,9 +302,7 @@ def _add_image(
     drawn: list[tuple[np.ndarray, np.ndarray]] = []  # cells and keys of every class
 
     def choose(tile: EmbeddingTile) -> np.ndarray:
-        width, height = size_of(image)
-        rows, columns = tile.pixel_rows * labels.shape[0] // height, tile.pixel_columns * labels.shape[1] // width
-        of_cells = labels[np.ix_(rows, columns)]
+        of_cells = tile.labels_of_cells(labels, image)
         for label, of_class in enumerate(kept):
             drawn.append(of_class.draw(np.flatnonzero(of_cells == label), random))
         return np.concatenate([cells for cells, _ in drawn])

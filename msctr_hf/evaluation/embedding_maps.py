@@ -27,7 +27,7 @@ class EmbeddingTile(NamedTuple):
     """Part of the embeddings of an image.
 
     Args:
-        embeddings (`torch.Tensor` of shape `(D, rows, columns)`): Unit vectors, float32.
+        embeddings (`torch.Tensor` of shape `(D, rows, columns)`): Unit vectors, float32 by default.
         rows, columns (`slice`): Place of the part in the map of the image.
         pixel_rows (`np.ndarray` of shape `(h,)`): Pixel row of the image at the center of every row of its whole map.
         pixel_columns (`np.ndarray` of shape `(w,)`): Likewise, the pixel columns.
@@ -46,6 +46,12 @@ class EmbeddingTile(NamedTuple):
         """Return the cells of the whole map in which rows (axis 0) or columns (axis 1) of the image are."""
         centers = (self.pixel_rows, self.pixel_columns)[axis]
         return np.asarray(pixels) * len(centers) // self.extent[axis]
+
+    def labels_of_cells(self, labels: np.ndarray, image: Image.Image | np.ndarray) -> np.ndarray:
+        """Return the labels at the center of every cell of the whole map, (h, w); they may have another size."""
+        width, height = size_of(image)
+        rows, columns = self.pixel_rows * labels.shape[0] // height, self.pixel_columns * labels.shape[1] // width
+        return labels[np.ix_(rows, columns)]
 
 
 class Embedder:

@@ -20,7 +20,7 @@ from ..errors import UsageError, as_usage_error
 from ..models.image_processing_msctr import pad
 from ..progress import progress
 from .embedding_maps import Axis, EmbeddingTile, embedding_network
-from .finite import finite_outputs
+from .finite import finite_outputs, naming_the_image
 from .predictor import Predictor
 from .visualization import MAX_ASPECT
 
@@ -130,9 +130,11 @@ def collect_embeddings(
     share = -(-pixels_per_class // len(samples))
     drawn: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for sample in progress(samples, title="projecting", unit="image"):
-        labels = np.asarray(sample["label"])
-        for stage, tile in stage_features(predictor, sample["image"], features).items():
-            pixel_labels = labels[np.ix_(tile.pixel_rows, tile.pixel_columns)].ravel()
+        image, labels = sample["image"], np.asarray(sample["label"])
+        with naming_the_image(sample["image_id"]):
+            tiles = stage_features(predictor, image, features)
+        for stage, tile in tiles.items():
+            pixel_labels = tile.labels_of_cells(labels, image).ravel()
             rows = tile.embeddings.flatten(1).T.cpu().numpy()
             for label in range(num_labels):
                 places = np.flatnonzero(pixel_labels == label)

@@ -16,6 +16,7 @@ from msctr_hf.evaluation.embeddings import (
     stage_features,
     to_plane,
 )
+from msctr_hf.evaluation.finite import NotFiniteError
 from msctr_hf.evaluation.predictor import Predictor
 
 
@@ -81,10 +82,12 @@ def test_every_pixel_of_a_padded_image_has_the_cosine_of_its_own_cell(tiny_confi
                 assert shown[row, column] == pytest.approx(expected, abs=1e-5)
 
 
-def test_sampled_pixels_of_a_padded_image_have_the_label_in_the_middle_of_their_cells(predictor):
+@pytest.mark.parametrize("times", [1, 2])
+def test_sampled_pixels_of_a_padded_image_have_the_label_in_the_middle_of_their_cells(predictor, times):
     sample = drawn_sample(size=(70, 90))
     labels = np.random.default_rng(1).integers(0, 3, (70, 90)).astype(np.uint8)
-    stages = collect_embeddings(predictor, [{**sample, "label": labels}], num_labels=3, pixels_per_class=1000)
+    given = {**sample, "label": np.kron(labels, np.ones((times, times), np.uint8))}  # of the same image, but larger
+    stages = collect_embeddings(predictor, [given], num_labels=3, pixels_per_class=1000)
     for stage, tile in zip(stages, stage_features(predictor, sample["image"]).values(), strict=True):
         stride = 2 << stage.stage
         middles = [
@@ -156,6 +159,13 @@ def test_silhouette_is_one_for_separated_classes_and_zero_for_overlapping_ones()
     assert abs(cloud.silhouette()) < 0.02
     assert np.isnan(StageEmbeddings(1, cloud.features, np.zeros(400)).silhouette())
     assert np.isnan(StageEmbeddings(1, cloud.features, np.arange(400)).silhouette())
+
+
+def test_an_image_with_features_that_are_not_finite_is_named(predictor, monkeypatch):
+    prepare = predictor.prepare
+    monkeypatch.setattr(predictor, "prepare", lambda images: prepare(images) * float("nan"))
+    with pytest.raises(NotFiniteError, match="7: The features of the network are not finite"):
+        collect_embeddings(predictor, [drawn_sample(seed=7)], num_labels=3, pixels_per_class=10)
 
 
 def test_sampled_pixels_have_the_projection_and_the_label_of_their_position(predictor):
