@@ -410,12 +410,18 @@ def _refuse_other_models(model: Any) -> None:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT wraps models of transformers
     if isinstance(inner, ContrastiveAdapter) or isinstance(getattr(inner, "config", None), MsctrConfig):
         raise _not_adapted(model, "it has the contrastive objective built in, so it is trained as it is")
-    if not isinstance(inner, PreTrainedModel):
+    if any(each.__module__.partition(".")[0] == "peft" for each in type(model).__mro__):
+        raise ValueError(
+            f"{type(model).__name__} cannot be adapted, since PEFT saves it in a form from which no training resumes: "
+            "wrap the adapter by PEFT instead, `get_peft_model(ContrastiveAdapter(model), ...)`, or merge the weights "
+            "first, `ContrastiveAdapter(model.merge_and_unload())`."
+        )
+    if not isinstance(model, PreTrainedModel):
         raise _not_adapted(model, "it is not a model of transformers")
     for name in ("pixel_values", "labels"):
-        if name not in inspect.signature(inner.forward).parameters:
+        if name not in inspect.signature(model.forward).parameters:
             raise _not_adapted(model, f"its `forward` has no argument `{name}`")
-    for part in (inner.config, getattr(inner.config, "backbone_config", None)):
+    for part in (model.config, getattr(model.config, "backbone_config", None)):
         channels = getattr(part, "num_channels", None)
         if channels not in (None, 3):
             raise _not_adapted(model, f"it reads images of {channels} channel(s), which are not RGB")
