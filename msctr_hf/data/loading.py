@@ -69,7 +69,8 @@ def load_segmentation_dataset(
         data_dir (`str` or `Path`, *optional*):
             Folder of the data set: its official layout, parquet files, the result of `save_to_disk`, or a pre-decoded
             copy; not needed for `synthetic_scenes`.
-        dataset_name (`str`, *optional*): Hub id, or folder of parquet files, to read instead of `data_dir`.
+        dataset_name (`str`, *optional*): Hub id, USER/NAME or USER/NAME:CONFIGURATION, or folder of parquet files, to
+            read instead of `data_dir`.
         revision (`str`, *optional*): Branch, tag or commit of the Hub id.
         image_column, label_column (`str`): Columns of a copy with the images and the labels.
         id_map (`Mapping[int, int]`, *optional*): Raw label value -> train id, where a copy differs from the official

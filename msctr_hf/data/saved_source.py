@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from datasets import (
     IterableDataset,
     List,
     Value,
+    get_dataset_config_names,
+    get_dataset_default_config_name,
     get_dataset_split_names,
     load_dataset,
     load_from_disk,
@@ -34,6 +37,8 @@ _ROWS_AT_A_TIME = 1000
 _ROWS_SHOWN = 5
 _SHOWN_OF_A_TYPE = 80  # characters
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+# no scheme of a URL, and no drive of Windows: what follows them has slashes
+_WITH_CONFIGURATION = re.compile(r"((?:[\w.-]+/)?[\w.-]+):([^/\\:]+)")
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class SavedDataset:
     """Location of a copy, and the names of its columns.
 
     Args:
-        name (`str`, *optional*): Hub id, or folder of parquet files; `data_dir` by default.
+        name (`str`, *optional*): Hub id, USER/NAME or USER/NAME:CONFIGURATION, or folder of parquet files; `data_dir`
+            by default.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         image_column, label_column (`str`): Names of the columns with images and labels.
         streaming (`bool`): Whether to read the copy as a stream, without storing it on this disk.
@@ -52,6 +58,12 @@ class SavedDataset:
     image_column: str = "image"
     label_column: str = "label"
     streaming: bool = False
+
+
+def repository_and_configuration(name: str) -> tuple[str, str | None]:
+    """Split a name on the Hub, USER/NAME:CONFIGURATION; without a configuration, that is `None`."""
+    match = _WITH_CONFIGURATION.fullmatch(name)
+    return (name, None) if match is None else (match[1], match[2])
 
 
 def is_a_copy(saved: SavedDataset, data_dir: Path | None) -> bool:
@@ -99,7 +111,7 @@ def splits_of_copy(saved: SavedDataset, data_dir: Path | None) -> list[str]:
     folder = _folder_of(saved, data_dir)
     if folder is None:
         with _errors_of_hub(saved):
-            names = get_dataset_split_names(saved.name, revision=saved.revision)
+            names = get_dataset_split_names(*repository_and_configuration(saved.name), revision=saved.revision)
     else:
         names = list(_saved_to_disk(folder)) if _was_saved_to_disk(folder) else list(_parquet_by_split(folder))
     return [split for split, spellings in SPLIT_NAMES.items() if set(spellings) & set(names)]
@@ -167,10 +179,11 @@ def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
 
 
 def _open_hub(saved: SavedDataset, split: str) -> Dataset | IterableDataset:
+    location = repository_and_configuration(str(saved.name))
     with _errors_of_hub(saved):
-        names = get_dataset_split_names(saved.name, revision=saved.revision)
+        names = get_dataset_split_names(*location, revision=saved.revision)
         own = _own_name(split, names, str(saved.name))
-        return load_dataset(saved.name, split=own, revision=saved.revision, streaming=saved.streaming)
+        return load_dataset(*location, split=own, revision=saved.revision, streaming=saved.streaming)
 
 
 @contextmanager
@@ -179,17 +192,34 @@ def _errors_of_hub(saved: SavedDataset) -> Iterator[None]:
         yield
     except DatasetNotFoundError as error:
         if "gated" in str(error):
+            repository, _ = repository_and_configuration(str(saved.name))
             raise UsageError(
-                f"`dataset_name`: {saved.name} is gated: accept its terms on "
-                f"https://huggingface.co/datasets/{saved.name} and log in with `hf auth login`."
+                f"`dataset_name`: {repository} is gated: accept its terms on "
+                f"https://huggingface.co/datasets/{repository} and log in with `hf auth login`."
             ) from error
         raise UsageError(f"`dataset_name`: {saved.name} is neither a data set on the Hub nor a folder.") from error
     except UsageError:
         raise
-    # no connection; several configurations to choose from; a loading script, which `datasets` no longer runs
+    # no connection; a configuration that is missing; a loading script, which `datasets` no longer runs
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, ValueError) and (choices := _configurations_to_choose_from(saved)):
+            raise UsageError(
+                f"`dataset_name`: {saved.name} must name one configuration of the data set: {name_some(choices)}."
+            ) from error
         reason = first_line(error)
         raise UsageError(f"`dataset_name`: {saved.name} cannot be read from the Hub ({reason}).") from error
+
+
+def _configurations_to_choose_from(saved: SavedDataset) -> list[str]:
+    """List the names of all configurations, as they are given, if a data set on the Hub lacks the one to read."""
+    repository, configuration = repository_and_configuration(str(saved.name))
+    with suppress(OSError, ValueError, RuntimeError):
+        names = get_dataset_config_names(repository, revision=saved.revision)
+        if configuration is None:
+            configuration = get_dataset_default_config_name(repository, revision=saved.revision)
+        if configuration not in names:
+            return [f"{repository}:{name}" for name in names]
+    return []
 
 
 def _check_parquet(paths: Sequence[Path], split: str) -> None:

@@ -62,7 +62,9 @@ class DatasetSettings(ImageSettings):
         is_path=True,
     )
     dataset_name: str | None = setting(
-        None, help="Hub id, or folder of parquet files, to read instead of data_dir.", is_path=True
+        None,
+        help="Hub id, USER/NAME or USER/NAME:CONFIGURATION, or folder of parquet files, to read instead of data_dir.",
+        is_path=True,
     )
     dataset_revision: str | None = setting(None, help="Branch, tag or commit of the Hub id.")
     image_column: str = setting("image", help="Column of a copy with the images.")

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..data.channels import count_of
+from ..data.saved_source import repository_and_configuration
 from ..data.specs import DatasetSpec
 from ..data.synthetic import SyntheticSource
 from ..errors import UsageError, as_usage_error
@@ -156,15 +157,16 @@ def _is_public(run: dict, name: str) -> bool:
     if not value or Path(value).exists() or any(name in start.get("paths", []) for start in starts):
         return False
     try:
-        validate_repo_id(value)
+        validate_repo_id(repository_and_configuration(value)[0])
     except HFValidationError:
         return False
     return True
 
 
 def _hub_id(run: dict, name: str) -> str | None:
-    """Return the value of a setting if it is the id of a repository on the Hub, otherwise `None`."""
-    return run["settings"][name] if _is_public(run, name) and "/" in run["settings"][name] else None
+    """Return the repository on the Hub that a setting names, or `None` if it names something else."""
+    repository = repository_and_configuration(run["settings"][name])[0] if _is_public(run, name) else ""
+    return repository if "/" in repository else None
 
 
 def _beginning(run: dict) -> dict:

@@ -35,6 +35,7 @@ _KEYS_OF_TRANSFORMERS = {
     "auto_map",
     "custom_pipelines",
     "experts_implementation",
+    "fusion_config",
     "model_type",
     "name_or_path",
     "num_labels",
@@ -245,11 +246,14 @@ class MsctrConfig(PreTrainedConfig):
         super().__setattr__(name, value)
 
     def validate_settings(self) -> None:
-        """Check settings that depend on each other, which is also done before a network is built or saved.
+        """Check settings that depend on each other and the names of all that is saved.
+
+        This is also done before a network is built or saved, since values may have been assigned.
 
         Raises:
             ValueError: If a configuration with these settings could not be loaded.
         """
+        self._refuse_unknown_keys(self.to_dict())
         self._validate_network()
         self._validate_contrast()
 
@@ -257,8 +261,8 @@ class MsctrConfig(PreTrainedConfig):
         known = set(self.__dataclass_fields__) | _KEYS_OF_TRANSFORMERS
         for key in sorted(key for key in set(kwargs) - known if not key.startswith("_")):
             close = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
-            raise ValueError(f"`{key}` is not a setting of MsctrConfig.{hint}")
+            hint = f". Did you mean `{close[0]}`?" if close else "; values of your own need names that begin with `_`."
+            raise ValueError(f"`{key}` is not a setting of MsctrConfig{hint}")
 
     def _fill_in_defaults_of_the_decode_head(self) -> None:
         for name, value in (DecodeHead.defaults | DECODE_HEADS[self.decode_head].defaults).items():

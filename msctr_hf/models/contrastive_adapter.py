@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
+from transformers.utils.hub import create_and_tag_model_card
 
 from .configuration_msctr import MsctrConfig
 from .contrastive_loss import MultiScaleContrastiveLoss
@@ -248,6 +250,8 @@ class ContrastiveAdapter(PreTrainedModel, PixelEmbeddings):
         *,
         is_main_process: bool = True,
         save_heads: bool = True,
+        push_to_hub: bool = False,
+        token: str | bool | None = None,
         **kwargs: Any,
     ) -> None:
         """Save the model as its own `save_pretrained` does, and the projection head in a file next to it.
@@ -258,14 +262,33 @@ class ContrastiveAdapter(PreTrainedModel, PixelEmbeddings):
             is_main_process (`bool`): Whether this process writes.
             save_heads (`bool`): Whether to write the file of the projection head, which a resumed training needs, and
                 `embed` for projections.
-            kwargs: Passed to the model's `save_pretrained`.
+            push_to_hub (`bool`): Whether to push what was saved to the Hub, in one commit.
+            token (`str` or `bool`, *optional*): Token for the Hub; by default that of `hf auth login`.
+            kwargs: Passed to the model's `save_pretrained`; to push, `repo_id` (by default the name of the folder),
+                `private`, `commit_message` and `create_pr` too.
         """
+        of_push = {name: kwargs.pop(name, None) for name in ("repo_id", "private", "commit_message", "create_pr")}
+        pushes = push_to_hub and is_main_process
+        if pushes:  # before anything is written: the Hub may refuse
+            name = of_push["repo_id"] or Path(folder).name
+            repo_id = HfApi().create_repo(name, private=of_push["private"], token=token, exist_ok=True).repo_id
+            timestamps = self._get_files_timestamps(folder) if Path(folder).is_dir() else {}
         own = None if state_dict is None else _part(state_dict, _MODEL)
         self.model.save_pretrained(folder, state_dict=own, is_main_process=is_main_process, **kwargs)
         if save_heads and is_main_process:
             heads = _part(self.state_dict() if state_dict is None else state_dict, _HEADS)
             heads = {_HEADS + key: value.contiguous() for key, value in heads.items()}
             save_file(heads, Path(folder) / HEADS_FILE, metadata={"settings": json.dumps(self._settings)})
+        if pushes:  # what the model would push itself, after all is saved
+            create_and_tag_model_card(repo_id, self.model.model_tags, token=token).save(Path(folder) / "README.md")
+            self.model._upload_modified_files(
+                folder,
+                repo_id,
+                timestamps,
+                commit_message=of_push["commit_message"],
+                token=token,
+                create_pr=bool(of_push["create_pr"]),
+            )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights of the adapter, or resume from a checkpoint of the Trainer, which holds those of the model.
@@ -387,12 +410,18 @@ def _refuse_other_models(model: Any) -> None:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT wraps models of transformers
     if isinstance(inner, ContrastiveAdapter) or isinstance(getattr(inner, "config", None), MsctrConfig):
         raise _not_adapted(model, "it has the contrastive objective built in, so it is trained as it is")
-    if not isinstance(inner, PreTrainedModel):
+    if any(each.__module__.partition(".")[0] == "peft" for each in type(model).__mro__):
+        raise ValueError(
+            f"{type(model).__name__} cannot be adapted, since PEFT saves it in a form from which no training resumes: "
+            "wrap the adapter by PEFT instead, `get_peft_model(ContrastiveAdapter(model), ...)`, or merge the weights "
+            "first, `ContrastiveAdapter(model.merge_and_unload())`."
+        )
+    if not isinstance(model, PreTrainedModel):
         raise _not_adapted(model, "it is not a model of transformers")
     for name in ("pixel_values", "labels"):
-        if name not in inspect.signature(inner.forward).parameters:
+        if name not in inspect.signature(model.forward).parameters:
             raise _not_adapted(model, f"its `forward` has no argument `{name}`")
-    for part in (inner.config, getattr(inner.config, "backbone_config", None)):
+    for part in (model.config, getattr(model.config, "backbone_config", None)):
         channels = getattr(part, "num_channels", None)
         if channels not in (None, 3):
             raise _not_adapted(model, f"it reads images of {channels} channel(s), which are not RGB")

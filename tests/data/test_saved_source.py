@@ -1,6 +1,7 @@
 """Copies that the library `datasets` opens give the samples of the files that they were made from."""
 
 import io
+import json
 import zlib
 
 import datasets
@@ -21,7 +22,7 @@ from msctr_hf.data import saved_source
 from msctr_hf.data.augmentation import TrainingAugmentation
 from msctr_hf.data.loaders import evaluation_loader, image_ids, training_loader
 from msctr_hf.data.loading import get_dataset_spec
-from msctr_hf.data.saved_source import SavedDataset, index_copy
+from msctr_hf.data.saved_source import SavedDataset, index_copy, splits_of_copy
 from msctr_hf.errors import UsageError
 
 LAYOUT = LAYOUTS["cityscapes"]
@@ -137,17 +138,46 @@ def test_columns_with_other_names_are_read(official, tmp_path):
 def test_a_split_is_requested_by_its_name_in_the_repository_of_the_hub(official, monkeypatch):
     asked = {}
 
-    def load(name, **options):
-        asked.update(name=name, **options)
+    def load(name, configuration, **options):
+        asked.update(name=name, configuration=configuration, **options)
         return raw_rows(official)
 
-    monkeypatch.setattr(saved_source, "get_dataset_split_names", lambda name, revision: ["train", "val"])
+    monkeypatch.setattr(saved_source, "get_dataset_split_names", lambda *name, revision: ["train", "val"])
     monkeypatch.setattr(saved_source, "load_dataset", load)
-    options = {"dataset_name": "someone/cityscapes", "revision": "refs/convert/parquet"}
+    options = {"dataset_name": "someone/cityscapes:fine", "revision": "refs/convert/parquet"}
     assert_same_samples(load_segmentation_dataset("cityscapes", "validation", **options), official)
     assert asked == {
-        "name": "someone/cityscapes", "split": "val", "revision": "refs/convert/parquet", "streaming": False
+        "name": "someone/cityscapes", "configuration": "fine",
+        "split": "val", "revision": "refs/convert/parquet", "streaming": False,
     }  # fmt: skip
+
+
+def test_one_of_several_configurations_of_a_data_set_is_read_by_its_name(official, tmp_path, monkeypatch):
+    repository = tmp_path / "someone" / "scenes"
+    write_parquet(official, repository / "fine", "train.parquet")
+    write_parquet(official, repository / "coarse", "val.parquet")
+    of_files = [("fine", "train"), ("coarse", "val")]
+    configurations = [
+        {"config_name": name, "data_files": [{"split": split, "path": f"{name}/{split}.parquet"}]}
+        for name, split in of_files
+    ]
+    (repository / "README.md").write_text(f"---\nconfigs: {json.dumps(configurations)}\n---\n")
+    # `datasets` opens a folder as it opens a repository, whose metadata name the configurations
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(saved_source, "_folder_of", lambda saved, data_dir: None)
+    fine = load_segmentation_dataset("cityscapes", "train", dataset_name="someone/scenes:fine")
+    assert_same_samples(fine, official)
+    assert splits_of_copy(SavedDataset("someone/scenes:coarse"), None) == ["validation"]
+    for name in ("someone/scenes", "someone/scenes:rough"):
+        with pytest.raises(UsageError) as raised:
+            load_segmentation_dataset("cityscapes", "train", dataset_name=name)
+        assert str(raised.value) == (
+            f"`dataset_name`: {name} must name one configuration of the data set: someone/scenes:fine, "
+            "someone/scenes:coarse."
+        )
+    configurations[0]["default"] = True
+    (repository / "README.md").write_text(f"---\nconfigs: {json.dumps(configurations)}\n---\n")
+    assert splits_of_copy(SavedDataset("someone/scenes"), None) == ["train"]
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,16 @@ def test_a_relative_folder_that_looks_like_a_hub_id_stays_private(run_folder):
     assert "data/parquet" not in content
 
 
+def test_the_data_set_of_a_card_is_the_repository_of_the_configuration_that_was_read(run_folder):
+    card = card_of(run_folder, {"dataset_name": "someone/scenes:fine"})
+    assert card.data.datasets == ["someone/scenes"]
+    assert "someone/scenes:fine" in card.text
+    for private in ("https://someone:hf_averysecrettoken@host", "https://someone:hf_secrettoken", "C:\\data\\mine"):
+        card = card_of(run_folder, {"dataset_name": private})
+        assert card.data.datasets is None
+        assert private not in card.content
+
+
 @pytest.mark.parametrize(("description", "hub_id", "title", "name", "kind"), [
     ({"name": "Streets of Ulm"}, None, " on Streets of Ulm", "Streets of Ulm", "streets-of-ulm"),
     ({"name": "Streets of Ulm"}, "someone/ulm", " on Streets of Ulm", "Streets of Ulm", "someone/ulm"),

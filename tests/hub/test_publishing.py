@@ -36,6 +36,16 @@ with torch.no_grad():
 model.push_to_hub(again)
 processor.push_to_hub(again)
 """
+PUSH_ADAPTER = """
+import sys
+from transformers import SegformerForSemanticSegmentation
+from msctr_hf import ContrastiveAdapter
+folder, name = sys.argv[1:]
+model = SegformerForSemanticSegmentation.from_pretrained(folder)
+adapter = ContrastiveAdapter(model, projection_dim=6)
+adapter.save_pretrained(folder, push_to_hub=True, repo_id=name, commit_message="Segments streets", private=True)
+adapter.push_to_hub("someone/second")
+"""
 PUBLISH = """
 import os, sys
 from msctr_hf.errors import UsageError
@@ -114,6 +124,21 @@ def test_a_network_is_the_same_after_two_round_trips(hub, publisher, folder, tmp
         torch.testing.assert_close(torch.load(tmp_path / "read.pt"), torch.load(tmp_path / "logits.pt"))
     weights = [hub.repositories[name]["files"]["model.safetensors"] for name in (REPOSITORY, "someone/third")]
     assert weights[0] == weights[1]
+
+
+def test_an_adapted_model_is_pushed_with_its_projection_head_in_one_commit(hub, tmp_path):
+    folder = tmp_path / "segformer"
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, **sizes)).save_pretrained(folder)
+    (folder / "notes.txt").write_text("private")
+    run = process(hub, tmp_path, "-c", PUSH_ADAPTER, folder, REPOSITORY)
+    assert run.returncode == 0, run.stderr
+    pushed = hub.repositories[REPOSITORY]
+    assert set(pushed["files"]) == {"config.json", "model.safetensors", "projection_head.safetensors", "README.md"}
+    assert all((folder / name).read_bytes() == content for name, content in pushed["files"].items())
+    assert pushed["private"]
+    assert pushed["messages"] == ["Segments streets"]
+    assert hub.repositories["someone/second"]["files"].keys() == pushed["files"].keys()
 
 
 def test_a_published_folder_is_complete_and_holds_no_path_of_this_machine(hub, publisher, folder):

@@ -2,9 +2,10 @@ import re
 from dataclasses import fields
 
 import pytest
+import torch
 from transformers import PreTrainedConfig, TimmBackboneConfig
 
-from msctr_hf import MsctrConfig
+from msctr_hf import MsctrConfig, MsctrForSemanticSegmentation
 
 
 def test_a_saved_configuration_loads_unchanged(tiny_config, tmp_path):
@@ -52,6 +53,32 @@ def test_settings_can_be_overridden_when_loading(tiny_config, tmp_path):
 def test_wrong_settings_are_named_in_the_error(settings, message):
     with pytest.raises(Exception, match=message):
         MsctrConfig(**settings)
+
+
+def test_what_could_not_be_loaded_again_is_not_saved_and_what_transformers_assigns_is(tiny_config, tmp_path):
+    config = tiny_config()
+    assigned = {
+        "custom_pipelines": {"image-segmentation": {"impl": "mine.Mine"}}, "architectures": ["Mine"],
+        "use_cache": False, "quantization_config": {"quant_method": "bitsandbytes"}, "fusion_config": {},
+        "auto_map": {"AutoModel": "a.A"},
+        "_own": "kept", "name_or_path": "someone/network", "output_attentions": True, "dtype": torch.float16,
+        "_attn_implementation": "eager", "distributed_config": object(), "problem_type": None,
+    }  # fmt: skip
+    for name, value in assigned.items():
+        setattr(config, name, value)
+    config.save_pretrained(tmp_path / "kept")
+    loaded = MsctrConfig.from_pretrained(tmp_path / "kept")
+    assert (loaded._own, loaded.custom_pipelines, loaded.dtype) == ("kept", config.custom_pipelines, torch.float16)
+    config.trained_on = "streets of Ulm"
+    with pytest.raises(Exception, match=r"`trained_on` is not a setting of MsctrConfig; values of your own .* `_`"):
+        config.save_pretrained(tmp_path / "refused")
+    assert not (tmp_path / "refused" / "config.json").exists()
+    with pytest.raises(ValueError, match="`trained_on` is not a setting"):
+        MsctrForSemanticSegmentation(config)
+    del config.trained_on
+    config.contrastive_temprature = 0.2
+    with pytest.raises(Exception, match="Did you mean `contrastive_temperature`"):
+        config.save_pretrained(tmp_path / "refused")
 
 
 def test_defaults_depend_on_the_decode_head():

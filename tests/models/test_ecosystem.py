@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import infer_auto_device_map
 from conftest import SWIN_TINY, TIMM_TINY
-from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftMixedModel, PeftModel, get_peft_model
 from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments
 
@@ -149,6 +149,15 @@ def test_low_rank_adapters_of_all_convolutions_learn_and_can_be_merged(tiny_conf
         merged = model.merge_and_unload()(tiny_batch["pixel_values"], output_projections=True)
     torch.testing.assert_close(merged.logits, expected.logits, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(merged.projections, expected.projections, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [get_peft_model, PeftMixedModel], ids=["model", "mixed model"])
+def test_an_adapter_around_a_model_of_peft_is_refused_in_a_sentence_that_names_the_order_that_works(wrap):
+    model = wrap(adapted_segformer().model, LoraConfig(r=2, target_modules=r".*(query|q_proj)"))
+    with pytest.raises(ValueError, match=r"wrap .* instead, `get_peft_model\(ContrastiveAdapter\(") as raised:
+        ContrastiveAdapter(model)
+    assert str(raised.value).count(". ") == 0
+    assert ContrastiveAdapter(model.merge_and_unload()).projection_head is not None
 
 
 @pytest.mark.parametrize(
