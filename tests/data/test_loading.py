@@ -131,11 +131,11 @@ def test_a_faulty_image_without_labels_names_the_check_only_if_it_reads_such_ima
     assert ("msctr prepare" in str(raised.value)) == is_read
 
 
-def test_the_command_that_lists_faults_reads_label_values_as_the_data_set_did(tmp_path):
+def test_the_command_that_checks_all_files_reads_label_values_as_the_data_set_did(tmp_path):
     root = write_folder(tmp_path)
     write_labels(root / "train/labels/0.png", np.full((3, 3), 1, np.uint8))
     dataset = load_segmentation_dataset("folder", "train", root, id_map={0: 0, 1: 1, 2: 1})
-    with pytest.raises(UsageError, match=re.escape("--id_map '{0: 0, 1: 1, 2: 1}'` lists")):
+    with pytest.raises(UsageError, match=re.escape("--id_map '{0: 0, 1: 1, 2: 1}'` checks all files.")):
         dataset[0]
 
 
