@@ -67,10 +67,20 @@ def test_networks_predict_and_train_beside_upernet_of_transformers(without_peers
     sizes = peers.Sizes(image=64, training=64)
     rows = [*peers.prediction(sizes, 1, CPU), *peers.training(sizes, 1, CPU)]
     names = ["transformers UPerNet", "segmentation_models_pytorch UPerNet (not installed)"]
-    assert [row["peer"] for row in rows] == [*names, *names, "msctr_hf, cross entropy alone"]
-    assert [row["memory ratio"] for row in rows] == [1.0, None, None, None, None]
-    for row in rows[::2]:
-        assert row["speed-up"] == pytest.approx(row["peer ms"] / row["ours ms"])
+    alone = "msctr_hf, network alone"
+    assert [row["peer"] for row in rows] == [*names, alone, *names, "msctr_hf, cross entropy alone"]
+    assert [row["memory ratio"] for row in rows] == [1.0, None, 1.0, None, None, None]
+    for row in rows:
+        if "not installed" not in row["peer"]:
+            assert row["speed-up"] == pytest.approx(row["peer ms"] / row["ours ms"])
+
+
+def test_the_network_alone_gives_the_logits_that_the_prediction_turns_into_labels():
+    labels, logits = (peers.prediction_step(way, 64, CPU)() for way in ("msctr_hf", peers.NETWORK_ALONE))
+    assert logits.shape == (1, peers.NUM_LABELS, 16, 16)
+    whole = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)
+    chosen = whole.gather(1, torch.as_tensor(labels).long().reshape(1, 1, 64, 64))
+    torch.testing.assert_close(chosen, whole.amax(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
 def test_upernet_of_transformers_has_the_decode_head_of_ours():
