@@ -124,13 +124,14 @@ def read_rows(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def zoo_table(rows: Sequence[dict[str, Any]]) -> str:
     """Format a table with a line for every network, data set, arm and length, with mean and deviation over seeds."""
-    lines = ["| network | data | mode | steps | mIoU | seeds | device |", "|---|---|---|---|---|---|---|"]
+    lines = ["| network | data | mode | steps | mIoU | seeds | device | commit |", "|---|---|---|---|---|---|---|---|"]
     for (network, dataset, split, arm, steps), runs in _groups(rows).items():
         scores = [100 * run["mean_iou"] for run in runs]
         score = f"{statistics.mean(scores):.2f}" + (f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
         seeds = ", ".join(str(run["seed"]) for run in runs)
-        device = runs[0]["device"]
-        lines.append(f"| {network} | {dataset} {split} | {arm} | {steps:,} | {score} | {seeds} | {device} |")
+        commits = ", ".join(sorted({(run["git_commit"] or "unknown")[:7] for run in runs}))
+        facts = (network, f"{dataset} {split}", arm, f"{steps:,}", score, seeds, runs[0]["device"], commits)
+        lines.append(f"| {' | '.join(facts)} |")
     return "\n".join(lines)
 
 

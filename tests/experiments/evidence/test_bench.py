@@ -485,6 +485,6 @@ def test_the_machine_of_a_run_names_what_rounding_depends_on(monkeypatch):
     assert provenance.folder_name(machine, "0" * 16) != provenance.folder_name({**machine, "threads": 1}, "0" * 16)
 
 
-def test_the_ledger_begins_with_the_pilot():
+def test_the_ledger_begins_with_the_pilots():
     ledger = json.loads((ROOT / "results/ledger.json").read_text())
-    assert ledger[0]["experiment"] == "pilot"
+    assert [entry["experiment"] for entry in ledger[:2]] == ["pilot", "pilot_unlabeled"]
