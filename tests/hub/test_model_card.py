@@ -351,8 +351,9 @@ def test_scores_on_images_of_the_training_are_called_so(run_folder):
         (50, "image_49 |"),
         (5000, "image_49 and 4950 more; `run.json` of the run, which is not published, lists all of them |"),
     ],
+    ids=["short", "long"],
 )
-def test_a_long_list_of_drawn_training_images_ends_with_the_place_of_all_names(run_folder, count, end):
+def test_drawn_training_images_are_listed_and_a_long_list_ends_with_the_place_of_all_names(run_folder, count, end):
     names = [f"image_{number}" for number in range(count)]
     drawn = {"images": count, "of": 9000, "subset_seed": 3, "image_ids": names}
     listed = ", ".join(names[:49])
