@@ -53,15 +53,25 @@ def test_a_part_ends_at_its_limit():
         pass
 
 
-def test_the_counts_of_a_batch_reach_the_host_at_the_place_that_the_parts_expect(monkeypatch):
-    places, read = [], torch.Tensor.tolist
+@pytest.mark.parametrize(
+    "settings", [{}, {"anchor_selection": "hard", "positives": "any"}], ids=["default", "options"]
+)
+def test_the_counts_of_a_batch_reach_the_host_at_once_at_the_place_that_the_parts_expect(monkeypatch, settings):
+    places = []
 
-    def tolist(tensor):
-        places.append(waiting_place("called a synchronizing CUDA operation"))
-        return read(tensor)
+    def watched(read):
+        def wait(tensor, *arguments, **named):
+            place = waiting_place("called a synchronizing CUDA operation")
+            if not place.startswith("models/misclassified_pixels.py"):  # it reads positions, computed on the host
+                places.append(place)
+            return read(tensor, *arguments, **named)
 
-    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
-    MultiScaleContrastiveLoss(2, [1])([torch.randn(1, 4, 8, 8)], torch.randint(0, 2, (1, 32, 32)))
+        return wait
+
+    for name in ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, watched(getattr(torch.Tensor, name)))
+    maps, logits = [torch.randn(1, 4, side, side) for side in (8, 4)], torch.randn(1, 2, 8, 8)
+    MultiScaleContrastiveLoss(2, [1, 2], **settings)(maps, torch.randint(0, 2, (1, 32, 32)), logits=logits)
     assert places == [place_of(StageSampler._count)]
 
 

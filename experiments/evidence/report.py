@@ -11,6 +11,8 @@ from .plan import Comparison, Experiment
 from .verdict import MIN_PAIRS, Records, paired, scores_by_seed
 
 Record = Mapping[str, Any]
+# The name of a score, and what reads it from a record. A group or a video may have the name of a class.
+Column = tuple[str, Callable[[Record], "float | None"]]
 
 
 def markdown(experiment: Experiment, records: Records, verdict: Mapping[str, Any]) -> str:
@@ -73,25 +75,26 @@ def _arms(experiment: Experiment, records: Records) -> str:
     """Format scores and costs of all arms: means over their seeds."""
     columns = _summaries(experiment, next(iter(records.values())))
     lines = [
-        f"| | steps | seeds | {' | '.join(columns)} | s / step | min / run |",
+        f"| | steps | seeds | {' | '.join(name for name, _ in columns)} | s / step | min / run |",
         "|---" * (len(columns) + 5) + "|",
     ]
     for arm in experiment.arms:
         own = [record for (name, _, _), record in records.items() if name == arm]
-        scores = [_mean_and_deviation([column(record) for record in own]) for column in columns.values()]
+        scores = [_mean_and_deviation([column(record) for record in own]) for _, column in columns]
         costs = [_median(record[name] for record in own) for name in ("step_cost", "minutes")]
         cells = [arm, f"{own[0]['max_steps']:,}", str(len(own)), *scores, *costs]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _summaries(experiment: Experiment, some: Record) -> dict[str, Callable[[Record], float | None]]:
-    """Return what reads the mean IoU, those of groups and videos, and the boundary IoU of a record, by name."""
-    read: dict[str, Callable[[Record], float | None]] = {"mIoU": lambda record: record["mean_iou"]}
-    read |= {group: lambda record, group=group: record["groups"][group] for group in experiment.groups}  # type: ignore[misc]
-    read["boundary IoU"] = lambda record: record["mean_boundary_iou"]
-    read |= {video: lambda record, video=video: record["videos"][video]["mean_iou"] for video in some["videos"]}  # type: ignore[misc]
-    return read
+def _summaries(experiment: Experiment, some: Record) -> list[Column]:
+    """Return the mean IoU, those of groups, the boundary IoU, and the mean IoU of videos."""
+    return [
+        ("mIoU", lambda record: record["mean_iou"]),
+        *((group, lambda record, group=group: record["groups"][group]) for group in experiment.groups),
+        ("boundary IoU", lambda record: record["mean_boundary_iou"]),
+        *((video, lambda record, video=video: record["videos"][video]["mean_iou"]) for video in some["videos"]),
+    ]
 
 
 def _median(values: Iterable[float | None]) -> str:
@@ -113,12 +116,11 @@ def _classes(experiment: Experiment, records: Records) -> str:
     names = [f"{pair.arm} - {pair.baseline}" for pair in pairs]
     lines = [f"| IoU | {experiment.primary.baseline} | {' | '.join(names)} |", "|---" * (len(pairs) + 2) + "|"]
     some = next(iter(records.values()))
-    columns: dict[str, Callable[[Record], float | None]] = {
-        name: lambda record, name=name: record["per_category_iou"][name]  # type: ignore[misc]
-        for name in some["per_category_iou"]
-    }
-    columns |= {name: column for name, column in _summaries(experiment, some).items() if name != "mIoU"}
-    for name, column in columns.items():
+    columns: list[Column] = [
+        *((name, lambda record, name=name: record["per_category_iou"][name]) for name in some["per_category_iou"]),
+        *_summaries(experiment, some)[1:],
+    ]
+    for name, column in columns:
         scores: dict[str, dict[int, Any]] = {}
         for (arm, seed, _), record in records.items():
             score = column(record)

@@ -429,7 +429,9 @@ def _drawn_images(run: dict) -> dict[str, str]:
         return {}
     image_ids = drawn["image_ids"]
     more = len(image_ids) - _MAX_IMAGES
-    listed = ", ".join(image_ids[:_MAX_IMAGES]) + (f" and {more} more" if more > 0 else "")
+    listed = ", ".join(image_ids[:_MAX_IMAGES])
+    if more > 0:
+        listed += f" and {more} more; `{RUN_FILE}` of the run, which is not published, lists all of them"
     return {"labeled images": f"{describe_drawn(drawn)}: {listed}"}
 
 

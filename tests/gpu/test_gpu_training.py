@@ -143,6 +143,7 @@ WATCHED_RUNS = {
     "ms_cs swin": {"backbone_config": SWIN, "projection_source": "decode_head"},
     "ms_cs ocr": {"decode_head": "ocr"},
     "ms_cs class weights": {"class_weights": [1.0, 2.0, 3.0]},
+    "ms_cs hard anchors any positive": {"contrastive_anchor_selection": "hard", "contrastive_positives": "any"},
 }
 
 

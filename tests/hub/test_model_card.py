@@ -345,6 +345,22 @@ def test_scores_on_images_of_the_training_are_called_so(run_folder):
     }
 
 
+@pytest.mark.parametrize(
+    ("count", "end"),
+    [
+        (50, "image_49 |"),
+        (5000, "image_49 and 4950 more; `run.json` of the run, which is not published, lists all of them |"),
+    ],
+    ids=["short", "long"],
+)
+def test_drawn_training_images_are_listed_and_a_long_list_ends_with_the_place_of_all_names(run_folder, count, end):
+    names = [f"image_{number}" for number in range(count)]
+    drawn = {"images": count, "of": 9000, "subset_seed": 3, "image_ids": names}
+    listed = ", ".join(names[:49])
+    card = card_of(run_folder, drawn_images=drawn).text
+    assert f"| {count} of 9000 training images, drawn by seed 3: {listed}, {end}" in card
+
+
 def test_the_card_states_that_images_were_drawn_by_a_program(run_folder):
     drawn = "A program draws these images"
     assert drawn in card_of(run_folder, spec=get_dataset_spec("synthetic_scenes")).text

@@ -1,13 +1,16 @@
 """Two processes with half a batch each give the loss and gradients of one process with all of it, in float64."""
 
 import datetime
+import itertools
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+import torch.nn.functional as F
+from reference import info_nce_by_loops
 
-from msctr_hf import MultiScaleContrastiveLoss
+from msctr_hf import MultiScaleContrastiveLoss, sample_anchors
 from msctr_hf.models.gathered_anchors import gather_rows
 from msctr_hf.models.info_nce import unit_rows
 from msctr_hf.models.pseudo_anchors import PseudoLabeled
@@ -21,13 +24,16 @@ CASES = {
     "none has anchors": ([[], []], {}),
     "low temperature": ([[0, 1, 2], [1, 2, 3]], {"temperature": 0.02}),
     "any positive": ([[0, 1, 2], [1, 2, 3]], {"positives": "any"}),
+    "any positive at high temperature": ([[0, 1, 2], [1, 2, 3]], {"positives": "any", "temperature": 1.0}),
     "any positive at low temperature": ([[0, 1], [1, 2, 3]], {"positives": "any", "temperature": 0.01}),
-    "hard anchors": ([[0, 1, 2], [1, 2, 3]], {"anchor_selection": "hard"}),
     "pseudo-labels": ([[0, 1, 2], [1, 2, 3]], {"pseudo_share": 0.9}),
     "pseudo-labels of one process": ([[0, 1, 2], [0, 1]], {"pseudo_share": 0.9, "pseudo_threshold": 1.0}),
     "no gradient into the contrast side": ([[0, 1, 2], [1, 2, 3]], {"detach_coarse": True}),
     "stages of different widths": ([[0, 1, 2], [1, 2, 3]], {"pairs": (), "pair_weights": ()}),
 }
+HARD = list(itertools.product(["each", "any"], [0.01, 0.1, 1.0]))  # positives, temperature
+HARD_LIMITS = {"sampling": "budget", "min_anchors_per_class": 1, "max_anchors": 18}  # of 24 pixels of the coarsest map
+SCALE_WEIGHTS, PAIRS, PAIR_WEIGHTS = (1.0, 0.7, 0.4), ((0, 2), (0, 1)), (1.0, 0.5)
 
 
 def batch(name):
@@ -60,16 +66,16 @@ def unlabeled_images(images):
 
 def contrast(name, images, gather):
     """Compute loss, terms, and gradients of maps and projections; all pixels of every class are anchors."""
-    maps, labels, weights, logits = batch(name)
+    maps, labels, weights, _ = batch(name)
     pseudo = unlabeled_images(images) if "pseudo_share" in CASES[name][1] else None
     maps = [stage[images].requires_grad_() for stage in maps]
     weights = [weight.requires_grad_() for weight in weights]
-    settings = {"pairs": ((0, 2), (0, 1)), "pair_weights": (1.0, 0.5), **CASES[name][1]}
+    settings = {"pairs": PAIRS, "pair_weights": PAIR_WEIGHTS, **CASES[name][1]}
     loss_function = MultiScaleContrastiveLoss(
-        4, (1, 2, 4), (1.0, 0.7, 0.4), sampling="budget", min_anchors_per_class=1, gather_anchors=gather, **settings
+        4, (1, 2, 4), SCALE_WEIGHTS, sampling="budget", min_anchors_per_class=1, gather_anchors=gather, **settings
     )
     project = [lambda rows, weight=weight: rows @ weight for weight in weights]
-    result = loss_function.contrast(maps, labels[images], project, logits=logits[images], pseudo=pseudo)
+    result = loss_function.contrast(maps, labels[images], project, pseudo=pseudo)
     result.loss.backward()
     if pseudo is not None:
         expected = [(pseudo.confidence >= loss_function.pseudo_threshold)[:, :: 24 // h, :: 32 // w] for h, w in SIZES]
@@ -80,22 +86,71 @@ def contrast(name, images, gather):
     return values, [stage.grad for stage in maps], [w.grad for w in weights]
 
 
+def contrast_hard_anchors(rank, positives, temperature):
+    """Compute the loss of a process that draws a part of its pixels, and gradients of maps and projections."""
+    maps, labels, weights, logits = batch("both have anchors")
+    images = slice(2 * rank, 2 * rank + 2)
+    maps = [stage[images].requires_grad_() for stage in maps]
+    weights = [weight.requires_grad_() for weight in weights]
+    loss_function = MultiScaleContrastiveLoss(
+        4, (1, 2, 4), SCALE_WEIGHTS, PAIRS, PAIR_WEIGHTS, temperature, positives=positives, anchor_selection="hard",
+        gather_anchors=True, **HARD_LIMITS,
+    )  # fmt: skip
+    project = [lambda rows, weight=weight: rows @ weight for weight in weights]
+    generator = torch.Generator().manual_seed(rank)
+    loss, _ = loss_function(maps, labels[images], project, generator, logits=logits[images])
+    loss.backward()
+    return loss.detach(), [stage.grad for stage in maps], [weight.grad for weight in weights]
+
+
+def hard_anchors_by_loops(positives, temperature):
+    """Compute the same over the draws of both processes together by plain loops."""
+    maps, labels, weights, logits = batch("both have anchors")
+    sides = [side.requires_grad_() for side in (*maps, *weights)]
+    predicted = F.interpolate(logits, labels.shape[1:], mode="bilinear").argmax(1)
+    drawn = [[], [], []]
+    for rank in range(2):
+        images, generator = slice(2 * rank, 2 * rank + 2), torch.Generator().manual_seed(rank)
+        for stage, map_ in enumerate(maps):
+            stride = 24 // map_.shape[2]
+            wrong = (predicted != labels)[images, ::stride, ::stride]
+            assert 0 < wrong.sum() < wrong.numel()
+            anchors = sample_anchors(
+                map_[images], labels[images], 4, misclassified=wrong, generator=generator, **HARD_LIMITS
+            )
+            assert 0 < len(anchors.labels) < wrong.numel()
+            drawn[stage].append((anchors.features @ weights[stage], anchors.labels))
+    sets = [[torch.cat(parts) for parts in zip(*stage, strict=True)] for stage in drawn]
+    settings = {"temperature": temperature, "positives": positives}
+    loss = sum(weight * info_nce_by_loops(*each, **settings) for weight, each in zip(SCALE_WEIGHTS, sets, strict=True))
+    for (fine, coarse), weight in zip(PAIRS, PAIR_WEIGHTS, strict=True):
+        loss = loss + weight * info_nce_by_loops(*sets[fine], *sets[coarse], **settings)
+    grads = torch.autograd.grad(loss, sides)
+    return loss.detach(), grads[:3], grads[3:]
+
+
 def one_of_two(rank, folder):
-    """Run every case on the images of this process and save the means that data parallel training would take."""
+    """Run every case on the images of this process and save its results."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=5)
     )
     results = {}
     for name in CASES:
-        values, map_grads, weight_grads = contrast(name, slice(2 * rank, 2 * rank + 2), gather=True)
-        for mean in (values, *weight_grads):
-            dist.all_reduce(mean)
-            mean /= 2
-        results[name] = values, [grad / 2 for grad in map_grads], weight_grads
+        results[name] = means(*contrast(name, slice(2 * rank, 2 * rank + 2), gather=True))
+    for case in HARD:
+        results[case] = means(*contrast_hard_anchors(rank, *case))
     results["gathered"] = gathered_rows(rank)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def means(values, map_grads, weight_grads):
+    """Compute the means over processes that data parallel training would take."""
+    for mean in (values, *weight_grads):
+        dist.all_reduce(mean)
+        mean /= 2
+    return values, [grad / 2 for grad in map_grads], weight_grads
 
 
 def gathered_rows(rank):
@@ -115,17 +170,27 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_loss_terms_and_gradients_equal_those_of_one_process(two_processes, name):
-    values, map_grads, weight_grads = contrast(name, slice(0, 4), gather=False)
-    for rank, results in enumerate(two_processes):
-        of_two, map_grads_of_two, weight_grads_of_two = results[name]
+def assert_equal(results, expected):
+    values, map_grads, weight_grads = expected
+    for rank, (of_two, map_grads_of_two, weight_grads_of_two) in enumerate(results):
         torch.testing.assert_close(of_two, values, rtol=1e-12, atol=1e-14)
         for actual, expected in zip(weight_grads_of_two, weight_grads, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-14)
         for actual, expected in zip(map_grads_of_two, map_grads, strict=True):
             torch.testing.assert_close(actual, expected[2 * rank : 2 * rank + 2], rtol=1e-10, atol=1e-14)
-    assert (values[0] > 0) == any(CASES[name][0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_terms_and_gradients_equal_those_of_one_process(two_processes, name):
+    expected = contrast(name, slice(0, 4), gather=False)
+    assert_equal([results[name] for results in two_processes], expected)
+    assert (expected[0][0] > 0) == any(CASES[name][0])
+
+
+@pytest.mark.parametrize(("positives", "temperature"), HARD)
+def test_hard_anchors_equal_plain_loops_over_the_draws_of_both_processes(two_processes, positives, temperature):
+    of_two = [results[positives, temperature] for results in two_processes]
+    assert_equal(of_two, hard_anchors_by_loops(positives, temperature))
 
 
 def test_gathered_rows_are_sorted_by_class_and_every_process_finds_its_own(two_processes):

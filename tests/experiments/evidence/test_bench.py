@@ -242,6 +242,21 @@ def test_groups_and_videos_are_compared_seed_by_seed_and_the_commits_of_all_seed
     assert "one code: fffffff (seeds 0); eeeeeee (seeds 1, 2, 3, 4, 5)." in report
 
 
+def test_a_group_or_a_video_with_the_name_of_another_score_has_a_row_and_a_column_of_its_own(small, tmp_path):
+    arms = {name: {"run": "ce"} for name in ("chosen", "ce_time")}
+    confirmation(tmp_path, flags=TINY, arms=arms, groups={"pole": ["road"], "night": ["pole"], "mIoU": ["pole"]})
+    small()
+    scores, classes = (small.folder / "report.md").read_text().split("| IoU |")
+    columns = ["mIoU", "pole", "night", "mIoU", "boundary IoU", "day", "night"]
+    assert f"| seeds | {' | '.join(columns)} | s / step |" in scores
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in classes.splitlines()[2:11]]
+    assert rows == [
+        ["road", "50.2"], ["pole", "40.2"], ["lamp", "absent"],
+        ["pole", "50.2"], ["night", "40.2"], ["mIoU", "40.2"],
+        ["boundary IoU", "30.0"], ["day", "50.2"], ["night", "50.2"],
+    ]  # fmt: skip
+
+
 def test_an_experiment_is_judged_where_git_does_not_read_the_clone(small):
     small(FakeRuns(commit=None))
     assert "one code: a commit unknown to git (seeds 0, 1, 2, 3, 4, 5)." in (small.folder / "report.md").read_text()
