@@ -29,12 +29,15 @@ def _card(content: Mapping[str, Any], file: str) -> str:
     figures = {name: part.get("figures", {}) for name, part in parts.items()}
     passed = sum(part["passed"] is True for part in parts.values())
     skipped = sum("skipped" in part for part in parts.values())
-    failed = [name for name, part in parts.items() if part["passed"] is not True and "skipped" not in part]
+    failed = [name for name, part in parts.items() if part["passed"] is False]
+    # a part that crashed, was killed or never began has no outcome (tests/gpu_parts.py)
+    open_ends = [name for name, part in parts.items() if part["passed"] is None and "skipped" not in part]
     versions = content.get("versions", {})
     lines = [
         f"{content['device']}, {content.get('memory_gb')} GB, PyTorch {versions.get('torch')}, CUDA "
         f"{content.get('cuda')}, driver {content.get('driver')} (`{file}`): {passed} parts passed, {len(failed)} "
-        f"failed, {skipped} skipped." + (f" Failed: {', '.join(failed)}." if failed else "")
+        f"failed, {skipped} skipped."
+        + "".join(f" {what}: {', '.join(n)}." for what, n in (("Failed", failed), ("Not finished", open_ends)) if n)
     ]
     tables = [_steps(figures), _table(("part", "figure"), _other_rows(figures))]
     return "\n\n".join([*lines, *filter(None, tables)])
