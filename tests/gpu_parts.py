@@ -31,12 +31,15 @@ TIMED_OUT = "took longer than its limit of {} s"
 NOT_FINISHED = {"passed": None, "figures": {}}  # what the file says about a part until it ends
 
 
-def part(seconds, *, slow_on_cpu=False):
-    """Mark a test that takes a `device` and `figures` as a part, which may take so many seconds on a GPU."""
+def part(seconds, *, slow_on_cpu=False, on_cpu=lambda **_: True):
+    """Mark a test that takes a `device` and `figures` as a part, which may take so many seconds on a GPU.
+
+    `on_cpu` says of the other parameters whether they are tested on the CPU as well.
+    """
     cpu = pytest.param("cpu", marks=pytest.mark.slow) if slow_on_cpu else "cpu"
 
     def mark(function):
-        function.seconds = seconds
+        function.seconds, function.on_cpu = seconds, on_cpu
         return pytest.mark.parametrize("device", [cpu, pytest.param("cuda", marks=pytest.mark.gpu)])(function)
 
     return mark
@@ -48,7 +51,10 @@ def asks_for_gpu(config):
 
 
 def select_gpu_parts(config, items):
-    """Leave the GPU out unless `-m` names it, and skip what needs one where there is none."""
+    """Leave out what only a GPU can show on the CPU, and the GPU unless `-m` names it; skip it where there is none."""
+    shows_nothing = {item for item in items if not _is_tested_there(item)}
+    config.hook.pytest_deselected(items=list(shows_nothing))
+    items[:] = [item for item in items if item not in shows_nothing]
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not asks_for_gpu(config):
         config.hook.pytest_deselected(items=on_gpu)
@@ -56,6 +62,14 @@ def select_gpu_parts(config, items):
     elif not torch.cuda.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="PyTorch sees no NVIDIA GPU on this machine."))
+
+
+def _is_tested_there(item):
+    on_cpu = getattr(getattr(item, "function", None), "on_cpu", None)
+    if on_cpu is None:
+        return True
+    others = dict(item.callspec.params)
+    return others.pop("device") != "cpu" or on_cpu(**others)
 
 
 def record_gpu_parts(session):

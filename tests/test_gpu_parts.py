@@ -76,6 +76,26 @@ def test_the_names_of_all_parts_are_in_the_file_before_the_first_begins(tmp_path
     assert part_name("test_classes[windows-cuda-tf32]") == "classes[windows-tf32]"
 
 
+def test_what_shows_nothing_on_the_cpu_is_left_out_there_instead_of_counting_as_passed():
+    @gpu_parts.part(1, on_cpu=lambda name: name == "shown")
+    def tested(device, name, figures):
+        pass
+
+    class Item:
+        def __init__(self, device, name):
+            self.function = tested
+            self.callspec = SimpleNamespace(params={"device": device, "name": name})
+            self.get_closest_marker = lambda _: device == "cuda"
+            self.add_marker = lambda _: None  # a skip, on a machine without a GPU
+
+    left_out = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
+    config = SimpleNamespace(hook=hook, option=SimpleNamespace(markexpr="gpu"))
+    shown, hidden, on_gpu = items = [Item("cpu", "shown"), Item("cpu", "hidden"), Item("cuda", "hidden")]
+    gpu_parts.select_gpu_parts(config, items)
+    assert (items, left_out) == ([shown, on_gpu], [hidden])
+
+
 def test_a_part_ends_at_its_limit():
     with pytest.raises(TimeoutError, match=r"0\.05 s"), at_most(0.05):
         time.sleep(10)
