@@ -15,7 +15,13 @@ sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parent / name) 
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from gpu_parts import asks_for_gpu, figures, pytest_pyfunc_call, select_gpu_parts  # noqa: E402, F401
+from gpu_parts import (  # noqa: E402, F401
+    asks_for_gpu,
+    figures,
+    pytest_pyfunc_call,
+    record_gpu_parts,
+    select_gpu_parts,
+)
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: E402, F401
 
 from msctr_hf import MsctrConfig  # noqa: E402
@@ -67,8 +73,9 @@ def pytest_sessionstart():
     os.fsync = os.fstat  # raises the same error for a wrong file descriptor
 
 
-def pytest_collection_finish():
+def pytest_collection_finish(session):
     """Spare the garbage collector the million objects of imported libraries, which live until the end."""
+    record_gpu_parts(session)
     gc.collect()
     gc.freeze()
 

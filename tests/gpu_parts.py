@@ -1,7 +1,8 @@
 """Run the tests of `tests/gpu` at small sizes on the CPU by default, and with `-m gpu` on a GPU, with figures.
 
 A *part* is one of these tests. On a GPU its figures go to results/gpu_NAME.json, or to the folder that
-`MSCTR_GPU_RESULTS` names, as soon as they are measured, so that a run that is killed leaves what it has.
+`MSCTR_GPU_RESULTS` names, as soon as they are measured, so that a run that is killed leaves what it has. Every part
+that was collected is in the file, without an outcome until it ends.
 """
 
 import contextlib
@@ -27,14 +28,18 @@ PACKAGE = Path(msctr_hf.__file__).parent
 RESULTS = Path(__file__).parent.parent / "results"
 SYNC_BATCH_NORM = "torch: SyncBatchNorm"
 TIMED_OUT = "took longer than its limit of {} s"
+NOT_FINISHED = {"passed": None, "figures": {}}  # what the file says about a part until it ends
 
 
-def part(seconds, *, slow_on_cpu=False):
-    """Mark a test that takes a `device` and `figures` as a part, which may take so many seconds on a GPU."""
+def part(seconds, *, slow_on_cpu=False, on_cpu=lambda **_: True):
+    """Mark a test that takes a `device` and `figures` as a part, which may take so many seconds on a GPU.
+
+    `on_cpu` says of the other parameters whether they are tested on the CPU as well.
+    """
     cpu = pytest.param("cpu", marks=pytest.mark.slow) if slow_on_cpu else "cpu"
 
     def mark(function):
-        function.seconds = seconds
+        function.seconds, function.on_cpu = seconds, on_cpu
         return pytest.mark.parametrize("device", [cpu, pytest.param("cuda", marks=pytest.mark.gpu)])(function)
 
     return mark
@@ -46,7 +51,10 @@ def asks_for_gpu(config):
 
 
 def select_gpu_parts(config, items):
-    """Leave the GPU out unless `-m` names it, and skip what needs one where there is none."""
+    """Leave out what only a GPU can show on the CPU, and the GPU unless `-m` names it; skip it where there is none."""
+    shows_nothing = {item for item in items if not _is_tested_there(item)}
+    config.hook.pytest_deselected(items=list(shows_nothing))
+    items[:] = [item for item in items if item not in shows_nothing]
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not asks_for_gpu(config):
         config.hook.pytest_deselected(items=on_gpu)
@@ -54,6 +62,22 @@ def select_gpu_parts(config, items):
     elif not torch.cuda.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="PyTorch sees no NVIDIA GPU on this machine."))
+
+
+def _is_tested_there(item):
+    on_cpu = getattr(getattr(item, "function", None), "on_cpu", None)
+    if on_cpu is None:
+        return True
+    others = dict(item.callspec.params)
+    return others.pop("device") != "cpu" or on_cpu(**others)
+
+
+def record_gpu_parts(session):
+    """Write the names of the parts that will run on a GPU, so that one that never begins is missed."""
+    names = [part_name(item.name) for item in session.items if item.get_closest_marker("gpu")]
+    if names and torch.cuda.is_available() and not session.config.option.collectonly:
+        header = describe_gpu()
+        write_parts(results_file(header), header, dict.fromkeys(names, NOT_FINISHED), replace=False)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,9 +98,17 @@ def figures(request, device, tmp_path, monkeypatch):
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
         return Figures(tmp_path / "figures.json", request.node.originalname, {"device": "cpu"})
     header = describe_gpu()
-    folder = Path(os.environ.get("MSCTR_GPU_RESULTS") or RESULTS)
-    name = request.node.name.replace("cuda-", "").replace("-cuda", "").replace("[cuda]", "")
-    return Figures(folder / f"{file_name(header['device'])}.json", name, header)
+    return Figures(results_file(header), request.node.name, header).started()
+
+
+def part_name(test):
+    """Name the part of a test on a GPU: "test_time[cuda-large]" -> time[large]."""
+    return test.replace("cuda-", "").replace("-cuda", "").replace("[cuda]", "").removeprefix("test_")
+
+
+def results_file(header):
+    """Return the file of the parts of a card."""
+    return Path(os.environ.get("MSCTR_GPU_RESULTS") or RESULTS) / f"{file_name(header['device'])}.json"
 
 
 class Figures:
@@ -86,13 +118,18 @@ class Figures:
     """
 
     def __init__(self, path, name, header):
-        self.path, self.name, self.header = path, name.removeprefix("test_"), header
+        self.path, self.name, self.header = path, part_name(name), header
         self.on_gpu = header["device"] != "cpu"
         self.values = {}
 
     def __setitem__(self, name, value):
         self.values[name] = value
-        self._write({"passed": None, "figures": self.values})
+        self._write({**NOT_FINISHED, "figures": self.values})
+
+    def started(self):
+        """Replace what an earlier run wrote: a part that crashes now has no outcome."""
+        self._write(NOT_FINISHED)
+        return self
 
     @contextlib.contextmanager
     def outcome(self):
@@ -112,15 +149,21 @@ class Figures:
             self._write({**end, "seconds": round(time.perf_counter() - start, 1), "figures": self.values})
 
     def _write(self, content):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(Path(tempfile.gettempdir()) / f"{self.path.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            before = json.loads(self.path.read_text()) if self.path.exists() else {}
-            parts = before.pop("parts", {})
-            parts = {**(parts if before == self.header else {}), self.name: content}
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps({**self.header, "parts": dict(sorted(parts.items()))}, indent=1) + "\n")
-            partial.replace(self.path)
+        write_parts(self.path, self.header, {self.name: content})
+
+
+def write_parts(path, header, contents, *, replace=True):
+    """Write parts to the file of all parts; with `replace` false, only those that it does not have yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(Path(tempfile.gettempdir()) / f"{path.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = json.loads(path.read_text()) if path.exists() else {}
+        kept = before.pop("parts", {})
+        kept = kept if before == header else {}
+        parts = {**kept, **contents} if replace else {**contents, **kept}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({**header, "parts": dict(sorted(parts.items()))}, indent=1) + "\n")
+        partial.replace(path)
 
 
 @contextlib.contextmanager

@@ -3,11 +3,13 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import gpu_parts
 import pytest
 import torch
 from conftest import ROOT
-from gpu_parts import Figures, at_most, file_name, place_of, waiting_place
+from gpu_parts import Figures, at_most, file_name, part_name, place_of, waiting_place
 
 from msctr_hf import MultiScaleContrastiveLoss
 from msctr_hf.models.stage_anchors import StageSampler
@@ -44,6 +46,54 @@ def test_a_skipped_part_says_why(tmp_path):
         pytest.skip("not installed")
     part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["onnx"]
     assert (part["passed"], part["skipped"]) == (None, "not installed")
+
+
+def test_a_part_that_began_and_did_not_end_has_no_outcome_even_if_it_passed_before(tmp_path):
+    path, header = tmp_path / "gpu.json", {"device": "card"}
+    with Figures(path, "test_compiled", header).started().outcome():
+        pass
+    assert json.loads(path.read_text())["parts"]["compiled"]["passed"]
+    Figures(path, "test_compiled", header).started()  # and the process crashes
+    assert json.loads(path.read_text())["parts"] == {"compiled": {"passed": None, "figures": {}}}
+
+
+def test_the_names_of_all_parts_are_in_the_file_before_the_first_begins(tmp_path, monkeypatch):
+    class Item:
+        def __init__(self, name, *marks):
+            self.name, self.get_closest_marker = name, lambda mark: mark in marks
+
+    items = [Item("test_time[cuda-large]", "gpu"), Item("test_ends[cuda]", "gpu"), Item("test_ends[cpu]")]
+    session = SimpleNamespace(items=items, config=SimpleNamespace(option=SimpleNamespace(collectonly=False)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_parts, "describe_gpu", lambda: {"device": "NVIDIA Card"})
+    monkeypatch.setenv("MSCTR_GPU_RESULTS", str(tmp_path))
+    path = tmp_path / "gpu_card.json"
+    with Figures(path, "test_ends[cuda]", {"device": "NVIDIA Card"}).started().outcome():
+        pass
+    gpu_parts.record_gpu_parts(session)
+    parts = json.loads(path.read_text())["parts"]
+    assert {name: part["passed"] for name, part in parts.items()} == {"ends": True, "time[large]": None}
+    assert part_name("test_classes[windows-cuda-tf32]") == "classes[windows-tf32]"
+
+
+def test_what_shows_nothing_on_the_cpu_is_left_out_there_instead_of_counting_as_passed():
+    @gpu_parts.part(1, on_cpu=lambda name: name == "shown")
+    def tested(device, name, figures):
+        pass
+
+    class Item:
+        def __init__(self, device, name):
+            self.function = tested
+            self.callspec = SimpleNamespace(params={"device": device, "name": name})
+            self.get_closest_marker = lambda _: device == "cuda"
+            self.add_marker = lambda _: None  # a skip, on a machine without a GPU
+
+    left_out = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
+    config = SimpleNamespace(hook=hook, option=SimpleNamespace(markexpr="gpu"))
+    shown, hidden, on_gpu = items = [Item("cpu", "shown"), Item("cpu", "hidden"), Item("cuda", "hidden")]
+    gpu_parts.select_gpu_parts(config, items)
+    assert (items, left_out) == ([shown, on_gpu], [hidden])
 
 
 def test_a_part_ends_at_its_limit():

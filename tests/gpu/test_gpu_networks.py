@@ -41,6 +41,10 @@ ROUNDED_AS = {"tf32": "fp16", "fp16": "fp16", "bf16": "bf16"}
 LEAST = (1e-2, 2e-2, 5e-2)
 MULTIPLE = 4
 PRECISIONS = ["float32", "float32 channels_last", "tf32", "fp16", "bf16", "bf16 channels_last"]
+CHECKED_ON_THE_CPU = [
+    ("fcn-hrnet", "float32"), ("ocr-resnet", "float32 channels_last"), ("upernet-swin", "tf32"),
+    ("upernet-lite0", "bf16 channels_last"), ("upernet-convnext", "bf16"),
+]  # fmt: skip
 SCALE = 2.0**10  # of the loss in fp16, so that small gradients are not rounded to zero
 
 
@@ -106,28 +110,16 @@ def differences(actual, expected):
 
 
 @pytest.mark.parametrize("name", ALL)
-@part(40)
+@part(40, on_cpu=lambda name: name in FEW)  # tests/models runs all of them on the CPU, which is the host
 def test_every_network_in_float64_equals_the_host(tiny_config, tiny_batch, device, figures, name):
-    if device == "cpu" and name not in FEW:
-        figures["compared"] = False  # tests/models runs all of them on the CPU, which is the host
-        return
     compare(tiny_config, tiny_batch, ALL[name], device, "float64", figures)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["fcn-hrnet", "ocr-resnet", "upernet-swin", "upernet-lite0", "upernet-convnext"])
-@part(40)
+@part(40, on_cpu=lambda name, precision: (name, precision) in CHECKED_ON_THE_CPU)
 def test_a_network_in_every_precision_is_close_to_float64(tiny_config, tiny_batch, device, figures, name, precision):
-    if device == "cpu" and (name, precision) not in CHECKED_ON_THE_CPU:
-        figures["compared"] = False
-        return
     compare(tiny_config, tiny_batch, ALL[name], device, precision, figures)
-
-
-CHECKED_ON_THE_CPU = [
-    ("fcn-hrnet", "float32"), ("ocr-resnet", "float32 channels_last"), ("upernet-swin", "tf32"),
-    ("upernet-lite0", "bf16 channels_last"), ("upernet-convnext", "bf16"),
-]  # fmt: skip
 
 
 @part(150, slow_on_cpu=True)

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from conftest import SWIN_TINY, TIMM_TINY
 
 from msctr_hf.data.specs import DATASETS
+from msctr_hf.models.info_nce_tiles import CPU_TILE_ROWS
 from msctr_hf.training import description
 from msctr_hf.training.description import (
     RunSummary,
@@ -57,6 +58,7 @@ def test_a_description_names_the_device_of_the_run_and_not_another_of_the_machin
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"a GPU at {device}")
     description = describe_run({}, accelerator, Duration(4, 2), 0)
     assert description["device"] == f"{processor_name()}, {torch.get_num_threads()} thread(s)"
+    assert description["contrastive_tile_rows"] == CPU_TILE_ROWS
     assert device_name(torch.device("cuda:1")) == "a GPU at cuda:1"
     # torch has modules of these devices in every build, but asks the driver for the names
     monkeypatch.setattr(torch.xpu, "get_device_name", lambda device=None: f"another GPU at {device}")
