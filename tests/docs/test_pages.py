@@ -116,17 +116,16 @@ def test_the_report_of_a_finished_experiment_is_what_its_records_say(path):
 
 
 def test_the_result_rows_of_the_readme_equal_the_result_files():
-    records = read_records(read_experiment(ROOT / "experiments/plans/camvid_46.yaml"), ROOT / "results/camvid_46")
-    rows = results("camvid_2160_steps")
-    of_arms = [
-        [[row["mean_iou"] for row in rows if row["arm"] == arm] for arm in ("ce", "weight_0.03")],
-        [[record["mean_iou"] for key, record in records.items() if key[0] == arm] for arm in ("ce_time", "chosen")],
-    ]
-    for arms in of_arms:
+    for name in ("camvid_46", "camvid_367"):
+        experiment, folder = read_experiment(ROOT / f"experiments/plans/{name}.yaml"), ROOT / "results" / name
+        records = read_records(experiment, folder)
+        arms = [
+            [record["mean_iou"] for key, record in records.items() if key[0] == arm] for arm in ("ce_time", "chosen")
+        ]
         shown = [f"{100 * statistics.mean(scores):.2f} ± {100 * statistics.stdev(scores):.2f}" for scores in arms]
-        assert f"| {shown[0]} | {shown[1]} |" in README
-    primary = json.loads((ROOT / "results/camvid_46/verdict.json").read_text())["primary"]
-    assert f"measured here, {primary['mean']:+.2f} ({primary['low']:+.2f} to {primary['high']:+.2f}) |" in README
+        primary = json.loads((folder / "verdict.json").read_text())["primary"]
+        difference = f"{primary['mean']:+.2f} ({primary['low']:+.2f} to {primary['high']:+.2f})"
+        assert f", {primary['n']} seeds | {shown[0]} | {shown[1]} | measured here, {difference} |" in README
 
 
 def test_the_quickstart_score_in_the_readme_equals_the_result_file():
