@@ -46,6 +46,7 @@ def test_a_recipe_builds_its_network_and_trains_a_step(path):
     assert model.config.num_labels == len(spec.classes)
     assert model.config.contrastive_mode == "ms_cs"
     optimizer = build_optimizer(model, arguments)
+    model.contrastive_weight.set_step(0, 1)  # as the training loop does: a recipe may have a schedule
     labels = torch.arange(2).repeat_interleave(2)[None, :, None].repeat_interleave(16, 1).expand(2, 64, 64)
     loss = model(torch.randn(2, 3, 64, 64), labels=labels.contiguous()).loss
     loss.backward()
