@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmark import evaluation, peers
 from msctr_hf.models.info_nce import info_nce_loss
@@ -68,8 +69,9 @@ def test_networks_predict_and_train_beside_upernet_of_transformers(without_peers
     rows = [*peers.prediction(sizes, 1, CPU), *peers.training(sizes, 1, CPU)]
     names = ["transformers UPerNet", "segmentation_models_pytorch UPerNet (not installed)"]
     alone = "msctr_hf, network alone"
-    assert [row["peer"] for row in rows] == [*names, alone, *names, "msctr_hf, cross entropy alone"]
-    assert [row["memory ratio"] for row in rows] == [1.0, None, 1.0, None, None, None]
+    own = ["msctr_hf, cross entropy alone", "msctr_hf, cross entropy, products of the projection head"]
+    assert [row["peer"] for row in rows] == [*names, alone, *names, *own]
+    assert [row["memory ratio"] for row in rows] == [1.0, None, 1.0, None, None, None, None]
     for row in rows:
         if "not installed" not in row["peer"]:
             assert row["speed-up"] == pytest.approx(row["peer ms"] / row["ours ms"])
@@ -81,6 +83,19 @@ def test_the_network_alone_gives_the_logits_that_the_prediction_turns_into_label
     whole = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)
     chosen = whole.gather(1, torch.as_tensor(labels).long().reshape(1, 1, 64, 64))
     torch.testing.assert_close(chosen, whole.amax(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
+
+
+def test_the_floor_of_a_step_with_contrast_has_the_multiplications_of_the_first_layers_of_the_projection_head():
+    def multiplications(step):
+        with FlopCounterMode(display=False) as counter:
+            step()
+        return counter.get_total_flops() / 2
+
+    added = multiplications(peers.step_with_products(64, CPU)) - multiplications(
+        peers.training_step("msctr_hf", 64, CPU)
+    )
+    pixels = sum(2 * (64 // stride) ** 2 for stride in (4, 8, 16, 32))
+    assert added == 3 * pixels * 512 * 512  # forward, and gradients of maps and weights
 
 
 def test_upernet_of_transformers_has_the_decode_head_of_ours():
