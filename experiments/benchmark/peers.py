@@ -220,8 +220,9 @@ def step_with_products(side: int, device: torch.device) -> Step:
     They are the first convolution of the projection head and its two gradients, which BatchNorm needs at every pixel.
     """
     without_contrast = training_step("msctr_hf", side, device)
+    head: Any = _own_network(side, "ms_cs").projection_head
     operands = []
-    for layers, stride in zip(_own_network(side, "ms_cs").projection_head.stages, STRIDES, strict=True):
+    for layers, stride in zip(head.stages, STRIDES, strict=True):
         weight = layers.hidden[0].weight.detach().flatten(1).to(device)
         operands.append((torch.randn(2 * (side // stride) ** 2, weight.shape[1], device=device), weight))
 

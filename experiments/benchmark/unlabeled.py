@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from timm.utils import ModelEmaV3
 
 from msctr_hf.commands.train import command_line
+from msctr_hf.training.average import build_average
 from msctr_hf.training.devices import keep_freed_memory
 from msctr_hf.training.mean_teacher import MeanTeacher
 
@@ -94,8 +94,8 @@ class UnlabeledStep(TrainingStep):
         super().__init__((*others, {**settings, "contrastive_pseudo_labels": case.pseudo_labels}), case.mode, setting)
         self.teacher, self.average, self.count = None, None, 0
         if case.has_teacher:
-            # as in a run, see training/setup.py
-            self.average = ModelEmaV3(self.model, decay=0.99, use_warmup=True, exclude_buffers=True)
+            network: Any = self.model
+            self.average = build_average(network, 0.99, setting.device)
             self.teacher = self._build_teacher(setting)
 
     def _build_teacher(self, setting: Setting) -> MeanTeacher:

@@ -19,7 +19,7 @@ from ..progress import progress
 from .channel_statistics import ChannelStatistics, other_type
 from .channels import rows_of, size_of
 from .decoding import Reader, ReadSamples, is_empty
-from .file_traits import lines_about
+from .file_traits import lines_about, warnings_about_palettes
 from .labels import IGNORE_INDEX
 from .raw_values import counting, identity_map, train_ids_in
 from .specs import DatasetSpec
@@ -194,7 +194,7 @@ def no_labeled_pixel(spec: DatasetSpec, images: int, raw_values: Mapping[int, in
 
 
 def warnings_about(reports: Mapping[str, SplitReport], spec: DatasetSpec) -> list[str]:
-    """Write sentences about classes that no split holds, or only other splits than train, and about shared images.
+    """Write sentences about classes that no split, or not train, holds, shared images, and palettes that differ.
 
     Args:
         reports (`Mapping[str, SplitReport]`): Reports of the splits by name.
@@ -214,7 +214,7 @@ def warnings_about(reports: Mapping[str, SplitReport], spec: DatasetSpec) -> lis
     for position, split in enumerate(splits):
         for other in splits[position + 1 :]:
             warnings += _shared(reports[split].digests, reports[other].digests, split, other)
-    return warnings
+    return [*warnings, *warnings_about_palettes(report.traits for report in reports.values())]
 
 
 def _absent(reports: Iterable[SplitReport], spec: DatasetSpec) -> list[str]:

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from ..errors import UsageError
 from .channels import Channels
-from .file_traits import traits_of
+from .file_traits import palette_traits, traits_of
 from .images import Pair, read_channels, read_image_file, read_labels, read_pair
 from .labels import LabelMapping
 from .regions import ignore_no_data, no_labels, read_large_image, read_large_labels, read_large_pair
@@ -92,7 +92,9 @@ class ReadSamples:
             "image_id": batch["image_id"],
         }
         if self.with_traits:
-            samples |= {"traits": list(map(traits_of, pairs)), "missing": [pair.missing for pair in pairs]}
+            palettes = [() if self.mapping.by_color else palette_traits(label) for label in batch["label"]]
+            traits = [(*traits_of(pair), *colors) for pair, colors in zip(pairs, palettes, strict=True)]
+            samples |= {"traits": traits, "missing": [pair.missing for pair in pairs]}
         return samples
 
     def _read_images(self, batch: Batch) -> Batch:

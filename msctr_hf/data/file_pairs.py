@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from ..errors import UsageError, as_usage_error
 from .image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_below, is_image, may_be_image, name_some
@@ -248,8 +248,7 @@ def _only_listed(images: _Index, names: str | Sequence[str], root: Path, files: 
     chosen: dict[str, Path] = {}
     links: dict[str, Path] = {}
     for line in lines:
-        # the lists of VOC have a second column
-        candidates = [text.removeprefix("./") for text in (line.strip(), line.split()[0])]
+        candidates = [text.removeprefix("./") for text in (line.strip(), _without_second_column(line))]
         name = next((known[form] for text in candidates if (form := _form(text, files.ignore_case)) in known), None)
         if name is not None:
             chosen[name] = images.files[name]
@@ -261,6 +260,16 @@ def _only_listed(images: _Index, names: str | Sequence[str], root: Path, files: 
                 f"{source} names {line.strip()}, which is not in {folder}{f'; the nearest is {near}' if near else ''}."
             )
     return _Index(chosen, links)
+
+
+def _without_second_column(line: str) -> str:
+    """Leave out what lists of VOC have after a name, -1, 0 or 1, and lists of pairs after a file, that of its labels.
+
+    A name may have spaces, and its first word be the name of another image.
+    """
+    first, *rest = line.split()
+    is_column = len(rest) == 1 and (rest[0] in ("-1", "0", "1") or "/" in rest[0] or bool(PurePath(first).suffix))
+    return first if is_column else line.strip()
 
 
 def _share_of(images: _Index, root: Path, files: PairedFiles, share: Share) -> _Index:

@@ -1,11 +1,15 @@
-"""Traits of image and label files that the check of a data set counts: EXIF orientations and 16-bit images."""
+"""Traits of files that the check of a data set counts: EXIF orientations, 16-bit images, and palettes of labels."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..errors import UsageError
 from .images import Pair
@@ -29,6 +33,37 @@ def traits_of(pair: Pair) -> tuple[str, ...]:
         if np.asarray(pair.image).max() >= _DARK:
             traits.append(BRIGHT)
     return tuple(traits)
+
+
+def palette_traits(label: Any) -> tuple[str, ...]:
+    """Name the colors that the palette of a readable label file gives to the values in it.
+
+    Args:
+        label (`dict`): `path` and `bytes`, as `datasets.Image(decode=False)` returns them.
+    """
+    with Image.open(BytesIO(label["bytes"]) if label.get("bytes") else label["path"]) as image:
+        if image.mode != "P" or image.format == "GIF":  # whose gray values are read from the palette
+            return ()
+        colors = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        used = np.unique(np.asarray(image))
+    return tuple(f"palette: {value} is {','.join(map(str, colors[value]))}" for value in used if value < len(colors))
+
+
+def warnings_about_palettes(splits: Iterable[Counter[str]]) -> list[str]:
+    """Write a sentence if palettes give one value several colors, as where values were numbered anew in every file."""
+    colors: dict[int, dict[str, int]] = {}
+    for trait, count in sum(splits, Counter()).items():
+        if match := re.fullmatch(r"palette: (\d+) is (.*)", trait):
+            colors.setdefault(int(match[1]), {})[match[2]] = count
+    for value, found in sorted(colors.items()):
+        if len(found) > 1:
+            shown = " and ".join(f"({color}) in {count}" for color, count in list(found.items())[:2])
+            return [
+                f"the palettes of label files differ: the value {value} has the color {shown} of them. If a program "
+                "numbered the colors anew in every file, a value is not one class: list the colors in `label_colors` "
+                "of dataset.yaml."
+            ]
+    return []
 
 
 def lines_about(traits: Counter[str], split: str) -> list[str]:

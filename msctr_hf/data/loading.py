@@ -161,7 +161,9 @@ def index_split(
         UsageError: If the data set is incomplete, or an option does not apply to its source.
     """
     is_predecoded = saved.name is None and data_dir is not None and holds_predecoded(data_dir)
-    from_copy = isinstance(spec.source, FileSource) and is_a_copy(saved, data_dir)
+    from_copy = is_read_from_copy(spec, data_dir, saved)
+    if not isinstance(spec.source, FileSource) and not is_predecoded:
+        _refuse_files(spec, {"data_dir": data_dir, "dataset_name": saved.name, "corrections": corrections})
     if not with_labels:
         corrections = None
     if corrections is not None and (is_predecoded or from_copy):
@@ -185,6 +187,28 @@ def index_split(
     if not with_labels:
         return spec.index_images(split, data_dir), spec.reader().unlabeled()
     return spec.index(split, data_dir, corrections), spec.reader()
+
+
+def is_read_from_copy(spec: DatasetSpec, data_dir: Path | None, saved: SavedDataset) -> bool:
+    """Return whether samples come from a copy: not where a folder has the files that its description names.
+
+    Such a folder may hold other parquet files, such as outlines or metadata.
+    """
+    if not isinstance(spec.source, FileSource) or not is_a_copy(saved, data_dir):
+        return False
+    return saved.name is not None or not any(
+        spec.source.has_split(split, data_dir) for split in spec.source.layouts[0]
+    )
+
+
+def _refuse_files(spec: DatasetSpec, given: Mapping[str, Any]) -> None:
+    """Refuse the location of files for a data set that has none, since other images are meant."""
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"`{name}` ({value}): {spec.name} is drawn on demand and reads no files; name the data set that is "
+                f"meant, such as `dataset='folder'` for images of your own, or leave `{name}` out."
+            )
 
 
 def replace_channels(spec: DatasetSpec, channels: Channels | None) -> DatasetSpec:

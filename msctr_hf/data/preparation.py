@@ -24,10 +24,10 @@ from .file_traits import refuse_mixed_orientations
 from .folder_spec import DESCRIPTION as FOLDER_DESCRIPTION
 from .folder_spec import FOLDER
 from .label_record import LabelRecord, label_differences, label_record
-from .loading import index_split
+from .loading import index_split, is_read_from_copy
 from .parquet_copy import parquet_shards, write_card, write_parquet
 from .predecoded import files_of_split, holds_predecoded, predecoded_splits, refuse_other_tiles, write_predecoded
-from .saved_source import SPLIT_NAMES, SavedDataset, is_a_copy, splits_of_copy
+from .saved_source import SPLIT_NAMES, SavedDataset, splits_of_copy
 from .specs import DatasetSpec
 
 REPORT_FILE = "report_{split}.json"
@@ -172,7 +172,7 @@ def channels_of_check(folder: Path, split: str) -> ChannelStatistics | None:
 
 def _existing_splits(spec: DatasetSpec, data_dir: Path | None, saved: SavedDataset) -> list[str]:
     """List train, validation, and test if the data set has it; of a copy with classes of its own, what it has."""
-    if is_a_copy(saved, data_dir):
+    if is_read_from_copy(spec, data_dir, saved):
         if spec.name == FOLDER and (own := splits_of_copy(saved, data_dir)):
             return own
         has_test = "test" in splits_of_copy(saved, data_dir)
@@ -191,7 +191,7 @@ def _find(
         raise UsageError(f"{spec.name} is drawn on demand; there is nothing to prepare.")
     if saved.streaming:
         raise UsageError("`streaming`: a copy is made from files on this disk; leave `streaming` out.")
-    if is_a_copy(saved, data_dir) or (data_dir is not None and holds_predecoded(data_dir)):
+    if is_read_from_copy(spec, data_dir, saved) or (data_dir is not None and holds_predecoded(data_dir)):
         rows, reader = index_split(spec, split, data_dir, saved, corrections, with_empty_cells=True)
         return _Split(split, rows, reader, without_label=[])
     is_test = split == "test"

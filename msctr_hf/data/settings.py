@@ -300,6 +300,13 @@ class DataSettings(ChannelSettings):
                 f"`unlabeled={REST!r}` takes the images that `train_images` leaves out; give `train_images`, or name "
                 "the images by `unlabeled_dir`."
             )
+        if self.streaming and self.unlabeled is not None:  # whose images are not compared, as others are at the start
+            splits = [{part.strip() for part in split.split("+")} for split in (self.unlabeled, self.train_split)]
+            if splits[0] & splits[1]:
+                raise UsageError(
+                    f"`unlabeled={self.unlabeled!r}` has images of `train_split={self.train_split!r}`, whose labels "
+                    "are trained on: name another split, or a folder by `unlabeled_dir`."
+                )
         if self.tile_size is None:
             if self.tile_overlap:
                 raise UsageError("`tile_overlap` needs `tile_size`.")

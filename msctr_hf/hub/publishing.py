@@ -217,15 +217,21 @@ def publish(folder: str | Path, spec: DatasetSpec | None, destination: Destinati
 
 
 def spec_of_run(folder: str | Path) -> DatasetSpec | None:
-    """Return the data set of a run, or `None` if its folder does not name one or the data set has been removed.
+    """Return the data set of a run, or `None` if its folder does not name one or, as is said, it is not found here.
 
     Raises:
         UsageError: If run.json cannot be read.
     """
     settings = read_saved_json(Path(folder) / RUN_FILE).get("settings", {})
+    if "dataset" not in settings:
+        return None
     try:
         return get_dataset_spec(settings["dataset"], settings.get("data_dir"))
-    except (KeyError, UsageError):
+    except UsageError as error:
+        say(
+            f"the card will say nothing about the data set of the run, its license and its scores: {error} Push from "
+            "the folder where training was started, with the data in its place, for a card that does"
+        )
         return None
 
 

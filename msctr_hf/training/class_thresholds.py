@@ -46,12 +46,14 @@ class ClassThresholds:
 
         Args:
             classes (`torch.Tensor` of shape `(U, H, W)`, int64): Classes according to the teacher.
-            confidence (`torch.Tensor` of shape `(U, H, W)`): Probabilities of these classes; NaN counts as 0.
+            confidence (`torch.Tensor` of shape `(U, H, W)`): Probabilities of these classes; pixels where one is not
+                finite are not counted.
             is_valid (`torch.Tensor` of shape `(U, H, W)`, bool): Whether a pixel is not padding.
         """
+        is_counted = is_valid & confidence.isfinite()
         bins = (confidence.nan_to_num(0.0) * BINS).long().clamp(0, BINS - 1)
         counts = torch.zeros(self.counts.numel(), dtype=torch.int64, device=self.counts.device)
-        counts.scatter_add_(0, (classes * BINS + bins).flatten(), is_valid.flatten().long())
+        counts.scatter_add_(0, (classes * BINS + bins).flatten(), is_counted.flatten().long())
         self.counts.mul_(DECAY).add_(sum_over_processes(counts).view_as(self.counts))
 
     def by_class(self) -> torch.Tensor:

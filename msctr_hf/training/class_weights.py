@@ -56,9 +56,16 @@ def choose_class_weights(given: Any, class_pixels: ClassPixels, checkpoint: Path
         `list[float]`, *optional*: A weight for every class; `None` if other weights, or none, are given.
 
     Raises:
-        UsageError: If the value is another word, the training set is a stream, or labels cannot be read.
+        UsageError: If the value is another word or has another length, the training set is a stream, or labels cannot
+            be read.
     """
     if not isinstance(given, str):
+        classes = len(class_pixels.spec.classes)
+        if isinstance(given, list) and len(given) != classes:
+            raise UsageError(
+                f"`class_weights` must have one entry per class: {classes}, got {len(given)}. Those of a recipe are "
+                "for the classes of its data set; 'auto' computes them from the labels."
+            )
         return None
     if given != AUTO:
         raise UsageError(f"`class_weights` must be a list with a number for every class, or 'auto', got {given!r}.")

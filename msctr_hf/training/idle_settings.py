@@ -8,7 +8,7 @@ from typing import Any
 from ..data.channels import Channels
 from ..data.settings import is_about_unlabeled
 
-_OF_ANOTHER_BACKBONE = ("backbone", "output_stride", "backbone_config", "backbone_weights")
+OF_ANOTHER_BACKBONE = ("backbone", "output_stride", "backbone_config", "backbone_weights")
 _OF_A_COPY = ("image_column", "label_column")
 _ACROSS_STAGES = (
     "contrastive_cross_scale_temperature",
@@ -32,7 +32,7 @@ def idle_settings(settings: Mapping[str, Any]) -> set[str]:
     """
     images_in_batch = settings.get("unlabeled_batch_size") or settings.get("batch_size")
     switched_off: dict[tuple[str, ...], bool] = {
-        _OF_ANOTHER_BACKBONE: settings.get("model_name_or_path") is not None,
+        OF_ANOTHER_BACKBONE: settings.get("model_name_or_path") is not None,
         _OF_A_COPY: _are_none(settings, "dataset_name", "data_dir"),
         ("backbone_learning_rate_factor",): settings.get("freeze_backbone") is True,
         ("tile_overlap",): _are_none(settings, "tile_size"),

@@ -32,7 +32,9 @@ from ..models.contrastive_adapter import ContrastiveAdapter
 from ..models.decode_heads import Classifier
 from ..models.image_processing_msctr import MsctrImageProcessor
 from ..models.modeling_msctr import MsctrForSemanticSegmentation
+from ..settings import as_mapping, changed, defaults
 from .adapted_network import adapt_saved, image_processor_of_saved, saved_kind
+from .idle_settings import OF_ANOTHER_BACKBONE
 from .settings import ModelSettings
 from .timm_networks import evenly_spaced, refuse_one_size, timm_backbone_config
 
@@ -91,6 +93,18 @@ def build_network(
     if arguments.freeze_backbone:
         freeze(model.backbone)
     return model
+
+
+def settings_without_effect(arguments: ModelSettings) -> list[str]:
+    """Return a sentence about settings of another backbone than that of a saved network, if there are any."""
+    if arguments.model_name_or_path is None:
+        return []
+    given = as_mapping(arguments)
+    unused = [name for name in changed(defaults(ModelSettings), given) if name in OF_ANOTHER_BACKBONE]
+    if not unused:
+        return []
+    named = ", ".join(f"{name} {given[name]}" for name in unused)
+    return [f"not used, since the network is that of {arguments.model_name_or_path}: {named}"]
 
 
 def _refuse_other_channels(model: nn.Module, arguments: ModelSettings, channels: Channels | None) -> None:

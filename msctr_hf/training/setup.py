@@ -25,6 +25,7 @@ from ..evaluation.precision import has_bf16
 from ..models.loss_weight import UnlabeledWeight
 from ..progress import say
 from ..settings import as_mapping
+from .average import build_average
 from .channel_statistics import CHANNELS, choose_statistics
 from .checkpointing import Progress, Stateful, States, find_checkpoint, load_progress, load_state, write_on_main
 from .class_thresholds import ClassThresholds
@@ -62,7 +63,13 @@ from .duration import plan_duration
 from .logs import RunLog, RunningMeans
 from .mean_teacher import TeacherStatistics
 from .meter import Meter
-from .network import build_network, choose_image_processor, parameters_without_gradient, refuse_single_values
+from .network import (
+    build_network,
+    choose_image_processor,
+    parameters_without_gradient,
+    refuse_single_values,
+    settings_without_effect,
+)
 from .optimization import build_optimizer, build_schedule
 from .processes import on_main
 from .replacement import put_aside
@@ -199,6 +206,7 @@ class Setup:
         with accelerator.local_main_process_first():  # so that weights are downloaded once per machine
             network = build_network(model_arguments, network_settings, self.spec)
             self.image_processor = choose_image_processor(network, model_arguments, data_arguments, statistics)
+        self.notes += settings_without_effect(model_arguments)
         if self.unlabeled_set is not None:
             refuse_without_contrast(network.config, network_settings)
         loader, self.epochs = build_loader(
@@ -322,10 +330,7 @@ class Setup:
         if self.accelerator.distributed_type in SHARDED:
             needs = "`ema`" if self.unlabeled_set is None else "`unlabeled` and `unlabeled_dir` need `ema`"
             raise UsageError(f"{needs}: {self.accelerator.distributed_type.value} splits the weights; leave it out.")
-        # copied before `prepare`, which binds the forward pass to the network: a later copy would run the original
-        # statistics of normalization are averaged too: those of the newest weights do not fit averaged ones (EMAN)
-        average = ModelEmaV3(network, decay=self.args.ema_decay, use_warmup=True)
-        return average.to(self.accelerator.device)
+        return build_average(network, self.args.ema_decay, self.accelerator.device)
 
     def start(self) -> None:
         """Restore the checkpoint, write run.json and config.yaml, and print a description of the run."""
@@ -337,12 +342,10 @@ class Setup:
         write_on_main(self.accelerator, self._describe, folder, "start again")
         step, validated_step = self.progress.step, self.progress.validated_step
         self.log = RunLog(self.accelerator, self.output_dir, self.settings, step, validated_step)
-        averages = [] if self.average is None else [self.average.module]
         self.guard = StepGuard(
             self.accelerator,
             self.optimizer,
             self.network,
-            *averages,
             max_skipped=self.args.max_skipped_steps,
             report=self._report_skipped,
         )

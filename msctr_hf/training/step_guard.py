@@ -3,14 +3,13 @@
 The host does not wait for the device. A GPU works through a queue that the host fills; if the host read the loss of
 every step to check that it is finite, the queue would run empty and the GPU would idle until the host fills it again.
 So the decision is made on the device, its flags are copied to the host in the background, and the host reads them when
-the next step is in the queue. By then, the forward passes of the skipped step and of the next one have updated the
-statistics of the normalization layers, which may no longer be finite, so these are copied before every step, to be
-restored.
+the next step is in the queue. The forward pass of a skipped step has updated the statistics of the normalization
+layers, which may no longer be finite, so these are copied before every step and restored on the device as well: what
+comes after a skipped step never sees them, whenever the host learns of it.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,14 +61,40 @@ class TooManySkippedSteps(Exception):
 
 @dataclass
 class _PendingFlags:
-    """Flags of a step that are being copied to the host, with the data to report and restore a skipped step."""
+    """Flags of a step that are being copied to the host, with the data to report a skipped step."""
 
     step: int
     flags: torch.Tensor
     arrived: torch.cuda.Event | None
     terms: dict[str, torch.Tensor]
     images: list[torch.Tensor]
-    statistics: list[torch.Tensor]
+
+
+class _Statistics:
+    """Buffers of a network of one dtype, with a copy of them.
+
+    The copy is one tensor, so that a choice between it and the buffers takes one kernel instead of one per buffer.
+    """
+
+    def __init__(self, buffers: list[torch.Tensor]):
+        self.buffers = buffers
+        self._before, self._after = torch.cat([buffer.detach().flatten() for buffer in buffers]).repeat(2, 1)
+        self._parts = [self._split(copy) for copy in (self._before, self._after)]
+
+    def _split(self, copy: torch.Tensor) -> list[torch.Tensor]:
+        parts = copy.split([buffer.numel() for buffer in self.buffers])
+        return [part.view(buffer.shape) for part, buffer in zip(parts, self.buffers, strict=True)]
+
+    @torch.no_grad()
+    def save(self) -> None:
+        torch._foreach_copy_(self._parts[0], self.buffers)
+
+    @torch.no_grad()
+    def restore_if(self, faulty: torch.Tensor) -> None:
+        """Restore what was saved if a flag on the device is not 0; the host does not wait for it."""
+        torch._foreach_copy_(self._parts[1], self.buffers)
+        torch.where(faulty > 0, self._before, self._after, out=self._after)
+        torch._foreach_copy_(self.buffers, self._parts[1])
 
 
 class StepGuard:
@@ -78,7 +103,7 @@ class StepGuard:
     Args:
         accelerator (`Accelerator`): Processes, which skip a step together.
         optimizer: Optimizer from `Accelerator.prepare`; a fused one skips without waiting for the host.
-        models (`nn.Module`): The network, and its average if there is one; their buffers are restored.
+        network (`nn.Module`): Network whose buffers are restored.
         max_skipped (`int`, *optional*): Number of skipped steps in a row that raises `TooManySkippedSteps`.
         report (`Callable`, *optional*): Called with the outcome of every skipped step.
     """
@@ -87,7 +112,8 @@ class StepGuard:
         self,
         accelerator: Accelerator,
         optimizer: Any,
-        *models: nn.Module,
+        network: nn.Module,
+        *,
         max_skipped: int | None = None,
         report: Callable[[Verdict], None] | None = None,
     ):
@@ -102,11 +128,10 @@ class StepGuard:
         )
         if self.skips_on_device:
             _start_momentum(inner)
-        buffers = (buffer for model in models for buffer in model.buffers())
-        # sorted by dtype, so that `_copy` needs one kernel per dtype instead of one per buffer
-        self.statistics = sorted(buffers, key=lambda buffer: str(buffer.dtype))
-        # two copies, for this step and the one before, whose outcome the host has not read yet
-        self._copies = deque([[torch.empty_like(buffer) for buffer in self.statistics] for _ in range(2)])
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for buffer in network.buffers():
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        self._statistics = [_Statistics(buffers) for buffers in by_dtype.values()]
         self._pending: deque[_PendingFlags] = deque()
         self._begin()
 
@@ -118,8 +143,8 @@ class StepGuard:
     def before_forward(self) -> None:
         """Copy the normalization statistics before the first batch of a step, to restore them if it is skipped."""
         if not self._images:
-            self._copies.rotate()
-            _copy(self._copies[0], self.statistics)
+            for statistics in self._statistics:
+                statistics.save()
 
     def add_batch(self, terms: dict[str, torch.Tensor], image_id: torch.Tensor) -> None:
         """Check the loss of a batch on the device; a step may have several batches."""
@@ -128,7 +153,7 @@ class StepGuard:
         self._images.append(image_id)
 
     def update(self, step: int, grad_norm: torch.Tensor | None, *, stop: bool) -> None:
-        """Update the weights, unless a loss or the gradient is not finite in any process.
+        """Update the weights, or restore the statistics if a loss or the gradient is not finite in any process.
 
         Args:
             step (`int`): Number of the step.
@@ -146,7 +171,9 @@ class StepGuard:
             flags = self.accelerator.reduce(flags, reduction="sum")
         flags = (flags > 0).float()
         self._step_unless(flags[0])
-        self._pending.append(_PendingFlags(step, *_to_host(flags), self._terms, self._images, self._copies[0]))
+        for statistics in self._statistics:
+            statistics.restore_if(flags[0])
+        self._pending.append(_PendingFlags(step, *_to_host(flags), self._terms, self._images))
         self._begin()
 
     def _step_unless(self, faulty: torch.Tensor) -> None:
@@ -190,9 +217,6 @@ class StepGuard:
             if pending.arrived is not None:
                 pending.arrived.synchronize()
             faulty, stop = pending.flags.tolist()
-            if faulty:  # restore the models, and the copy for the next step, which was made after the skipped one
-                for buffers in (self.statistics, *(later.statistics for later in self._pending)):
-                    _copy(buffers, pending.statistics)
             yield Verdict(pending.step, self._describe(pending) if faulty else None, bool(stop))
 
     def _describe(self, pending: _PendingFlags) -> Faulty:
@@ -204,13 +228,6 @@ class StepGuard:
             terms=sorted({name for broken, _ in everywhere for name in broken}) or ["gradient"],
             images=[name for names in culprits for name in names],
         )
-
-
-@torch.no_grad()
-def _copy(to: list[torch.Tensor], source: list[torch.Tensor]) -> None:
-    for _, group in itertools.groupby(range(len(to)), key=lambda index: to[index].dtype):
-        indices = list(group)
-        torch._foreach_copy_([to[index] for index in indices], [source[index] for index in indices])
 
 
 def _to_host(flags: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

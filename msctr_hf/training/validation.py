@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from datasets import Dataset, IterableDataset
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.specs import DatasetSpec
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..evaluation.finite import NotFiniteError, find_fault_of_weights
 from ..evaluation.predictor import Predictor
 from ..evaluation.scoring import score_dataset
@@ -99,6 +100,9 @@ class Validation:
         """Score the network; return `None` if a process was told to stop before the end.
 
         A network that is not finite has no scores: argmax would take NaN for the most probable class.
+
+        Raises:
+            UsageError: If an image does not fit into the memory of the device.
         """
         shown: list[tuple] = []
         faults = gather_object([find_fault_of_weights(model)])  # processes may have different statistics
@@ -108,6 +112,12 @@ class Validation:
             results = self._score(model, shown, should_stop)
         except NotFiniteError as error:
             return ValidationResult({}, None, not_finite=str(error))
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"The validation does not fit into the memory of the device ({first_line(error)}). It takes whole "
+                "images, however small the crops of training are: cut large images into tiles by `tile_size`, or "
+                "resize them before training."
+            ) from error
         if results is None:
             return None
         sheet = contact_sheet(shown, self.spec.palette, self.spec.classes) if shown else None

@@ -239,6 +239,8 @@ def test_lists_and_shares_divide_the_files(tmp_path, splits, expected):
         ({"validation": "photos"}, r"`splits:`: .*photos is a folder and not a text file .*images: FOLDER"),
         ({"validation": ["03", "4"]}, r"`splits:` names 4, which is not in .*photos"),
         ({"validation": ["03", "4_0"]}, r"`splits:` names 4_0, which is not in .*photos; the nearest is 4"),
+        ({"validation": ["03 b"]}, r"`splits:` names 03 b, which is not in .*photos"),
+        ({"validation": ["03 2.jpg"]}, r"`splits:` names 03 2.jpg, which is not in .*photos"),
     ],
 )
 def test_a_list_that_names_no_image_is_refused_with_the_nearest_name(tmp_path, splits, message):
@@ -246,6 +248,16 @@ def test_a_list_that_names_no_image_is_refused_with_the_nearest_name(tmp_path, s
     root = write(tmp_path, files, images="photos", labels="masks", splits=splits)
     with pytest.raises(UsageError, match=message):
         load(root, "validation")
+
+
+@pytest.mark.parametrize("place", ["train.parquet", "meta/outlines.parquet", "train/0000.parquet"])
+def test_a_folder_with_the_described_files_is_no_copy_whatever_parquet_files_lie_beside_them(tmp_path, capsys, place):
+    root = write(tmp_path, POOL, images="photos", labels="masks", splits={"train": "80 %", "validation": "20 %"})
+    (root / place).parent.mkdir(exist_ok=True)
+    Dataset.from_dict({"outline": ["POINT(1 2)"]}).to_parquet(root / place)
+    assert (len(load(root)), len(load(root, "validation"))) == (16, 4)
+    prepare(get_dataset_spec("folder", root), None, root, SavedDataset())
+    assert "train: 16 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["parquet", "save_to_disk"])

@@ -94,3 +94,27 @@ def test_counts_are_kept_with_the_report_of_a_copy(tmp_path, capsys):
     for _ in range(2):
         check(folder, output_dir=tmp_path / "copy")
         assert "warning: the 4 images of train with 16 bits" in capsys.readouterr().out
+
+
+def write_indexed_labels(folder, adaptive):
+    """Replace labels by those with a palette of three colors, or only of the colors that occur, numbered anew."""
+    colors = np.array([[0, 0, 0], [128, 64, 128], [0, 0, 142]], dtype=np.uint8)
+    for number, path in enumerate(sorted(folder.glob("*/labels/*.png"))):
+        values = np.zeros((40, 56), dtype=np.uint8)
+        values[:20] = 1 if number % 2 else 2
+        image = Image.fromarray(np.unique(values, return_inverse=True)[1].reshape(40, 56).astype(np.uint8), mode="P")
+        image.putpalette(colors[np.unique(values)].tobytes())
+        if not adaptive:
+            image = Image.fromarray(values, mode="P")
+            image.putpalette(colors.tobytes())
+        image.save(path)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_palettes_that_number_the_colors_anew_in_every_file_are_reported(tmp_path, capsys, adaptive):
+    folder = write_folder(tmp_path)
+    write_indexed_labels(folder, adaptive)
+    check(folder)
+    out = capsys.readouterr().out
+    assert ("the value 1 has the color (0,0,142) in 3 and (128,64,128) in 3 of them." in out) == adaptive
+    assert ("list the colors in `label_colors`" in out) == adaptive

@@ -70,3 +70,9 @@ def test_scenes_with_near_infrared_have_three_or_four_bands(count, dtype):
     rows = load_segmentation_dataset("synthetic_scenes", "validation", num_channels=4)
     with pytest.raises(UsageError, match="A scene has 3 channels, but `num_channels` is 4"):
         rows[0]
+
+
+@pytest.mark.parametrize("argument", ["data_dir", "dataset_name", "corrections"])
+def test_files_are_refused_since_scenes_are_drawn(tmp_path, argument):
+    with pytest.raises(UsageError, match=f"`{argument}` .*synthetic_scenes is drawn on demand .*`dataset='folder'`"):
+        load_segmentation_dataset("synthetic_scenes", "train", **{argument: str(tmp_path)})

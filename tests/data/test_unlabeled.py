@@ -287,3 +287,10 @@ def test_large_tiff_files_are_left_undecoded(tmp_path, monkeypatch):
     (image,) = reader(dataset.with_format(None)[:])["image"]
     assert isinstance(image, regions.BlockPixels)
     assert np.array_equal(image[4:9, 10:20], np.asarray(dataset[0]["image"])[4:9, 10:20])
+
+
+def test_a_stream_is_not_read_once_with_and_once_without_labels():
+    settings = {"dataset": "folder", "dataset_name": "USER/NAME", "streaming": True, "train_split": "train"}
+    with pytest.raises(UsageError, match="`unlabeled='test.train'` has images of `train_split='train'`"):
+        DataSettings(**settings, unlabeled="test+train")
+    DataSettings(**settings, unlabeled="test")

@@ -138,6 +138,10 @@ def test_the_table_of_the_quickstart_with_few_labels_equals_its_result_file_whic
         (arm, seed) for arm in ("labels", "unlabeled") for seed in range(3)
     ]
     assert markdown(compare_arms(rows, "labels")) in TRAINING
+    (steps,) = {row["max_steps"] for row in rows}
+    assert f"\nmax_steps: {steps}\n" in (ROOT / "configs/quickstart_few_labels.yaml").read_text()
+    alone = [line for line in TRAINING.splitlines() if "labels_only" in line or '"labels: ms_cs' in line]
+    assert [f"--unlabeled_start_step {steps}" in line for line in alone] == [True, True]  # the others never join
 
 
 def benchmark(name):

@@ -20,7 +20,7 @@ from msctr_hf.data.loading import get_dataset_spec
 from msctr_hf.errors import UsageError
 from msctr_hf.hub import upload
 from msctr_hf.hub.model_card import write_model_card
-from msctr_hf.hub.publishing import Destination, Publisher, publish, take_snapshot
+from msctr_hf.hub.publishing import Destination, Publisher, publish, spec_of_run, take_snapshot
 from msctr_hf.training.interruption import EXIT_INTERRUPTED
 from msctr_hf.training.run_folder import save_model, write_json
 
@@ -565,3 +565,14 @@ def test_pushing_needs_the_name_of_a_repository(run_script):
     code, _, err = run_script("train.py", "--push_to_hub", "true")
     assert code == 2
     assert "--push_to_hub needs --hub_model_id USER/NAME" in err
+
+
+def test_a_push_from_where_the_data_set_is_not_found_says_that_the_card_lacks_it(tmp_path, capsys):
+    write_json(tmp_path / "run.json", {"settings": {"dataset": "folder", "data_dir": "data/mine"}})
+    assert spec_of_run(tmp_path) is None
+    out = capsys.readouterr().out
+    assert "the card will say nothing about the data set of the run" in out
+    assert "data/mine/dataset.yaml does not exist" in out
+    write_json(tmp_path / "run.json", {"settings": {"dataset": "camvid"}})
+    assert spec_of_run(tmp_path) == get_dataset_spec("camvid")
+    assert not capsys.readouterr().out

@@ -91,11 +91,16 @@ def test_thresholds_continue_from_a_checkpoint_bit_for_bit():
     assert torch.equal(whole.counts, resumed.counts)
 
 
-def test_confidence_that_is_not_finite_counts_as_none():
-    thresholds = ClassThresholds(NUM_CLASSES, 0.5, LARGEST, CPU)
+def test_pixels_whose_confidence_is_not_finite_are_not_counted():
+    with_faults, without = (ClassThresholds(NUM_CLASSES, 0.5, LARGEST, CPU) for _ in range(2))
     ((classes, confidence, is_valid),) = batches(1)
-    thresholds.update(classes, torch.full_like(confidence, torch.nan), is_valid)
-    assert thresholds.by_class().tolist() == pytest.approx([LARGEST] + [0] * (NUM_CLASSES - 1))
+    is_faulty = torch.rand(confidence.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    with_faults.update(classes, confidence.masked_fill(is_faulty, torch.nan), is_valid)
+    without.update(classes, confidence, is_valid & ~is_faulty)
+    assert without.counts.sum() < is_valid.sum()
+    assert torch.equal(with_faults.counts, without.counts)
+    with_faults.update(classes, torch.full_like(confidence, torch.nan), is_valid)
+    torch.testing.assert_close(with_faults.by_class(), without.by_class())
 
 
 def test_counts_are_those_of_all_processes(monkeypatch):

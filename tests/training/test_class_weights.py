@@ -53,6 +53,11 @@ def test_other_words_are_refused_in_a_sentence(class_pixels, word):
         choose_class_weights(word, class_pixels, None)
 
 
+def test_weights_for_another_number_of_classes_are_refused_with_the_remedy(class_pixels):
+    with pytest.raises(UsageError, match="one entry per class: 3, got 2.* 'auto' computes them from the labels"):
+        choose_class_weights([1, 2], class_pixels, None)
+
+
 def test_a_stream_is_refused_in_a_sentence(class_pixels):
     class_pixels.train_set = class_pixels.train_set.with_format(None).to_iterable_dataset()
     with pytest.raises(UsageError, match="`class_weights='auto'` needs all labels before training; give a number"):

@@ -100,6 +100,22 @@ def test_images_with_the_same_content_are_found_under_other_names(folder, copied
     assert shared_images(train, validation) == [("3", "1")]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_images_that_differ_only_between_the_sampled_bytes_are_not_the_same(folder, copied, form):
+    blank = np.full((300, 400, 3), 255, dtype=np.uint8)  # as scanned pages are white at the margins and in the middle
+    for split, numbers in (("train", (0, 1)), ("val", (2, 3))):
+        for number, path in zip(numbers, sorted((folder / split / "images").glob("*")), strict=False):
+            page = blank.copy()
+            page[50 + 10 * number] = 0
+            Image.fromarray(page).save(path.with_suffix(".bmp"))
+            path.unlink()
+            Image.new("L", (400, 300)).save(folder / f"{split}/labels/{path.stem}.png")
+    root = copied(folder, form)
+    train, validation = (load_segmentation_dataset("folder", split, root) for split in ("train", "validation"))
+    assert shared_images(train, validation) == []
+    assert shared_images(train, train) == [(name, name) for name in train.with_format(None)["image_id"][:]]
+
+
 def test_copies_of_labeled_images_are_left_out_of_the_rest_whatever_the_seed(folder, tmp_path):
     write_image(tmp_path / "twin.jpg", (40, 56), seed=99)
     for number in (0, 2):

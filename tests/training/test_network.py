@@ -26,6 +26,7 @@ from msctr_hf.training.network import (
     freeze,
     parameters_without_gradient,
     refuse_single_values,
+    settings_without_effect,
     synchronize_batch_norms,
 )
 from msctr_hf.training.settings import ModelSettings
@@ -292,3 +293,12 @@ def test_a_network_of_other_channels_than_the_images_is_refused_with_both_number
         ):
             build_network(arguments, {}, spec)
     assert build_network(arguments, {}, replace_channels(DATASETS["camvid"], Channels(4))).num_channels == 4
+
+
+def test_a_sentence_names_the_settings_of_a_backbone_that_a_saved_network_does_not_use():
+    assert settings_without_effect(ModelSettings(backbone="resnet50", output_stride=8)) == []
+    assert settings_without_effect(ModelSettings(model_name_or_path="runs/mine", freeze_backbone=True)) == []
+    arguments = ModelSettings(model_name_or_path="runs/mine", backbone="resnet50", output_stride=8)
+    assert settings_without_effect(arguments) == [
+        "not used, since the network is that of runs/mine: backbone resnet50, output_stride 8"
+    ]

@@ -101,6 +101,30 @@ def test_the_log_has_the_ramp_and_the_share_of_confident_pixels_from_the_first_s
     assert any(line["contrastive/stage_1/pseudo_anchors"] > 0 for line in logged[1:])
 
 
+def test_a_step_that_is_not_finite_spoils_no_labels_of_later_steps_however_often_the_log_is_written(
+    data, tmp_path, monkeypatch
+):
+    forward, calls = MsctrForSemanticSegmentation.forward, []
+
+    def spoiled(self, pixel_values, labels=None, **others):
+        calls.append(labels is not None and self.training)
+        if calls[-1] and sum(calls) == 2:
+            pixel_values = torch.full_like(pixel_values, torch.nan)
+        return forward(self, pixel_values, labels, **others)
+
+    monkeypatch.setattr(MsctrForSemanticSegmentation, "forward", spoiled)
+    shares = []
+    for every in (1, 5):  # after every step, so that the host waits for each, and at the end
+        calls.clear()
+        changes = {"logging_steps": every, "checkpointing_steps": 5, "pseudo_label_class_share": 0.5}
+        train(data, tmp_path / f"{every}", **changes)
+        shares.append(steps(tmp_path / f"{every}")[-1]["pseudo_cross_entropy/confident_pixels"])
+    assert shares[0] > 0
+    seldom, often = (weights(tmp_path / each) for each in ("5", "1"))
+    assert seldom.keys() == often.keys()
+    assert all(torch.equal(seldom[name], often[name]) for name in often)
+
+
 def test_a_figure_shows_the_pseudo_labels(run):
     assert (run / "pseudo_labels.png").exists()
 

@@ -1,9 +1,12 @@
-"""The metric for the best model must be one that validations on the data set compute."""
+"""Validations during a run: the metric for the best model, and what does not fit into memory."""
 
 import pytest
+import torch
+from accelerate import Accelerator
 
 from msctr_hf.data.specs import DATASETS
 from msctr_hf.errors import UsageError
+from msctr_hf.training import validation
 from msctr_hf.training.validation import ValidationResult, check_metric
 
 RESULTS = {"mean_iou": 0.5, "mean_accuracy": 0.6, "groups": {"sky": {"mean_iou": 0.7, "merged_iou": 0.8}}}
@@ -24,3 +27,15 @@ def test_an_unknown_metric_is_refused_with_a_list_of_the_metrics_of_the_data_set
         check_metric("sky", DATASETS["cadis_task1"])
     with pytest.raises(UsageError, match=r"\(camvid has no groups of classes\), got 'sky'"):
         check_metric("sky", DATASETS["camvid"])
+
+
+def test_images_that_do_not_fit_into_memory_are_reported_with_a_remedy(monkeypatch):
+    def score(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.72 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(validation, "score_dataset", score)
+    run = validation.Validation(Accelerator(cpu=True), [], DATASETS["camvid"], None, 0).run
+    monkeypatch.setattr(validation, "Predictor", lambda model, image_processor: None)
+    with pytest.raises(UsageError, match="Tried to allocate 5.72 GiB.*whole images.* by `tile_size`") as error:
+        run(torch.nn.Linear(1, 1), lambda: False)
+    assert "\n" not in str(error.value)
