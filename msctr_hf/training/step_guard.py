@@ -130,7 +130,8 @@ class StepGuard:
             _start_momentum(inner)
         by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
         for buffer in network.buffers():
-            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+            if all(stride or size < 2 for size, stride in zip(buffer.shape, buffer.stride(), strict=True)):
+                by_dtype.setdefault(buffer.dtype, []).append(buffer)  # an expanded tensor cannot be written to
         self._statistics = [_Statistics(buffers) for buffers in by_dtype.values()]
         self._pending: deque[_PendingFlags] = deque()
         self._begin()

@@ -77,6 +77,25 @@ def test_the_average_after_a_faulty_batch_follows_the_weights_and_statistics_bef
         torch.testing.assert_close(value, expected)
 
 
+def test_buffers_of_every_kind_are_restored_and_expanded_ones_left_alone():
+    layer = nn.BatchNorm2d(2)
+    layer.register_buffer("positions", torch.arange(3)[:, None].expand(3, 4))  # as some of transformers are
+    layer.register_buffer("scalar", torch.tensor(2.0))
+    layer.register_buffer("empty", torch.empty(0, 3))
+    layer.register_buffer("turned", torch.arange(6.0).view(2, 3).T)
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(layer, OPTIMIZERS["sgd"](layer.parameters()))
+    guard, before = StepGuard(accelerator, optimizer, layer), state(layer)
+    guard.before_forward()
+    loss = model(torch.full((2, 2, 1, 1), torch.nan)).sum()
+    layer.turned += 1
+    accelerator.backward(loss)
+    guard.add_batch({"loss": loss.detach()}, _encode("a")[None])
+    guard.update(1, accelerator.clip_grad_norm_(model.parameters(), 1.0), stop=False)
+    for name, value in state(layer).items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_outcomes_are_reported_for_every_step_in_order():
     images = [(str(n), batch(n)) for n in range(4)]
     verdicts = Trained("adamw", images).verdicts
