@@ -157,6 +157,19 @@ def test_a_step_without_confident_pixels_has_the_gradient_of_the_labeled_images(
         unlabeled["pseudo_labels"].fill_(255)  # nothing but padding
 
 
+def test_a_step_without_confident_pixels_is_finite_with_the_contrast_and_has_gradients_for_all_parameters(
+    tiny_config, tiny_batch, unlabeled
+):
+    network = build(tiny_config, contrastive_mode="ms_cs", contrastive_pseudo_labels=True)
+    unlabeled["pseudo_confidence"].fill_(0.1)
+    output = network(**tiny_batch, **unlabeled)
+    assert output.loss.isfinite()
+    assert {network.contrastive_facts[f"contrastive/stage_{stage}/pseudo_anchors"] for stage in (1, 2)} == {0}
+    grads = gradients(network, output.loss)  # of all parameters: one without would raise
+    assert all(grad.isfinite().all() for grad in grads.values())
+    assert any(grad.abs().max() > 0 for name, grad in grads.items() if name.startswith("projection_head"))
+
+
 def test_unlabeled_images_are_trained_on_without_any_labeled_pixel_and_under_autocast(
     tiny_config, tiny_batch, unlabeled
 ):
