@@ -109,6 +109,18 @@ def image_processor_of_saved(path: str, options: dict[str, Any]) -> Any:
     return image_processor
 
 
+def other_scale(image_processor: Any, options: dict[str, Any]) -> list[str]:
+    """Return a sentence about an image processor that resizes whole images, but no crops of training."""
+    if options["do_resize"] or not getattr(image_processor, "do_resize", False):
+        return []
+    size = {name: length for name, length in dict(image_processor.size).items() if length is not None}
+    lengths = ", ".join(f"{name} {length}" for name, length in size.items())
+    return [
+        f"images of validation and prediction are resized by the adapted model ({lengths}), crops of training are "
+        "not; resize_shorter_side sets a length near that of the images and keeps their shape"
+    ]
+
+
 def _refuse_other_sizes(image_processor: Any, shorter: int) -> None:
     """Refuse an image processor that does not resize the shorter side of images to a length."""
     try:

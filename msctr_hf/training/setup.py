@@ -25,6 +25,7 @@ from ..evaluation.precision import has_bf16
 from ..models.loss_weight import UnlabeledWeight
 from ..progress import say
 from ..settings import as_mapping
+from .adapted_network import other_scale
 from .average import build_average
 from .channel_statistics import CHANNELS, choose_statistics
 from .checkpointing import Progress, Stateful, States, find_checkpoint, load_progress, load_state, write_on_main
@@ -66,6 +67,7 @@ from .meter import Meter
 from .network import (
     build_network,
     choose_image_processor,
+    image_processor_options,
     parameters_without_gradient,
     refuse_single_values,
     settings_without_effect,
@@ -207,6 +209,8 @@ class Setup:
             network = build_network(model_arguments, network_settings, self.spec)
             self.image_processor = choose_image_processor(network, model_arguments, data_arguments, statistics)
         self.notes += settings_without_effect(model_arguments)
+        if model_arguments.contrastive_adapter:
+            self.notes += other_scale(self.image_processor, image_processor_options(data_arguments))
         if self.unlabeled_set is not None:
             refuse_without_contrast(network.config, network_settings)
         loader, self.epochs = build_loader(

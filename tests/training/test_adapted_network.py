@@ -17,7 +17,7 @@ from transformers import SegformerImageProcessor as Processor
 
 from msctr_hf import MsctrForSemanticSegmentation, MsctrImageProcessor
 from msctr_hf.errors import InputWarning
-from msctr_hf.training.adapted_network import image_processor_of_saved
+from msctr_hf.training.adapted_network import image_processor_of_saved, other_scale
 
 SMALL = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 1]}
 NOT_FOR_ADAPTED_MODELS = {"config": None, "hidden_size": None, "auxiliary_hidden_size": None, "class_weights": None}
@@ -66,6 +66,13 @@ def test_a_model_of_transformers_is_trained_and_evaluated(run_script, adapted_fl
     assert code == 0, err
     code, _, err = run_script("train.py", *adapted_flags(resume="auto", max_steps=6))
     assert code == 0, err
+
+
+def test_a_sentence_says_that_an_image_processor_resizes_whole_images_but_no_crops():
+    without, given = {"do_resize": False}, {"do_resize": True, "size": {"shortest_edge": 40}}
+    (sentence,) = other_scale(Processor(size={"height": 512, "width": 384}), without)
+    assert "resized by the adapted model (height 512, width 384), crops of training are not" in sentence
+    assert other_scale(Processor(do_resize=False), without) == other_scale(Processor(), given) == []
 
 
 @pytest.mark.parametrize("shorter", [0, 40])
