@@ -343,6 +343,10 @@ class TrainingLoop:
                 f"{self.progress.validations_without_best} validations, so training ends early "
                 f"(early_stopping_patience {self.args.early_stopping_patience})"
             )
+        self.say_if_unlabeled_never_joined()
+
+    def say_if_unlabeled_never_joined(self) -> None:
+        """Report at the end of a run, and in run.json, that no image without labels was learned from."""
         first = self.args.unlabeled_start_step
         if self.unlabeled is None or self.progress.step > first:
             return
@@ -386,6 +390,7 @@ class TrainingLoop:
         report, verdict = self.output_dir / NOT_FINITE_FILE, failure.verdict
         content = {"step": verdict.step, "learning_rate": self.learning_rate, **verdict.faulty._asdict()}
         write_on_main(self.accelerator, lambda: write_json(report, content), str(report))
+        self.say_if_unlabeled_never_joined()
         return UsageError(
             f"{failure.in_a_row} steps in a row were skipped, up to step {verdict.step}: "
             f"{', '.join(verdict.faulty.terms)} not finite (see {report}). Lower `learning_rate`, set `max_grad_norm` "

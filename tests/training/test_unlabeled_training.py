@@ -90,6 +90,19 @@ def test_a_run_that_early_stopping_ends_before_images_without_labels_join_says_s
     assert "| training images | 5 with labels, 0 without |" in (tmp_path / "run/README.md").read_text()  # best: step 1
 
 
+def test_a_run_that_skipped_steps_end_before_images_without_labels_join_says_so(data, tmp_path, capsys, monkeypatch):
+    forward = MsctrForSemanticSegmentation.forward
+    monkeypatch.setattr(
+        MsctrForSemanticSegmentation,
+        "forward",
+        lambda self, pixel_values, *rest, **others: forward(self, pixel_values * torch.nan, *rest, **others),
+    )
+    with pytest.raises(UsageError, match="2 steps in a row were skipped"):
+        train(data, tmp_path / "run", max_skipped_steps=2, unlabeled_start_step=4)
+    assert json.loads((tmp_path / "run/run.json").read_text())["labeled_images"] == {"labeled": 5, "unlabeled": 0}
+    assert "images without labels were not trained on" in capsys.readouterr().out
+
+
 def test_the_log_has_the_ramp_and_the_share_of_confident_pixels_from_the_first_such_step_on(run):
     logged = steps(run)
     assert [line.get("unlabeled/weight_factor") for line in logged] == [None, 0.5, 1.0, 1.0, 1.0]
