@@ -37,7 +37,14 @@ OPTIONS = {
         "optimizer": "sgd",
         "learning_rate": 0.01,
     },
-    "images without labels": {"train_images": 4, "unlabeled": "rest", "pseudo_label_threshold": 0.34},
+    "images without labels": {  # two batches of them in an epoch, and draws of their own
+        "train_images": 2,
+        "unlabeled": "rest",
+        "pseudo_label_threshold": 0.34,
+        "contrastive_pseudo_labels": True,
+        "contrastive_pseudo_threshold": 0.34,
+        "contrastive_min_anchors_per_class": 1,
+    },
 }
 
 
