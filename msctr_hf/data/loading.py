@@ -20,7 +20,7 @@ from .labels import IGNORE_INDEX, MAX_RAW_VALUE, Color, is_raw_value
 from .nearest_names import nearest_name
 from .predecoded import holds_predecoded, index_predecoded
 from .raw_values import refuse_train_ids
-from .saved_source import SavedDataset, index_copy, is_a_copy
+from .saved_source import SavedDataset, index_copy, is_a_copy, was_saved_to_disk
 from .specs import DATASETS, DatasetSpec
 
 
@@ -190,15 +190,15 @@ def index_split(
 
 
 def is_read_from_copy(spec: DatasetSpec, data_dir: Path | None, saved: SavedDataset) -> bool:
-    """Return whether samples come from a copy: not where a folder has the files that its description names.
+    """Return whether samples come from a copy: not where a folder of your own has the files that it describes.
 
     Such a folder may hold other parquet files, such as outlines or metadata.
     """
     if not isinstance(spec.source, FileSource) or not is_a_copy(saved, data_dir):
         return False
-    return saved.name is not None or not any(
-        spec.source.has_split(split, data_dir) for split in spec.source.layouts[0]
-    )
+    if spec.name != FOLDER or saved.name is not None or was_saved_to_disk(data_dir):
+        return True
+    return not any(spec.source.has_split(split, data_dir) for split in spec.source.layouts[0])
 
 
 def _refuse_files(spec: DatasetSpec, given: Mapping[str, Any]) -> None:

@@ -70,7 +70,7 @@ def is_a_copy(saved: SavedDataset, data_dir: Path | None) -> bool:
     """Return whether samples come from a copy: a named one, or a folder of `save_to_disk` or of parquet files."""
     if saved.name is not None:
         return True
-    return data_dir is not None and (_was_saved_to_disk(data_dir) or any(_parquet_files(data_dir)))
+    return data_dir is not None and (was_saved_to_disk(data_dir) or any(_parquet_files(data_dir)))
 
 
 def index_copy(
@@ -113,7 +113,7 @@ def splits_of_copy(saved: SavedDataset, data_dir: Path | None) -> list[str]:
         with _errors_of_hub(saved):
             names = get_dataset_split_names(*repository_and_configuration(saved.name), revision=saved.revision)
     else:
-        names = list(_saved_to_disk(folder)) if _was_saved_to_disk(folder) else list(_parquet_by_split(folder))
+        names = list(_saved_to_disk(folder)) if was_saved_to_disk(folder) else list(_parquet_by_split(folder))
     return [split for split, spellings in SPLIT_NAMES.items() if set(spellings) & set(names)]
 
 
@@ -123,7 +123,8 @@ def _folder_of(saved: SavedDataset, data_dir: Path | None) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _was_saved_to_disk(folder: Path) -> bool:
+def was_saved_to_disk(folder: Path) -> bool:
+    """Return whether `save_to_disk` of `datasets` wrote a folder."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
@@ -162,7 +163,7 @@ def _saved_to_disk(folder: Path) -> DatasetDict:
 
 
 def _open_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
-    if _was_saved_to_disk(folder):
+    if was_saved_to_disk(folder):
         saved = _saved_to_disk(folder)
         dataset = saved[_own_name(split, list(saved), str(folder))]
         return dataset.to_iterable_dataset() if streaming else dataset
