@@ -132,7 +132,7 @@ class StepGuard:
         for buffer in network.buffers():
             if all(stride or size < 2 for size, stride in zip(buffer.shape, buffer.stride(), strict=True)):
                 by_dtype.setdefault(buffer.dtype, []).append(buffer)  # an expanded tensor cannot be written to
-        self._statistics = [_Statistics(buffers) for buffers in by_dtype.values()]
+        self.statistics = [_Statistics(buffers) for buffers in by_dtype.values()]
         self._pending: deque[_PendingFlags] = deque()
         self._begin()
 
@@ -144,7 +144,7 @@ class StepGuard:
     def before_forward(self) -> None:
         """Copy the normalization statistics before the first batch of a step, to restore them if it is skipped."""
         if not self._images:
-            for statistics in self._statistics:
+            for statistics in self.statistics:
                 statistics.save()
 
     def add_batch(self, terms: dict[str, torch.Tensor], image_id: torch.Tensor) -> None:
@@ -172,7 +172,7 @@ class StepGuard:
             flags = self.accelerator.reduce(flags, reduction="sum")
         flags = (flags > 0).float()
         self._step_unless(flags[0])
-        for statistics in self._statistics:
+        for statistics in self.statistics:
             statistics.restore_if(flags[0])
         self._pending.append(_PendingFlags(step, *_to_host(flags), self._terms, self._images))
         self._begin()

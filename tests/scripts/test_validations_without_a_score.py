@@ -138,7 +138,7 @@ def test_weights_that_become_faulty_are_reported_by_a_validation(run_script, tmp
     def update_and_poison(self, step, *arguments, **options):
         update(self, step, *arguments, **options)
         if step == 4:
-            self.statistics[0][0].fill_(float("inf"))
+            self.statistics[0].buffers[0].fill_(float("inf"))
 
     monkeypatch.setattr(StepGuard, "update", update_and_poison)
     code, out, error = run_script("train.py", *flags(folder, run, max_steps=4))

@@ -139,9 +139,9 @@ def test_images_of_a_stream_of_shards_without_ids_draw_the_same_after_resuming(t
     images = [Image.fromarray(np.full((4, 5, 3), number, np.uint8)) for number in range(12)]
     rows = Rows.from_dict({"image": images, "label": [image.convert("L") for image in images]})
     for shard in range(4):
-        rows.shard(4, shard).to_parquet(tmp_path / f"train-{shard}.parquet")
+        rows.shard(4, shard).to_parquet(tmp_path / f"test-{shard}.parquet")
     arguments = DataSettings(
-        dataset="camvid", data_dir=str(tmp_path), streaming=True, unlabeled="train", num_workers=num_workers
+        dataset="camvid", data_dir=str(tmp_path), streaming=True, unlabeled="test", num_workers=num_workers
     )
 
     def batches(position=(0, 0)):
