@@ -214,7 +214,12 @@ def warnings_about(reports: Mapping[str, SplitReport], spec: DatasetSpec) -> lis
     for position, split in enumerate(splits):
         for other in splits[position + 1 :]:
             warnings += _shared(reports[split].digests, reports[other].digests, split, other)
-    return [*warnings, *warnings_about_palettes(report.traits for report in reports.values())]
+    return [*warnings, *_palettes(reports, spec)]
+
+
+def _palettes(reports: Mapping[str, SplitReport], spec: DatasetSpec) -> list[str]:
+    classes = {value for value, label in spec.label_values.items() if isinstance(value, int) and label != IGNORE_INDEX}
+    return warnings_about_palettes((report.traits for report in reports.values()), classes)
 
 
 def _absent(reports: Iterable[SplitReport], spec: DatasetSpec) -> list[str]:

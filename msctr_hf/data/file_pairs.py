@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from ..errors import UsageError, as_usage_error
 from .image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, files_below, is_image, may_be_image, name_some
@@ -248,7 +249,7 @@ def _only_listed(images: _Index, names: str | Sequence[str], root: Path, files: 
     chosen: dict[str, Path] = {}
     links: dict[str, Path] = {}
     for line in lines:
-        candidates = [text.removeprefix("./") for text in (line.strip(), _without_second_column(line))]
+        candidates = [text.removeprefix("./") for text in (line.strip(), _without_columns(line))]
         name = next((known[form] for text in candidates if (form := _form(text, files.ignore_case)) in known), None)
         if name is not None:
             chosen[name] = images.files[name]
@@ -262,14 +263,19 @@ def _only_listed(images: _Index, names: str | Sequence[str], root: Path, files: 
     return _Index(chosen, links)
 
 
-def _without_second_column(line: str) -> str:
-    """Leave out what lists of VOC have after a name, -1, 0 or 1, and lists of pairs after a file, that of its labels.
+def _without_columns(line: str) -> str:
+    """Leave out the columns that lists have after a name: -1, 0 or 1, several numbers, or the file of the labels.
 
     A name may have spaces, and its first word be the name of another image.
     """
     first, *rest = line.split()
-    is_column = len(rest) == 1 and (rest[0] in ("-1", "0", "1") or "/" in rest[0] or bool(PurePath(first).suffix))
-    return first if is_column else line.strip()
+    are_columns = (
+        rest in (["-1"], ["0"], ["1"])
+        or (len(rest) > 1 and all(re.fullmatch(r"[-+.\d]+", word) for word in rest))
+        or any("/" in word for word in rest)
+        or is_image(Path(first))
+    )
+    return first if are_columns else line.strip()
 
 
 def _share_of(images: _Index, root: Path, files: PairedFiles, share: Share) -> _Index:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -49,19 +49,22 @@ def palette_traits(label: Any) -> tuple[str, ...]:
     return tuple(f"palette: {value} is {','.join(map(str, colors[value]))}" for value in used if value < len(colors))
 
 
-def warnings_about_palettes(splits: Iterable[Counter[str]]) -> list[str]:
-    """Write a sentence if palettes give one value several colors, as where values were numbered anew in every file."""
+def warnings_about_palettes(splits: Iterable[Counter[str]], values_of_classes: Container[int]) -> list[str]:
+    """Write a sentence if palettes give the value of a class several colors.
+
+    So it is where a program numbers colors anew in every file. Ignored values, as of borders, may have any color.
+    """
     colors: dict[int, dict[str, int]] = {}
     for trait, count in sum(splits, Counter()).items():
         if match := re.fullmatch(r"palette: (\d+) is (.*)", trait):
             colors.setdefault(int(match[1]), {})[match[2]] = count
     for value, found in sorted(colors.items()):
-        if len(found) > 1:
+        if len(found) > 1 and value in values_of_classes:
             shown = " and ".join(f"({color}) in {count}" for color, count in list(found.items())[:2])
             return [
                 f"the palettes of label files differ: the value {value} has the color {shown} of them. If a program "
                 "numbered the colors anew in every file, a value is not one class: list the colors in `label_colors` "
-                "of dataset.yaml."
+                "of a dataset.yaml, or save the labels again with one palette."
             ]
     return []
 

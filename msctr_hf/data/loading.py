@@ -190,15 +190,23 @@ def index_split(
 
 
 def is_read_from_copy(spec: DatasetSpec, data_dir: Path | None, saved: SavedDataset) -> bool:
-    """Return whether samples come from a copy: not where a folder of your own has the files that it describes.
+    """Return whether samples come from a copy: not where a folder of your own has images that it describes.
 
-    Such a folder may hold other parquet files, such as outlines or metadata.
+    Such a folder may hold other parquet files, such as outlines or metadata. A copy has the description, too.
     """
     if not isinstance(spec.source, FileSource) or not is_a_copy(saved, data_dir):
         return False
     if spec.name != FOLDER or saved.name is not None or was_saved_to_disk(data_dir):
         return True
-    return not any(spec.source.has_split(split, data_dir) for split in spec.source.layouts[0])
+    return not any(_has_images(spec, split, data_dir) for split in spec.source.layouts[0])
+
+
+def _has_images(spec: DatasetSpec, split: str, data_dir: Path | None) -> bool:
+    try:
+        spec.source.find(split, data_dir, name=spec.name, labels_optional=True)
+    except UsageError:
+        return False
+    return True
 
 
 def _refuse_files(spec: DatasetSpec, given: Mapping[str, Any]) -> None:

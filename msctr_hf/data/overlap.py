@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +38,20 @@ def shared_images(first: Dataset, second: Dataset) -> list[tuple[str, str]]:
         return [(image_id, image_id) for image_id in sorted(set(ids) & set(other_ids))]
     if not all(are_stored):
         return []
-    known, others = _Stored(first), _Stored(second)
-    common = set(known.sizes) & set(others.sizes)
-    candidates: dict[Any, list[int]] = {}
-    for sample, number in known.sampled(common):
-        candidates.setdefault(sample, []).append(number)
-    return [
-        (known.ids[same[-1]], others.ids[number])
-        for sample, number in others.sampled(common)
-        if (same := [each for each in candidates.get(sample, ()) if known.is_same(each, others, number)])
-    ]
+    images, others = _Stored(first), _Stored(second)
+    common = set(images.sizes) & set(others.sizes)
+    alike: dict[Any, list[int]] = {}
+    for sample, number in images.sampled(common):
+        alike.setdefault(sample, []).append(number)
+    by_contents: dict[Any, dict[Any, str]] = {}  # of images whose sample another one has
+    shared = []
+    for sample, number in others.sampled(common):
+        if sample in alike:
+            if sample not in by_contents:
+                by_contents[sample] = {images.contents(each): images.ids[each] for each in alike[sample]}
+            if image_id := by_contents[sample].get(others.contents(number)):
+                shared.append((image_id, others.ids[number]))
+    return shared
 
 
 class _Stored:
@@ -59,48 +61,40 @@ class _Stored:
         self.rows, self.reader = dataset.with_format(None), reader_of(dataset)
         self.ids = self.rows["image_id"][:]
         self.sizes = list(_sizes(dataset))
-        self._hashes: dict[int, bytes] = {}
 
     def sampled(self, common: set[Any]) -> Iterator[tuple[Any, int]]:
-        """Yield size and hash of some bytes, and the row, of every image whose size is in `common`."""
+        """Yield size and hash of some bytes, and the row, of every readable image whose size is in `common`."""
         for number, size in enumerate(self.sizes):
             if size and size in common:
-                with self._bytes(number) as data:
-                    places = (0, len(data) // 2, max(0, len(data) - _SAMPLED_BYTES))
-                    some = b"".join(bytes(data[place : place + _SAMPLED_BYTES]) for place in places)
-                yield (size, hashlib.sha256(some).digest()), number
+                read, length = self._opened(number)
+                places = (0, length // 2, max(0, length - _SAMPLED_BYTES))
+                try:
+                    sample = b"".join(read(place, place + _SAMPLED_BYTES) for place in places)
+                except OSError:  # reported with the name of the file when the row is used
+                    continue
+                yield (size, hashlib.sha256(sample).digest()), number
 
-    def is_same(self, number: int, others: _Stored, other: int) -> bool:
-        """Return whether an image and one of another data set are one file, or have the same bytes."""
-        path = self._path(number)
-        return (path is not None and path == others._path(other)) or self._hash(number) == others._hash(other)
+    def contents(self, number: int) -> bytes:
+        """Hash all bytes of an image."""
+        read, length = self._opened(number)
+        return hashlib.sha256(read(0, length)).digest()
 
-    def _path(self, number: int) -> str | None:
-        if isinstance(self.reader, ReadMapped):
-            return None
-        file = self.rows[number]["image"]
-        return None if file["bytes"] else file["path"]
-
-    def _hash(self, number: int) -> bytes:
-        if number not in self._hashes:
-            with self._bytes(number) as data:
-                self._hashes[number] = hashlib.sha256(data).digest()
-        return self._hashes[number]
-
-    @contextmanager
-    def _bytes(self, number: int) -> Iterator[Any]:
-        """Give access to the bytes of an image; of a file or a pre-decoded copy, only those that are used are read."""
+    def _opened(self, number: int) -> tuple[Callable[[int, int], bytes], int]:
+        """Return a function that reads bytes of an image, from one place to another, and their number."""
         row = self.rows[number]
         if isinstance(self.reader, ReadMapped):
-            yield self.reader.stored_pixels(row)
-        elif row["image"]["bytes"]:
-            yield row["image"]["bytes"]
-        else:
-            with (
-                Path(row["image"]["path"]).open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            ):
-                yield data
+            pixels = self.reader.stored_pixels(row)
+            return lambda start, end: pixels[start:end].tobytes(), len(pixels)
+        data, path = row["image"]["bytes"], row["image"]["path"]
+        if data:
+            return lambda start, end: data[start:end], len(data)
+        return lambda start, end: _read(path, start, end), self.sizes[number]
+
+
+def _read(path: str, start: int, end: int) -> bytes:
+    with Path(path).open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
 
 
 def _sizes(dataset: Dataset) -> Iterator[Any]:

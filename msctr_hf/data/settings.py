@@ -300,7 +300,7 @@ class DataSettings(ChannelSettings):
                 f"`unlabeled={REST!r}` takes the images that `train_images` leaves out; give `train_images`, or name "
                 "the images by `unlabeled_dir`."
             )
-        if self.streaming and self.unlabeled is not None:  # whose images are not compared, as others are at the start
+        if self.streaming and self.unlabeled is not None:  # images of a stream are not compared
             splits = [{part.strip() for part in split.split("+")} for split in (self.unlabeled, self.train_split)]
             if splits[0] & splits[1]:
                 raise UsageError(

@@ -117,7 +117,7 @@ def other_scale(image_processor: Any, options: dict[str, Any]) -> list[str]:
     lengths = ", ".join(f"{name} {length}" for name, length in size.items())
     return [
         f"images of validation and prediction are resized by the adapted model ({lengths}), crops of training are "
-        "not; resize_shorter_side sets a length near that of the images and keeps their shape"
+        "not; set resize_shorter_side to about the shorter side of the training images, which keeps their shape"
     ]
 
 

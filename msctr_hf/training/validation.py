@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.specs import DatasetSpec
-from ..errors import UsageError, first_line
+from ..errors import UsageError, brief_reason
 from ..evaluation.finite import NotFiniteError, find_fault_of_weights
 from ..evaluation.predictor import Predictor
 from ..evaluation.scoring import score_dataset
@@ -114,9 +114,9 @@ class Validation:
             return ValidationResult({}, None, not_finite=str(error))
         except torch.OutOfMemoryError as error:
             raise UsageError(
-                f"The validation does not fit into the memory of the device ({first_line(error)}). It takes whole "
-                "images, however small the crops of training are: cut large images into tiles by `tile_size`, or "
-                "resize them before training."
+                f"The validation does not fit into the memory of the device ({brief_reason(error)}). It takes whole "
+                "images, or whole tiles, however small the crops of training are: set `tile_size` to cut images into "
+                "smaller tiles, or resize them before training."
             ) from error
         if results is None:
             return None

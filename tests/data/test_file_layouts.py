@@ -1,5 +1,6 @@
 """Files of a user's folder are found, paired and divided as its `dataset.yaml` says, in every command alike."""
 
+import io
 import json
 import os
 import re
@@ -241,6 +242,7 @@ def test_lists_and_shares_divide_the_files(tmp_path, splits, expected):
         ({"validation": ["03", "4_0"]}, r"`splits:` names 4_0, which is not in .*photos; the nearest is 4"),
         ({"validation": ["03 b"]}, r"`splits:` names 03 b, which is not in .*photos"),
         ({"validation": ["03 2.jpg"]}, r"`splits:` names 03 2.jpg, which is not in .*photos"),
+        ({"validation": ["03.b c"]}, r"`splits:` names 03.b c, which is not in .*photos"),
     ],
 )
 def test_a_list_that_names_no_image_is_refused_with_the_nearest_name(tmp_path, splits, message):
@@ -258,6 +260,44 @@ def test_a_folder_with_the_described_files_is_no_copy_whatever_parquet_files_lie
     assert (len(load(root)), len(load(root, "validation"))) == (16, 4)
     prepare(get_dataset_spec("folder", root), None, root, SavedDataset())
     assert "train: 16 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [" 1", "\t-1", " 1 1 1", ".jpg masks/03.png", ".jpg 03.png 0.97", " photos/03"])
+def test_columns_after_a_name_in_a_list_are_left_out(tmp_path, columns):
+    splits = {"train": "80 %", "validation": "val.txt"}
+    root = write(tmp_path, POOL, images="photos", labels="masks", splits=splits)
+    (root / "val.txt").write_text(f"03{columns}\n")
+    assert ids(root, "validation") == ["03"]
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"images": "data", "labels": "masks", "splits": {"train": "80 %", "validation": "20 %"}},
+        {"images": ".", "label_suffix": "_mask.png", "splits": {"train": "80 %", "validation": "20 %"}},
+        {
+            "splits": {
+                split: {"images": "*/photos/*.jpg", "labels": "*/masks/*.png"} for split in ("train", "validation")
+            }
+        },
+    ],
+    ids=["folder of the copy", "suffix", "templates"],
+)
+def test_a_copy_is_read_as_a_copy_whatever_folders_its_description_names(tmp_path, description):
+    columns = {"image": [encoded("RGB")] * 2, "label": [encoded("L")] * 2}
+    kind = ImageFeature(decode=False)
+    rows = Dataset.from_dict(columns, features=Features({"image": kind, "label": kind}))
+    root = write(tmp_path, [], **description)
+    (root / "data").mkdir()
+    for split in ("train", "validation"):
+        rows.to_parquet(root / f"data/{split}-00000-of-00001.parquet")
+    assert len(load(root)) == len(load(root, "validation")) == 2
+
+
+def encoded(mode):
+    file = io.BytesIO()
+    Image.new(mode, (8, 8)).save(file, "PNG")
+    return {"path": None, "bytes": file.getvalue()}
 
 
 @pytest.mark.parametrize("form", ["parquet", "save_to_disk"])

@@ -110,6 +110,18 @@ def write_indexed_labels(folder, adaptive):
         image.save(path)
 
 
+def test_colors_of_ignored_values_may_differ(tmp_path, capsys):
+    folder = write_folder(tmp_path, description={"ignored": [255]})
+    for number, path in enumerate(sorted(folder.glob("*/labels/*.png"))):
+        values = np.array(Image.open(path))
+        values[0] = 255
+        image = Image.fromarray(values, mode="P")
+        image.putpalette([*range(255), *[0] * 510, number, number, number])
+        image.save(path)
+    check(folder)
+    assert "palettes" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_palettes_that_number_the_colors_anew_in_every_file_are_reported(tmp_path, capsys, adaptive):
     folder = write_folder(tmp_path)

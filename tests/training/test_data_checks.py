@@ -116,6 +116,13 @@ def test_images_that_differ_only_between_the_sampled_bytes_are_not_the_same(fold
     assert shared_images(train, train) == [(name, name) for name in train.with_format(None)["image_id"][:]]
 
 
+def test_files_that_cannot_be_opened_are_not_compared(folder):
+    train = load_segmentation_dataset("folder", "train", folder)
+    (folder / "train/images/0.jpg").unlink()
+    (folder / "train/images/0.jpg").mkdir()  # which has a size, and is opened by nobody
+    assert [image_id for image_id, _ in shared_images(train, train)] == ["1", "2", "3"]
+
+
 def test_copies_of_labeled_images_are_left_out_of_the_rest_whatever_the_seed(folder, tmp_path):
     write_image(tmp_path / "twin.jpg", (40, 56), seed=99)
     for number in (0, 2):

@@ -31,11 +31,11 @@ def test_an_unknown_metric_is_refused_with_a_list_of_the_metrics_of_the_data_set
 
 def test_images_that_do_not_fit_into_memory_are_reported_with_a_remedy(monkeypatch):
     def score(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.72 GiB.\nSee the documentation")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.72 GiB. " + 30 * "Of the memory, more. ")
 
     monkeypatch.setattr(validation, "score_dataset", score)
     run = validation.Validation(Accelerator(cpu=True), [], DATASETS["camvid"], None, 0).run
     monkeypatch.setattr(validation, "Predictor", lambda model, image_processor: None)
-    with pytest.raises(UsageError, match="Tried to allocate 5.72 GiB.*whole images.* by `tile_size`") as error:
+    with pytest.raises(UsageError, match="Tried to allocate 5.72 GiB.*set `tile_size`") as error:
         run(torch.nn.Linear(1, 1), lambda: False)
-    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
